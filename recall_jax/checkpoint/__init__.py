@@ -1,0 +1,1 @@
+"""Checkpoints: bytes on disk to named arrays and back."""
