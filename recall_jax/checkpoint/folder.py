@@ -1,0 +1,160 @@
+"""Open a model as the user names it: a folder, a hub model, either with LoRA adapters folded in."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recall_jax.checkpoint.hub import is_repository_id, snapshot
+from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.checkpoint.pytorch_bin import PytorchFile
+from recall_jax.checkpoint.safetensors import SafetensorsFile
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.errors import InputError
+
+CONFIG_NAME = "config.json"
+
+# In the order in which transformers looks for them: the first that exists is read.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+class Checkpoint:
+    """A model on disk: its config, and its tensors one at a time."""
+
+    def __init__(self, name: str, folder: Path, adapters: tuple[Path, ...] = ()) -> None:
+        """Read the config and every header; the weights stay on disk."""
+        self.name = name
+        self.folder = folder
+        self.adapters = adapters
+        self.config = _read_config(folder)
+        files = _weight_files(folder)
+        self._file_of = {tensor: file for file in files for tensor in file.specs}
+        self.specs: Mapping[str, TensorSpec] = {
+            tensor: spec for file in files for tensor, spec in file.specs.items()
+        }
+        self._bytes_read = 0
+        self._bound: list[Any] = []
+        for adapter in adapters:
+            from recall_jax.checkpoint.lora import read_adapter
+
+            self._bound.append(read_adapter(adapter).bind(self.specs, self.config))
+            self.specs = self._bound[-1].specs
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, adapters folded in."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the weight byte ranges asked for so far, those of adapters included."""
+        return self._bytes_read + sum(bound.bytes_read for bound in self._bound)
+
+    def read(self, name: str) -> np.ndarray:
+        """Tensor `name`, C-contiguous, dtype and shape as in `specs`; KeyError if unknown.
+
+        A read-only view of the file where no adapter touches the tensor.
+        """
+        array = None
+        if file := self._file_of.get(name):
+            array = file.read(name)
+            self._bytes_read += array.nbytes
+        for bound in self._bound:
+            if bound.touches(name):
+                array = bound.fold(name, array)
+        if array is None:
+            raise KeyError(name)
+        return array
+
+
+def open_checkpoint(spec: str | Path) -> Checkpoint:
+    """Open `folder`, `folder+adapter[+adapter…]`, or a hub id `org/name` in place of either.
+
+    A folder that exists by the whole name is meant as it stands, '+' and all. InputError if
+    anything is missing, malformed or unsafe.
+    """
+    base, *adapters = (_locate(part) for part in _split(str(spec)))
+    return Checkpoint(str(spec), base, tuple(adapters))
+
+
+def _split(spec: str) -> list[str]:
+    """Base and adapters; the longest beginning that is a folder is the base."""
+    parts = spec.split("+")
+    for end in range(len(parts), 0, -1):
+        head, rest = "+".join(parts[:end]), "+".join(parts[end:])
+        if Path(head).is_dir() or end == 1:
+            return [head, *_split(rest)] if end < len(parts) else [head]
+    raise AssertionError
+
+
+def _locate(part: str) -> Path:
+    if not part:
+        raise InputError("a model or adapter has an empty name: write base or base+adapter")
+    folder = Path(part)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{part} is a file: name the model's folder")
+    if is_repository_id(part):
+        return snapshot(part)
+    raise InputError(f"no folder {part}")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    if not path.exists():
+        if (folder / "adapter_config.json").exists():
+            raise InputError(f"{folder} is an adapter: write BASE+{folder} to fold it in")
+        raise InputError(f"{folder} has no {CONFIG_NAME}: it is not a model folder")
+    config = read_json_object(path)
+    if config.get("transformers_weights"):
+        raise InputError(
+            f"{path}: transformers_weights is not supported; rename the file to {_WEIGHTS[0]} and "
+            "remove the key"
+        )
+    return config
+
+
+def _weight_files(folder: Path) -> list[SafetensorsFile | PytorchFile]:
+    for name in _WEIGHTS:
+        path = folder / name
+        if path.exists():
+            return _indexed_files(path) if name.endswith(".index.json") else [_open(path)]
+    raise InputError(f"{folder} has no weights: none of {', '.join(_WEIGHTS)}")
+
+
+def _indexed_files(index: Path) -> list[SafetensorsFile | PytorchFile]:
+    """The shards an index names, each holding exactly the tensors the index says."""
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} has no weight_map")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or shard != Path(shard).name:
+            raise InputError(f"{index}: tensor {tensor!r} is in {shard!r}, no file name")
+    files = []
+    for shard in sorted(set(weight_map.values())):
+        path = index.with_name(shard)
+        if not path.exists():
+            raise InputError(f"{index} names {shard!r}, which is missing")
+        file = _open(path)
+        expected = {tensor for tensor, its_shard in weight_map.items() if its_shard == shard}
+        if missing := sorted(expected - file.specs.keys()):
+            raise InputError(
+                f"{path} lacks the tensor {missing[0]!r} that {index.name} says it has"
+            )
+        if extra := sorted(file.specs.keys() - expected):
+            raise InputError(
+                f"{path} has the tensor {extra[0]!r}, which {index.name} does not name"
+            )
+        files.append(file)
+    return files
+
+
+def _open(path: Path) -> SafetensorsFile | PytorchFile:
+    return PytorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)

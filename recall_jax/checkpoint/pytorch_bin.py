@@ -1,0 +1,70 @@
+"""PyTorch weight files (`pytorch_model.bin`), read by torch without running what is in them."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
+from recall_jax.errors import InputError
+
+
+class PytorchFile:
+    """One .bin file: `specs` in the order of its mapping, `read(name)` for one tensor."""
+
+    def __init__(self, path: Path) -> None:
+        """Open through a memory map; InputError without torch, or if it is not plain tensors."""
+        self.path = path
+        self._tensors = _load(path)
+        self.specs: Mapping[str, TensorSpec] = {
+            name: _spec(tensor, f"{path}, tensor {name!r}")
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        """Tensor `name`, C-contiguous and read-only; a copy only if it is stored otherwise."""
+        tensor, spec = self._tensors[name].detach().contiguous(), self.specs[name]
+        if spec.dtype == ml_dtypes.bfloat16:  # which torch does not give to numpy
+            import torch
+
+            tensor = tensor.view(torch.int16)
+        array: np.ndarray = tensor.numpy().view(spec.dtype)
+        array.flags.writeable = False
+        return array
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{path} needs torch: pip install 'recall-jax[torch]', or convert it to safetensors"
+        ) from error
+    try:
+        content = torch.load(
+            path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
+        )
+    except Exception as error:  # torch raises what it likes on a file that is not as it should be
+        raise InputError(
+            f"{path} is damaged, or holds more than tensors and is not loaded for safety "
+            f"({type(error).__name__}); convert it to safetensors where you trust it"
+        ) from error
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in content.items()
+    ):
+        raise InputError(f"{path} is not a plain mapping of names to tensors")
+    return dict(content)
+
+
+def _spec(tensor: Any, where: str) -> TensorSpec:
+    name = str(tensor.dtype).removeprefix("torch.")
+    by_name = {dtype.name: dtype for dtype in NAME_OF_DTYPE}
+    if name not in by_name or str(tensor.layout) != "torch.strided" or tensor.is_quantized:
+        raise InputError(f"{where}: {tensor.dtype} ({tensor.layout}) is not supported")
+    if tensor.device.type != "cpu":
+        raise InputError(f"{where}: holds no data (device {tensor.device})")
+    return TensorSpec(by_name[name], tuple(tensor.shape))
