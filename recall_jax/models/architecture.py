@@ -1,0 +1,58 @@
+"""What a decoder computes: all in a config that affects the forward pass, and nothing else."""
+
+from dataclasses import dataclass
+
+from recall_jax.units import unit_names
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding.
+
+    kind is "default", "linear", "dynamic", "llama3" or "yarn"; the fields below theta are those of
+    the kind's equation in `rope.inverse_frequencies`, and stay at their defaults elsewhere.
+    """
+
+    kind: str = "default"
+    theta: float = 10_000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder-only transformer: pre-norm RMSNorm, rotary attention, gated MLP.
+
+    Hashable, so that it can be a static argument of `jax.jit`; two checkpoints can be merged when
+    theirs are equal. `windows[i]` is the number of latest tokens, itself included, that a token
+    sees in layer i, or None for all of them.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    hidden_act: str
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    tie_word_embeddings: bool
+    rope: Rope
+    windows: tuple[int | None, ...]
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names of the U = num_hidden_layers + 2 units, in the order of the forward pass."""
+        return unit_names(self.num_hidden_layers)

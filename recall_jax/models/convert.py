@@ -1,0 +1,146 @@
+"""Hugging Face tensor names <-> Flax parameters, by transpose alone, so that no bit can change.
+
+Which parameters a model has, and their shapes, is asked of the Linen modules themselves; the names
+come from the family's table.
+"""
+
+import functools
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from recall_jax.errors import InputError
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.families import FAMILIES
+from recall_jax.models.forward import init_params
+from recall_jax.units import EMBED, HEAD
+
+LAYERS = "layers"
+LM_HEAD = "lm_head.weight"
+
+_BUFFERS = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+
+
+def tensor_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
+    """Shape on disk of every parameter, by Hugging Face name, in the order of the units."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for unit in arch.units:
+        group = unit if unit in (EMBED, HEAD) else LAYERS
+        known = _group_shapes(arch)[group]
+        shapes |= {name: known[path] for name, path in _names(arch, unit)}
+    return shapes
+
+
+def unit_tensors(arch: Architecture, unit: str) -> tuple[str, ...]:
+    """Hugging Face names of the parameters of `unit`; a tied lm_head has none."""
+    return tuple(name for name, _ in _names(arch, unit))
+
+
+def unit_params(arch: Architecture, unit: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Flax parameters of `unit` from Hugging Face arrays (numpy or jax); traceable, no copy."""
+    params: dict[str, Any] = {}
+    for name, path in _names(arch, unit):
+        *modules, leaf = path.split("/")
+        place = functools.reduce(lambda node, key: node.setdefault(key, {}), modules, params)
+        place[leaf] = _transposed(path, tensors[name])
+    return params
+
+
+def to_flax(arch: Architecture, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole tree, on the host in numpy: {"embed", "layers" stacked on axis 0, "head"}."""
+    arrays = {name: np.asarray(array) for name, array in tensors.items()}
+    embed, *layers, head = (unit_params(arch, unit, arrays) for unit in arch.units)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
+    return {EMBED: embed, LAYERS: stacked, HEAD: head}
+
+
+def from_flax(arch: Architecture, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `to_flax`: C-contiguous numpy arrays in the order of `tensor_shapes`."""
+    leaves = {
+        group: {path: np.asarray(leaf) for path, leaf in flatten_dict(tree[group], sep="/").items()}
+        for group in (EMBED, LAYERS, HEAD)
+    }
+    tensors = {}
+    for index, unit in enumerate(arch.units):
+        for name, path in _names(arch, unit):
+            outer = unit in (EMBED, HEAD)
+            array = leaves[unit][path] if outer else leaves[LAYERS][path][index - 1]
+            tensors[name] = np.ascontiguousarray(_transposed(path, array))
+    return tensors
+
+
+def is_parameter(arch: Architecture, name: str) -> bool:
+    """Whether a tensor of a checkpoint is read; derived buffers and a tied lm_head are not."""
+    return name in tensor_shapes(arch)
+
+
+def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Hold the tensors that `where` has against those that its config implies.
+
+    Rotary buffers of old checkpoints and the lm_head of a tied model may be there or not.
+
+    Raises:
+        InputError: with what is missing, unexpected and of another shape.
+    """
+    expected = tensor_shapes(arch)
+    allowed = dict(expected)
+    if arch.tie_word_embeddings:
+        allowed[LM_HEAD] = (arch.vocab_size, arch.hidden_size)
+    found = {name: tuple(shape) for name, shape in shapes.items() if not _BUFFERS.search(name)}
+    faults = []
+    if missing := [name for name in expected if name not in found]:
+        faults.append(f"missing {_some(missing)}")
+    if extra := [name for name in found if name not in allowed]:
+        faults.append(f"unexpected {_some(extra)}")
+    if wrong := [name for name in allowed if found.get(name, allowed[name]) != allowed[name]]:
+        said = [f"{name} {found[name]} instead of {allowed[name]}" for name in wrong]
+        faults.append(f"of another shape {_some(said)}")
+    if faults:
+        base_only = all(f"model.{name}" in expected for name in found)
+        hint = (
+            "; these are the names of a base model saved without its head: save it with "
+            "AutoModelForCausalLM"
+            if base_only
+            else f"; the tensors and the config do not belong to the same {arch.family} model"
+        )
+        raise InputError(f"{where}: " + "; ".join(faults) + hint)
+
+
+def _names(arch: Architecture, unit: str) -> Iterator[tuple[str, str]]:
+    """(Hugging Face name, Flax path) of the parameters of `unit`."""
+    group = unit if unit in (EMBED, HEAD) else LAYERS
+    prefix = "" if group == unit else f"model.{unit}."
+    for name, path in FAMILIES[arch.family].tensors[group].items():
+        if path in _group_shapes(arch)[group]:
+            yield prefix + name, path
+
+
+@functools.lru_cache(maxsize=32)
+def _group_shapes(arch: Architecture) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shape on disk by Flax path: of `embed`, of one layer, of `head`."""
+    tree = jax.eval_shape(lambda: init_params(arch, jax.random.key(0)))
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for group, params in tree.items():
+        flat = flatten_dict(params, sep="/")
+        # The stacked axis is not on disk; one layer's shape is that of any.
+        each = {
+            path: leaf.shape[1:] if group == LAYERS else leaf.shape for path, leaf in flat.items()
+        }
+        shapes[group] = {
+            path: shape[::-1] if path.endswith("kernel") else shape for path, shape in each.items()
+        }
+    return shapes
+
+
+def _transposed(path: str, array: Any) -> Any:
+    """Between (out, in) on disk and (in, out) in Flax, for kernels; all else stays as it is."""
+    return array.T if path.endswith("kernel") else array
+
+
+def _some(names: Collection[str], limit: int = 4) -> str:
+    shown = ", ".join(list(names)[:limit])
+    return shown + (f", … ({len(names)} in all)" if len(names) > limit else "")

@@ -1,0 +1,193 @@
+"""The three units of a decoder as Linen modules: `Embed`, `Block`, `Head`.
+
+Parameters keep their own dtype and are cast to `dtype`, the compute dtype, where they are used;
+RMSNorm statistics, rotations and softmax are float32 always. In float32 every product runs at the
+highest precision, because the default on GPU and TPU is lower.
+"""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.rope import rotate
+
+Array = jax.Array
+
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "swish": nn.silu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_new": nn.gelu,
+    "gelu_pytorch_tanh": nn.gelu,
+    "relu": nn.relu,
+}
+
+INIT = nn.initializers.normal(0.02)
+
+
+@chex.dataclass(frozen=True)
+class Context:
+    """What every block of a batch needs besides its hidden states.
+
+    cos and sin (B, T, D / 2) float32, of the tokens' positions; is_token (B, T) bool, False on
+    padding.
+    """
+
+    cos: Array
+    sin: Array
+    is_token: Array
+
+
+class Embed(nn.Module):
+    """Token embeddings; for tied models the output projection too."""
+
+    arch: Architecture
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Declare the parameter that both directions use."""
+        shape = (self.arch.vocab_size, self.arch.hidden_size)
+        self.embedding = self.param("embedding", INIT, shape)
+
+    def __call__(self, input_ids: Array) -> Array:
+        """(B, T) ids to (B, T, E); an id outside the vocabulary gives NaN."""
+        return jnp.take(self.embedding, input_ids, axis=0).astype(self.dtype)
+
+    def attend(self, normed: Array) -> Array:
+        """Final-norm output (B, T, E) to logits (B, T, V)."""
+        embedding = self.embedding.astype(self.dtype)
+        return jnp.einsum("bte,ve->btv", normed, embedding, precision=_precision(self.dtype))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and gated MLP, each added to the residual stream."""
+
+    arch: Architecture
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: Array, context: Context, window: Array) -> Array:
+        """(B, T, E) to (B, T, E); `window` is traced, so that all layers are one program."""
+        arch, dtype = self.arch, self.dtype
+        normed = RMSNorm(arch.rms_norm_eps, dtype, name="input_layernorm")(hidden)
+        hidden = hidden + Attention(arch, dtype, name="self_attn")(normed, context, window)
+        normed = RMSNorm(arch.rms_norm_eps, dtype, name="post_attention_layernorm")(hidden)
+        return hidden + MLP(arch, dtype, name="mlp")(normed)
+
+
+class Head(nn.Module):
+    """Final norm and, unless tied to the embedding, the output projection."""
+
+    arch: Architecture
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Declare both parts, so that either can run without the other's parameters."""
+        self.norm = RMSNorm(self.arch.rms_norm_eps, self.dtype)
+        if not self.arch.tie_word_embeddings:
+            self.lm_head = _linear(self.arch.vocab_size, False, self.dtype)
+
+    def __call__(self, hidden: Array) -> Array:
+        """Final-norm output (B, T, E)."""
+        return self.norm(hidden)
+
+    def logits(self, normed: Array) -> Array:
+        """Final-norm output (B, T, E) to logits (B, T, V), for untied models."""
+        return self.lm_head(normed)
+
+
+class Attention(nn.Module):
+    """Causal attention; a key-value head serves a group of adjacent query heads."""
+
+    arch: Architecture
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: Array, context: Context, window: Array) -> Array:
+        """(B, T, E) to (B, T, E)."""
+        arch, dtype = self.arch, self.dtype
+        batch, tokens, _ = hidden.shape
+        heads, head_dim = arch.num_key_value_heads, arch.head_dim
+        groups = arch.num_attention_heads // heads
+
+        def project(name: str, *shape: int) -> Array:
+            features = heads * head_dim * (groups if name == "q_proj" else 1)
+            states = _linear(features, arch.qkv_bias, dtype, name=name)(hidden)
+            return states.reshape(batch, tokens, *shape)
+
+        query = project("q_proj", heads, groups, head_dim)
+        key = project("k_proj", heads, head_dim)
+        value = project("v_proj", heads, head_dim)
+        if arch.qk_norm:
+            query = RMSNorm(arch.rms_norm_eps, dtype, name="q_norm")(query)
+            key = RMSNorm(arch.rms_norm_eps, dtype, name="k_norm")(key)
+        query = rotate(query, context.cos, context.sin)
+        key = rotate(key, context.cos, context.sin)
+
+        scores = jnp.einsum(
+            "bthgd,bshd->bhgts",
+            query,
+            key,
+            precision=_precision(dtype),
+            preferred_element_type=jnp.float32,
+        )
+        visible = visible_keys(context.is_token, window)[:, None, None]
+        # The lowest finite number, not -inf: a padding token that sees nothing must not turn NaN.
+        scores = jnp.where(visible, scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+        weights = nn.softmax(scores, axis=-1).astype(dtype)
+        mixed = jnp.einsum("bhgts,bshd->bthgd", weights, value, precision=_precision(dtype))
+        mixed = mixed.reshape(batch, tokens, arch.num_attention_heads * head_dim)
+        return _linear(arch.hidden_size, arch.output_bias, dtype, name="o_proj")(mixed)
+
+
+class MLP(nn.Module):
+    """down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    arch: Architecture
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: Array) -> Array:
+        """(B, T, E) to (B, T, E)."""
+        arch, dtype = self.arch, self.dtype
+        gate = _linear(arch.intermediate_size, arch.mlp_bias, dtype, name="gate_proj")(hidden)
+        up = _linear(arch.intermediate_size, arch.mlp_bias, dtype, name="up_proj")(hidden)
+        product = ACTIVATIONS[arch.hidden_act](gate) * up
+        return _linear(arch.hidden_size, arch.mlp_bias, dtype, name="down_proj")(product)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis (Zhang and Sennrich 2019)."""
+
+    epsilon: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, states: Array) -> Array:
+        """Statistics in float32, the result in `dtype`, any shape."""
+        scale = self.param("scale", nn.initializers.ones, (states.shape[-1],))
+        wide = states.astype(jnp.float32)
+        normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
+        scale = scale.astype(self.dtype).reshape((1,) * (states.ndim - 1) + (-1,))
+        return normal.astype(self.dtype) * scale
+
+
+def visible_keys(is_token: Array, window: Array) -> Array:
+    """Which keys each query sees, bool (B, T, T): tokens only, none later, the last `window`."""
+    index = jnp.arange(is_token.shape[1], dtype=jnp.int32)
+    distance = index[:, None] - index[None, :]
+    return ((distance >= 0) & (distance < window))[None] & is_token[:, None, :]
+
+
+def _precision(dtype: Any) -> jax.lax.Precision:
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def _linear(features: int, use_bias: bool, dtype: Any, name: str | None = None) -> nn.Dense:
+    return nn.Dense(
+        features, use_bias, dtype, precision=_precision(dtype), kernel_init=INIT, name=name
+    )

@@ -1,0 +1,30 @@
+"""Llama 1 to 3, and the many checkpoints that carry its model_type."""
+
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.config import Config
+from recall_jax.models.families.family import Family, read_shared
+
+
+def architecture(config: Config) -> Architecture:
+    """Defaults of `transformers.LlamaConfig`; attention_bias covers all four projections."""
+    attention_bias = config.flag("attention_bias", False)
+    shared = read_shared(
+        config,
+        vocab_size=32_000,
+        intermediate_size=11_008,
+        num_key_value_heads=None,
+        head_dim=None,
+        max_position_embeddings=2048,
+    )
+    return Architecture(
+        family="llama",
+        qkv_bias=attention_bias,
+        output_bias=attention_bias,
+        mlp_bias=config.flag("mlp_bias", False),
+        qk_norm=False,
+        windows=(None,) * shared["num_hidden_layers"],
+        **shared,
+    )
+
+
+LLAMA = Family("llama", architecture)

@@ -1,0 +1,29 @@
+"""Mistral: Llama without biases, every layer under one sliding window (or none)."""
+
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.config import Config
+from recall_jax.models.families.family import Family, read_shared
+
+
+def architecture(config: Config) -> Architecture:
+    """Defaults of `transformers.MistralConfig`."""
+    shared = read_shared(
+        config,
+        vocab_size=32_000,
+        intermediate_size=14_336,
+        num_key_value_heads=8,
+        head_dim=None,
+        max_position_embeddings=131_072,
+    )
+    return Architecture(
+        family="mistral",
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        windows=(config.integer("sliding_window", 4096, null=True),) * shared["num_hidden_layers"],
+        **shared,
+    )
+
+
+MISTRAL = Family("mistral", architecture)

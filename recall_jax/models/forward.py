@@ -1,0 +1,127 @@
+"""The forward pass as pure functions of (architecture, parameters, inputs).
+
+A block called alone and the same block inside the scan of `forward` are one computation, so the
+streamed engine and the resident one see the same hidden states. `arch` is static under `jax.jit`.
+"""
+
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.decoder import Block, Context, Embed, Head
+from recall_jax.models.rope import cos_sin
+from recall_jax.units import EMBED, HEAD
+
+Array = jax.Array
+Params = dict[str, Any]
+
+FULL_ATTENTION = np.iinfo(np.int32).max
+
+
+def attention_windows(arch: Architecture) -> np.ndarray:
+    """The `window` of each layer's `block`, int32 (L,); full attention is a window without end."""
+    return np.asarray([window or FULL_ATTENTION for window in arch.windows], np.int32)
+
+
+def context(arch: Architecture, attention_mask: Array, positions: Array | None = None) -> Context:
+    """What the blocks need to know of a batch; compute it once.
+
+    attention_mask (B, T), non-zero on tokens, padded on either side. positions (B, T) default to
+    0 … T-1 in every row, as in transformers.
+    """
+    chex.assert_rank(attention_mask, 2)
+    is_token = attention_mask != 0
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(is_token.shape[1])[None, :], is_token.shape)
+    cos, sin = cos_sin(arch, positions, lengths=is_token.sum(axis=1))
+    return Context(cos=cos, sin=sin, is_token=is_token)
+
+
+def embed(arch: Architecture, params: Params, input_ids: Array, dtype: Any = jnp.float32) -> Array:
+    """Unit `embed`: ids (B, T) to hidden states (B, T, E) in the compute dtype."""
+    return Embed(arch, dtype).apply({"params": params}, input_ids)
+
+
+def block(
+    arch: Architecture, params: Params, hidden: Array, context: Context, window: Array | int
+) -> Array:
+    """Unit `layers.i`: hidden states (B, T, E) to the raw output of the block, in the same dtype.
+
+    `window` is this layer's entry of `attention_windows`.
+    """
+    return Block(arch, hidden.dtype).apply({"params": params}, hidden, context, window)
+
+
+def head(arch: Architecture, params: Params, hidden: Array) -> Array:
+    """Unit `head`: the last block's output (B, T, E) to final-norm output; needs only the norm."""
+    return Head(arch, hidden.dtype).apply({"params": params}, hidden)
+
+
+def logits(arch: Architecture, tree: Params, normed: Array) -> Array:
+    """Final-norm output (B, T, E) to float32 logits (B, T, V), tied or not."""
+    if arch.tie_word_embeddings:
+        unit, method = Embed(arch, normed.dtype), Embed.attend
+        scores = unit.apply({"params": tree[EMBED]}, normed, method=method)
+    else:
+        unit, method = Head(arch, normed.dtype), Head.logits
+        scores = unit.apply({"params": tree[HEAD]}, normed, method=method)
+    return scores.astype(jnp.float32)
+
+
+def forward(
+    arch: Architecture,
+    tree: Params,
+    input_ids: Array,
+    attention_mask: Array,
+    *,
+    observe: Callable[[Array], Any] = lambda hidden: hidden,
+    dtype: Any = jnp.float32,
+) -> tuple[tuple[Any, ...], Array]:
+    """Run all units: (what `observe` makes of each of the U outputs, final-norm output (B, T, E)).
+
+    `tree` has its layers stacked on axis 0. `observe` maps (B, T, E) to any pytree and runs inside
+    the scan over layers, so with one that pools, hidden states of one unit at a time exist.
+    """
+    batch = context(arch, attention_mask)
+    hidden = embed(arch, tree[EMBED], input_ids, dtype)
+    first = observe(hidden)
+
+    windows = jnp.asarray(attention_windows(arch))
+
+    def step(hidden: Array, layer: tuple[Params, Array]) -> tuple[Array, Any]:
+        params, window = layer
+        hidden = block(arch, params, hidden, batch, window)
+        return hidden, observe(hidden)
+
+    hidden, inner = jax.lax.scan(step, hidden, (tree["layers"], windows))
+    normed = head(arch, tree[HEAD], hidden)
+    layers = (jax.tree.map(itemgetter(i), inner) for i in range(arch.num_hidden_layers))
+    return (first, *layers, observe(normed)), normed
+
+
+def init_params(arch: Architecture, key: Array, dtype: Any = jnp.float32) -> Params:
+    """Random parameters laid out as by `convert.to_flax`: normal(0.02), norms one, biases zero."""
+    keys = jax.random.split(key, arch.num_hidden_layers + 2)
+    ids = jnp.zeros((1, 1), jnp.int32)
+    hidden = jnp.zeros((1, 1, arch.hidden_size))
+    batch = context(arch, ids)
+
+    def layer(key: Array) -> Params:
+        return Block(arch).init(key, hidden, batch, FULL_ATTENTION)["params"]
+
+    def whole_head(module: Head, hidden: Array) -> Array:
+        normed = module(hidden)
+        return normed if arch.tie_word_embeddings else module.logits(normed)
+
+    tree = {
+        EMBED: Embed(arch).init(keys[0], ids)["params"],
+        "layers": jax.vmap(layer)(keys[1:-1]),
+        HEAD: Head(arch).init(keys[-1], hidden, method=whole_head)["params"],
+    }
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
