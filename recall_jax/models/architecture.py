@@ -4,13 +4,18 @@ from dataclasses import dataclass
 
 from recall_jax.units import unit_names
 
+LAYERS = "layers"
+"""Where a parameter tree keeps its blocks, stacked on axis 0, between `embed` and `head`."""
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+
 
 @dataclass(frozen=True)
 class Rope:
     """Rotary position embedding.
 
-    kind is "default", "linear", "dynamic", "llama3" or "yarn"; the fields below theta are those of
-    the kind's equation in `rope.inverse_frequencies`, and stay at their defaults elsewhere.
+    kind is one of ROPE_KINDS; the fields below theta are those of the kind's equation in
+    `rope.inverse_frequencies`, and stay at their defaults elsewhere.
     """
 
     kind: str = "default"
@@ -29,9 +34,9 @@ class Rope:
 class Architecture:
     """A decoder-only transformer: pre-norm RMSNorm, rotary attention, gated MLP.
 
-    Hashable, so that it can be a static argument of `jax.jit`; two checkpoints can be merged when
-    theirs are equal. `windows[i]` is the number of latest tokens, itself included, that a token
-    sees in layer i, or None for all of them.
+    Hashable, so that it can be a static argument of `jax.jit`. hidden_act is one of ACTIVATIONS;
+    `windows[i]` is the number of latest tokens, itself included, that a token sees in layer i, or
+    None for all of them.
     """
 
     family: str

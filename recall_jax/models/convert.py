@@ -14,12 +14,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from recall_jax.errors import InputError
-from recall_jax.models.architecture import Architecture
+from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.families import FAMILIES
 from recall_jax.models.forward import init_params
 from recall_jax.units import EMBED, HEAD
 
-LAYERS = "layers"
 LM_HEAD = "lm_head.weight"
 
 _BUFFERS = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
@@ -71,11 +70,6 @@ def from_flax(arch: Architecture, tree: Mapping[str, Any]) -> dict[str, np.ndarr
             array = leaves[unit][path] if outer else leaves[LAYERS][path][index - 1]
             tensors[name] = np.ascontiguousarray(_transposed(path, array))
     return tensors
-
-
-def is_parameter(arch: Architecture, name: str) -> bool:
-    """Whether a tensor of a checkpoint is read; derived buffers and a tied lm_head are not."""
-    return name in tensor_shapes(arch)
 
 
 def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:

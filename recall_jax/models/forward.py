@@ -4,6 +4,7 @@ A block called alone and the same block inside the scan of `forward` are one com
 streamed engine and the resident one see the same hidden states. `arch` is static under `jax.jit`.
 """
 
+import functools
 from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.models.architecture import Architecture
+from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.decoder import Block, Context, Embed, Head
 from recall_jax.models.rope import cos_sin
 from recall_jax.units import EMBED, HEAD
@@ -99,12 +100,13 @@ def forward(
         hidden = block(arch, params, hidden, batch, window)
         return hidden, observe(hidden)
 
-    hidden, inner = jax.lax.scan(step, hidden, (tree["layers"], windows))
+    hidden, inner = jax.lax.scan(step, hidden, (tree[LAYERS], windows))
     normed = head(arch, tree[HEAD], hidden)
     layers = (jax.tree.map(itemgetter(i), inner) for i in range(arch.num_hidden_layers))
     return (first, *layers, observe(normed)), normed
 
 
+@functools.partial(jax.jit, static_argnames=("arch", "dtype"))
 def init_params(arch: Architecture, key: Array, dtype: Any = jnp.float32) -> Params:
     """Random parameters laid out as by `convert.to_flax`: normal(0.02), norms one, biases zero."""
     keys = jax.random.split(key, arch.num_hidden_layers + 2)
@@ -121,7 +123,7 @@ def init_params(arch: Architecture, key: Array, dtype: Any = jnp.float32) -> Par
 
     tree = {
         EMBED: Embed(arch).init(keys[0], ids)["params"],
-        "layers": jax.vmap(layer)(keys[1:-1]),
+        LAYERS: jax.vmap(layer)(keys[1:-1]),
         HEAD: Head(arch).init(keys[-1], hidden, method=whole_head)["params"],
     }
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)

@@ -1,11 +1,12 @@
 """Llama 1 to 3, and the many checkpoints that carry its model_type."""
 
 from recall_jax.models.architecture import Architecture
-from recall_jax.models.config import Config
-from recall_jax.models.families.family import Family, read_shared
+from recall_jax.models.attributes import Attributes
+from recall_jax.models.families.family import LLAMA_TENSORS, Family
+from recall_jax.models.families.shared import read_shared
 
 
-def architecture(config: Config) -> Architecture:
+def architecture(config: Attributes) -> Architecture:
     """Defaults of `transformers.LlamaConfig`; attention_bias covers all four projections."""
     attention_bias = config.flag("attention_bias", False)
     shared = read_shared(
@@ -27,4 +28,4 @@ def architecture(config: Config) -> Architecture:
     )
 
 
-LLAMA = Family("llama", architecture)
+LLAMA = Family("llama", architecture, LLAMA_TENSORS)

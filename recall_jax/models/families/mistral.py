@@ -1,11 +1,12 @@
 """Mistral: Llama without biases, every layer under one sliding window (or none)."""
 
 from recall_jax.models.architecture import Architecture
-from recall_jax.models.config import Config
-from recall_jax.models.families.family import Family, read_shared
+from recall_jax.models.attributes import Attributes
+from recall_jax.models.families.family import LLAMA_TENSORS, Family
+from recall_jax.models.families.shared import read_shared
 
 
-def architecture(config: Config) -> Architecture:
+def architecture(config: Attributes) -> Architecture:
     """Defaults of `transformers.MistralConfig`."""
     shared = read_shared(
         config,
@@ -26,4 +27,4 @@ def architecture(config: Config) -> Architecture:
     )
 
 
-MISTRAL = Family("mistral", architecture)
+MISTRAL = Family("mistral", architecture, LLAMA_TENSORS)

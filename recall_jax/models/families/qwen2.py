@@ -1,11 +1,12 @@
 """Qwen2 and Qwen2.5: Llama with biases on query, key and value, and optional window layers."""
 
 from recall_jax.models.architecture import Architecture
-from recall_jax.models.config import Config
-from recall_jax.models.families.family import Family, read_layer_windows, read_shared
+from recall_jax.models.attributes import Attributes
+from recall_jax.models.families.family import LLAMA_TENSORS, Family
+from recall_jax.models.families.shared import read_layer_windows, read_shared
 
 
-def architecture(config: Config) -> Architecture:
+def architecture(config: Attributes) -> Architecture:
     """Defaults of `transformers.Qwen2Config`."""
     shared = read_shared(
         config,
@@ -26,4 +27,4 @@ def architecture(config: Config) -> Architecture:
     )
 
 
-QWEN2 = Family("qwen2", architecture)
+QWEN2 = Family("qwen2", architecture, LLAMA_TENSORS)

@@ -1,11 +1,12 @@
 """Qwen3: Llama with RMSNorm on each query and key head, and optional window layers."""
 
 from recall_jax.models.architecture import Architecture
-from recall_jax.models.config import Config
-from recall_jax.models.families.family import Family, read_layer_windows, read_shared
+from recall_jax.models.attributes import Attributes
+from recall_jax.models.families.family import LLAMA_TENSORS, Family
+from recall_jax.models.families.shared import read_layer_windows, read_shared
 
 
-def architecture(config: Config) -> Architecture:
+def architecture(config: Attributes) -> Architecture:
     """Defaults of `transformers.Qwen3Config`; attention_bias covers all four projections."""
     attention_bias = config.flag("attention_bias", False)
     shared = read_shared(
@@ -27,4 +28,4 @@ def architecture(config: Config) -> Architecture:
     )
 
 
-QWEN3 = Family("qwen3", architecture)
+QWEN3 = Family("qwen3", architecture, LLAMA_TENSORS)

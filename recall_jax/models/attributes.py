@@ -1,0 +1,95 @@
+"""Checked reading of the attributes in a config.json."""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from recall_jax.errors import InputError
+
+_REQUIRED = object()
+
+
+class Attributes:
+    """Attributes of one JSON object: each is checked as it is taken, what is left is unknown."""
+
+    def __init__(self, attributes: Mapping[str, Any], where: str) -> None:
+        """`where` names the file, and the object in it, in errors."""
+        self.remaining = dict(attributes)
+        self.where = where
+
+    def _take(self, name: str, default: Any, kind: Any, what: str, null: bool = False) -> Any:
+        if name not in self.remaining:
+            if default is _REQUIRED:
+                raise InputError(f"{self.where}: {name} is missing, and must be {what}")
+            return default
+        value = self.remaining.pop(name)
+        if value is None and (null or default is None):
+            return None
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.error(name, value, what)
+        return value
+
+    def error(self, name: str, value: Any, what: str) -> InputError:
+        """The error that `name` has a value it cannot have; `what` says what it must be."""
+        return InputError(f"{self.where}: {name} is {value!r}, and must be {what}")
+
+    def integer(
+        self, name: str, default: Any = _REQUIRED, *, minimum: int = 1, null: bool = False
+    ) -> Any:
+        """An integer of at least `minimum`; null where `null`, or where the default is None."""
+        what = f"an integer of at least {minimum}"
+        value = self._take(name, default, int, what, null)
+        if value is not None and value < minimum:
+            raise self.error(name, value, what)
+        return value
+
+    def number(self, name: str, default: Any = _REQUIRED, minimum: float = 0.0) -> Any:
+        """A finite number above zero and no less than `minimum`; null where the default is None."""
+        what = f"a number of at least {minimum:g}" if minimum else "a number above zero"
+        value = self._take(name, default, (int, float), what)
+        if value is not None and not (math.isfinite(value) and value > 0 and value >= minimum):
+            raise self.error(name, value, what)
+        return None if value is None else float(value)
+
+    def flag(self, name: str, default: Any = _REQUIRED) -> Any:
+        """True or false."""
+        return self._take(name, default, bool, "true or false")
+
+    def choice(self, name: str, choices: Collection[str], default: Any = _REQUIRED) -> Any:
+        """One of a few words; null where the default is None."""
+        what = "one of " + ", ".join(choices)
+        value = self._take(name, default, str, what)
+        if value is not None and value not in choices:
+            raise self.error(name, value, what)
+        return value
+
+    def object(self, name: str) -> dict[str, Any]:
+        """A JSON object, empty if absent or null."""
+        return self._take(name, None, dict, "an object or null") or {}
+
+    def words(self, name: str) -> list[str] | None:
+        """A list of strings, or None if absent or null."""
+        value = self._take(name, None, list, "a list of strings or null")
+        if value is not None and not all(isinstance(word, str) for word in value):
+            raise self.error(name, value, "a list of strings or null")
+        return value
+
+    def drop(self, harmless: Collection[str] = (), inert: Mapping[str, Any] | None = None) -> None:
+        """Forget attributes that change nothing: by name, or by name and value (or null)."""
+        for name, value in list(self.remaining.items()):
+            if name in harmless or (
+                inert and name in inert and (value is None or value == inert[name])
+            ):
+                del self.remaining[name]
+
+    def finish(self, flag_prefix: str = "") -> None:
+        """Refuse what nobody took."""
+        if self.remaining:
+            names = ", ".join(sorted(self.remaining))
+            flags = " ".join(
+                f"--ignore-config {flag_prefix}{name}" for name in sorted(self.remaining)
+            )
+            raise InputError(
+                f"{self.where}: not understood, and may change what the model computes: {names}; "
+                f"if you are sure that it does not, pass {flags}"
+            )
