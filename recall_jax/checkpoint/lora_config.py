@@ -1,0 +1,184 @@
+"""adapter_config.json of a PEFT LoRA adapter: what it says about the weights, and what we refuse.
+
+peft writes every option it knows. Those that only steer training are listed here and ignored; any
+other that is set and that we do not read could change the weights, so it is refused by name.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.errors import InputError
+
+_T = TypeVar("_T")
+
+# The other initialisations (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) subtract B A from the base first,
+# so that the adapter fits weights which the checkpoint does not hold.
+_INITIALISATIONS_THAT_KEEP_THE_BASE = frozenset(
+    {"none", "false", "true", "gaussian", "eva", "orthogonal", "mica"}
+)
+
+_WITHOUT_EFFECT_ON_THE_WEIGHTS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "corda_config",
+        "eva_config",
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+    }
+)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The options that decide what an adapter's tensors mean, under peft's names."""
+
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    use_dora: bool
+    lora_bias: bool
+    fan_in_fan_out: bool
+    ensure_weight_tying: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    modules_to_save: tuple[str, ...]
+    trainable_token_indices: Mapping[str, tuple[int, ...]]
+
+    def rank(self, module: str) -> int:
+        """Rank r of the update of `module`, a dotted path within the base model."""
+        return _of_first_match(self.rank_pattern, module, self.r)
+
+    def scale(self, module: str) -> float:
+        """Factor of B A: alpha / r, or alpha / sqrt(r) under rsLoRA (arXiv:2312.03732)."""
+        alpha = _of_first_match(self.alpha_pattern, module, self.lora_alpha)
+        rank = self.rank(module)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def saves(self, module: str) -> bool:
+        """Whether peft trained a copy of `module` of its own (`modules_to_save`)."""
+        return module.endswith(self.modules_to_save)
+
+    def token_indices(self, module: str) -> tuple[int, ...]:
+        """Rows of the embedding `module` that were trained; empty if it is not listed."""
+        listed = self.trainable_token_indices
+        if len(listed) == 1:  # it also stands for an output head tied to the one that is listed
+            return next(iter(listed.values()))
+        return next((rows for name, rows in listed.items() if module.endswith(name)), ())
+
+
+def read_lora_config(path: Path) -> LoraConfig:
+    """Read and check the adapter_config.json at `path`.
+
+    Raises InputError that names the file and the key if the adapter is not LoRA, if a value has
+    the wrong type, or if an option is set that changes the weights in a way not supported.
+    """
+    options = read_json_object(path)
+    _refuse_other_kinds(options, path)
+
+    def take(key: str, fits: Callable[[Any], bool], expected: str, default: Any = None) -> Any:
+        """Remove `key`; `default` where it is absent or null, as from a peft that lacked it."""
+        value = options.pop(key, None)
+        if value is None:
+            value = default
+        if not fits(value):
+            raise InputError(f"{path}: {key} must be {expected}, not {value!r}")
+        return value
+
+    def flag(key: str) -> bool:
+        return take(key, lambda value: isinstance(value, bool), "true or false", False)
+
+    token_indices = take("trainable_token_indices", _are_token_indices, "lists of row numbers", {})
+    if isinstance(token_indices, list):
+        token_indices = {"": token_indices}
+    config = LoraConfig(
+        r=take("r", _is_rank, "a positive integer"),
+        lora_alpha=take("lora_alpha", _is_number, "a number"),
+        use_rslora=flag("use_rslora"),
+        use_dora=flag("use_dora"),
+        lora_bias=flag("lora_bias"),
+        fan_in_fan_out=flag("fan_in_fan_out"),
+        ensure_weight_tying=flag("ensure_weight_tying"),
+        rank_pattern=take("rank_pattern", _maps_patterns(_is_rank), "patterns to ranks", {}),
+        alpha_pattern=take("alpha_pattern", _maps_patterns(_is_number), "patterns to numbers", {}),
+        modules_to_save=tuple(take("modules_to_save", _are_strings, "a list of names", [])),
+        trainable_token_indices={name: tuple(rows) for name, rows in token_indices.items()},
+    )
+    for key, value in options.items():
+        if value and key not in _WITHOUT_EFFECT_ON_THE_WEIGHTS:
+            raise InputError(f"{path}: {key} = {value!r} is not supported; merge with peft instead")
+    return config
+
+
+def _refuse_other_kinds(options: dict[str, Any], path: Path) -> None:
+    kind = options.pop("peft_type", None)
+    if kind != "LORA":
+        raise InputError(f"{path}: peft_type is {kind!r}; only LORA adapters can be folded")
+    start = options.pop("init_lora_weights", True)
+    if str(start).lower() not in _INITIALISATIONS_THAT_KEEP_THE_BASE:
+        raise InputError(
+            f"{path}: init_lora_weights = {start!r} is not supported, as it changes the base; "
+            "convert the adapter to plain LoRA with peft first"
+        )
+
+
+def _of_first_match(patterns: Mapping[str, _T], module: str, default: _T) -> _T:
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _are_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_token_indices(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(rows, list) and _are_token_indices(rows) for rows in value.values())
+    return isinstance(value, list) and all(type(row) is int for row in value)
+
+
+def _maps_patterns(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A check of mappings from regular expressions to values that fit."""
+
+    def check(value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            _is_pattern(pattern) and fits(item) for pattern, item in value.items()
+        )
+
+    return check
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(rf"(.*\.)?({text})$")
+    except re.error:
+        return False
+    return True

@@ -1,0 +1,84 @@
+"""The arithmetic of an adapter: each step from a base tensor to the folded one.
+
+A step takes the tensor, float32 (float64 for a float64 base), and a function that reads tensors of
+the adapter in the same dtype. It may write into neither.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from recall_jax.errors import InputError
+
+Read = Callable[[str], np.ndarray]
+Edit = Callable[[np.ndarray, Read], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Replace:
+    """The whole tensor as the adapter holds it, under more than one key where weights are tied."""
+
+    keys: tuple[str, ...]
+
+    def __call__(self, tensor: np.ndarray, read: Read) -> np.ndarray:
+        """The adapter's tensor; InputError if its copies differ."""
+        first, *others = map(read, self.keys)
+        if any(not np.array_equal(first, other) for other in others):
+            raise InputError(f"{' and '.join(self.keys)} are one tied weight, but differ")
+        return first
+
+
+@dataclass(frozen=True)
+class ReplaceRows:
+    """Trained rows of an embedding (V, E); the adapter holds them as (len(rows), E)."""
+
+    key: str
+    rows: tuple[int, ...]
+
+    def __call__(self, tensor: np.ndarray, read: Read) -> np.ndarray:
+        """The embedding with those rows in place."""
+        tensor = tensor.copy()
+        tensor[list(self.rows)] = read(self.key)
+        return tensor
+
+
+@dataclass(frozen=True)
+class AddBias:
+    """The bias of lora_B (out,), scaled as B A is."""
+
+    key: str
+    scale: float
+
+    def __call__(self, tensor: np.ndarray, read: Read) -> np.ndarray:
+        """b + scale * bias."""
+        return tensor + read(self.key) * self.scale
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """W + scale B A for A (r, in), B (out, r), and a W (out, in), or (in, out) if `transposed`.
+
+    With a `magnitude` m (out,), DoRA (arXiv:2402.09353, eq. 5): m (W + scale B A) over the norm of
+    W + scale B A, taken along the inputs of each output. An embedding (V, E) is a transposed layer
+    with in = V, out = E.
+    """
+
+    a: str
+    b: str
+    magnitude: str | None
+    scale: float
+    transposed: bool
+
+    def __call__(self, tensor: np.ndarray, read: Read) -> np.ndarray:
+        """The updated weight, nan where DoRA divides by the norm of an output that is zero."""
+        a, b = read(self.a), read(self.b)
+        folded = a.T @ b.T if self.transposed else b @ a
+        folded *= self.scale
+        folded += tensor
+        if self.magnitude is not None:
+            inputs = 0 if self.transposed else 1
+            norm = np.sqrt(np.sum(np.square(folded), axis=inputs, dtype=np.float64))
+            factor = (read(self.magnitude) / norm).astype(folded.dtype)
+            folded *= np.expand_dims(factor, inputs)
+        return folded
