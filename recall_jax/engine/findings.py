@@ -1,0 +1,81 @@
+"""Findings: the weights of a merge and what they follow from, the same from every engine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from recall_jax.merging.weights import layer_weights
+from recall_jax.similarity.compare import (
+    Comparison,
+    check_representations,
+    check_sigma,
+    compare_units,
+    own_bandwidth,
+)
+from recall_jax.similarity.diagnostics import weight_rises_with_depth
+from recall_jax.similarity.measures import paired_rbf
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The weights of a merge and, where models were compared, what they follow from.
+
+    weights and similarity (K, U), sigma (U,), adjacent (U - 2,); None where a method has none.
+    """
+
+    weights: np.ndarray
+    similarity: np.ndarray | None = None
+    sigma: np.ndarray | None = None
+    adjacent: np.ndarray | None = None
+
+
+def compare_representations(
+    reps: np.ndarray, comparison: Comparison, *, temperature: float, units: list[str]
+) -> Findings:
+    """RECALL's weights from representations held in memory: `reps` (K, U, n, E) float32.
+
+    Raises InputError where shapes do not fit, or a unit has no bandwidth.
+    """
+    check_representations(reps, comparison)
+    similarity, sigma = compare_units(jnp.asarray(reps, jnp.float32), comparison)
+    check_sigma(sigma, comparison, units)
+    newest = reps[-1]
+    adjacent = [
+        adjacent_similarity(newest[u], newest[u + 1], float(sigma[u]), comparison)
+        for u in range(len(units) - 2)
+    ]
+    return Findings(
+        weights=np.asarray(layer_weights(similarity, temperature=temperature)),
+        similarity=np.asarray(similarity),
+        sigma=np.asarray(sigma) if comparison.takes_sigma else None,
+        adjacent=np.asarray(adjacent),
+    )
+
+
+def adjacent_similarity(
+    unit: np.ndarray, following: np.ndarray, sigma: float, comparison: Comparison
+) -> float:
+    """RBF similarity of one model's adjacent units, both (n, E), with the first one's bandwidth.
+
+    That is the comparison's `sigma`, or where it has none the unit's own median.
+    """
+    width = jnp.float32(sigma) if comparison.takes_sigma else own_bandwidth(jnp.asarray(unit))
+    return float(paired_rbf(jnp.asarray(unit), jnp.asarray(following), width))
+
+
+def report_entries(found: Findings) -> dict[str, Any]:
+    """What the report says of the findings, as plain numbers."""
+    rises = None if found.similarity is None else weight_rises_with_depth(found.weights)
+    return {
+        "sigma": _plain(found.sigma),
+        "similarity": _plain(found.similarity),
+        "weights": _plain(found.weights),
+        "adjacent": _plain(found.adjacent),
+        "weight_rises_with_depth": rises,
+    }
+
+
+def _plain(array: np.ndarray | None) -> Any:
+    return None if array is None else np.asarray(array, np.float64).tolist()

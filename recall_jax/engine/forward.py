@@ -1,0 +1,137 @@
+"""The streamed forward: one unit of one model at a time, its parameters from disk and gone again.
+
+Only hidden states stay between units. A program is compiled once for each kind of unit (embed,
+block, head) and each padded length, whatever the depth and the number of models.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from recall_jax.checkpoint.tensors import TensorSource
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.convert import unit_params, unit_tensors
+from recall_jax.models.decoder import Context
+from recall_jax.models.forward import attention_windows, block, context, embed, head
+from recall_jax.representations.batches import Batches
+from recall_jax.representations.pooling import masked_mean
+from recall_jax.units import EMBED, HEAD, layer_unit
+
+# Hidden states of one model, one (B, T, E) array in the compute dtype for each batch.
+HiddenStates = tuple[jax.Array, ...]
+
+
+@dataclass(frozen=True)
+class StreamedForward:
+    """The forward of one architecture on given batches; serves any number of models."""
+
+    arch: Architecture
+    batches: Batches
+    contexts: tuple[Context, ...]
+    dtype: DTypeLike
+
+    @classmethod
+    def of(
+        cls, arch: Architecture, batches: Batches, dtype: DTypeLike = jnp.float32
+    ) -> "StreamedForward":
+        """Prepare what all models share: positions and masks of each batch."""
+        contexts = tuple(
+            _context(arch, jnp.asarray(batch.attention_mask)) for batch in batches.batches
+        )
+        return cls(arch, batches, contexts, dtype)
+
+    def advance(
+        self, unit: str, tensors: Sequence[jax.Array], states: HiddenStates
+    ) -> tuple[HiddenStates, np.ndarray]:
+        """Run `unit`: (hidden states after it, their pooled means (n, E) float32).
+
+        `tensors` are the unit's as `unit_tensors` names them, in that order and as on disk.
+        `states` are those after the unit before, () for `embed`; they are consumed.
+        """
+        run = self._unit_program(unit, list(tensors))
+        inputs: Sequence[Any] = states or tuple(batch.input_ids for batch in self.batches.batches)
+        results = [run(given, ctx) for given, ctx in zip(inputs, self.contexts, strict=True)]
+        after, pooled = zip(*results, strict=True)
+        means = np.concatenate([np.asarray(mean) for mean in pooled])
+        return tuple(after), means[self.batches.order]
+
+    def pooled_units(self, model: TensorSource) -> Iterator[tuple[str, np.ndarray]]:
+        """Each unit of `model` in turn with its pooled means (n, E); reads a unit when asked."""
+        states: HiddenStates = ()
+        for unit in self.arch.units:
+            tensors = [to_device(model.read(name)) for name in unit_tensors(self.arch, unit)]
+            states, pooled = self.advance(unit, tensors, states)
+            yield unit, pooled
+
+    def _unit_program(
+        self, unit: str, tensors: list[jax.Array]
+    ) -> Callable[[Any, Context], tuple[jax.Array, jax.Array]]:
+        """The function from a batch's input to (hidden states, pooled means) of this unit."""
+        if unit == EMBED:
+            return partial(_embed, self.arch, self.dtype, tensors)
+        if unit == HEAD:
+            return partial(_head, self.arch, tensors)
+        window = attention_windows(self.arch)[self.arch.units.index(unit) - 1]
+        return partial(_block, self.arch, _prepare(self.arch, self.dtype, tensors), window)
+
+
+def to_device(array: np.ndarray) -> jax.Array:
+    """A tensor of a checkpoint on the default device; float64 becomes float32 there."""
+    return jnp.asarray(array.astype(np.float32) if array.dtype == np.float64 else array)
+
+
+def hidden_bytes(arch: Architecture, batches: Batches) -> int:
+    """Bytes of one model's float32 hidden states on these batches."""
+    return batches.padded_tokens * arch.hidden_size * 4
+
+
+@partial(jax.jit, static_argnames="arch")
+def _context(arch: Architecture, attention_mask: jax.Array) -> Context:
+    return context(arch, attention_mask)
+
+
+def _params(arch: Architecture, unit: str, tensors: list[jax.Array]) -> Any:
+    return unit_params(arch, unit, dict(zip(unit_tensors(arch, unit), tensors, strict=True)))
+
+
+@partial(jax.jit, static_argnames=("arch", "dtype"))
+def _prepare(arch: Architecture, dtype: DTypeLike, tensors: list[jax.Array]) -> Any:
+    """A block's Flax parameters, transposed and cast to the compute dtype once for all batches."""
+    # Every layer has the names of the first but for its number, so one program serves all.
+    params = _params(arch, layer_unit(0), tensors)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+@partial(jax.jit, static_argnames=("arch", "dtype"))
+def _embed(
+    arch: Architecture,
+    dtype: DTypeLike,
+    tensors: list[jax.Array],
+    input_ids: jax.Array,
+    ctx: Context,
+) -> tuple[jax.Array, jax.Array]:
+    hidden = embed(arch, _params(arch, EMBED, tensors), input_ids, dtype)
+    return hidden, masked_mean(hidden, ctx.is_token)
+
+
+@partial(jax.jit, static_argnames="arch", donate_argnames="hidden")
+def _block(
+    arch: Architecture, params: Any, window: jax.Array, hidden: jax.Array, ctx: Context
+) -> tuple[jax.Array, jax.Array]:
+    hidden = block(arch, params, hidden, ctx, window)
+    return hidden, masked_mean(hidden, ctx.is_token)
+
+
+@partial(jax.jit, static_argnames="arch", donate_argnames="hidden")
+def _head(
+    arch: Architecture, tensors: list[jax.Array], hidden: jax.Array, ctx: Context
+) -> tuple[jax.Array, jax.Array]:
+    # The output projection takes no part in the unit's representation; XLA drops it.
+    hidden = head(arch, _params(arch, HEAD, tensors), hidden)
+    return hidden, masked_mean(hidden, ctx.is_token)

@@ -1,0 +1,127 @@
+"""What a run needs of its input models before the first weight is read, each check in one line."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from recall_jax.engine.plan import DTYPES
+from recall_jax.engine.select import choose_typical
+from recall_jax.errors import InputError
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.config import read_architecture
+from recall_jax.models.convert import check_tensors
+from recall_jax.recipe import Samples
+from recall_jax.representations.samples import (
+    Tokenized,
+    check_vocabulary,
+    read_pool,
+    read_typical,
+)
+from recall_jax.representations.tokens import load_tokenizer
+from recall_jax.representations.typical import Typical
+
+
+def open_models(specs: Sequence[str]) -> list[Checkpoint]:
+    """Open models as the user names them, all of one model type."""
+    models = [open_checkpoint(spec) for spec in specs]
+    newest = models[-1]
+    for model in models:
+        mine, its = newest.config.get("model_type"), model.config.get("model_type")
+        if mine != its:
+            raise InputError(
+                f"{model.name} is a {its} model and {newest.name} a {mine} model: "
+                "merge models of one family"
+            )
+    return models
+
+
+def common_architecture(
+    models: Sequence[Checkpoint], ignore_config: Collection[str] = ()
+) -> Architecture:
+    """The architecture that all models share, their tensors held against it, or InputError."""
+    architectures = [
+        read_architecture(model.config, ignore=ignore_config, where=f"{model.name}/config.json")
+        for model in models
+    ]
+    expected = architectures[-1]
+    for model, arch in zip(models, architectures, strict=True):
+        for field in fields(Architecture):
+            mine, its = getattr(expected, field.name), getattr(arch, field.name)
+            if mine != its:
+                raise InputError(
+                    f"{field.name} is {its} in {model.name} and {mine} in {models[-1].name}: "
+                    "merge models of one architecture"
+                )
+        check_tensors(arch, {name: s.shape for name, s in model.specs.items()}, model.name)
+    return expected
+
+
+def compute_dtype(name: str | None, model: Checkpoint) -> DTypeLike:
+    """The dtype of the forward: as asked; else bfloat16 on accelerators for bfloat16 models."""
+    if name is not None:
+        if name not in ("float32", "bfloat16"):
+            raise InputError(f"compute dtype {name!r}: use float32 or bfloat16")
+        return DTYPES[name].type
+    stored = {spec.dtype for spec in model.specs.values()}
+    if jax.default_backend() != "cpu" and DTYPES["bfloat16"] in stored:
+        return jnp.bfloat16
+    return jnp.float32
+
+
+@dataclass(frozen=True)
+class TypicalSamples:
+    """The typical samples of a run, and how they were found."""
+
+    samples: Tokenized
+    typical: Typical
+    passes: int  # over the model that chose them
+
+
+def find_typical(
+    settings: Samples, model: Checkpoint, arch: Architecture, dtype: DTypeLike
+) -> TypicalSamples:
+    """Read the rows, tokenise them with `model`'s tokenizer, and choose the typical ones by it."""
+    samples = read_samples(settings, model, arch)
+    if settings.typical is not None:
+        return TypicalSamples(samples, Typical(np.arange(len(samples.rows))), 0)
+    typical, passes = choose_typical(
+        model,
+        arch,
+        samples.token_ids,
+        count=settings.count,
+        unit=settings.unit,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        dtype=dtype,
+    )
+    return TypicalSamples(samples.take(typical.rows), typical, passes)
+
+
+def read_samples(settings: Samples, model: Checkpoint, arch: Architecture) -> Tokenized:
+    """The rows to choose from, or the typical ones as given, tokenised by `model`'s tokenizer."""
+    tokenizer = load_tokenizer([model.folder])
+    if settings.typical is not None:
+        samples = read_typical(
+            Path(settings.typical),
+            tokenizer,
+            field=settings.field,
+            max_tokens=settings.max_tokens,
+        )
+    else:
+        assert settings.data is not None, "a recipe names data or typical"
+        samples = read_pool(
+            Path(settings.data),
+            tokenizer,
+            field=settings.field,
+            max_tokens=settings.max_tokens,
+            pool=settings.pool,
+            seed=settings.seed,
+        )
+    check_vocabulary(samples, arch.vocab_size, model.name)
+    return samples

@@ -1,0 +1,117 @@
+"""The plan of a merge: which tensors, in which order, of which dtype, from which models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
+from recall_jax.errors import InputError
+from recall_jax.units import EMBED, HEAD, unit_of_tensor
+
+DTYPES = {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+# Recomputed from the config by every loader; old checkpoints hold them, some of them do not.
+_DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+_TIED_HEAD = "lm_head.weight"
+
+
+class NamedModel(TensorSource, Protocol):
+    """A model with the name that the user gave it, for messages."""
+
+    @property
+    def name(self) -> str:
+        """As the user wrote it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is merged: the output tensors in the order of the units, and the K models' tensors."""
+
+    models: Sequence[NamedModel]
+    specs: Mapping[str, TensorSpec]
+
+    @property
+    def units(self) -> dict[str, list[str]]:
+        """Tensor names by unit, in the order of the forward pass."""
+        return units_of(self.specs)
+
+
+def units_of(specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
+    """Tensor names by unit, in the order of `specs`."""
+    units: dict[str, list[str]] = {}
+    for name in specs:
+        units.setdefault(unit_of_tensor(name), []).append(name)
+    return units
+
+
+def make_plan(models: Sequence[NamedModel], *, tied: bool, out_dtype: str | None) -> Plan:
+    """Plan to merge all tensors of the newest (last) model, in the order of the units.
+
+    `tied` drops an lm_head stored beside the embedding it is tied to. `out_dtype` is for floating
+    point tensors; by default each keeps its dtype in the newest model. Raises InputError where the
+    models' tensors differ in name or shape.
+    """
+    kept = [_merged_specs(model, tied) for model in models]
+    for model, specs in zip(models[:-1], kept[:-1], strict=True):
+        _check_alike(model.name, specs, models[-1].name, kept[-1])
+    dtype = DTYPES[out_dtype] if out_dtype else None
+    newest = sorted(kept[-1].items(), key=lambda item: _unit_rank(unit_of_tensor(item[0])))
+    specs = {
+        name: TensorSpec(dtype if dtype and is_float(spec.dtype) else spec.dtype, spec.shape)
+        for name, spec in newest
+    }
+    return Plan(models, specs)
+
+
+def _merged_specs(model: NamedModel, tied: bool) -> dict[str, TensorSpec]:
+    return {
+        name: spec
+        for name, spec in model.specs.items()
+        if not name.endswith(_DERIVED) and not (tied and name == _TIED_HEAD)
+    }
+
+
+def _check_alike(
+    name: str, specs: Mapping[str, TensorSpec], newest: str, expected: Mapping[str, TensorSpec]
+) -> None:
+    only_here = [tensor for tensor in specs if tensor not in expected]
+    only_there = [tensor for tensor in expected if tensor not in specs]
+    if only_here or only_there:
+        raise InputError(
+            f"the models have different tensors: only {name} has {_some(only_here)}; "
+            f"only {newest} has {_some(only_there)}"
+        )
+    for tensor, spec in specs.items():
+        if spec.shape != expected[tensor].shape:
+            hint = " (different vocabularies?)" if unit_of_tensor(tensor) in (EMBED, HEAD) else ""
+            raise InputError(
+                f"tensor {tensor} has shape {list(spec.shape)} in {name} and "
+                f"{list(expected[tensor].shape)} in {newest}{hint}: merge models of one shape"
+            )
+
+
+def _unit_rank(unit: str) -> float:
+    """Place of a unit in the forward pass."""
+    if unit == EMBED:
+        return -1
+    return float("inf") if unit == HEAD else int(unit.rpartition(".")[2])
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether elements of this dtype can be averaged."""
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def _some(names: Sequence[str], limit: int = 3) -> str:
+    if not names:
+        return "none"
+    more = f", … ({len(names)} in all)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

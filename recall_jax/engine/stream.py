@@ -1,0 +1,205 @@
+"""The streamed engine: K checkpoints merged unit by unit, in one walk.
+
+Unit u of every model is read once; the models' hidden states are advanced through it and compared;
+the weights that follow merge it; it is written and forgotten. Memory is K copies of one unit, the
+merged one, and the hidden states of the typical samples, whatever the depth.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recall_jax.engine.findings import Findings, adjacent_similarity
+from recall_jax.engine.forward import HiddenStates, StreamedForward, to_device
+from recall_jax.engine.plan import Plan, is_float
+from recall_jax.errors import InputError
+from recall_jax.merging.methods import Kernel
+from recall_jax.merging.weights import layer_weights
+from recall_jax.models.convert import unit_tensors
+from recall_jax.similarity.compare import (
+    Comparison,
+    check_sigma,
+    compare_unit,
+)
+from recall_jax.units import HEAD
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the block's seconds to stage `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+
+class _UnitFinding(NamedTuple):
+    similarity: np.ndarray  # (K,)
+    sigma: float
+    weights: np.ndarray  # (K,)
+    adjacent: float | None  # to the unit before, of the newest model
+
+
+class Comparer:
+    """RECALL's rule: advance every model through a unit, compare, weigh. Lives for one walk."""
+
+    def __init__(
+        self,
+        forward: StreamedForward,
+        num_models: int,
+        comparison: Comparison,
+        temperature: float,
+    ) -> None:
+        """`forward` holds the typical samples; the models come unit by unit."""
+        self._forward = forward
+        self._comparison = comparison
+        self._temperature = temperature
+        self._states: list[HiddenStates] = [()] * num_models
+        self._newest: np.ndarray | None = None
+        self._found: list[_UnitFinding] = []
+
+    def weigh(self, unit: str, tensors: Sequence[Mapping[str, jax.Array]]) -> np.ndarray:
+        """Weights (K,) of the models in `unit`, given its tensors of each model by name."""
+        names = unit_tensors(self._forward.arch, unit)
+        pooled = []
+        for index, model in enumerate(tensors):
+            self._states[index], means = self._forward.advance(
+                unit, [model[name] for name in names], self._states[index]
+            )
+            pooled.append(means)
+        reps = jnp.asarray(np.stack(pooled))  # (K, n, E)
+        similarity, sigma = compare_unit(reps, self._comparison)
+        check_sigma(sigma, self._comparison, [unit])
+        weights = np.asarray(layer_weights(similarity, temperature=self._temperature))
+        adjacent = self._adjacent(unit, pooled[-1])
+        self._found.append(_UnitFinding(np.asarray(similarity), float(sigma), weights, adjacent))
+        return weights
+
+    def _adjacent(self, unit: str, newest: np.ndarray) -> float | None:
+        """Similarity of the newest model's unit before to this one; the head is left out."""
+        before, self._newest = self._newest, newest
+        if before is None or unit == HEAD:
+            return None
+        return adjacent_similarity(before, newest, self._found[-1].sigma, self._comparison)
+
+    def findings(self) -> Findings:
+        """What the walk found, after its last unit."""
+        similarity, sigma, weights, adjacent = zip(*self._found, strict=True)
+        return Findings(
+            weights=np.stack(weights, axis=1),
+            similarity=np.stack(similarity, axis=1),
+            sigma=np.asarray(sigma) if self._comparison.takes_sigma else None,
+            adjacent=np.asarray([value for value in adjacent if value is not None]),
+        )
+
+
+def merge_stream(
+    plan: Plan,
+    weigh: Callable[[str, Sequence[Mapping[str, jax.Array]]], np.ndarray],
+    write: Callable[[str, np.ndarray], None],
+    *,
+    kernel: Kernel,
+    reference: int,
+    clock: Clock,
+    progress: Progress = lambda unit, done, total: None,
+) -> None:
+    """Walk over the units: read, weigh, merge, write each tensor in the order of `plan.specs`.
+
+    `weigh(unit, tensors)` gives the unit's weights, (K,) for all its tensors or (n, K), one row for
+    each; `kernel` merges a tensor with them, and `reference` is the model whose elements pass where
+    all agree. Raises InputError naming the tensor and the model where a parameter is not finite.
+    """
+    units = plan.units
+    for done, (unit, names) in enumerate(units.items()):
+        progress(unit, done, len(units))
+        with clock.stage("read"):
+            stored = [{name: model.read(name) for name in names} for model in plan.models]
+            tensors = [{name: to_device(array) for name, array in m.items()} for m in stored]
+        with clock.stage("forward"):
+            weights = np.asarray(weigh(unit, tensors), np.float32)
+            weights = np.broadcast_to(weights, (len(names), len(plan.models)))
+        with clock.stage("merge"):
+            merged = _merge_unit(plan, names, tensors, stored, weights, kernel, reference)
+        with clock.stage("write"):
+            for name in names:
+                write(name, merged[name])
+    progress("", len(units), len(units))
+
+
+def _merge_unit(
+    plan: Plan,
+    names: Sequence[str],
+    tensors: Sequence[Mapping[str, jax.Array]],
+    stored: Sequence[Mapping[str, np.ndarray]],
+    weights: np.ndarray,
+    kernel: Kernel,
+    reference: int,
+) -> dict[str, np.ndarray]:
+    """The merged tensors of one unit on the host, every value finite."""
+    # Integers (step counts, buffers) have no mean: they are the newest model's.
+    merged = {name: stored[-1][name] for name in names if not is_float(stored[-1][name].dtype)}
+    for wide in (False, True):
+        group = [n for n in names if n not in merged and (_has_float64(plan, stored, n) == wide)]
+        if not group:
+            continue
+        rows = weights[[names.index(name) for name in group]]
+        dtypes = tuple(plan.specs[name].dtype for name in group)
+        # float64 exists in JAX only under x64; there equal elements still pass bit for bit.
+        with jax.enable_x64(wide):
+            inputs = stored if wide else tensors
+            arrays = [[jnp.asarray(model[name]) for model in inputs] for name in group]
+            results, finite = _merge_program(arrays, rows, kernel, reference, dtypes)
+            finite = np.asarray(finite)
+        if not finite.all():
+            name = group[int(np.argmin(finite))]
+            raise InputError(_not_finite(plan, name, [model[name] for model in stored]))
+        merged |= {name: np.asarray(array) for name, array in zip(group, results, strict=True)}
+    return merged
+
+
+@partial(jax.jit, static_argnames=("kernel", "reference", "dtypes"))
+def _merge_program(
+    tensors: list[list[jax.Array]],
+    weights: jax.Array,
+    kernel: Kernel,
+    reference: int,
+    dtypes: tuple[Any, ...],
+) -> tuple[list[jax.Array], jax.Array]:
+    """Merge n tensors, each given for K models: (merged, which of them are finite (n,))."""
+    merged = [
+        kernel(models, weights[index], reference=reference, dtype=dtypes[index])
+        for index, models in enumerate(tensors)
+    ]
+    return merged, jnp.stack([jnp.all(jnp.isfinite(array)) for array in merged])
+
+
+def _has_float64(plan: Plan, stored: Sequence[Mapping[str, np.ndarray]], name: str) -> bool:
+    dtypes = {plan.specs[name].dtype, *(model[name].dtype for model in stored)}
+    return np.dtype(np.float64) in dtypes
+
+
+def _not_finite(plan: Plan, name: str, arrays: Sequence[np.ndarray]) -> str:
+    for model, array in zip(plan.models, arrays, strict=True):
+        if not np.isfinite(array.astype(np.float64)).all():
+            return f"{model.name}: tensor {name} holds NaN or infinite values; repair this model"
+    return (
+        f"tensor {name} overflows {plan.specs[name].dtype} once merged: "
+        "choose a wider out_dtype, such as bfloat16 or float32"
+    )

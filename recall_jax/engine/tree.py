@@ -1,0 +1,115 @@
+"""The tree engine: RECALL on parameter trees in memory, with any forward function."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from recall_jax.engine.findings import compare_representations, report_entries
+from recall_jax.errors import InputError
+from recall_jax.merging.trees import UnitOf, merge_trees
+from recall_jax.representations.extract import ApplyFn, Backend, MaskOf, extract, num_rows
+from recall_jax.representations.typical import Typical, select_typical
+from recall_jax.similarity.compare import (
+    Comparison,
+    Reference,
+    Sigma,
+    check_reference,
+    parse_similarity,
+)
+from recall_jax.similarity.diagnostics import similarity_warnings
+from recall_jax.units import unit_names
+
+
+def recall_merge(
+    trees: Sequence[Any],
+    apply_fn: ApplyFn,
+    batches: Iterable[Any],
+    *,
+    unit_of: UnitOf,
+    reference: Reference = -1,
+    typical: Sequence[int] | np.ndarray | None = None,
+    count: int = 20,
+    seed: int = 0,
+    sigma: Sigma = "median",
+    temperature: float = 1.0,
+    similarity: str | dict[str, float] = "rbf",
+    alignment: str = "none",
+    mask: MaskOf | None = None,
+    backend: Backend = "jit",
+) -> tuple[Any, dict[str, Any]]:
+    """Merge K parameter trees by RECALL (arXiv 2510.20479): (merged tree, report).
+
+    `apply_fn(params, batch)` returns U arrays, as for `extract`; `unit_of` as for `merge_trees`.
+    `typical` are the rows of `batches` to compare on; by default k-means chooses `count` of them by
+    the reference's last unit but one, the last block of a transformer. The report has the keys of
+    `recall_report.json` that apply. Raises InputError for input that does not fit.
+    """
+    comparison = Comparison(parse_similarity(similarity), sigma, reference, alignment)
+    if len(trees) < 2:
+        raise InputError("only one tree: RECALL merges at least two")
+    check_reference(reference, len(trees))
+    anchor = len(trees) - 1 if reference == "pairwise" else reference % len(trees)
+    batches = list(batches)
+
+    def representations(tree: Any, chosen: Sequence[Any]) -> np.ndarray:
+        return extract(apply_fn, tree, chosen, mask=mask, backend=backend)
+
+    own = representations(trees[anchor], batches)  # (U, n, E)
+    units = unit_names(len(own) - 2)
+    if typical is None:
+        selection = select_typical(own[-2 if len(own) > 1 else -1], count, seed=seed)
+    else:
+        selection = Typical(_check_rows(typical, own.shape[1]))
+    chosen, places = _batches_with(batches, selection.rows)
+    reps = np.stack(
+        [
+            own[:, selection.rows] if k == anchor else representations(tree, chosen)[:, places]
+            for k, tree in enumerate(trees)
+        ]
+    )
+    found = compare_representations(reps, comparison, temperature=temperature, units=list(units))
+    index = None if reference == "pairwise" else anchor
+    merged = merge_trees(trees, found.weights, unit_of=unit_of, reference=anchor)
+    report = {
+        "format": 1,
+        "method": "recall",
+        "models": [f"tree {k}" for k in range(len(trees))],
+        "reference": index,
+        "units": list(units),
+        "typical_samples": selection.rows.tolist(),
+        **report_entries(found),
+        "typical": selection.summary(),
+        "warnings": selection.warnings() + similarity_warnings(found.similarity, units, index),
+        "settings": {
+            "sigma": sigma,
+            "temperature": temperature,
+            "similarity": similarity,
+            "alignment": alignment,
+        },
+    }
+    return merged, report
+
+
+def _check_rows(rows: Sequence[int] | np.ndarray, num_samples: int) -> np.ndarray:
+    """Rows ascending and distinct, as the report gives them."""
+    distinct = np.unique(np.asarray(rows, np.int64))
+    if len(distinct) == 0 or distinct[0] < 0 or distinct[-1] >= num_samples:
+        raise InputError(f"typical names rows outside the {num_samples} rows of the batches")
+    return distinct
+
+
+def _batches_with(batches: Sequence[Any], rows: np.ndarray) -> tuple[list[Any], np.ndarray]:
+    """The batches that hold any of `rows`, and where the rows stand in these laid end to end."""
+    chosen, places = [], []
+    start = skipped = 0
+    for batch in batches:
+        end = start + num_rows(batch)
+        inside = rows[(rows >= start) & (rows < end)]
+        if len(inside):
+            chosen.append(batch)
+            places.append(inside - skipped)
+        else:
+            skipped += end - start
+        start = end
+    return chosen, np.concatenate(places)

@@ -1,0 +1,38 @@
+"""Averages of K arrays of one shape, in float32, rounded once to the output dtype."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+
+def weighted_average(
+    models: Sequence[jax.Array], weights: jax.Array, *, reference: int = -1, dtype: DTypeLike
+) -> jax.Array:
+    """theta_N + sum over k != N of w_k (theta_k - theta_N), for weights that sum to 1.
+
+    `models` are K arrays of one shape, N the reference; `weights` is (K,) float32, or (K, ...)
+    broadcastable to them. Where all models agree, the reference's element passes bit for bit.
+    """
+    anchor = models[reference].astype(jnp.float32)
+    moved = jnp.zeros_like(anchor)
+    for index, model in enumerate(models):
+        if index != reference % len(models):
+            moved += weights[index] * (model.astype(jnp.float32) - anchor)
+    # Adding zero would turn -0.0 into 0.0 and, on some CPUs, flush subnormals.
+    return jnp.where(moved == 0, models[reference].astype(dtype), (anchor + moved).astype(dtype))
+
+
+def weighted_sum(
+    models: Sequence[jax.Array], weights: jax.Array, *, reference: int = -1, dtype: DTypeLike
+) -> jax.Array:
+    """Sum over k of w_k theta_k, for weights of any sum; no model stands out as the reference.
+
+    Shapes as in `weighted_average`.
+    """
+    del reference
+    total = jnp.zeros(models[0].shape, jnp.float32)
+    for index, model in enumerate(models):
+        total += weights[index] * model.astype(jnp.float32)
+    return total.astype(dtype)

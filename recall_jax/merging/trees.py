@@ -1,0 +1,146 @@
+"""Merging parameter trees in memory: any pytree, per-layer or stacked leaves."""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import KeyPath, keystr, tree_flatten_with_path, tree_unflatten
+
+from recall_jax.errors import InputError
+from recall_jax.merging.average import weighted_average
+from recall_jax.units import EMBED, HEAD, unit_of_tensor
+
+# A unit's name or index, or ("stacked", axis, first_unit) for a leaf that stacks units on an axis.
+Unit = str | int | tuple[str, int, int | str]
+UnitOf = Callable[[KeyPath], Unit]
+
+
+def merge_trees(
+    trees: Sequence[Any],
+    weights: jax.Array | np.ndarray,
+    *,
+    unit_of: UnitOf,
+    reference: int = -1,
+) -> Any:
+    """Average K trees of one structure with the weights of each leaf's unit.
+
+    `weights` is (K, U), each column summing to 1. `unit_of(path)` gets a leaf's JAX key path and
+    returns its unit: a name ("embed", "layers.3", "head"), an index, or
+    ("stacked", axis, first_unit) for a leaf with one unit per entry along `axis`. Arithmetic is
+    float32; leaves keep the reference's dtype (float64 only under jax_enable_x64); those that are
+    not floating point (step counts, random keys) are the reference's. Raises InputError naming the
+    leaf where trees or units do not fit.
+    """
+    weights = check_weights(weights, len(trees))
+    flat = [tree_flatten_with_path(tree) for tree in trees]
+    _check_structures(flat)
+    structure = flat[0][1]
+    merged = []
+    for leaves in zip(*(leaves for leaves, _ in flat), strict=True):
+        path = leaves[0][0]
+        arrays = [jnp.asarray(leaf) for _, leaf in leaves]
+        if not jnp.issubdtype(arrays[reference].dtype, jnp.floating):
+            merged.append(leaves[reference][1])
+            continue
+        leaf_weights = _leaf_weights(weights, unit_of(path), arrays[reference].shape, path)
+        merged.append(_average(arrays, leaf_weights, reference))
+    return tree_unflatten(structure, merged)
+
+
+def unit_of_path(path: KeyPath) -> str:
+    """Unit of a leaf by the names on its path, for trees with one entry per layer.
+
+    `layers_3`, `layers/3`, `blocks.3` and their like are layer 3, names with "embed" are `embed`,
+    all else is `head`. For other trees pass `merge_trees` a function of your own.
+    """
+    dotted = keystr(path, simple=True, separator=".") + "."
+    name = re.sub(r"(layers?|blocks?|h)_(\d+)", r"\1.\2", dotted)
+    return unit_of_tensor(name)
+
+
+def check_weights(weights: jax.Array | np.ndarray, num_models: int) -> np.ndarray:
+    """Weights as float32 (K, U), or InputError where they are no weights of `num_models` models."""
+    array = np.asarray(weights, np.float32)
+    if array.ndim != 2 or len(array) != num_models:
+        raise InputError(
+            f"weights have shape {array.shape}, but there are {num_models} models: give (K, U)"
+        )
+    if not np.isfinite(array).all():
+        raise InputError("weights hold NaN or infinity: give finite numbers")
+    if not np.allclose(array.sum(axis=0), 1.0, atol=1e-5):
+        raise InputError("weights must sum to 1 over the models in every unit")
+    return array
+
+
+@partial(jax.jit, static_argnames="reference")
+def _average(arrays: list[jax.Array], weights: jax.Array, reference: int) -> jax.Array:
+    return weighted_average(arrays, weights, reference=reference, dtype=arrays[reference].dtype)
+
+
+def _leaf_weights(
+    weights: np.ndarray, unit: Unit, shape: tuple[int, ...], path: KeyPath
+) -> np.ndarray:
+    """(K, 1, ...) for a leaf in one unit, (K, 1, ..., L, ..., 1) for one that stacks L units."""
+    num_models, num_units = weights.shape
+    ones = (1,) * len(shape)
+    if isinstance(unit, tuple):
+        if len(unit) != 3 or unit[0] != "stacked":
+            raise InputError(
+                f'unit_of gave {unit} for {keystr(path)}: give ("stacked", axis, first_unit)'
+            )
+        axis, first = unit[1], _index(unit[2], num_units, path)
+        if not -len(shape) <= axis < len(shape):
+            raise InputError(
+                f"{keystr(path)} of shape {shape} has no axis {axis} to stack units on"
+            )
+        length = shape[axis]
+        if first + length > num_units:
+            raise InputError(
+                f"{keystr(path)} stacks {length} units from unit {first} on, "
+                f"but the weights have {num_units} units"
+            )
+        spread = list(ones)
+        spread[axis] = length
+        return weights[:, first : first + length].reshape(num_models, *spread)
+    return weights[:, _index(unit, num_units, path)].reshape(num_models, *ones)
+
+
+def _index(unit: str | int, num_units: int, path: KeyPath) -> int:
+    if unit == EMBED:
+        index = 0
+    elif unit == HEAD:
+        index = num_units - 1
+    elif isinstance(unit, str):
+        match = re.fullmatch(r"layers\.(\d+)", unit)
+        index = int(match.group(1)) + 1 if match else -1
+        if index >= num_units - 1:
+            index = -1
+    else:
+        index = int(unit)
+    if not 0 <= index < num_units:
+        raise InputError(
+            f"unit_of gave {unit!r} for {keystr(path)}, which is none of the {num_units} units"
+        )
+    return index
+
+
+def _check_structures(flat: list[tuple[list[tuple[KeyPath, Any]], Any]]) -> None:
+    first, structure = flat[0]
+    names = {keystr(path) for path, _ in first}
+    for index, (leaves, other) in enumerate(flat[1:], start=1):
+        if other != structure:
+            others = {keystr(path) for path, _ in leaves}
+            raise InputError(
+                f"tree {index} is built unlike tree 0: only in 0 {sorted(names - others)[:4]}, "
+                f"only in tree {index} {sorted(others - names)[:4]}"
+            )
+        for (path, leaf), (_, mine) in zip(first, leaves, strict=True):
+            if np.shape(leaf) != np.shape(mine):
+                raise InputError(
+                    f"{keystr(path)} has shape {np.shape(leaf)} in tree 0 and {np.shape(mine)} "
+                    f"in tree {index}"
+                )

@@ -1,0 +1,209 @@
+"""The recipe: mergekit's YAML, and what RECALL adds to it, read strictly."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    Strict,
+    ValidationError,
+    model_validator,
+)
+
+from recall_jax.errors import InputError
+from recall_jax.merging.methods import METHODS, FilteredValue, Parameters, ParameterValue
+
+Count = Annotated[int, Strict(), Field(ge=1)]
+DtypeName = Literal["bfloat16", "float16", "float32", "float64"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelEntry(_Strict):
+    """One model: a folder, `base+adapter`, or a hub id; and its own parameters."""
+
+    model: Annotated[str, Field(min_length=1)]
+    parameters: SerializeAsAny[Parameters] = Parameters()
+
+
+class Samples(_Strict):
+    """Where the typical samples come from: chosen from `data`, or given as `typical`."""
+
+    data: str | None = None
+    typical: str | None = None
+    field: str | None = None
+    count: Count = 20
+    pool: Count = 1024
+    max_tokens: Count = 512
+    batch_size: Count = 8
+    seed: Annotated[int, Strict(), Field(ge=0)] = 0
+    unit: Annotated[int, Strict()] | str = "last"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Samples":
+        if (self.data is None) == (self.typical is None):
+            raise ValueError("give either data (rows to choose from) or typical (rows as given)")
+        return self
+
+
+class Recipe(_Strict):
+    """A whole merge. `weights` is a file of weights per unit to use instead of computing them."""
+
+    merge_method: str
+    models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
+    parameters: SerializeAsAny[Parameters] = Parameters()
+    samples: Samples | None = None
+    weights: str | None = None
+    dtype: DtypeName | None = None
+    out_dtype: DtypeName | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parameters_of_method(cls, values: Any) -> Any:
+        """Read `parameters` with the schema of the method that the recipe names."""
+        if not isinstance(values, dict):
+            return values
+        name = values.get("merge_method")
+        if name not in METHODS:
+            known = ", ".join(METHODS)
+            raise ValueError(f"unknown merge_method {name!r}: choose from {known}")
+        method = METHODS[name]
+        values = dict(values)
+        values["parameters"] = _parse(method.parameters, values.get("parameters"), "parameters")
+        if isinstance(models := values.get("models"), list | tuple):
+            values["models"] = [
+                entry
+                | {
+                    "parameters": _parse(
+                        method.model_parameters,
+                        entry.get("parameters"),
+                        f"models.{index}.parameters",
+                    )
+                }
+                if isinstance(entry, dict)
+                else entry
+                for index, entry in enumerate(models)
+            ]
+        return values
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Recipe":
+        method = METHODS[self.merge_method]
+        if len(self.models) < method.min_models:
+            raise ValueError(
+                f"{self.merge_method} takes at least {method.min_models} models, "
+                f"this recipe has {len(self.models)}"
+            )
+        if method.compares_models and self.weights is None and self.samples is None:
+            raise ValueError(
+                f"{self.merge_method} compares models on samples: add samples: {{data: FILE}}"
+            )
+        if not method.compares_models and self.samples is not None:
+            raise ValueError(f"{self.merge_method} looks at no samples: remove samples")
+        return self
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out, as `read_recipe` takes it."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        for holder in (values, *values["models"]):
+            if not holder["parameters"]:
+                del holder["parameters"]
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file, or InputError naming the file, the key and the fault."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the recipe {path}: {_reason(error)}") from error
+    try:
+        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise InputError(f"{path} must hold one mapping with merge_method and models")
+    return make_recipe(documents[0], where=str(path))
+
+
+def make_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
+    """The recipe that a mapping describes, or InputError saying where it is wrong."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: {_first_fault(error, Recipe)}") from None
+
+
+def parameter_at(value: ParameterValue, tensor: str, depth: float) -> float | None:
+    """A parameter's value for one tensor, as mergekit reads it; None where no filter matches.
+
+    A list of numbers is a gradient over the layers, interpolated at `depth` in [0, 1]: layer i of L
+    is at i / (L - 1), the embedding at 0, the head at 1 (mergekit gives both the first value).
+    """
+    if isinstance(value, list):
+        if value and isinstance(value[0], FilteredValue):
+            for entry in value:
+                assert isinstance(entry, FilteredValue)
+                if entry.filter in (None, "*") or entry.filter in tensor:
+                    return parameter_at(entry.value, tensor, depth)
+            return None
+        points = np.linspace(0.0, 1.0, len(value))
+        return float(np.interp(depth, points, np.asarray(value, np.float64)))
+    return float(value)
+
+
+def _parse(schema: type[Parameters], values: Any, where: str) -> Parameters:
+    if isinstance(values, Parameters):
+        return values
+    try:
+        return schema.model_validate({} if values is None else values)
+    except ValidationError as error:
+        raise ValueError(_first_fault(error, schema, where)) from None
+
+
+def _first_fault(error: ValidationError, schema: type[BaseModel], where: str = "") -> str:
+    """The first fault of a validation in one line."""
+    fault = error.errors()[0]
+    steps = [str(step) for step in fault["loc"] if not _is_branch(step)]
+    place = ".".join([where, *steps] if where else steps)
+    if fault["type"] == "extra_forbidden":
+        known = _keys_at(schema, steps[:-1])
+        near = get_close_matches(steps[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
+        return f"unknown key {place}; {hint}"
+    if fault["type"] == "value_error":
+        return ": ".join(filter(None, [place, str(fault["ctx"]["error"])]))
+    if fault["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place}: {fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}"
+
+
+def _is_branch(step: int | str) -> bool:
+    """Whether a step of pydantic's location names a branch of a union, no key of the user's."""
+    return isinstance(step, str) and ("[" in step or step in {"int", "str", "float", "bool"})
+
+
+def _keys_at(schema: Any, steps: Sequence[str]) -> list[str]:
+    """The keys known at a place of the schema."""
+    for step in steps:
+        if not step.isdigit() and step in getattr(schema, "model_fields", {}):
+            schema = schema.model_fields[step].annotation
+        while not isinstance(schema, type) or not issubclass(schema, BaseModel):
+            inner = [part for part in get_args(schema) if part not in (type(None), Ellipsis)]
+            if not inner:
+                return []
+            schema = inner[0]
+    return list(getattr(schema, "model_fields", {}))
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,102 @@
+"""Samples: rows of a data file as token ids, ready for a forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recall_jax.errors import InputError
+from recall_jax.representations.data import Row, read_rows, row_text
+from recall_jax.representations.tokens import Tokenizer
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """n rows of a data file: which rows (zero-based, ascending), as they were, and as token ids."""
+
+    indices: np.ndarray  # (n,) int64
+    rows: tuple[Row, ...]
+    texts: tuple[str, ...]
+    token_ids: tuple[list[int], ...]
+
+    def take(self, places: Sequence[int] | np.ndarray) -> "Tokenized":
+        """The rows at these places, in this order."""
+        return Tokenized(
+            self.indices[places],
+            tuple(self.rows[place] for place in places),
+            tuple(self.texts[place] for place in places),
+            tuple(self.token_ids[place] for place in places),
+        )
+
+    def typical_rows(self) -> list[dict[str, Any]]:
+        """The rows as `typical.jsonl` holds them: as they were, plus their number."""
+        return [
+            {**row, "row": int(index)} for row, index in zip(self.rows, self.indices, strict=True)
+        ]
+
+
+def read_pool(
+    path: Path, tokenizer: Tokenizer, *, field: str | None, max_tokens: int, pool: int, seed: int
+) -> Tokenized:
+    """At most `pool` rows of a data file, drawn by `seed` without replacement, tokenised."""
+    rows = read_rows(path)
+    indices = np.arange(len(rows))
+    if len(rows) > pool:
+        indices = np.sort(np.random.default_rng(seed).choice(len(rows), pool, replace=False))
+    chosen = [rows[index] for index in indices]
+    return _tokenize(path, indices, chosen, tokenizer, field, max_tokens)
+
+
+def read_typical(
+    path: Path, tokenizer: Tokenizer, *, field: str | None, max_tokens: int
+) -> Tokenized:
+    """All rows of a file of typical samples, tokenised.
+
+    Their numbers are their `row` fields where every row has a different one, as `recall select`
+    writes them, else their places in this file.
+    """
+    rows = read_rows(path)
+    numbers = [row.get("row") for row in rows]
+    numbered = all(type(number) is int and number >= 0 for number in numbers)
+    if numbered and len(set(numbers)) == len(numbers):
+        rows = sorted(rows, key=lambda row: row["row"])
+        indices = np.asarray([row["row"] for row in rows], np.int64)
+    else:
+        indices = np.arange(len(rows))
+    return _tokenize(path, indices, rows, tokenizer, field, max_tokens)
+
+
+def check_vocabulary(samples: Tokenized, vocab_size: int, model: str) -> None:
+    """Raise InputError if a token id is not in the model's vocabulary."""
+    largest = max(max(ids) for ids in samples.token_ids)
+    if largest >= vocab_size:
+        raise InputError(
+            f"the tokenizer gives token id {largest}, but {model} has {vocab_size} embeddings: "
+            "use the tokenizer that belongs to the model"
+        )
+
+
+def _tokenize(
+    path: Path,
+    indices: np.ndarray,
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    field: str | None,
+    max_tokens: int,
+) -> Tokenized:
+    texts, token_ids = [], []
+    for index, row in zip(indices, rows, strict=True):
+        where = f"{path}, row {index} (from 0)"
+        text = row_text(row, where, field)
+        is_chat = isinstance(text, list)
+        if isinstance(text, list):
+            text = tokenizer.chat_text(text)
+        # A chat template writes the special tokens itself.
+        ids = tokenizer.encode(text, max_tokens, not is_chat)
+        if not ids:
+            raise InputError(f"{where} tokenises to nothing: remove it or give it text")
+        texts.append(text)
+        token_ids.append(ids)
+    return Tokenized(indices, tuple(rows), tuple(texts), tuple(token_ids))

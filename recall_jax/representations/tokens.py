@@ -1,0 +1,119 @@
+"""Tokenizers: texts to token ids with the reference model's tokenizer and its own special tokens.
+
+A tokenizer.json is read by the `tokenizers` library where that is known to give the same ids as
+transformers does; all others go through transformers' AutoTokenizer, which takes seconds to import.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from recall_jax.errors import InputError
+
+# Classes that use tokenizer.json as it stands; others rewrite parts of it when they load.
+_LIGHT_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+class Tokenizer(Protocol):
+    """What the samples need of a tokenizer."""
+
+    def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
+        """Token ids of `text`, with the tokenizer's own special tokens if asked, cut to fit."""
+
+    def chat_text(self, messages: list[Any]) -> str:
+        """Messages as one text by the chat template; InputError without one."""
+
+
+def load_tokenizer(folders: Sequence[Path]) -> Tokenizer:
+    """The tokenizer of the first folder that has one, or InputError."""
+    for folder in folders:
+        if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            config = _tokenizer_config(folder)
+            light = (
+                (folder / "tokenizer.json").is_file()
+                and config.get("tokenizer_class") in _LIGHT_CLASSES
+                and not any(config.get(key) for key in ("add_bos_token", "add_eos_token"))
+            )
+            return _LightTokenizer(folder, config) if light else _AutoTokenizer(folder)
+    raise InputError(
+        f"{folders[-1]} has no tokenizer: put tokenizer.json and tokenizer_config.json beside its "
+        "weights"
+    )
+
+
+class _AutoTokenizer:
+    """transformers' own."""
+
+    def __init__(self, folder: Path) -> None:
+        import transformers
+
+        self._folder = folder
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # whatever a malformed file makes the library raise
+            raise InputError(f"cannot load the tokenizer of {folder}: {_line(error)}") from error
+
+    def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
+        return list(
+            self._tokenizer(
+                text, add_special_tokens=special_tokens, truncation=True, max_length=max_tokens
+            )["input_ids"]
+        )
+
+    def chat_text(self, messages: list[Any]) -> str:
+        if not self._tokenizer.chat_template:
+            raise InputError(f"the tokenizer of {self._folder} has no chat template")
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+        except Exception as error:  # a template may raise anything on messages it does not expect
+            message = f"the chat template of {self._folder} failed: {_line(error)}"
+            raise InputError(message) from error
+
+
+class _LightTokenizer:
+    """tokenizer.json through `tokenizers` alone; transformers only for a chat template."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        import tokenizers
+
+        self._folder = folder
+        self._truncation_side = config.get("truncation_side", "right")
+        path = folder / "tokenizer.json"
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
+            raise InputError(f"cannot read {path}: {_line(error)}") from error
+        self._tokenizer.no_padding()
+
+    def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
+        self._tokenizer.enable_truncation(max_tokens, direction=self._truncation_side)
+        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+
+    def chat_text(self, messages: list[Any]) -> str:
+        return self._with_template.chat_text(messages)
+
+    @cached_property
+    def _with_template(self) -> _AutoTokenizer:
+        return _AutoTokenizer(self._folder)
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {_line(error)}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return config
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,59 @@
+"""Typical samples: the member nearest to each centroid of the newest task's data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recall_jax.representations.kmeans import kmeans, mean_silhouette
+
+# Below this mean silhouette the clusters overlap so much that "typical" says little.
+POOR_SILHOUETTE = 0.05
+
+
+@dataclass(frozen=True)
+class Typical:
+    """The m typical rows, ascending and distinct, with the size of the cluster each stands for."""
+
+    rows: np.ndarray  # (m,) int64, indices into the points
+    cluster_sizes: np.ndarray | None = None  # (m,) int64; None where nothing was clustered
+    inertia: float | None = None
+    silhouette: float | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """The `typical` entry of the report."""
+        sizes = None if self.cluster_sizes is None else self.cluster_sizes.tolist()
+        return {
+            "cluster_sizes": sizes,
+            "inertia": self.inertia,
+            "silhouette": self.silhouette,
+        }
+
+    def warnings(self) -> list[str]:
+        """One line where the clustering is poor, the paper's sign that RECALL may fail."""
+        if self.silhouette is not None and self.silhouette < POOR_SILHOUETTE:
+            return [
+                f"clustering is poor: mean silhouette {self.silhouette:.3f} is below "
+                f"{POOR_SILHOUETTE}, so the typical samples may not stand for the task; "
+                "try fewer clusters (samples.count) or another unit (samples.unit)"
+            ]
+        return []
+
+
+def select_typical(points: np.ndarray, count: int, *, seed: int = 0) -> Typical:
+    """Typical rows of `points` (n, E) float32: k-means with `count` clusters, nearest members.
+
+    With no more rows than clusters every row is typical and nothing is clustered. Rows that
+    coincide may leave clusters empty; then there are fewer typical rows than clusters.
+    """
+    if len(points) <= count:
+        return Typical(np.arange(len(points)))
+    clusters = kmeans(points, count, seed=seed)
+    filled = np.flatnonzero(clusters.nearest >= 0)
+    by_row = filled[np.argsort(clusters.nearest[filled])]
+    return Typical(
+        rows=clusters.nearest[by_row].astype(np.int64),
+        cluster_sizes=clusters.sizes[by_row].astype(np.int64),
+        inertia=clusters.inertia,
+        silhouette=mean_silhouette(points, clusters.assignments, seed=seed),
+    )
