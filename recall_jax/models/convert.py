@@ -50,8 +50,13 @@ def unit_params(arch: Architecture, unit: str, tensors: Mapping[str, Any]) -> di
 
 
 def to_flax(arch: Architecture, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole tree, on the host in numpy: {"embed", "layers" stacked on axis 0, "head"}."""
+    """The whole tree, on the host in numpy: {"embed", "layers" stacked on axis 0, "head"}.
+
+    Raises:
+        InputError: if the tensors are not those of `arch`.
+    """
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
+    check_tensors(arch, {name: array.shape for name, array in arrays.items()}, "tensors")
     embed, *layers, head = (unit_params(arch, unit, arrays) for unit in arch.units)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
     return {EMBED: embed, LAYERS: stacked, HEAD: head}
@@ -94,7 +99,7 @@ def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], whe
         said = [f"{name} {found[name]} instead of {allowed[name]}" for name in wrong]
         faults.append(f"of another shape {_some(said)}")
     if faults:
-        base_only = all(f"model.{name}" in expected for name in found)
+        base_only = found and all(f"model.{name}" in expected for name in found)
         hint = (
             "; these are the names of a base model saved without its head: save it with "
             "AutoModelForCausalLM"

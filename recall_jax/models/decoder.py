@@ -5,9 +5,9 @@ RMSNorm statistics, rotations and softmax are float32 always. In float32 every p
 highest precision, because the default on GPU and TPU is lower.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,8 @@ ACTIVATIONS = {
 INIT = nn.initializers.normal(0.02)
 
 
-@chex.dataclass(frozen=True)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Context:
     """What every block of a batch needs besides its hidden states.
 

@@ -40,12 +40,14 @@ def context(arch: Architecture, attention_mask: Array, positions: Array | None =
     is_token = attention_mask != 0
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(is_token.shape[1])[None, :], is_token.shape)
+    chex.assert_equal_shape([positions, is_token])
     cos, sin = cos_sin(arch, positions, lengths=is_token.sum(axis=1))
     return Context(cos=cos, sin=sin, is_token=is_token)
 
 
 def embed(arch: Architecture, params: Params, input_ids: Array, dtype: Any = jnp.float32) -> Array:
     """Unit `embed`: ids (B, T) to hidden states (B, T, E) in the compute dtype."""
+    chex.assert_rank(input_ids, 2)
     return Embed(arch, dtype).apply({"params": params}, input_ids)
 
 
@@ -56,6 +58,7 @@ def block(
 
     `window` is this layer's entry of `attention_windows`.
     """
+    chex.assert_shape(hidden, (*context.is_token.shape, arch.hidden_size))
     return Block(arch, hidden.dtype).apply({"params": params}, hidden, context, window)
 
 
@@ -89,6 +92,7 @@ def forward(
     `tree` has its layers stacked on axis 0. `observe` maps (B, T, E) to any pytree and runs inside
     the scan over layers, so with one that pools, hidden states of one unit at a time exist.
     """
+    chex.assert_equal_shape([input_ids, attention_mask])
     batch = context(arch, attention_mask)
     hidden = embed(arch, tree[EMBED], input_ids, dtype)
     first = observe(hidden)

@@ -83,6 +83,7 @@ def test_a_tree_on_the_device_converts_back():
     tree = init_params(LLAMA, jax.random.key(0, impl="rbg"), jnp.bfloat16)
     tensors = from_flax(LLAMA, tree)
     assert {name: array.shape for name, array in tensors.items()} == tensor_shapes(LLAMA)
+    assert all(array.flags.c_contiguous for array in tensors.values())
     kernel = np.asarray(tree["layers"]["mlp"]["up_proj"]["kernel"])
     assert kernel.shape == (2, 6, 7)
     np.testing.assert_array_equal(tensors["model.layers.1.mlp.up_proj.weight"], kernel[1].T)

@@ -101,6 +101,11 @@ def test_a_window_forgets_and_causality_holds():
     assert touched.tolist() == [False] * 4 + [True] * 3 + [False] * 2
 
 
+def test_a_mask_of_another_shape_is_not_broadcast():
+    with pytest.raises(AssertionError):
+        forward(ARCH, scaled_params(), IDS, MASK[:1])
+
+
 def test_float32_products_ask_for_the_highest_precision():
     tree = scaled_params()
     run = jax.jit(lambda: logits(ARCH, tree, forward(ARCH, tree, IDS, MASK)[1]))
