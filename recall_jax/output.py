@@ -83,7 +83,8 @@ def output_file(path: Path, *, force: bool = False) -> Iterator[Path]:
                     _rename_to_new(hidden, target)
                 _sync(target.parent)
         finally:
-            hidden.unlink(missing_ok=True)
+            with suppress(OSError):
+                hidden.unlink()
 
 
 def _target(out: Path) -> Path:

@@ -1,19 +1,20 @@
 """Open a model as the user names it: a folder, a hub model, either with LoRA adapters folded in."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from recall_jax.checkpoint.companions import CONFIG_NAME
 from recall_jax.checkpoint.hub import is_repository_id, snapshot
 from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.checkpoint.lora import BoundAdapter, read_adapter
 from recall_jax.checkpoint.pytorch_bin import PytorchFile
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError
-
-CONFIG_NAME = "config.json"
 
 # In the order in which transformers looks for them: the first that exists is read.
 _WEIGHTS = (
@@ -39,10 +40,8 @@ class Checkpoint:
             tensor: spec for file in files for tensor, spec in file.specs.items()
         }
         self._bytes_read = 0
-        self._bound: list[Any] = []
+        self._bound: list[BoundAdapter] = []
         for adapter in adapters:
-            from recall_jax.checkpoint.lora import read_adapter
-
             self._bound.append(read_adapter(adapter).bind(self.specs, self.config))
             self.specs = self._bound[-1].specs
 
@@ -86,30 +85,27 @@ def open_checkpoint(spec: str | Path) -> Checkpoint:
 def _split(spec: str) -> list[str]:
     """Base and adapters; the longest beginning that is a folder is the base."""
     parts = spec.split("+")
-    for end in range(len(parts), 0, -1):
-        head, rest = "+".join(parts[:end]), "+".join(parts[end:])
-        if Path(head).is_dir() or end == 1:
-            return [head, *_split(rest)] if end < len(parts) else [head]
-    raise AssertionError
+    beginnings = ((end, "+".join(parts[:end])) for end in range(len(parts), 1, -1))
+    end, base = next((found for found in beginnings if os.path.isdir(found[1])), (1, parts[0]))
+    return [base, *(_split("+".join(parts[end:])) if parts[end:] else [])]
 
 
 def _locate(part: str) -> Path:
     if not part:
-        raise InputError("a model or adapter has an empty name: write base or base+adapter")
-    folder = Path(part)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise InputError(f"{part} is a file: name the model's folder")
+        raise InputError("a model or adapter without a name: write base or base+adapter")
+    if os.path.isdir(part):
+        return Path(part)
+    if os.path.exists(part):
+        raise InputError(f"{part} is a file: name the folder it is in")
     if is_repository_id(part):
         return snapshot(part)
-    raise InputError(f"no folder {part}")
+    raise InputError(f"no model folder {part!r}: give a folder, folder+adapter, or hub id org/name")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_NAME
-    if not path.exists():
-        if (folder / "adapter_config.json").exists():
+    if not os.path.isfile(path):
+        if os.path.isfile(folder / "adapter_config.json"):
             raise InputError(f"{folder} is an adapter: write BASE+{folder} to fold it in")
         raise InputError(f"{folder} has no {CONFIG_NAME}: it is not a model folder")
     config = read_json_object(path)
@@ -124,7 +120,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _weight_files(folder: Path) -> list[SafetensorsFile | PytorchFile]:
     for name in _WEIGHTS:
         path = folder / name
-        if path.exists():
+        if os.path.isfile(path):
             return _indexed_files(path) if name.endswith(".index.json") else [_open(path)]
     raise InputError(f"{folder} has no weights: none of {', '.join(_WEIGHTS)}")
 
@@ -135,12 +131,14 @@ def _indexed_files(index: Path) -> list[SafetensorsFile | PytorchFile]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index} has no weight_map")
     for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or shard != Path(shard).name:
-            raise InputError(f"{index}: tensor {tensor!r} is in {shard!r}, no file name")
+        if not isinstance(shard, str) or not shard or shard != os.path.basename(shard):
+            raise InputError(
+                f"{index}: tensor {tensor!r} is in {shard!r}, which is no file beside it"
+            )
     files = []
     for shard in sorted(set(weight_map.values())):
-        path = index.with_name(shard)
-        if not path.exists():
+        path = index.parent / shard
+        if not os.path.isfile(path):
             raise InputError(f"{index} names {shard!r}, which is missing")
         file = _open(path)
         expected = {tensor for tensor, its_shard in weight_map.items() if its_shard == shard}

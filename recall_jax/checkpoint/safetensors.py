@@ -10,6 +10,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as shown  # values from a hostile header may be long
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -113,22 +114,24 @@ def _entry(value: Any, where: str) -> tuple[int, int, TensorSpec]:
     dtype = DTYPE_OF_NAME.get(dtype_name) if isinstance(dtype_name, str) else None
     if dtype is None:
         advice = "; dequantise it first" if str(dtype_name).startswith(("F8", "F6", "F4")) else ""
-        raise InputError(f"{where}: dtype {dtype_name!r} is not supported{advice}")
+        raise InputError(f"{where}: dtype {shown(dtype_name)} is not supported{advice}")
     shape = _sizes(value.get("shape"))
     if shape is None or len(shape) > _MAX_DIMENSIONS:
-        raise InputError(f"{where}: shape {value.get('shape')!r} is not a list of sizes")
+        raise InputError(f"{where}: shape {shown(value.get('shape'))} is not a list of sizes")
     # an empty array too must have sizes that numpy can multiply
     if math.prod(size or 1 for size in shape) * dtype.itemsize >= 2**63:
-        raise InputError(f"{where}: shape {list(shape)} is too large")
+        raise InputError(f"{where}: shape {shown(list(shape))} is too large")
     offsets = _sizes(value.get("data_offsets"))
     if offsets is None or len(offsets) != 2:
-        raise InputError(f"{where}: data_offsets {value.get('data_offsets')!r} are no byte range")
+        raise InputError(
+            f"{where}: data_offsets {shown(value.get('data_offsets'))} are no byte range"
+        )
     spec = TensorSpec(dtype, shape)
     begin, end = offsets
     if end - begin != spec.nbytes:
         raise InputError(
-            f"{where}: {dtype_name} of shape {list(shape)} takes {spec.nbytes} bytes, "
-            f"data_offsets {list(offsets)} give {end - begin}"
+            f"{where}: {dtype_name} of shape {shown(list(shape))} takes {spec.nbytes} bytes, "
+            f"data_offsets {shown(list(offsets))} give {end - begin}"
         )
     return begin, end, spec
 

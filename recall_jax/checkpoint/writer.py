@@ -6,7 +6,8 @@ order, each written once. The folder is the caller's: `recall_jax.output` makes 
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypedDict
@@ -150,25 +151,30 @@ class _ChecksummedFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._size = self._crc = 0
-        try:
-            self._file = path.open("wb")
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from error
+        with _faults_of(path):
+            self._file = path.open("wb", buffering=0)
 
     def write(self, data: bytes | memoryview) -> None:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
         self._size += len(data)
         self._crc = zlib.crc32(data, self._crc)
+        rest = memoryview(data)
+        with _faults_of(self.path):
+            while rest:  # the system takes at most 2 GiB at once
+                rest = rest[self._file.write(rest) :]
 
     def close(self) -> FileChecksum:
-        try:
+        with _faults_of(self.path):
             self._file.close()
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
         return {"bytes": self._size, "crc32": f"{self._crc:08x}"}
+
+
+@contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """The operating system's refusals as errors of the user's, about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _plan(specs: Mapping[str, TensorSpec], shard_bytes: int) -> dict[str, list[str]]:

@@ -1,0 +1,48 @@
+"""Flax trees on disk, in Orbax's format: `FOLDER/tree/`, config and tokenizer beside it.
+
+The caller owns the folder and what else stands in it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from recall_jax.errors import InputError
+
+TREE_NAME = "tree"
+
+
+def is_orbax(folder: Path) -> bool:
+    """Whether `folder` holds a tree as `save_orbax` writes it."""
+    return ocp.is_orbax_checkpoint(folder / TREE_NAME)
+
+
+def save_orbax(folder: Path, tree: Any) -> None:
+    """Write a tree of numpy or jax arrays under `folder`, every dtype bit for bit.
+
+    InputError if an array has no elements: Orbax cannot store it.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if leaf.size == 0:
+            raise InputError(f"{jax.tree_util.keystr(path)} is empty: Orbax cannot store it")
+    ocp.save(folder.absolute() / TREE_NAME, tree)
+
+
+def load_orbax(folder: Path) -> Any:
+    """The tree under `folder`, whatever devices it was saved from, as numpy arrays.
+
+    Dicts stay dicts; lists and tuples become lists. InputError if there is no tree, or a damaged
+    one.
+    """
+    path = folder.absolute() / TREE_NAME
+    if not is_orbax(folder):
+        raise InputError(f"{folder} is no Orbax folder: it lacks a tree in {TREE_NAME}/")
+    try:
+        # asked for as numpy arrays, it comes without the sharding it was saved with
+        metadata = ocp.metadata(path).metadata
+        return ocp.load(path, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata))
+    except Exception as error:  # Orbax and TensorStore raise what they like on damaged files
+        raise InputError(f"{path} is damaged ({type(error).__name__}): save it again") from error

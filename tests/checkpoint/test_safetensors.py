@@ -1,0 +1,217 @@
+"""Reading safetensors: bit for bit what the safetensors package wrote, and nothing malformed."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import hypothesis.extra.numpy as numpy_strategies
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recall_jax.checkpoint.safetensors import MAX_HEADER_BYTES, SafetensorsFile
+from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
+from recall_jax.errors import InputError
+
+names = st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
+shapes = numpy_strategies.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
+
+
+@st.composite
+def arrays(draw):
+    dtype = draw(st.sampled_from(list(DTYPE_OF_NAME.values())))
+    shape = draw(shapes)
+    seed = draw(st.integers(0, 2**32 - 1))
+    data = np.random.default_rng(seed).bytes(TensorSpec(dtype, shape).nbytes)
+    if dtype == np.bool_:
+        data = bytes(byte & 1 for byte in data)
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def raw(array: np.ndarray) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def assert_same(file: SafetensorsFile, expected: dict[str, np.ndarray]) -> None:
+    assert set(file.specs) == set(expected)
+    for name, array in expected.items():
+        read = file.read(name)
+        assert file.specs[name] == TensorSpec(array.dtype, array.shape)
+        assert (read.dtype, read.shape, raw(read)) == (array.dtype, array.shape, raw(array))
+        assert read.flags.c_contiguous and read.flags.aligned
+
+
+def entry(dtype: str, shape: object, begin: object, end: object) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def build(header: object, data: bytes = b"", pad: int = 0) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    text += b" " * pad
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@given(tensors=st.dictionaries(names, arrays(), max_size=5))
+def test_reads_what_the_safetensors_package_writes(tensors, tmp_path_factory):
+    path = tmp_path_factory.mktemp("file") / "x.safetensors"
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    assert_same(SafetensorsFile(path), tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_reads_what_torch_saves(dtype, tmp_path):
+    tensor = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    path = tmp_path / "x.safetensors"
+    safetensors.torch.save_file({"w": tensor}, path)
+    read = SafetensorsFile(path).read("w")
+    assert read.dtype.name == str(dtype).removeprefix("torch.")
+    np.testing.assert_array_equal(read.astype(np.float64), tensor.double().numpy())
+
+
+@given(array=arrays(), pad=st.integers(0, 15))
+def test_data_at_any_address_reads_right(array, pad, tmp_path_factory):
+    path = tmp_path_factory.mktemp("file") / "x.safetensors"
+    name = next(name for name, dtype in DTYPE_OF_NAME.items() if dtype == array.dtype)
+    header = {"w": entry(name, list(array.shape), 0, array.nbytes)}
+    path.write_bytes(build(header, raw(array), pad))
+    assert_same(SafetensorsFile(path), {"w": array})
+
+
+def test_specs_stand_in_the_order_of_the_bytes(tmp_path):
+    path = tmp_path / "x.safetensors"
+    header = {
+        "last": entry("U8", [2], 1, 3),
+        "empty": entry("F32", [0, 9], 1, 1),
+        "first": entry("I8", [], 0, 1),
+    }
+    path.write_bytes(build(header, b"abc"))
+    assert list(SafetensorsFile(path).specs) == ["first", "empty", "last"]
+
+
+def test_a_tensor_is_mapped_only_while_its_array_lives(tmp_path):
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no /proc here")
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"w": np.zeros(100_000, np.float32)}, path)
+    file = SafetensorsFile(path)
+    array = file.read("w")
+    assert str(path) in maps.read_text()
+    assert not array.flags.writeable
+    del array
+    assert str(path) not in maps.read_text()
+
+
+def test_a_file_changed_after_it_was_opened_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"w": np.zeros(4, np.float32)}, path)
+    file = SafetensorsFile(path)
+    safetensors.numpy.save_file({"w": np.ones(400, np.float32)}, tmp_path / "y")
+    (tmp_path / "y").replace(path)
+    with pytest.raises(InputError, match=r"x\.safetensors was changed"):
+        file.read("w")
+
+
+F32 = entry("F32", [2], 0, 8)
+EIGHT = bytes(8)
+MALFORMED = {
+    "empty": (b"", "truncated: 0 bytes"),
+    "short": (b"\x10\x00\x00", "truncated: 3 bytes"),
+    "header beyond file": ((50).to_bytes(8, "little") + b"{}", "header claims 50 bytes, 2 follow"),
+    "header too large": ((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b"{}", "over 100000000"),
+    "huge header": (b"\xff" * 8 + b"{}", "over 100000000"),
+    "no JSON": (build(b"{oops}"), "not valid JSON"),
+    "no UTF-8": (build(b'{"\xff": 1}'), "not valid JSON"),
+    "UTF-16": (build("{}".encode("utf-16")), "not valid JSON"),
+    "deep JSON": (build(b'{"a":' + b"[" * 100_000), "not valid JSON"),
+    "long integer": (build(b'{"a":' + b"9" * 10_000 + b"}"), "not valid JSON"),
+    "no object": (build([1]), "not a JSON object"),
+    "metadata": (build({"__metadata__": {"a": 1}}), "__metadata__"),
+    "metadata null": (build({"__metadata__": [1]}), "__metadata__"),
+    "entry": (build({"w": 3}), "'w': its header entry is not an object"),
+    "no dtype": (build({"w": {"shape": [2], "data_offsets": [0, 8]}}, EIGHT), "'w': dtype None"),
+    "unknown dtype": (build({"w": entry("F33", [2], 0, 8)}, EIGHT), "'w': dtype 'F33'"),
+    "dtype of no text": (build({"w": entry(7, [2], 0, 8)}, EIGHT), "'w': dtype 7"),
+    "no shape": (build({"w": {"dtype": "F32", "data_offsets": [0, 8]}}, EIGHT), "'w': shape None"),
+    "shape text": (build({"w": entry("F32", "2", 0, 8)}, EIGHT), "'w': shape '2'"),
+    "shape negative": (build({"w": entry("F32", [-2, -1], 0, 8)}, EIGHT), r"'w': shape \[-2, -1\]"),
+    "shape fraction": (build({"w": entry("F32", [2.0], 0, 8)}, EIGHT), r"'w': shape \[2.0\]"),
+    "shape bool": (build({"w": entry("F32", [2, True], 0, 8)}, EIGHT), r"'w': shape \[2, True\]"),
+    "shape overflow": (build({"w": entry("F32", [2**62, 4], 0, 0)}), "too large"),
+    "shape empty overflow": (build({"w": entry("F32", [0, 2**40, 2**40], 0, 0)}), "too large"),
+    "shape of 65": (build({"w": entry("F32", [1] * 65, 0, 4)}, bytes(4)), "not a list of sizes"),
+    "no offsets": (build({"w": {"dtype": "F32", "shape": [2]}}, EIGHT), "'w': data_offsets None"),
+    "one offset": (
+        build({"w": {"dtype": "F32", "shape": [2], "data_offsets": [8]}}, EIGHT),
+        r"'w': data_offsets \[8\]",
+    ),
+    "negative offset": (build({"w": entry("F32", [2], -8, 0)}, EIGHT), "'w': data_offsets"),
+    "offsets backwards": (build({"w": entry("F32", [2], 8, 0)}, EIGHT), "'w': F32 of shape"),
+    "offsets and shape": (build({"w": entry("F32", [3], 0, 8)}, EIGHT), "'w': F32 .* takes 12"),
+    "overlap": (build({"a": F32, "b": entry("F32", [2], 4, 12)}, bytes(12)), "'b': .* overlaps"),
+    "same bytes": (build({"a": F32, "b": F32}, EIGHT), "'b': .* overlaps"),
+    "hole": (build({"a": F32, "b": entry("F32", [1], 12, 16)}, bytes(16)), "'b': .* hole"),
+    "hole at start": (build({"a": entry("F32", [1], 4, 8)}, EIGHT), "'a': .* hole"),
+    "beyond the file": (build({"a": F32, "b": entry("F32", [2], 8, 16)}, bytes(12)), "truncated"),
+    "bytes of no tensor": (build({"w": F32}, bytes(9)), "followed by bytes of no tensor"),
+    "key twice": (build(b'{"w":1,"w":1}'), "'w' is given twice"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed_files_are_refused_in_one_line(content, message, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        SafetensorsFile(path)
+    assert "bad.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"])
+def test_quantised_formats_are_refused_by_name(dtype, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(build({"w": entry(dtype, [8], 0, 8)}, EIGHT))
+    with pytest.raises(InputError, match=f"'w': dtype '{dtype}' is not supported; dequantise"):
+        SafetensorsFile(path)
+
+
+def test_an_unreadable_file_is_the_users_error(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read .*No such file"):
+        SafetensorsFile(tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match=r"cannot read .*directory"):
+        SafetensorsFile(tmp_path)
+
+
+VALID = build(
+    {
+        "__metadata__": {"format": "pt"},
+        "a": entry("BF16", [3], 0, 6),
+        "b": entry("F32", [2, 1], 6, 14),
+        "c": entry("I8", [0], 14, 14),
+    },
+    bytes(range(14)),
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), max_size=3))
+def test_a_damaged_file_never_reads_where_the_safetensors_package_refuses(edits):
+    content = bytearray(VALID)
+    for position, byte in edits:
+        content[position] = byte
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.safetensors")
+        path.write_bytes(content)
+        try:
+            file = SafetensorsFile(path)
+        except InputError:
+            return
+        theirs = dict(safetensors.deserialize(bytes(content)))
+        assert {name: raw(file.read(name)) for name in file.specs} == {
+            name: bytes(value["data"]) for name, value in theirs.items()
+        }
