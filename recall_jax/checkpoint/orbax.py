@@ -3,6 +3,7 @@
 The caller owns the folder and what else stands in it.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ TREE_NAME = "tree"
 
 def is_orbax(folder: Path) -> bool:
     """Whether `folder` holds a tree as `save_orbax` writes it."""
-    return ocp.is_orbax_checkpoint(folder / TREE_NAME)
+    # ocp.is_orbax_checkpoint says yes to an empty folder
+    return os.path.isfile(folder / TREE_NAME / "_CHECKPOINT_METADATA")
 
 
 def save_orbax(folder: Path, tree: Any) -> None:
