@@ -3,7 +3,6 @@
 The command line, the demo and Python callers all come through `merge`.
 """
 
-import json
 import platform
 import resource
 import sys
@@ -47,6 +46,7 @@ from recall_jax.report.card import model_card
 from recall_jax.report.html import render_html
 from recall_jax.report.record import load_report, write_report
 from recall_jax.representations.batches import make_batches
+from recall_jax.representations.data import write_jsonl
 from recall_jax.similarity.compare import check_samples
 from recall_jax.similarity.diagnostics import similarity_warnings
 
@@ -245,12 +245,6 @@ def _write_companions(
     write_report(folder / REPORT, report)
     (folder / PAGE).write_text(render_html(report, texts), encoding="utf-8")
     (folder / "README.md").write_text(model_card(report, out_name), encoding="utf-8")
-
-
-def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as JSON lines; values that JSON lacks, such as dates of Parquet, as text."""
-    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
 
 
 def _resolved(recipe: Recipe, models: Sequence[Checkpoint]) -> Recipe:

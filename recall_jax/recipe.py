@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 import yaml
@@ -18,8 +18,15 @@ from pydantic import (
 )
 
 from recall_jax.errors import InputError
-from recall_jax.merging.methods import METHODS, FilteredValue, Parameters, ParameterValue
+from recall_jax.merging.methods import (
+    METHODS,
+    FilteredValue,
+    Parameters,
+    ParameterValue,
+    RecallParameters,
+)
 
+_Schema = TypeVar("_Schema", bound=BaseModel)
 Count = Annotated[int, Strict(), Field(ge=1)]
 DtypeName = Literal["bfloat16", "float16", "float32", "float64"]
 
@@ -137,10 +144,24 @@ def read_recipe(path: Path) -> Recipe:
 
 def make_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     """The recipe that a mapping describes, or InputError saying where it is wrong."""
+    return _make(Recipe, values, where)
+
+
+def make_samples(values: dict[str, Any]) -> Samples:
+    """A recipe's `samples` on their own, or InputError."""
+    return _make(Samples, values, "samples")
+
+
+def make_recall_parameters(values: dict[str, Any]) -> RecallParameters:
+    """A recall recipe's `parameters` on their own, or InputError."""
+    return _make(RecallParameters, values, "parameters")
+
+
+def _make(schema: type[_Schema], values: dict[str, Any], where: str) -> _Schema:
     try:
-        return Recipe.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first_fault(error, Recipe)}") from None
+        raise InputError(f"{where}: {_first_fault(error, schema)}") from None
 
 
 def parameter_at(value: ParameterValue, tensor: str, depth: float) -> float | None:

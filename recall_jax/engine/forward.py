@@ -86,11 +86,6 @@ def to_device(array: np.ndarray) -> jax.Array:
     return jnp.asarray(array.astype(np.float32) if array.dtype == np.float64 else array)
 
 
-def hidden_bytes(arch: Architecture, batches: Batches) -> int:
-    """Bytes of one model's float32 hidden states on these batches."""
-    return batches.padded_tokens * arch.hidden_size * 4
-
-
 @partial(jax.jit, static_argnames="arch")
 def _context(arch: Architecture, attention_mask: jax.Array) -> Context:
     return context(arch, attention_mask)

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,12 @@ def row_text(row: Mapping[str, Any], where: str, field: str | None = None) -> st
         f"{where} has neither text, nor prompt and completion, nor messages (it has "
         f"{', '.join(map(str, row)) or 'no fields'}): name its field with samples.field"
     )
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as JSON lines; values that JSON lacks, such as dates of Parquet, as text."""
+    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def _text_field(row: Mapping[str, Any], field: str, where: str) -> str:

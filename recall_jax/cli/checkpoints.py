@@ -1,0 +1,96 @@
+"""`recall convert` and `recall inspect`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recall_jax.cli import console
+from recall_jax.cli import options as opt
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder, folder+adapter, or Orbax folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
+    to: Annotated[
+        str, typer.Option("--to", help="huggingface (safetensors) or orbax (the Flax tree).")
+    ] = "huggingface",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="bfloat16, float16, float32 or float64.")
+    ] = None,
+    shard_size: opt.ShardSize = "5GB",
+    ignore_config: opt.IgnoreConfig = None,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Convert a checkpoint to another format.
+
+    Folds adapters in, turns .bin into safetensors, and goes to and from Orbax.
+
+    \b
+    Example: recall convert base+french-lora french
+    """
+    console.prepare_jax()
+    from recall_jax.conversion import convert as run
+
+    run(
+        source,
+        out,
+        to,
+        dtype=dtype,
+        shard_bytes=console.size_in_bytes(shard_size),
+        force=force,
+        ignore_config=ignore_config or (),
+    )
+    console.say(f"{source} converted to {to} in {out}", quiet)
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder, folder+adapter, or hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Say what a model folder holds.
+
+    Family, units, sizes, dtypes, tied weights, adapters.
+
+    \b
+    Example: recall inspect checkpoints/math
+    """
+    console.prepare_jax()
+    from recall_jax.checkpoint.folder import open_checkpoint
+    from recall_jax.conversion import describe
+
+    found: dict[str, Any] = describe(open_checkpoint(model))
+    if quiet:
+        return
+    if as_json:
+        console.say(json.dumps(found, indent=1), quiet)
+        return
+    rows = [
+        [
+            unit,
+            str(each["tensors"]),
+            f"{each['parameters']:,}",
+            _megabytes(each["bytes"]),
+            ", ".join(each["dtypes"]),
+        ]
+        for unit, each in found["units"].items()
+    ]
+    console.say(
+        f"{found['model']}: {found['model_type']}, {found['parameters']:,} parameters, "
+        f"{_megabytes(found['bytes'])}, {', '.join(found['dtypes'])}, "
+        f"{'tied' if found['tied'] else 'untied'} head, "
+        f"adapters: {', '.join(found['adapters']) or 'none'}",
+        quiet,
+    )
+    console.show_table("units", ["unit", "tensors", "parameters", "size", "dtypes"], rows)
+    if found["why_not"]:
+        console.say(f"not for methods that run the model: {found['why_not']}", quiet)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,31 @@
+"""`recall demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recall_jax.cli import console
+from recall_jax.cli import options as opt
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("recall_demo"),
+    force: opt.Force = False,
+    no_compilation_cache: opt.NoCache = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Merge and evaluate the shipped models.
+
+    By RECALL and by the average, with the report of the former.
+
+    \b
+    Example: recall demo --out recall_demo
+    """
+    console.prepare_jax(no_compilation_cache)
+    from recall_jax.demo.run import run_demo
+
+    with console.progress_bar(quiet) as progress:
+        table = run_demo(out, force=force, progress=progress)
+    del table

@@ -1,0 +1,86 @@
+"""Entry point of `recall`: the commands, and one unwrapped line for every error.
+
+Exit status: 0 success, 1 a failed check or a fault of ours, 2 a user's error, 130 interrupted.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import typer
+
+from recall_jax.cli import checkpoints, demo, merge, stages
+from recall_jax.errors import InputError
+
+app = typer.Typer(
+    name="recall",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Merge fine-tuned checkpoints without losing what each has learnt.",
+    epilog="Start with: recall demo",
+)
+app.command("demo")(demo.demo)
+app.command("merge")(merge.merge)
+app.command("quick")(merge.quick)
+app.command("select")(stages.select)
+app.command("extract")(stages.extract)
+app.command("weights")(stages.weights)
+app.command("similarity")(stages.similarity)
+app.command("convert")(checkpoints.convert)
+app.command("inspect")(checkpoints.inspect)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line and exit with its status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    # XLA and transformers report their own affairs there; errors that matter come as exceptions.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        result = app(arguments, standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", 130)
+    except InputError as error:
+        return _complain(str(error), 2, error)
+    except OSError as error:
+        if error.errno is None:
+            return _internal(error)
+        name = f" {error.filename}" if error.filename else ""
+        return _complain(f"{error.strerror}:{name}" if name else str(error.strerror), 2, error)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a usage error of click's
+            return _complain(_usage(error), 2)
+        return _internal(error)
+    return result if isinstance(result, int) else 0
+
+
+def _usage(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "recall"
+    return f"{error.format_message().rstrip('.')}; see {command} --help"  # type: ignore[attr-defined]
+
+
+def _internal(error: Exception) -> int:
+    fault = f"{type(error).__name__}: {error}"
+    return _complain(f"fault of recall's own, please report it with --debug: {fault}", 1, error)
+
+
+def _complain(message: str, status: int, error: Exception | None = None) -> int:
+    if error is not None and "--debug" in sys.argv:
+        raise error
+    sys.stderr.write(f"recall: {' '.join(message.split())}\n")
+    return status
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

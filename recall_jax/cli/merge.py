@@ -1,0 +1,175 @@
+"""`recall merge` and `recall quick`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recall_jax.cli import console
+from recall_jax.cli import options as opt
+
+
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="Recipe in YAML.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
+    typical: opt.TypicalFile = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", help="Weights per unit from `recall weights` or a report."),
+    ] = None,
+    shard_size: opt.ShardSize = "5GB",
+    compute_dtype: opt.ComputeDtype = None,
+    ignore_config: opt.IgnoreConfig = None,
+    force: opt.Force = False,
+    no_compilation_cache: opt.NoCache = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Merge models as a recipe says.
+
+    \b
+    Example: recall merge configs/recall.yml merged
+    """
+    import yaml
+
+    from recall_jax.recipe import make_recipe, read_recipe
+
+    plan = read_recipe(recipe)
+    if typical is not None or weights is not None:
+        values = yaml.safe_load(plan.to_yaml())
+        if typical is not None:
+            samples = values.get("samples", {})
+            samples.pop("data", None)
+            values["samples"] = samples | {"typical": str(typical)}
+        if weights is not None:
+            values["weights"] = str(weights)
+        plan = make_recipe(values, where=str(recipe))
+    _run(
+        plan,
+        out,
+        force=force,
+        shard_size=shard_size,
+        compute_dtype=compute_dtype,
+        ignore_config=ignore_config,
+        no_compilation_cache=no_compilation_cache,
+        quiet=quiet,
+    )
+
+
+def quick(
+    models: Annotated[list[str], typer.Argument(help="Models to merge; the last is the newest.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; it must not exist.")],
+    data: opt.Data = None,
+    typical: opt.TypicalFile = None,
+    field: opt.Field = None,
+    count: opt.Count = 20,
+    pool: opt.Pool = 1024,
+    max_tokens: opt.MaxTokens = 512,
+    batch_size: opt.BatchSize = 8,
+    seed: opt.Seed = 0,
+    unit: opt.Unit = "last",
+    sigma: Annotated[str, typer.Option("--sigma", help="median, dim or a number.")] = "median",
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Of the softmax over the models; above 0.")
+    ] = 1.0,
+    out_dtype: Annotated[
+        str | None, typer.Option("--out-dtype", help="bfloat16, float16, float32 or float64.")
+    ] = None,
+    shard_size: opt.ShardSize = "5GB",
+    compute_dtype: opt.ComputeDtype = None,
+    ignore_config: opt.IgnoreConfig = None,
+    force: opt.Force = False,
+    no_compilation_cache: opt.NoCache = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Merge models by RECALL without a recipe.
+
+    \b
+    Example: recall quick base math base+french-lora --data french.jsonl --out merged
+    """
+    from recall_jax.recipe import make_recipe
+
+    samples: dict[str, Any] = {
+        "data": data and str(data),
+        "typical": typical and str(typical),
+        "field": field,
+        "count": count,
+        "pool": pool,
+        "max_tokens": max_tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+        "unit": as_number(unit),
+    }
+    values = {
+        "merge_method": "recall",
+        "models": [{"model": model} for model in models],
+        "parameters": {"sigma": as_number(sigma), "temperature": temperature},
+        "samples": samples,
+        "out_dtype": out_dtype,
+    }
+    _run(
+        make_recipe(values, where="recall quick"),
+        out,
+        force=force,
+        shard_size=shard_size,
+        compute_dtype=compute_dtype,
+        ignore_config=ignore_config,
+        no_compilation_cache=no_compilation_cache,
+        quiet=quiet,
+    )
+
+
+def as_number(text: str) -> int | float | str:
+    """A number where the text is one, else the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _run(
+    recipe: Any,
+    out: Path,
+    *,
+    force: bool,
+    shard_size: str,
+    compute_dtype: str | None,
+    ignore_config: list[str] | None,
+    no_compilation_cache: bool,
+    quiet: bool,
+) -> None:
+    console.prepare_jax(no_compilation_cache)
+    from recall_jax import job
+
+    options = job.Options(
+        force=force,
+        shard_bytes=console.size_in_bytes(shard_size),
+        compute_dtype=compute_dtype,
+        ignore_config=tuple(ignore_config or ()),
+    )
+    with console.progress_bar(quiet) as progress:
+        report = job.merge(recipe, out, options=options, progress=progress)
+    console.warn(report["warnings"])
+    console.say(_summary(report, out), quiet)
+
+
+def _summary(report: dict[str, Any], out: Path) -> str:
+    """A few lines on a finished merge."""
+    lines = [f"merged {len(report['models'])} models into {out} by {report['method']}"]
+    width = max(len(name) for name in report["models"])
+    for name, weights in zip(report["models"], report["weights"], strict=True):
+        mean = sum(weights) / len(weights)
+        lines.append(
+            f"  {name:<{width}}  mean weight {mean:.3f}  ({min(weights):.3f} to {max(weights):.3f})"
+        )
+    if report["weight_rises_with_depth"] is not None:
+        rises = "rises" if report["weight_rises_with_depth"] else "does not rise"
+        lines.append(f"  the newest model's weight {rises} with depth")
+    read, written = (report["bytes"][key] / 1e6 for key in ("read", "written"))
+    seconds = report["timing_s"]["total"]
+    lines.append(f"  {read:.1f} MB read, {written:.1f} MB written, {seconds:.1f} s")
+    lines.append(f"  why each layer is weighed as it is: {out / 'recall_report.html'}")
+    return "\n".join(lines)

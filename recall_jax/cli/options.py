@@ -1,0 +1,59 @@
+"""Options that several commands share, each defined once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no output; warnings stay.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Rows of text: .jsonl, .json, .csv, .txt or .parquet."),
+]
+TypicalFile = Annotated[
+    Path | None,
+    typer.Option("--typical", help="Typical samples as chosen before: all rows of this file."),
+]
+Field = Annotated[
+    str | None,
+    typer.Option(
+        "--field", help="The rows' text field, if not text, prompt + completion or messages."
+    ),
+]
+Count = Annotated[int, typer.Option("--count", min=1, help="Number of typical samples.")]
+Pool = Annotated[
+    int, typer.Option("--pool", min=1, help="Choose among at most this many rows, drawn by seed.")
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Cut rows to this length.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows in a forward pass.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw and of k-means.")]
+Unit = Annotated[
+    str, typer.Option("--unit", help="Unit to cluster: last, all, a unit's name or index.")
+]
+ComputeDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--compute-dtype",
+        help="float32 or bfloat16 in the forward; by default bfloat16 on GPU and TPU only, for "
+        "bfloat16 models.",
+    ),
+]
+ShardSize = Annotated[
+    str, typer.Option("--shard-size", help="Largest weight file, such as 5GB or 500MB.")
+]
+IgnoreConfig = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-config",
+        metavar="NAME",
+        help="Let a config attribute pass that recall does not know. Repeatable.",
+    ),
+]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-compilation-cache", help="Compile afresh; keep no compiled programs."),
+]

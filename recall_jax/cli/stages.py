@@ -1,0 +1,293 @@
+"""`recall select`, `extract`, `weights` and `similarity`: the stages of RECALL on their own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recall_jax.cli import console
+from recall_jax.cli import options as opt
+from recall_jax.cli.merge import as_number
+from recall_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from recall_jax.merging.methods import RecallParameters
+    from recall_jax.recipe import Samples
+    from recall_jax.stages import Representations
+
+Sigma = Annotated[str, typer.Option("--sigma", help="median, dim or a number.")]
+Temperature = Annotated[
+    float, typer.Option("--temperature", help="Of the softmax over the models; above 0.")
+]
+Reference = Annotated[
+    str,
+    typer.Option("--reference", help="newest, pairwise, a model as named, or its index from 0."),
+]
+SimilarityName = Annotated[
+    str,
+    typer.Option("--similarity", help="rbf, cosine, linear_cka, or a mix: rbf=0.5,cosine=0.5."),
+]
+Alignment = Annotated[
+    str, typer.Option("--alignment", help="none, center, or procrustes onto the reference.")
+]
+AllRows = Annotated[
+    int | None,
+    typer.Option("--pool", min=1, help="Take at most this many rows, drawn by seed; else all."),
+]
+
+
+def select(
+    model: Annotated[str, typer.Argument(help="Model whose hidden states are clustered.")],
+    data: Annotated[Path, typer.Option("--data", help="Rows of text to choose from.")],
+    out: Annotated[Path, typer.Option("--out", help="File of typical samples to write (.jsonl).")],
+    field: opt.Field = None,
+    count: opt.Count = 20,
+    pool: opt.Pool = 1024,
+    max_tokens: opt.MaxTokens = 512,
+    batch_size: opt.BatchSize = 8,
+    seed: opt.Seed = 0,
+    unit: opt.Unit = "last",
+    compute_dtype: opt.ComputeDtype = None,
+    ignore_config: opt.IgnoreConfig = None,
+    force: opt.Force = False,
+    no_compilation_cache: opt.NoCache = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Choose typical samples of a data file.
+
+    They are the rows nearest to the centroids of k-means over the model's pooled hidden states.
+
+    \b
+    Example: recall select french --data french.jsonl --out typical.jsonl
+    """
+    console.prepare_jax(no_compilation_cache)
+    from recall_jax import stages
+    from recall_jax.output import output_file
+    from recall_jax.representations.data import write_jsonl
+
+    samples = _samples(
+        data=data,
+        field=field,
+        count=count,
+        pool=pool,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        unit=as_number(unit),
+    )
+    with output_file(out, force=force) as hidden:
+        found = stages.select(
+            model, samples, dtype_name=compute_dtype, ignore_config=ignore_config or ()
+        )
+        write_jsonl(hidden, found.samples.typical_rows())
+    console.warn(found.typical.warnings())
+    rows = ", ".join(map(str, found.samples.indices))
+    console.say(f"{len(found.samples.rows)} typical rows in {out}: {rows}", quiet)
+
+
+def extract(
+    models: Annotated[list[str], typer.Argument(help="Models of one architecture.")],
+    out: Annotated[Path, typer.Option("--out", help="File of representations to write (.npz).")],
+    data: opt.Data = None,
+    typical: opt.TypicalFile = None,
+    field: opt.Field = None,
+    pool: AllRows = None,
+    max_tokens: opt.MaxTokens = 512,
+    batch_size: opt.BatchSize = 8,
+    seed: opt.Seed = 0,
+    compute_dtype: opt.ComputeDtype = None,
+    ignore_config: opt.IgnoreConfig = None,
+    force: opt.Force = False,
+    no_compilation_cache: opt.NoCache = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Pool the hidden states of every unit.
+
+    The file holds `reps` (models, units, rows, width) float32, `rows`, `units` and `models`.
+
+    \b
+    Example: recall extract base math french --typical typical.jsonl --out reps.npz
+    """
+    console.prepare_jax(no_compilation_cache)
+    from recall_jax import stages
+    from recall_jax.output import output_file
+
+    with output_file(out, force=force) as hidden:
+        found = stages.extract(
+            models,
+            _samples(data, typical, field, pool, max_tokens, batch_size, seed),
+            dtype_name=compute_dtype,
+            ignore_config=ignore_config or (),
+        )
+        stages.save_representations(hidden, found)
+    shape = " x ".join(map(str, found.reps.shape))
+    console.say(f"representations {shape} (models, units, rows, width) in {out}", quiet)
+
+
+def weights(
+    reps: Annotated[Path, typer.Option("--reps", help="Representations from `recall extract`.")],
+    out: Annotated[Path, typer.Option("--out", help="File of weights to write (.json).")],
+    sigma: Sigma = "median",
+    temperature: Temperature = 1.0,
+    reference: Reference = "newest",
+    similarity: SimilarityName = "rbf",
+    alignment: Alignment = "none",
+    force: opt.Force = False,
+    no_compilation_cache: opt.NoCache = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Weigh models by their representations.
+
+    \b
+    Example: recall weights --reps reps.npz --out weights.json
+    """
+    console.prepare_jax(no_compilation_cache)
+    from recall_jax import stages
+    from recall_jax.output import output_file
+
+    parameters = _parameters(sigma, temperature, reference, similarity, alignment)
+    with output_file(out, force=force) as hidden:
+        record = stages.weigh(stages.load_representations(reps), parameters)
+        stages.write_json(hidden, record)
+    console.warn(record["warnings"])
+    if not quiet:
+        _show("weights", record["units"], record["models"], record["weights"])
+
+
+def similarity(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Models of one architecture; the last is the newest.")
+    ] = None,
+    data: opt.Data = None,
+    typical: opt.TypicalFile = None,
+    reps: Annotated[
+        Path | None, typer.Option("--reps", help="Representations made before, in place of models.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for similarity.json and similarity.csv.")
+    ] = None,
+    field: opt.Field = None,
+    pool: opt.Pool = 1024,
+    max_tokens: opt.MaxTokens = 512,
+    batch_size: opt.BatchSize = 8,
+    seed: opt.Seed = 0,
+    sigma: Sigma = "median",
+    reference: Reference = "newest",
+    measure: Annotated[
+        str, typer.Option("--measure", help="rbf, cosine or linear_cka; several with commas.")
+    ] = "rbf",
+    alignment: Alignment = "none",
+    compute_dtype: opt.ComputeDtype = None,
+    ignore_config: opt.IgnoreConfig = None,
+    force: opt.Force = False,
+    no_compilation_cache: opt.NoCache = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Show how similar models are, unit by unit.
+
+    \b
+    Example: recall similarity base math french --data french.jsonl
+    """
+    if bool(models) == (reps is not None):
+        raise InputError("give either models with --data or --typical, or --reps")
+    console.prepare_jax(no_compilation_cache)
+    from recall_jax import stages
+
+    measures = [name.strip() for name in measure.split(",")]
+    asked = [_parameters(sigma, 1.0, reference, name, alignment) for name in measures]
+    if reps is not None:
+        found = stages.load_representations(reps)
+    else:
+        found = stages.extract(
+            models or [],
+            _samples(data, typical, field, pool, max_tokens, batch_size, seed),
+            dtype_name=compute_dtype,
+            ignore_config=ignore_config or (),
+        )
+    results = {
+        name: stages.weigh(found, parameters)
+        for name, parameters in zip(measures, asked, strict=True)
+    }
+    if out is not None:
+        _write_similarity(out, results, found, force)
+    for name, record in results.items():
+        console.warn(record["warnings"])
+        if not quiet:
+            _show(f"similarity ({name})", record["units"], record["models"], record["similarity"])
+
+
+def _write_similarity(
+    out: Path, results: dict[str, dict[str, Any]], found: "Representations", force: bool
+) -> None:
+    import csv
+
+    from recall_jax import stages
+    from recall_jax.output import output_folder
+
+    keys = ("models", "reference", "units", "typical_samples", "similarity", "sigma", "adjacent")
+    with output_folder(out, force=force) as folder:
+        record = {name: {key: result[key] for key in keys} for name, result in results.items()}
+        stages.write_json(folder / "similarity.json", record)
+        with (folder / "similarity.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["measure", "unit", *found.models])
+            for name, result in results.items():
+                columns = zip(*result["similarity"], strict=True)
+                for unit, values in zip(found.units, columns, strict=True):
+                    writer.writerow([name, unit, *values])
+
+
+def _samples(
+    data: Path | None = None,
+    typical: Path | None = None,
+    field: str | None = None,
+    pool: int | None = None,
+    max_tokens: int = 512,
+    batch_size: int = 8,
+    seed: int = 0,
+    **more: Any,
+) -> "Samples":
+    from recall_jax.recipe import make_samples
+
+    return make_samples(
+        {
+            "data": data and str(data),
+            "typical": typical and str(typical),
+            "field": field,
+            "pool": pool or 1 << 62,
+            "max_tokens": max_tokens,
+            "batch_size": batch_size,
+            "seed": seed,
+            **more,
+        }
+    )
+
+
+def _parameters(
+    sigma: str, temperature: float, reference: str, similarity: str, alignment: str
+) -> "RecallParameters":
+    from recall_jax.recipe import make_recall_parameters
+
+    mix: Any = similarity
+    if "=" in similarity:
+        pairs = [part.partition("=") for part in similarity.split(",")]
+        mix = {name.strip(): as_number(weight) for name, _, weight in pairs}
+    index = as_number(reference)
+    return make_recall_parameters(
+        {
+            "sigma": as_number(sigma),
+            "temperature": temperature,
+            "reference": index if isinstance(index, int) else reference,
+            "similarity": mix,
+            "alignment": alignment,
+        }
+    )
+
+
+def _show(title: str, units: list[str], models: list[str], values: list[list[float]]) -> None:
+    rows = [[unit, *(f"{row[index]:.4f}" for row in values)] for index, unit in enumerate(units)]
+    console.show_table(title, ["unit", *models], rows)

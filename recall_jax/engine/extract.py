@@ -1,0 +1,50 @@
+"""Pooled states of rows of text by streamed models, in passes that fit a budget of memory."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jax.typing import DTypeLike
+
+from recall_jax.checkpoint.tensors import TensorSource
+from recall_jax.engine.forward import StreamedForward
+from recall_jax.models.architecture import Architecture
+from recall_jax.representations.batches import make_batches
+
+# Of the hidden states of one pass, in bytes.
+HIDDEN_BUDGET = 4 << 30
+
+
+def pooled_states(
+    model: TensorSource,
+    arch: Architecture,
+    token_ids: Sequence[Sequence[int]],
+    units: Sequence[str],
+    *,
+    batch_size: int,
+    dtype: DTypeLike,
+) -> tuple[np.ndarray, int]:
+    """Pooled states (U, n, E) float32 of the rows in `units`, and the passes it took.
+
+    `units` are in the order of the forward pass, which ends with the last of them. A pass reads the
+    model once, for as many rows as keep their hidden states in the budget.
+    """
+    blocks = _row_blocks(arch, token_ids, batch_size)
+    pooled = []
+    for rows in blocks:
+        batches = make_batches([token_ids[row] for row in rows], batch_size)
+        states = {}
+        for unit, means in StreamedForward.of(arch, batches, dtype).pooled_units(model):
+            if unit in units:
+                states[unit] = means
+            if unit == units[-1]:
+                break
+        pooled.append(np.stack([states[unit] for unit in units]))
+    return np.concatenate(pooled, axis=1), len(blocks)
+
+
+def _row_blocks(
+    arch: Architecture, token_ids: Sequence[Sequence[int]], batch_size: int
+) -> list[np.ndarray]:
+    """Rows in as many equal blocks as keep one block's hidden states in the budget."""
+    total = make_batches(token_ids, batch_size).padded_tokens * arch.hidden_size * 4
+    return np.array_split(np.arange(len(token_ids)), max(1, -(-total // HIDDEN_BUDGET)))

@@ -1,0 +1,171 @@
+"""The stages of RECALL on their own, each with a file that feeds the next.
+
+`select` chooses typical samples (typical.jsonl), `extract` pools their hidden states (reps.npz),
+`weights` compares and weighs the models (weights.json), which a merge takes with `--weights`.
+"""
+
+import json
+import zipfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recall_jax.engine.extract import pooled_states
+from recall_jax.engine.findings import Findings, compare_representations, report_entries
+from recall_jax.engine.inputs import (
+    TypicalSamples,
+    common_architecture,
+    compute_dtype,
+    find_typical,
+    open_models,
+    read_samples,
+)
+from recall_jax.engine.rules import recall_comparison
+from recall_jax.errors import InputError
+from recall_jax.merging.methods import RecallParameters
+from recall_jax.recipe import Samples
+from recall_jax.similarity.diagnostics import similarity_warnings
+from recall_jax.units import unit_names
+
+
+@dataclass(frozen=True)
+class Representations:
+    """Pooled states of K models: `reps` (K, U, n, E) float32, the data rows (n,), and names."""
+
+    reps: np.ndarray
+    rows: np.ndarray
+    units: tuple[str, ...]
+    models: tuple[str, ...]
+
+
+def select(
+    model: str,
+    samples: Samples,
+    *,
+    dtype_name: str | None = None,
+    ignore_config: Collection[str] = (),
+) -> TypicalSamples:
+    """Choose typical samples by one model."""
+    models = open_models([model])
+    arch = common_architecture(models, ignore_config)
+    return find_typical(samples, models[0], arch, compute_dtype(dtype_name, models[0]))
+
+
+def extract(
+    specs: Sequence[str],
+    samples: Samples,
+    *,
+    dtype_name: str | None = None,
+    ignore_config: Collection[str] = (),
+) -> Representations:
+    """Pooled states of every unit of K models for all rows that `samples` names."""
+    models = open_models(specs)
+    arch = common_architecture(models, ignore_config)
+    tokenized = read_samples(samples, models[-1], arch)
+    dtype = compute_dtype(dtype_name, models[-1])
+    states = [
+        pooled_states(
+            model,
+            arch,
+            tokenized.token_ids,
+            arch.units,
+            batch_size=samples.batch_size,
+            dtype=dtype,
+        )[0]
+        for model in models
+    ]
+    return Representations(np.stack(states), tokenized.indices, arch.units, tuple(specs))
+
+
+def weigh(representations: Representations, parameters: RecallParameters) -> dict[str, Any]:
+    """RECALL's weights from representations: the record that `weights.json` holds."""
+    found, reference = compare(representations, parameters)
+    units = list(representations.units)
+    return {
+        "format": 1,
+        "method": "recall",
+        "models": list(representations.models),
+        "reference": reference,
+        "units": units,
+        "typical_samples": representations.rows.tolist(),
+        **report_entries(found),
+        "warnings": similarity_warnings(found.similarity, units, reference),
+        "settings": parameters.model_dump(mode="json"),
+    }
+
+
+def compare(
+    representations: Representations, parameters: RecallParameters
+) -> tuple[Findings, int | None]:
+    """Compare models by their representations; the reference's index, None for pairwise."""
+    comparison = recall_comparison(parameters, representations.models)
+    found = compare_representations(
+        representations.reps,
+        comparison,
+        temperature=parameters.temperature,
+        units=list(representations.units),
+    )
+    return found, None if comparison.reference == "pairwise" else comparison.reference
+
+
+def save_representations(path: Path, representations: Representations) -> None:
+    """Write an .npz with the arrays `reps`, `rows`, `units` and `models`."""
+    with path.open("wb") as file:
+        np.savez(
+            file,
+            reps=representations.reps,
+            rows=representations.rows,
+            units=np.asarray(representations.units),
+            models=np.asarray(representations.models),
+        )
+
+
+def load_representations(path: Path) -> Representations:
+    """Read an .npz with at least `reps` (K, U, n, E); InputError if it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"{path} is no .npz file of representations: {error}") from error
+    reps = arrays.get("reps")
+    if reps is None or reps.ndim != 4 or reps.shape[1] < 3:
+        shape = None if reps is None else reps.shape
+        raise InputError(
+            f"{path} needs an array reps of shape (K, U, n, E), U >= 3; it has {shape}"
+        )
+    if not np.isfinite(reps).all():
+        raise InputError(f"{path}: reps holds NaN or infinite values")
+    num_models, num_units, num_rows, _ = reps.shape
+    names = unit_names(num_units - 2)
+    return Representations(
+        reps.astype(np.float32),
+        _of_length(path, arrays, "rows", np.arange(num_rows)).astype(np.int64),
+        tuple(map(str, _of_length(path, arrays, "units", np.asarray(names)))),
+        tuple(
+            map(
+                str,
+                _of_length(
+                    path, arrays, "models", np.asarray([f"model {k}" for k in range(num_models)])
+                ),
+            )
+        ),
+    )
+
+
+def _of_length(
+    path: Path, arrays: dict[str, np.ndarray], name: str, default: np.ndarray
+) -> np.ndarray:
+    array = arrays.get(name, default)
+    if array.shape != default.shape:
+        raise InputError(f"{path}: {name} has shape {array.shape}, reps needs {default.shape}")
+    return array
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON, numbers unrounded."""
+    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
