@@ -21,6 +21,7 @@ from recall_jax.errors import InputError
 from recall_jax.merging.methods import (
     METHODS,
     FilteredValue,
+    Method,
     Parameters,
     ParameterValue,
     RecallParameters,
@@ -28,6 +29,8 @@ from recall_jax.merging.methods import (
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 Count = Annotated[int, Strict(), Field(ge=1)]
+# Keys of mergekit's recipes that mean something here only once it is built.
+_LATER = {"slices", "modules", "base_model", "tokenizer", "tokenizer_source", "chat_template"}
 DtypeName = Literal["bfloat16", "float16", "float32", "float64"]
 
 
@@ -66,7 +69,7 @@ class Recipe(_Strict):
     """A whole merge. `weights` is a file of weights per unit to use instead of computing them."""
 
     merge_method: str
-    models: Annotated[tuple[ModelEntry, ...], Field(min_length=1)]
+    models: tuple[ModelEntry, ...]
     parameters: SerializeAsAny[Parameters] = Parameters()
     samples: Samples | None = None
     weights: str | None = None
@@ -80,27 +83,23 @@ class Recipe(_Strict):
         if not isinstance(values, dict):
             return values
         name = values.get("merge_method")
-        if name not in METHODS:
+        if not isinstance(name, str) or name not in METHODS:
             known = ", ".join(METHODS)
             raise ValueError(f"unknown merge_method {name!r}: choose from {known}")
         method = METHODS[name]
-        values = dict(values)
-        values["parameters"] = _parse(method.parameters, values.get("parameters"), "parameters")
-        if isinstance(models := values.get("models"), list | tuple):
-            values["models"] = [
-                entry
-                | {
-                    "parameters": _parse(
-                        method.model_parameters,
-                        entry.get("parameters"),
-                        f"models.{index}.parameters",
-                    )
-                }
-                if isinstance(entry, dict)
-                else entry
-                for index, entry in enumerate(models)
-            ]
-        return values
+        if later := sorted(_LATER & values.keys()):
+            raise ValueError(f"{later[0]} is mergekit's, and not supported here yet: remove it")
+        models = values.get("models")
+        if not isinstance(models, list | tuple) or not models:
+            raise ValueError("models must be a list such as [{model: FOLDER}, {model: FOLDER}]")
+        for index, entry in enumerate(models):
+            if not isinstance(entry, dict):
+                raise ValueError(f"models.{index} must be a mapping such as {{model: FOLDER}}")
+        parameters = _parse(method.parameters, values.get("parameters"), "parameters")
+        return values | {
+            "parameters": parameters,
+            "models": [_with_parameters(method, index, e) for index, e in enumerate(models)],
+        }
 
     @model_validator(mode="after")
     def _complete(self) -> "Recipe":
@@ -125,6 +124,16 @@ class Recipe(_Strict):
             if not holder["parameters"]:
                 del holder["parameters"]
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+_FIELDS = {
+    name for schema in (Recipe, ModelEntry, Samples, FilteredValue) for name in schema.model_fields
+} | {
+    name
+    for method in METHODS.values()
+    for schema in (method.parameters, method.model_parameters)
+    for name in schema.model_fields
+}
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -182,6 +191,11 @@ def parameter_at(value: ParameterValue, tensor: str, depth: float) -> float | No
     return float(value)
 
 
+def _with_parameters(method: Method, index: int, entry: dict[str, Any]) -> dict[str, Any]:
+    where = f"models.{index}.parameters"
+    return entry | {"parameters": _parse(method.model_parameters, entry.get("parameters"), where)}
+
+
 def _parse(schema: type[Parameters], values: Any, where: str) -> Parameters:
     if isinstance(values, Parameters):
         return values
@@ -192,25 +206,30 @@ def _parse(schema: type[Parameters], values: Any, where: str) -> Parameters:
 
 
 def _first_fault(error: ValidationError, schema: type[BaseModel], where: str = "") -> str:
-    """The first fault of a validation in one line."""
-    fault = error.errors()[0]
-    steps = [str(step) for step in fault["loc"] if not _is_branch(step)]
-    place = ".".join([where, *steps] if where else steps)
+    """The first fault of a validation in one line; all that a union says of it together."""
+    faults = error.errors()
+    fault = faults[0]
+    place = _place(fault)
+    path = ".".join([where, *place] if where else place)
     if fault["type"] == "extra_forbidden":
-        known = _keys_at(schema, steps[:-1])
-        near = get_close_matches(steps[-1], known, n=1)
+        known = _keys_at(schema, place[:-1])
+        near = get_close_matches(place[-1], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
-        return f"unknown key {place}; {hint}"
+        return f"unknown key {path}; {hint}"
     if fault["type"] == "value_error":
-        return ": ".join(filter(None, [place, str(fault["ctx"]["error"])]))
+        return ": ".join(filter(None, [path, str(fault["ctx"]["error"])]))
     if fault["type"] == "missing":
-        return f"{place} is missing"
-    return f"{place}: {fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}"
+        return f"{path} is missing"
+    said = dict.fromkeys(each["msg"] for each in faults if _place(each) == place)
+    wanted = " or ".join(message.removeprefix("Input should be ") for message in said)
+    return f"{path} should be {wanted}, not {fault['input']!r}"
 
 
-def _is_branch(step: int | str) -> bool:
-    """Whether a step of pydantic's location names a branch of a union, no key of the user's."""
-    return isinstance(step, str) and ("[" in step or step in {"int", "str", "float", "bool"})
+def _place(fault: Any) -> list[str]:
+    """The keys and indices that lead to a fault, without pydantic's names of union branches."""
+    *steps, last = [str(step) for step in fault["loc"]] or [""]
+    keys = [step for step in steps if step.isdigit() or step in _FIELDS]
+    return [*keys, last] if last in _FIELDS or fault["type"] == "extra_forbidden" else keys
 
 
 def _keys_at(schema: Any, steps: Sequence[str]) -> list[str]:

@@ -109,7 +109,7 @@ def quick(
         "out_dtype": out_dtype,
     }
     _run(
-        make_recipe(values, where="recall quick"),
+        make_recipe(values, where="options"),
         out,
         force=force,
         shard_size=shard_size,

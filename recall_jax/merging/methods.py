@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 from recall_jax.merging.average import weighted_average, weighted_sum
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Gradient = Annotated[list[Number], Field(min_length=1)]
 Positive = Annotated[Number, Field(gt=0)]
 
 
@@ -24,11 +25,11 @@ class FilteredValue(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     filter: str | None = None
-    value: Number | list[Number]
+    value: Number | Gradient
 
 
 # A number, a gradient over the layers, or the first match of a list of filters.
-ParameterValue = Number | list[Number] | list[FilteredValue]
+ParameterValue = Number | Gradient | Annotated[list[FilteredValue], Field(min_length=1)]
 
 
 class Parameters(BaseModel):
