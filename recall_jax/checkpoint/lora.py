@@ -96,7 +96,7 @@ class Adapter:
                 place = places[f"{module}.bias"]
                 self._check_shape(bias, specs[place].shape, place)
                 edits[place].append(AddBias(bias, self.config.scale(module)))
-        return BoundAdapter(self.file, specs, config, edits)
+        return BoundAdapter(self.file, specs, config, dict(edits))
 
     def _places(
         self, base_specs: Mapping[str, TensorSpec], config: dict[str, Any]
@@ -286,7 +286,7 @@ def read_adapter(folder: Path) -> Adapter:
             if name in saved:
                 raise InputError(f"{path}: {saved[name]} and {key} are both {name}")
             saved[name] = key
-    return Adapter(file, config, updates, saved)
+    return Adapter(file, config, dict(updates), saved)
 
 
 def _is_second_copy(key: str, keys: Container[str]) -> bool:
