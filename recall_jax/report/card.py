@@ -1,0 +1,130 @@
+"""The model card, `README.md` of a merged folder: what was merged, how, and how to use it."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from recall_jax.report import wording
+
+_MOST_UNITS = 40  # a weights table with more rows than this is cut to thirds
+
+
+def model_card(report: Mapping[str, Any], out_name: str, base_models: Sequence[str] = ()) -> str:
+    """Markdown for the folder `out_name`, from a report that fits `record.validate`.
+
+    `base_models` are the hub ids of the merged models, for the front matter. They are the caller's
+    to give, because a name alone does not tell an id such as "org/model" from a folder.
+    """
+    parts = [_front_matter(base_models), *_models(report, out_name), *_method(report)]
+    parts += _weights(report)
+    if report["settings"]:
+        settings = wording.flat_settings(report["settings"])
+        rows = [[_code(name), _code(value)] for name, value in settings]
+        parts += ["## Settings", _table(["setting", "value"], rows)]
+    if report["warnings"]:
+        parts += ["## Warnings", "\n".join(f"- {_plain(text)}" for text in report["warnings"])]
+    parts += [
+        "## Use",
+        _USE.replace("NAME", json.dumps(out_name, ensure_ascii=False)),
+        "## Repeat",
+        "```sh\nrecall merge recall_recipe.yml OUT\n```",
+        "`recall_recipe.yml` in this folder holds every setting; relative paths in it count from "
+        "the working directory.",
+    ]
+    return wording.printable("\n\n".join(parts) + "\n")
+
+
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(NAME)
+model = AutoModelForCausalLM.from_pretrained(NAME)
+inputs = tokenizer("Your text", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
+```"""
+
+
+def _front_matter(base_models: Sequence[str]) -> str:
+    fields: dict[str, Any] = {"library_name": "transformers"}
+    fields["tags"] = ["merge", "recall", "recall_jax"]
+    if base_models:
+        fields["base_model"] = list(dict.fromkeys(base_models))
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
+
+
+def _models(report: Mapping[str, Any], out_name: str) -> Iterator[str]:
+    yield f"# {_plain(out_name)}"
+    count = len(report["models"])
+    yield (
+        f"A merge of {count} model{'s' if count > 1 else ''} by the method "
+        f"{_code(report['method'])}, made with recall_jax. "
+        "`recall_report.html` shows it in pictures, `recall_report.json` holds every number."
+    )
+    yield "## Models"
+    roles = wording.roles(report)
+    rows = [
+        [str(index + 1), _code(name) + (f" ({role})" if role else "")]
+        for index, (name, role) in enumerate(zip(report["models"], roles, strict=True))
+    ]
+    yield _table(["no.", "model"], rows)
+
+
+def _method(report: Mapping[str, Any]) -> Iterator[str]:
+    if lines := wording.equation(report):
+        yield "## Method"
+        if report["similarity"] is not None:
+            yield (
+                "RECALL (arXiv 2510.20479): every model reads the same typical texts, and at each "
+                "unit (the embedding, each layer, the head) a model counts the more, the more its "
+                "hidden states resemble "
+                + ("the others'." if report["reference"] is None else "the reference's.")
+            )
+        yield "```text\n" + "\n".join(lines) + "\n```"
+    if found := wording.verdict(report):
+        yield f"The newest model's weight rises with depth: **{found[0]}**. It is {found[1]}."
+
+
+def _weights(report: Mapping[str, Any]) -> Iterator[str]:
+    """The weights of every unit, or their means over thirds of the depth, or one row for all."""
+    weights, units = report["weights"], report["units"]
+    if weights is None:
+        return
+    yield "## Weights"
+    if not wording.varies(weights):
+        groups = {"every unit": slice(None)}
+    elif len(units) <= _MOST_UNITS:
+        groups = {unit: slice(index, index + 1) for index, unit in enumerate(units)}
+    else:
+        yield "Means over thirds of the depth; every unit's weights are in the report."
+        groups = {
+            f"{units[span][0]} to {units[span][-1]}": span for span in wording.thirds(len(units))
+        }
+    rows = [
+        [name, *(wording.number(math.fsum(row[span]) / len(row[span])) for row in weights)]
+        for name, span in groups.items()
+    ]
+    yield _table(["unit", *(str(index + 1) for index in range(len(weights)))], rows)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _code(text: str) -> str:
+    """`text` as a code span that also holds in a table."""
+    text = " ".join(text.split()).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text or ' '}{pad}{fence}"
+
+
+def _plain(text: str) -> str:
+    """`text` on one line, with what Markdown or HTML would take as markup escaped."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)

@@ -1,0 +1,259 @@
+"""`recall_report.html`: the report as one page that opens offline and explains itself."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from recall_jax.report import svg, wording
+
+_WIDE = svg.Frame(width=880, left=52, right=146)
+_NARROW = svg.Frame(width=340, left=46, right=22)
+_DEPTH = "unit, from input to output"
+_PREVIEW = 280  # a text longer than this, in characters, is folded
+_LONGEST = 20_000  # and beyond this it is cut
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the page; a cell is text, a number or None (nothing to show)."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float | None]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Pictures of the same values, drawn for wide and for narrow screens, and the values."""
+
+    legend: Markup
+    wide: Sequence[Markup]
+    narrow: Sequence[Markup]
+    numbers: Table
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A typical sample: its row in the data if known, its text, what shows while it is folded."""
+
+    row: int | None
+    text: str
+    preview: str | None
+    left_out: int
+
+
+def render_html(
+    report: Mapping[str, Any], texts: Sequence[str] = (), tables: Sequence[Table] = ()
+) -> str:
+    """The page for a report that fits the contract of `record.validate`.
+
+    Args:
+        report: the report.
+        texts: texts of the typical samples, in the order of `typical_samples`.
+        tables: further results to show, such as an evaluation.
+
+    Raises:
+        ValueError: texts and typical samples differ in number.
+    """
+    rows = report["typical_samples"]
+    if texts and rows and len(texts) != len(rows):
+        raise ValueError(f"{len(texts)} texts for {len(rows)} typical samples")
+    room = files("recall_jax.report")
+    script = room.joinpath("script.js").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "breakable": _breakable,
+        "number": wording.number,
+        "size": wording.size,
+        "duration": wording.duration,
+    }
+    template = room.joinpath("template.html.jinja").read_text(encoding="utf-8")
+    page = environment.from_string(template).render(
+        report=report,
+        names=[wording.short_name(name, 40) for name in report["models"]],
+        roles=wording.roles(report),
+        shares=_shares(report),
+        verdict=wording.verdict(report),
+        equation=wording.equation(report),
+        weights=_weights(report),
+        similarity=_similarity(report),
+        sigma=_sigma(report),
+        adjacent=_adjacent(report),
+        samples=[_sample(text, rows[i] if rows else None) for i, text in enumerate(texts)],
+        tables=tables,
+        settings=wording.flat_settings(report["settings"]),
+        style=Markup(room.joinpath("style.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    return wording.printable(page)
+
+
+def _breakable(name: str) -> Markup:
+    """A path that may be broken after its separators."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/+_-])", name))
+
+
+def _shares(report: Mapping[str, Any]) -> list[tuple[float, float, float]] | None:
+    """Mean, least and greatest weight of each model over the units."""
+    if report["weights"] is None:
+        return None
+    return [(sum(row) / len(row), min(row), max(row)) for row in report["weights"]]
+
+
+def _weights(report: Mapping[str, Any]) -> Figure | None:
+    if report["weights"] is None:
+        return None
+    if report["similarity"] is None and not wording.varies(report["weights"]):
+        return None
+    share = 1 / len(report["models"])
+    values = [weight for row in report["weights"] for weight in row]
+    return _map_over_units(
+        report,
+        report["weights"],
+        title="Weights over depth",
+        value="weight",
+        value_range=svg.nice_range([*values, share], minimum_span=0.1),
+        colour_range=(min(values), max(*values, min(values) + 0.05)),
+        equal_share=share,
+    )
+
+
+def _similarity(report: Mapping[str, Any]) -> Figure | None:
+    if report["similarity"] is None:
+        return None
+    values = [value for row in report["similarity"] for value in row]
+    return _map_over_units(
+        report,
+        report["similarity"],
+        title="Similarity over depth",
+        value="similarity",
+        value_range=(scale := svg.nice_range([*values, 0.0, 1.0])),
+        colour_range=scale,
+    )
+
+
+def _map_over_units(
+    report: Mapping[str, Any],
+    values: Sequence[Sequence[float]],
+    *,
+    title: str,
+    value: str,
+    value_range: tuple[float, float],
+    colour_range: tuple[float, float],
+    equal_share: float | None = None,
+) -> Figure:
+    """Curves above a heat map of `values` (K, U), one column a unit."""
+    units = report["units"]
+    ticks = [_tick(unit) for unit in units]
+    upper, lower = svg.Axis("", units, ticks), svg.Axis(_DEPTH, units, ticks)
+    wide, narrow = _series(report["models"], values)
+
+    def draw(series: Sequence[svg.Series], frame: svg.Frame) -> list[Markup]:
+        return [
+            svg.line_chart(
+                series,
+                upper,
+                frame,
+                title=title,
+                y_title=value,
+                y_range=value_range,
+                guide=equal_share,
+            ),
+            svg.heat_map(
+                series,
+                lower,
+                frame,
+                title=f"{title}, as colours",
+                value_title=value,
+                value_range=colour_range,
+            ),
+        ]
+
+    numbers = Table(
+        f"{title} in numbers",
+        ["unit", *(series.label for series in wide)],
+        [[unit, *(row[index] for row in values)] for index, unit in enumerate(units)],
+    )
+    legend = svg.legend(wide, guide="equal share" if equal_share is not None else "")
+    return Figure(legend, draw(wide, _WIDE), draw(narrow, _NARROW), numbers)
+
+
+def _series(
+    models: Sequence[str], values: Sequence[Sequence[float]]
+) -> tuple[list[svg.Series], list[svg.Series]]:
+    """The models' lines labelled with number and name, and with the number alone."""
+    wide, narrow = [], []
+    for index, (name, row) in enumerate(zip(models, values, strict=True)):
+        style = 0 if index == len(models) - 1 else index + 1
+        full = f"{index + 1} {wording.short_name(name, 60)}"
+        wide.append(svg.Series(full, row, f"{index + 1} {wording.short_name(name)}", style))
+        narrow.append(svg.Series(full, row, f"{index + 1}", style))
+    return wide, narrow
+
+
+def _sigma(report: Mapping[str, Any]) -> Figure | None:
+    if report["sigma"] is None:
+        return None
+    units = report["units"]
+    axis = svg.Axis(_DEPTH, units, [_tick(unit) for unit in units])
+    return _curve(
+        report["sigma"],
+        axis,
+        "Bandwidth over depth",
+        "sigma",
+        svg.nice_range([*report["sigma"], 0]),
+    )
+
+
+def _adjacent(report: Mapping[str, Any]) -> Figure | None:
+    if not report["adjacent"]:
+        return None
+    layers = report["units"][1:-1]
+    axis = svg.Axis("layer, from input to output", layers, [_tick(layer) for layer in layers])
+    values = report["adjacent"]
+    return _curve(
+        values, axis, "Similarity of neighbours", "similarity", svg.nice_range([*values, 0, 1])
+    )
+
+
+def _curve(
+    values: Sequence[float],
+    axis: svg.Axis,
+    title: str,
+    value: str,
+    value_range: tuple[float, float],
+) -> Figure:
+    """One line of its own, which needs no room for labels at its right."""
+    series = [svg.Series(title, values)]
+    wide, narrow = (
+        svg.line_chart(
+            series, axis, frame, title=title, y_title=value, y_range=value_range, height=220
+        )
+        for frame in (replace(_WIDE, right=12), replace(_NARROW, right=18))
+    )
+    rows = list(zip(axis.names, values, strict=True))
+    numbers = Table(f"{title} in numbers", ["unit", value], rows)
+    return Figure(Markup(), [wide], [narrow], numbers)
+
+
+def _tick(unit: str) -> str:
+    """What stands under a unit's column: a layer's bare number, else the unit's name."""
+    return wording.short_name(unit.rpartition(".")[2], 12)
+
+
+def _sample(text: str, row: int | None) -> Sample:
+    shown = text[:_LONGEST]
+    folded = len(shown) > _PREVIEW or shown.count("\n") > 5
+    preview = " ".join(shown[:_PREVIEW].split()) if folded else None
+    return Sample(row, shown, preview, len(text) - len(shown))

@@ -1,0 +1,152 @@
+"""How the page and the model card put numbers, names and findings into words."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+from unicodedata import east_asian_width
+
+LEVEL_WITHIN = 1e-4  # means nearer than this are level, as in a degenerate unit
+
+# Characters that neither XML nor a terminal takes: show their pictures instead.
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {
+    0x7F: 0x2421,
+    0xFFFE: 0xFFFD,
+    0xFFFF: 0xFFFD,
+}
+
+
+def printable(text: str) -> str:
+    """`text` as XML and UTF-8 can hold it: control characters pictured, lone surrogates as "?"."""
+    return text.replace("\r\n", "\n").translate(_CONTROLS).encode("utf-8", "replace").decode()
+
+
+def number(value: float) -> str:
+    """Four decimals, or two digits and an exponent where four decimals would hide the value."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value == 0 or 5e-4 <= abs(value) < 1e5:
+        return f"{value:.4f}"
+    return f"{value:.2e}"
+
+
+def size(count: float | None) -> str:
+    """A number of bytes in decimal units."""
+    if count is None:
+        return "unknown"
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    power = min(int(math.log10(count) // 3), 5)
+    return f"{count / 1000**power:.3g} {' kMGTP'[power]}B"
+
+
+def duration(seconds: float) -> str:
+    """A time in the units in which one would say it."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def short_name(model: str, limit: int = 15) -> str:
+    """A model's name without folders ("runs/base+runs/fr" -> "base+fr").
+
+    A name wider than `limit` narrow characters loses its middle.
+    """
+    parts = [part.rstrip("/").rpartition("/")[2] or part for part in model.split("+")]
+    name = "+".join(parts)
+    if _columns(name) <= limit:
+        return name
+    half = len(name) // 2
+    start, end = name[:half][:limit], name[half:][-limit:]
+    while _columns(start) + _columns(end) >= limit:
+        start, end = (start[:-1], end) if len(start) > len(end) else (start, end[1:])
+    return f"{start}…{end}"
+
+
+def _columns(text: str) -> int:
+    """Width of a text in narrow characters; Chinese ones, for example, take two each."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def roles(report: Mapping[str, Any]) -> list[str]:
+    """For each of the K models what it was in a merge by similarity, "" if nothing special."""
+    found: list[list[str]] = [[] for _ in report["models"]]
+    if report["similarity"] is not None:
+        found[-1].append("newest")
+        if report["reference"] is not None:
+            found[report["reference"]].append("reference")
+    return [", ".join(names) for names in found]
+
+
+def thirds(count: int) -> list[slice]:
+    """Units 0 … count-1 cut into a shallow, a middle and a deep part, as even as can be.
+
+    Fewer than three units give fewer parts.
+    """
+    parts = min(count, 3)
+    edges = [round(part * count / parts) for part in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def varies(weights: Sequence[Sequence[float]]) -> bool:
+    """Whether any model's weight differs between units; weights (K, U)."""
+    return any(len(set(row)) > 1 for row in weights)
+
+
+def verdict(report: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Whether the newest model's weight rises with depth: ("yes" or "no", the means behind it).
+
+    Compared are its mean weights over the first and the last third of the units.
+    None where weights were not found from similarity.
+    """
+    if report["weights"] is None or report["similarity"] is None:
+        return None
+    row = report["weights"][-1]
+    spans = thirds(len(row))
+    shallow, deep = (math.fsum(row[span]) / len(row[span]) for span in (spans[0], spans[-1]))
+    means = (
+        f"{number(shallow)} on average over the first third of the units, "
+        f"{number(deep)} over the last third"
+    )
+    return ("yes" if deep - shallow > LEVEL_WITHIN else "no"), means
+
+
+def equation(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """The method in a few lines of plain text, none for a method not known here."""
+    if report["similarity"] is not None:
+        measure = report["settings"].get("similarity", "rbf")
+        if report["reference"] is None:
+            compared = "Sₖ = mean similarity of model k and each other model"
+        elif measure == "rbf":
+            compared = "Sₖ = mean over the texts x of exp(−‖r_ref(x) − rₖ(x)‖² / 2σ²)"
+        else:
+            compared = "Sₖ = similarity of rₖ and r_ref over the texts"
+        averaged = ("θ = Σₖ wₖ θₖ, in each unit",) if report["method"] == "recall" else ()
+        return (
+            compared,
+            "w = softmax of S / τ over the models k",
+            *averaged,
+            "r: hidden state, averaged over a text's tokens; σ: bandwidth; "
+            "τ: temperature; θ: parameters",
+        )
+    return ("θ = Σₖ wₖ θₖ",) if report["method"] in ("linear", "average") else ()
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Settings as (dotted name, value as one would write it in a recipe)."""
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            rows += flat_settings(value, f"{prefix}{name}.")
+        elif value is None:
+            rows.append((f"{prefix}{name}", "none"))
+        elif isinstance(value, bool):
+            rows.append((f"{prefix}{name}", str(value).lower()))
+        else:
+            rows.append((f"{prefix}{name}", str(value)))
+    return rows
