@@ -1,0 +1,109 @@
+"""The demo: merge the shipped models, ask all of them all five tasks, and put it in a table."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from recall_jax.demo.material import BASE, CHECKPOINTS, FINE_TUNED, UNSEEN, test_file, training_file
+from recall_jax.demo.tasks import TASKS
+from recall_jax.engine.stream import Progress
+from recall_jax.evaluation.exact_match import Row, exact_matches
+from recall_jax.job import TYPICAL, merge
+from recall_jax.output import output_folder
+from recall_jax.recipe import Recipe, make_recipe
+from recall_jax.report.html import Table, render_html
+from recall_jax.representations.data import read_rows, row_text
+
+RECALL, AVERAGE = "recall", "average"
+NEWEST = FINE_TUNED[-1]
+EVALUATION, PAGE = "evaluation.json", "report.html"
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Exact match by model and task."""
+
+_BATCH_SIZE = 128
+
+_MADE_FROM = dict.fromkeys(FINE_TUNED, (BASE,)) | dict.fromkeys(
+    (RECALL, AVERAGE), (BASE, *FINE_TUNED)
+)
+
+_CAPTION = (
+    "Share of {count} held-out prompts of each task that a model completes exactly, decoded "
+    f"greedily. {BASE} has learned every task in part, each fine-tune one task more, its own; "
+    f"{' and '.join(UNSEEN)} have no fine-tune: they are unseen. The own task of a merge is the "
+    f"newest, {NEWEST}. Other seen is the mean over the other tasks that have a fine-tune, unseen "
+    "that over those that have none. Forgetting is the mean over all tasks of max(0, best score "
+    f"of the models that a model was made from - its own score): {BASE} for a fine-tune, {BASE} "
+    "and all fine-tunes for a merge."
+)
+
+
+def run_demo(
+    out: Path, *, force: bool = False, progress: Progress = lambda stage, done, total: None
+) -> Table:
+    """Merge by RECALL and by the average, evaluate, report; returns the table of exact matches.
+
+    `out`, which appears whole or not at all, holds the merged models `recall/` and `average/`,
+    the table as `evaluation.json`, and `report.html`, RECALL's report with the table in it.
+    """
+    with output_folder(out, force=force) as folder:
+        report = merge(_recipe(RECALL), folder / RECALL, progress=progress)
+        merge(_recipe(AVERAGE), folder / AVERAGE, progress=progress)
+        models = {name: CHECKPOINTS / name for name in (BASE, *FINE_TUNED)}
+        models |= {name: folder / name for name in (RECALL, AVERAGE)}
+        tests = [read_rows(test_file(task)) for task in TASKS]
+        scores = _evaluate(models, tests, progress)
+        table = summarise(scores, count=len(tests[0]))
+        evaluation = json.dumps(asdict(table), indent=2) + "\n"
+        (folder / EVALUATION).write_text(evaluation, encoding="utf-8")
+        texts = [str(row_text(row, TYPICAL)) for row in read_rows(folder / RECALL / TYPICAL)]
+        (folder / PAGE).write_text(render_html(report, texts, [table]), encoding="utf-8")
+    return table
+
+
+def _evaluate(
+    models: Mapping[str, Path], tests: Sequence[Sequence[Row]], progress: Progress
+) -> Scores:
+    """Ask every model all rows; each task has as many."""
+    rows = [row for test in tests for row in test]
+    scores = {}
+    for done, (name, model) in enumerate(models.items()):
+        progress(f"evaluating {name}", done, len(models))
+        right = exact_matches(model, rows, _BATCH_SIZE).reshape(len(TASKS), -1)
+        scores[name] = dict(zip(TASKS, right.mean(axis=1).tolist(), strict=True))
+    return scores
+
+
+def summarise(scores: Scores, count: int) -> Table:
+    """A row for each model: its scores, their means, its forgetting; the caption defines them."""
+    columns = ("model", *TASKS, "own task", "other seen", "unseen", "forgetting")
+    rows = [_row(model, scores) for model in scores]
+    return Table("Evaluation", columns, rows, _CAPTION.format(count=count))
+
+
+def _row(model: str, scores: Scores) -> list[str | float | None]:
+    score = scores[model]
+    own = None if model == BASE else model if model in FINE_TUNED else NEWEST
+    forgetting = None
+    if parents := _MADE_FROM.get(model):
+        best = {task: max(scores[parent][task] for parent in parents) for task in TASKS}
+        forgetting = fmean(max(0.0, best[task] - score[task]) for task in TASKS)
+    return [
+        model,
+        *(score[task] for task in TASKS),
+        None if own is None else score[own],
+        fmean(score[task] for task in FINE_TUNED if task != own),
+        fmean(score[task] for task in UNSEEN),
+        forgetting,
+    ]
+
+
+def _recipe(method: str) -> Recipe:
+    models = [{"model": str(CHECKPOINTS / name)} for name in (BASE, *FINE_TUNED)]
+    recipe: dict[str, Any] = {"merge_method": method, "models": models}
+    if method == RECALL:
+        recipe["samples"] = {"data": str(training_file(NEWEST))}
+    return make_recipe(recipe)

@@ -1,0 +1,298 @@
+"""Make the demo's models and data: `python -m recall_jax.demo.train [--out DIR] [--seed N]`.
+
+The base, half a million parameters in Qwen2 format, is trained from scratch on all five tasks, but
+on strings of 4 to 6 letters only; asked for 4 to 8 letters it gets about half of the answers right.
+Three fine-tunes start from it. Each trains all parameters on 1024 rows of one task, 4 to 8 letters,
+until it has learned that task, and forgets much of the others meanwhile; two tasks are never
+trained again. The loss is the mean cross-entropy of the tokens of the answer and of the end of
+text; prompts do not count. The optimiser is AdamW on a cosine schedule.
+
+Training is in float32; the weights are rounded to bfloat16 when saved, the dtype in which models
+are published today, at half the bytes. On one machine a seed gives the same bytes each time;
+another CPU may round otherwise. It takes some minutes on two cores.
+
+The set-up was chosen once, for a base that half knows every task and fine-tunes that master theirs,
+before any merge was measured.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
+
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.writer import ShardedWriter
+from recall_jax.demo import material
+from recall_jax.demo.tasks import LENGTHS, TASKS, Row, draw, draw_distinct
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.config import read_architecture
+from recall_jax.models.convert import from_flax
+from recall_jax.models.forward import forward, init_params, logits
+from recall_jax.output import output_folder
+
+END = "<|endoftext|>"
+TASK_TOKENS = tuple(f"{task} " for task in TASKS)
+BYTES = tuple(sorted(pre_tokenizers.ByteLevel.alphabet()))
+VOCABULARY = (*BYTES, END, *TASK_TOKENS)
+"""A task's name with the space after it is one token; else every byte is one by itself."""
+
+QWEN2_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "dtype": "bfloat16",
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "use_cache": True,
+    "bos_token_id": VOCABULARY.index(END),
+    "eos_token_id": VOCABULARY.index(END),
+    "pad_token_id": VOCABULARY.index(END),
+}
+
+BASE_LENGTHS = range(4, 7)
+BASE_STEPS = 600
+BASE_BATCH_SIZE = 128
+BASE_LEARNING_RATE = 2e-3
+FINE_TUNING_ROWS = 1024
+FINE_TUNING_EPOCHS = 12
+FINE_TUNING_BATCH_SIZE = 64
+FINE_TUNING_LEARNING_RATE = 5e-4
+TEST_ROWS = 128
+WARMUP = 0.1  # of all steps; the cosine then ends at this share of the peak learning rate
+ADAM_B2 = 0.98
+WEIGHT_DECAY = 0.01
+CLIP_NORM = 1.0
+
+LONGEST = 1 + LENGTHS[-1] + 1 + LENGTHS[-1] + 1
+"""Tokens of the longest row: task, letters, "=", answer, end of text."""
+
+Params = dict[str, Any]
+
+
+class Batch(NamedTuple):
+    """Right-padded rows, (B, T) int32 each; `is_answer` is 1 on the tokens that the loss counts."""
+
+    input_ids: np.ndarray
+    attention_mask: np.ndarray
+    is_answer: np.ndarray
+
+
+def make_tokenizer() -> Tokenizer:
+    """A tokenizer of Qwen2's kind, byte-level BPE, without a single merge.
+
+    Whatever class its files name, transformers rebuilds the tokenizer of a Qwen2 model with this
+    normalizer, these pieces and this decoder; so they have to be in tokenizer.json as well.
+    """
+    ids = {token: index for index, token in enumerate(BYTES)}
+    tokenizer = Tokenizer(models.BPE(ids, merges=[]))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in TASK_TOKENS])
+    return tokenizer
+
+
+def make_batch(tokenizer: Tokenizer, rows: Sequence[Row]) -> Batch:
+    """Rows with the end of text after their completions, padded to `LONGEST` tokens."""
+    batch = Batch(*(np.zeros((len(rows), LONGEST), np.int32) for _ in Batch._fields))
+    end = tokenizer.token_to_id(END)
+    for place, row in enumerate(rows):
+        prompt = tokenizer.encode(row["prompt"]).ids
+        ids = [*prompt, *tokenizer.encode(row["completion"]).ids, end]
+        batch.input_ids[place, : len(ids)] = ids
+        batch.attention_mask[place, : len(ids)] = 1
+        batch.is_answer[place, len(prompt) : len(ids)] = 1
+    return batch
+
+
+def make_optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """AdamW with gradients clipped, linear warm-up and cosine decay over `steps`."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, max(1, int(WARMUP * steps)), steps, WARMUP * learning_rate
+    )
+    adamw = optax.adamw(schedule, b2=ADAM_B2, weight_decay=WEIGHT_DECAY)
+    return optax.chain(optax.clip_by_global_norm(CLIP_NORM), adamw)
+
+
+def answer_loss(arch: Architecture, params: Params, batch: Batch) -> jax.Array:
+    """Mean cross-entropy of the answers' tokens, a float32 scalar."""
+    input_ids, attention_mask, is_answer = map(jnp.asarray, batch)
+    _, normed = forward(arch, params, input_ids, attention_mask, observe=lambda _: ())
+    scores = logits(arch, params, normed)[:, :-1]
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, input_ids[:, 1:])
+    weights = is_answer[:, 1:].astype(jnp.float32)
+    return jnp.sum(losses * weights) / jnp.sum(weights)
+
+
+@partial(jax.jit, static_argnames=("arch", "optimizer"))
+def _step(
+    arch: Architecture,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    state: optax.OptState,
+    batch: Batch,
+) -> tuple[Params, optax.OptState, jax.Array]:
+    loss, gradients = jax.value_and_grad(answer_loss, argnums=1)(arch, params, batch)
+    updates, state = optimizer.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+
+def train(
+    arch: Architecture,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    batches: Iterable[Batch],
+) -> tuple[Params, list[float]]:
+    """One step for each batch: (parameters after them, loss before each)."""
+    state = optimizer.init(params)
+    losses = []
+    for batch in batches:
+        params, state, loss = _step(arch, optimizer, params, state, batch)
+        losses.append(loss)
+    return params, [float(loss) for loss in losses]
+
+
+def base_batches(tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
+    """Fresh short rows of all tasks for every step."""
+    rows = draw(tuple(TASKS), seed, lengths=BASE_LENGTHS)
+    for _ in range(BASE_STEPS):
+        yield make_batch(tokenizer, list(islice(rows, BASE_BATCH_SIZE)))
+
+
+def fine_tuning_batches(tokenizer: Tokenizer, rows: Sequence[Row], seed: int) -> Iterator[Batch]:
+    """The same rows in another order in every epoch."""
+    rng = random.Random(seed)
+    for _ in range(FINE_TUNING_EPOCHS):
+        shuffled = rng.sample(rows, len(rows))
+        for start in range(0, len(rows), FINE_TUNING_BATCH_SIZE):
+            yield make_batch(tokenizer, shuffled[start : start + FINE_TUNING_BATCH_SIZE])
+
+
+def save_model(folder: Path, arch: Architecture, params: Params, tokenizer: Tokenizer) -> None:
+    """Write a model folder as transformers does, the weights in bfloat16."""
+    folder.mkdir(parents=True)
+    tensors = {
+        name: array.astype(ml_dtypes.bfloat16) for name, array in from_flax(arch, params).items()
+    }
+    specs = {name: TensorSpec(array.dtype, array.shape) for name, array in tensors.items()}
+    with ShardedWriter(folder, specs) as writer:
+        for name, array in tensors.items():
+            writer.write(name, array)
+    special = ("bos_token_id", "eos_token_id", "pad_token_id")
+    _write_json(folder / "config.json", CONFIG)
+    _write_json(folder / "generation_config.json", {name: CONFIG[name] for name in special})
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": END,
+            "pad_token": END,
+            "model_max_length": CONFIG["max_position_embeddings"],
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+
+
+def save_data(folder: Path, seed: int) -> None:
+    """Write the rows of every fine-tune and held-out rows of every task."""
+    for task in material.FINE_TUNED:
+        rows = draw_distinct(task, FINE_TUNING_ROWS, seed)
+        _write_rows(material.training_file(task, folder), rows)
+    for task in TASKS:
+        rows = draw_distinct(task, TEST_ROWS, seed, held_out=True)
+        _write_rows(material.test_file(task, folder), rows)
+
+
+def make_material(checkpoints: Path, data: Path, seed: int) -> None:
+    """Make the data and the models, and write them into two empty folders."""
+    save_data(data, seed)
+    tokenizer, arch = make_tokenizer(), read_architecture(CONFIG)
+
+    def save(model: str, params: Params, losses: Sequence[float]) -> None:
+        save_model(checkpoints / model, arch, params, tokenizer)
+        print(f"{model}: {len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}", flush=True)
+
+    start = init_params(arch, jax.random.key(seed))
+    optimizer = make_optimizer(BASE_LEARNING_RATE, BASE_STEPS)
+    base, losses = train(arch, optimizer, start, base_batches(tokenizer, seed))
+    save(material.BASE, base, losses)
+
+    steps = FINE_TUNING_EPOCHS * FINE_TUNING_ROWS // FINE_TUNING_BATCH_SIZE
+    optimizer = make_optimizer(FINE_TUNING_LEARNING_RATE, steps)
+    for task in material.FINE_TUNED:
+        rows = draw_distinct(task, FINE_TUNING_ROWS, seed)
+        save(task, *train(arch, optimizer, base, fine_tuning_batches(tokenizer, rows, seed)))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and make the material."""
+    parser = argparse.ArgumentParser(prog="python -m recall_jax.demo.train", description=__doc__)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where to put `checkpoints` and `data`; by default they replace the package's",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    own = options.out is None
+    out = material.CHECKPOINTS.parent if own else options.out
+    with (
+        output_folder(out / material.CHECKPOINTS.name, force=own) as checkpoints,
+        output_folder(out / material.DATA.name, force=own) as data,
+    ):
+        make_material(checkpoints, data, options.seed)
+
+
+if __name__ == "__main__":
+    main()
