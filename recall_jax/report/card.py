@@ -1,9 +1,10 @@
 """The model card, `README.md` of a merged folder: what was merged, how, and how to use it."""
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -85,6 +86,8 @@ def _method(report: Mapping[str, Any]) -> Iterator[str]:
                 + ("the others'." if report["reference"] is None else "the reference's.")
             )
         yield "```text\n" + "\n".join(lines) + "\n```"
+    if given := report["settings"].get("weights"):
+        yield f"The weights were taken from {_code(str(given))}."
     if found := wording.verdict(report):
         yield f"The newest model's weight rises with depth: **{found[0]}**. It is {found[1]}."
 
@@ -101,11 +104,13 @@ def _weights(report: Mapping[str, Any]) -> Iterator[str]:
         groups = {unit: slice(index, index + 1) for index, unit in enumerate(units)}
     else:
         yield "Means over thirds of the depth; every unit's weights are in the report."
+        edges = [round(part * len(units) / 3) for part in range(4)]
         groups = {
-            f"{units[span][0]} to {units[span][-1]}": span for span in wording.thirds(len(units))
+            f"{units[start]} to {units[stop - 1]}": slice(start, stop)
+            for start, stop in pairwise(edges)
         }
     rows = [
-        [name, *(wording.number(math.fsum(row[span]) / len(row[span])) for row in weights)]
+        [name, *(wording.number(fmean(row[span])) for row in weights)]
         for name, span in groups.items()
     ]
     yield _table(["unit", *(str(index + 1) for index in range(len(weights)))], rows)

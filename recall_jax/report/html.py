@@ -12,9 +12,17 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from recall_jax.report import svg, wording
+from recall_jax.report.record import KEYS
 
 _WIDE = svg.Frame(width=880, left=52, right=146)
 _NARROW = svg.Frame(width=340, left=46, right=22)
+_UNMEASURED: dict[str, Any] = {
+    "typical": None,
+    "timing_s": {},
+    "bytes": {"read": None, "written": None},
+    "peak_memory_bytes": None,
+    "versions": {},
+}
 _DEPTH = "unit, from input to output"
 _PREVIEW = 280  # a text longer than this, in characters, is folded
 _LONGEST = 20_000  # and beyond this it is cut
@@ -42,9 +50,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Sample:
-    """A typical sample: its row in the data if known, its text, what shows while it is folded."""
+    """A typical sample as shown: its row in the data and the texts it stands for, where known.
+
+    A long text is folded to its `preview`, and loses `left_out` characters beyond the limit.
+    """
 
     row: int | None
+    stands_for: int | None
     text: str
     preview: str | None
     left_out: int
@@ -53,16 +65,17 @@ class Sample:
 def render_html(
     report: Mapping[str, Any], texts: Sequence[str] = (), tables: Sequence[Table] = ()
 ) -> str:
-    """The page for a report that fits the contract of `record.validate`.
+    """The page for a report.
 
     Args:
-        report: the report.
+        report: as `record.validate` wants it, or what a merge in memory measures of it.
         texts: texts of the typical samples, in the order of `typical_samples`.
         tables: further results to show, such as an evaluation.
 
     Raises:
         ValueError: texts and typical samples differ in number.
     """
+    report = _UNMEASURED | dict(report)
     rows = report["typical_samples"]
     if texts and rows and len(texts) != len(rows):
         raise ValueError(f"{len(texts)} texts for {len(rows)} typical samples")
@@ -89,8 +102,9 @@ def render_html(
         similarity=_similarity(report),
         sigma=_sigma(report),
         adjacent=_adjacent(report),
-        samples=[_sample(text, rows[i] if rows else None) for i, text in enumerate(texts)],
+        samples=_samples(report, texts),
         tables=tables,
+        run=_run(report),
         settings=wording.flat_settings(report["settings"]),
         style=Markup(room.joinpath("style.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -252,8 +266,35 @@ def _tick(unit: str) -> str:
     return wording.short_name(unit.rpartition(".")[2], 12)
 
 
-def _sample(text: str, row: int | None) -> Sample:
-    shown = text[:_LONGEST]
-    folded = len(shown) > _PREVIEW or shown.count("\n") > 5
-    preview = " ".join(shown[:_PREVIEW].split()) if folded else None
-    return Sample(row, shown, preview, len(text) - len(shown))
+def _samples(report: Mapping[str, Any], texts: Sequence[str]) -> list[Sample]:
+    rows = report["typical_samples"]
+    sizes = report["typical"]["cluster_sizes"] if report["typical"] else []
+    samples = []
+    for index, text in enumerate(texts):
+        shown = text[:_LONGEST]
+        folded = len(shown) > _PREVIEW or shown.count("\n") > 5
+        samples.append(
+            Sample(
+                row=rows[index] if rows else None,
+                stands_for=sizes[index] if len(sizes) == len(texts) else None,
+                text=shown,
+                preview=" ".join(shown[:_PREVIEW].split()) if folded else None,
+                left_out=len(text) - len(shown),
+            )
+        )
+    return samples
+
+
+def _run(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is known of the run beside its timings: bytes, memory, and keys beyond the contract."""
+    sizes = {
+        "bytes read from weight files": report["bytes"]["read"],
+        "bytes written": report["bytes"]["written"],
+        "peak memory": report["peak_memory_bytes"],
+    }
+    rows = [(name, wording.size(count)) for name, count in sizes.items() if count is not None]
+    return rows + [
+        (key.replace("_", " "), str(value))
+        for key, value in report.items()
+        if key not in (*KEYS, "weight_rises_with_depth") and isinstance(value, str | int | float)
+    ]

@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from statistics import fmean
 from typing import Any
 from unicodedata import east_asian_width
-
-LEVEL_WITHIN = 1e-4  # means nearer than this are level, as in a degenerate unit
 
 # Characters that neither XML nor a terminal takes: show their pictures instead.
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {
@@ -83,16 +81,6 @@ def roles(report: Mapping[str, Any]) -> list[str]:
     return [", ".join(names) for names in found]
 
 
-def thirds(count: int) -> list[slice]:
-    """Units 0 … count-1 cut into a shallow, a middle and a deep part, as even as can be.
-
-    Fewer than three units give fewer parts.
-    """
-    parts = min(count, 3)
-    edges = [round(part * count / parts) for part in range(parts + 1)]
-    return [slice(start, stop) for start, stop in pairwise(edges)]
-
-
 def varies(weights: Sequence[Sequence[float]]) -> bool:
     """Whether any model's weight differs between units; weights (K, U)."""
     return any(len(set(row)) > 1 for row in weights)
@@ -101,19 +89,20 @@ def varies(weights: Sequence[Sequence[float]]) -> bool:
 def verdict(report: Mapping[str, Any]) -> tuple[str, str] | None:
     """Whether the newest model's weight rises with depth: ("yes" or "no", the means behind it).
 
-    Compared are its mean weights over the first and the last third of the units.
-    None where weights were not found from similarity.
+    The report's own finding, `weight_rises_with_depth`, which compares the mean weights of the
+    first and the last third of the layers; None where there is none.
     """
-    if report["weights"] is None or report["similarity"] is None:
+    rises = report.get("weight_rises_with_depth")
+    if rises is None or report["weights"] is None:
         return None
-    row = report["weights"][-1]
-    spans = thirds(len(row))
-    shallow, deep = (math.fsum(row[span]) / len(row[span]) for span in (spans[0], spans[-1]))
+    layers = report["weights"][-1][1:-1]
+    third = max(1, len(layers) // 3)
+    shallow, deep = fmean(layers[:third]), fmean(layers[-third:])
     means = (
-        f"{number(shallow)} on average over the first third of the units, "
+        f"{number(shallow)} on average over the first third of the layers, "
         f"{number(deep)} over the last third"
     )
-    return ("yes" if deep - shallow > LEVEL_WITHIN else "no"), means
+    return ("yes" if rises else "no"), means
 
 
 def equation(report: Mapping[str, Any]) -> tuple[str, ...]:
@@ -126,27 +115,27 @@ def equation(report: Mapping[str, Any]) -> tuple[str, ...]:
             compared = "Sₖ = mean over the texts x of exp(−‖r_ref(x) − rₖ(x)‖² / 2σ²)"
         else:
             compared = "Sₖ = similarity of rₖ and r_ref over the texts"
+        alignment = report["settings"].get("alignment", "none")
+        aligned = "" if alignment == "none" else f", aligned by {alignment}"
         averaged = ("θ = Σₖ wₖ θₖ, in each unit",) if report["method"] == "recall" else ()
         return (
             compared,
             "w = softmax of S / τ over the models k",
             *averaged,
-            "r: hidden state, averaged over a text's tokens; σ: bandwidth; "
+            f"r: hidden state, averaged over a text's tokens{aligned}; σ: bandwidth; "
             "τ: temperature; θ: parameters",
         )
     return ("θ = Σₖ wₖ θₖ",) if report["method"] in ("linear", "average") else ()
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Settings as (dotted name, value as one would write it in a recipe)."""
+    """Settings as (dotted name, value as one would write it in a recipe), unset ones left out."""
     rows: list[tuple[str, str]] = []
     for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             rows += flat_settings(value, f"{prefix}{name}.")
-        elif value is None:
-            rows.append((f"{prefix}{name}", "none"))
         elif isinstance(value, bool):
             rows.append((f"{prefix}{name}", str(value).lower()))
-        else:
+        elif value is not None:
             rows.append((f"{prefix}{name}", str(value)))
     return rows

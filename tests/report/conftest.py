@@ -36,6 +36,7 @@ def _make_report(K: int = 4, U: int = 8, **changes: Any) -> Report:
         "bytes": {"read": 4096, "written": 1024},
         "peak_memory_bytes": 123456789,
         "versions": {"jax": "0.10.2"},
+        "weight_rises_with_depth": True,
     }
     return report | changes
 
@@ -58,4 +59,5 @@ def constant_report() -> Report:
         adjacent=None,
         typical=None,
         peak_memory_bytes=None,
+        weight_rises_with_depth=None,
     )

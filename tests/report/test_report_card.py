@@ -2,7 +2,7 @@ import re
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recall_jax.report.card import model_card
@@ -85,6 +85,8 @@ def test_warnings_are_shown(make_report):
 
 
 @settings(max_examples=50)
+@example(name="a|b")
+@example(name="`a``b`")
 @given(name=st.text())
 def test_no_name_breaks_a_table(make_report, name):
     report = make_report(K=2, settings={"data": name}, warnings=[name])

@@ -137,15 +137,30 @@ def test_a_method_unknown_here_is_named(constant_report):
     assert "<code>slerp</code>" in markup
 
 
-@pytest.mark.parametrize(
-    ("row", "answer"),
-    [([0.3, 0.4, 0.5, 0.6], "yes"), ([0.6, 0.5, 0.4, 0.3], "no"), ([0.5] * 4, "no")],
-)
-def test_the_verdict_on_depth(make_report, row, answer):
-    report = make_report(K=2, U=4)
+@pytest.mark.parametrize(("rises", "answer"), [(True, "yes"), (False, "no")])
+def test_the_verdict_is_the_reports_with_the_means_behind_it(make_report, rises, answer):
+    report = make_report(K=2, U=9, weight_rises_with_depth=rises)
+    row = [0.9, 0.1, 0.2, 0.5, 0.5, 0.5, 0.6, 0.7, 0.9]
     report["weights"] = [[1 - weight for weight in row], row]
-    said = f"weight rises with depth: <strong>{answer}</strong>"
-    assert said in render_html(report)
+    markup = render_html(report)
+    assert f"weight rises with depth: <strong>{answer}</strong>" in markup
+    assert "It is 0.1500 on average over the first third of the layers, 0.6500 over" in markup
+
+
+def test_a_merge_in_memory_is_shown_without_what_it_did_not_measure(make_report):
+    report = make_report(device="cpu", selection_passes=2)
+    for key in ("typical", "timing_s", "bytes", "peak_memory_bytes", "versions"):
+        del report[key]
+    cells = assert_self_contained(render_html(report)).cells
+    assert cells[cells.index("selection passes") + 1] == "2"
+    assert "peak memory" not in cells
+
+
+def test_weights_of_an_earlier_run_are_said_to_be(make_report):
+    report = make_report(settings={"weights": "old.json", "dtype": None})
+    markup = render_html(report)
+    assert "earlier run: <code>old.json</code>" in markup
+    assert "dtype" not in markup
 
 
 HOSTILE = [
@@ -189,7 +204,14 @@ def test_long_texts_are_folded_and_short_ones_are_not(make_report):
     samples = markup[markup.index('<section id="samples">') : markup.index('id="details"')]
     assert samples.count("<details>") == 2
     assert "long " * 200 in samples and "line\n" * 9 in samples
-    assert "data row 11" in samples
+    assert "data row 11 · stands for 1 text<" in samples
+    assert "data row 3 · stands for 9 texts<" in samples
+
+
+def test_data_used_whole_are_not_called_groups(make_report):
+    typical = {"cluster_sizes": [1, 1, 1], "inertia": 0.0, "silhouette": None}
+    markup = render_html(make_report(typical=typical))
+    assert "Every text of the data was used" in markup and "groups" not in markup
 
 
 def test_an_extra_table_is_shown(make_report):

@@ -14,7 +14,7 @@ def test_round_trip_keeps_every_key_and_every_bit(make_report, tmp_path):
     write_report(tmp_path / "report.json", report)
     loaded = load_report(tmp_path / "report.json")
     assert loaded == report
-    assert tuple(loaded) == (*KEYS, "passes")
+    assert tuple(loaded) == (*KEYS, "weight_rises_with_depth", "passes")
 
 
 @given(
@@ -56,7 +56,7 @@ FAULTS = {
     "models": [],
     "units": ["embed"] * 8,
     "reference": 4,
-    "typical_samples": [3, 2],
+    "typical_samples": [2, 3, 3],
     "sigma": [1.0] * 7,
     "similarity": [[1.0] * 8] * 3,
     "weights": [[0.25] * 8] * 3 + [[0.25] * 7],
@@ -74,6 +74,11 @@ FAULTS = {
 def test_a_fault_is_named_by_its_key(make_report, key):
     with pytest.raises(ValueError, match=rf"^{key}\b"):
         validate(make_report(**{key: FAULTS[key]}))
+
+
+def test_typical_samples_ascend(make_report):
+    with pytest.raises(ValueError, match="ascending"):
+        validate(make_report(typical_samples=[3, 2]))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, True, None, "1", [1.0]])
