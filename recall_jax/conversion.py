@@ -1,6 +1,6 @@
 """Checkpoints from one format to another, each tensor bit for bit unless a dtype is asked for."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from recall_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.inputs import common_architecture
-from recall_jax.engine.plan import DTYPES, is_float, units_of
+from recall_jax.engine.plan import DTYPES, make_plan, units_of
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, to_flax
@@ -41,39 +41,63 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: use {', '.join(DTYPES)}")
     wanted = None if dtype is None else DTYPES[dtype]
-    folder = Path(source)
-    if folder.is_dir() and is_orbax(folder):
-        config = read_json_object(folder / CONFIG_NAME)
-        arch = read_architecture(config, ignore=ignore_config, where=str(folder / CONFIG_NAME))
-        tensors: Mapping[str, np.ndarray] = from_flax(arch, load_orbax(folder))
-        specs = {name: TensorSpec(array.dtype, array.shape) for name, array in tensors.items()}
-        read = tensors.__getitem__
-        inputs = [folder]
-    else:
-        model = open_checkpoint(source)
-        specs, read, folder = dict(model.specs), model.read, model.folder
-        inputs = [model.folder, *model.adapters]
-        if to == "orbax":
-            arch = common_architecture([model], ignore_config)
-    specs = {name: _with_dtype(spec, wanted) for name, spec in specs.items()}
+    model = _open(source, ignore_config)
+    arch = common_architecture([model], ignore_config) if to == "orbax" else None
+    tied = model.config.get("tie_word_embeddings") is True
+    specs = make_plan([model], tied=tied, out_dtype=dtype).specs
+    inputs = [model.folder, *model.tokenizer_folders]
     with output_folder(out, force=force, inputs=inputs) as hidden:
-        copy_companions(folder, hidden, dtype=wanted)
+        copy_companions(
+            model.folder,
+            hidden,
+            config=model.config,
+            tokenizers=model.tokenizer_folders,
+            dtype=wanted,
+        )
         checksums = {}
-        if to == "orbax":
-            tree = to_flax(
-                arch, {name: read(name).astype(spec.dtype) for name, spec in specs.items()}
-            )
-            save_orbax(hidden, tree)
+        arrays = ((name, _cast(name, model.read(name), spec)) for name, spec in specs.items())
+        if arch is not None:
+            save_orbax(hidden, to_flax(arch, dict(arrays)))
         else:
             with ShardedWriter(hidden, specs, shard_bytes) as writer:
-                for name, spec in specs.items():
-                    writer.write(name, read(name).astype(spec.dtype, copy=False))
+                for name, array in arrays:
+                    writer.write(name, array)
             checksums = dict(writer.checksums)
         write_checksums(hidden, checksums)
 
 
-def _with_dtype(spec: TensorSpec, dtype: np.dtype | None) -> TensorSpec:
-    return TensorSpec(dtype, spec.shape) if dtype is not None and is_float(spec.dtype) else spec
+class _OrbaxModel:
+    """An Orbax folder read as a checkpoint: the whole tree in memory, by Hugging Face names."""
+
+    def __init__(self, folder: Path, ignore_config: Collection[str]) -> None:
+        path = folder / CONFIG_NAME
+        self.name, self.folder, self.tokenizer_folders = str(folder), folder, (folder,)
+        self.config = read_json_object(path)
+        arch = read_architecture(self.config, ignore=ignore_config, where=str(path))
+        self._tensors = from_flax(arch, load_orbax(folder))
+        self.specs = {name: TensorSpec(a.dtype, a.shape) for name, a in self._tensors.items()}
+        self.bytes_read = sum(spec.nbytes for spec in self.specs.values())
+
+    def read(self, name: str) -> np.ndarray:
+        return self._tensors[name]
+
+
+def _open(source: str, ignore_config: Collection[str]) -> Checkpoint | _OrbaxModel:
+    folder = Path(source)
+    if folder.is_dir() and is_orbax(folder):
+        return _OrbaxModel(folder, ignore_config)
+    return open_checkpoint(source)
+
+
+def _cast(name: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """The array in its dtype; InputError where a value is finite no more."""
+    if array.dtype == spec.dtype:
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(spec.dtype)
+    if not np.isfinite(cast).all() and np.isfinite(array).all():
+        raise InputError(f"tensor {name} overflows {spec.dtype}: choose a wider dtype")
+    return cast
 
 
 def describe(model: Checkpoint) -> dict[str, object]:

@@ -62,8 +62,7 @@ class Options:
 
     force: bool = False
     shard_bytes: int = DEFAULT_SHARD_BYTES
-    compute_dtype: str | None = None
-    ignore_config: Collection[str] = ()
+    inputs: Collection[Path] = ()  # files that OUT must not replace, beside the recipe's own
 
 
 DEFAULTS = Options()
@@ -94,7 +93,8 @@ def merge(
     with the recipe, the models, the data or `out`.
     """
     clock = Clock()
-    with output_folder(out, force=options.force, inputs=_input_paths(recipe)) as folder:
+    inputs = [*options.inputs, *_input_paths(recipe)]
+    with output_folder(out, force=options.force, inputs=inputs) as folder:
         with clock.stage("total"):
             models = open_models([entry.model for entry in recipe.models])
             plan = make_plan(
@@ -102,7 +102,7 @@ def merge(
                 tied=models[-1].config.get("tie_word_embeddings") is True,
                 out_dtype=recipe.out_dtype or recipe.dtype,
             )
-            rule = _rule(recipe, models, plan, options, clock, progress)
+            rule = _rule(recipe, models, plan, clock, progress)
             with ShardedWriter(folder, plan.specs, options.shard_bytes) as writer:
                 merge_stream(
                     plan,
@@ -123,14 +123,13 @@ def _rule(
     recipe: Recipe,
     models: Sequence[Checkpoint],
     plan: Plan,
-    options: Options,
     clock: Clock,
     progress: Progress,
 ) -> _Rule:
     if recipe.weights is not None:
         return _given_rule(Path(recipe.weights), models, plan)
     if METHODS[recipe.merge_method].compares_models:
-        return _recall_rule(recipe, models, options, clock, progress)
+        return _recall_rule(recipe, models, clock, progress)
     if isinstance(recipe.parameters, LinearParameters):
         weights = linear_weights(recipe, plan.specs)
     else:
@@ -157,7 +156,6 @@ def _given_rule(path: Path, models: Sequence[Checkpoint], plan: Plan) -> _Rule:
 def _recall_rule(
     recipe: Recipe,
     models: Sequence[Checkpoint],
-    options: Options,
     clock: Clock,
     progress: Progress,
 ) -> _Rule:
@@ -166,8 +164,8 @@ def _recall_rule(
     comparison = recall_comparison(recipe.parameters, [entry.model for entry in recipe.models])
     reference = None if comparison.reference == "pairwise" else comparison.reference
     teacher = models[-1 if reference is None else reference]
-    arch = common_architecture(models, options.ignore_config)
-    dtype = compute_dtype(options.compute_dtype, models[-1])
+    arch = common_architecture(models, recipe.ignore_config)
+    dtype = compute_dtype(recipe.compute_dtype, models[-1])
     with clock.stage("select"):
         progress("typical samples", 0, 1)
         typical = find_typical(recipe.samples, teacher, arch, dtype)
@@ -175,7 +173,7 @@ def _recall_rule(
     batches = make_batches(typical.samples.token_ids, recipe.samples.batch_size)
     comparer = Comparer(
         StreamedForward.of(arch, batches, dtype),
-        len(models),
+        [model.name for model in models],
         comparison,
         recipe.parameters.temperature,
     )
@@ -197,7 +195,8 @@ def _report(
     bytes_written: int,
 ) -> dict[str, Any]:
     found, units, told = rule.findings(), list(plan.units), rule.told or {}
-    warnings = rule.typical.typical.warnings() if rule.typical else []
+    typical = rule.typical and rule.typical.typical
+    warnings = typical.warnings() if typical else []
     warnings += similarity_warnings(found.similarity, units, rule.reference)
     settings = recipe.model_dump(mode="json", exclude={"merge_method", "models", "parameters"})
     return {
@@ -212,15 +211,18 @@ def _report(
             else told.get("typical_samples", [])
         ),
         **report_entries(found),
-        "typical": rule.typical.typical.summary() if rule.typical else told.get("typical"),
+        "typical": typical.summary() if typical else told.get("typical"),
         "warnings": warnings,
-        "settings": recipe.parameters.model_dump(mode="json") | settings,
+        "settings": {
+            **recipe.parameters.model_dump(mode="json"),
+            **settings,
+            "compute_dtype": rule.compute_dtype,
+        },
         "timing_s": clock.seconds,
         "bytes": {"read": sum(model.bytes_read for model in models), "written": bytes_written},
         "peak_memory_bytes": _peak_memory(),
         "versions": _versions(),
         "device": jax.devices()[0].device_kind,
-        "compute_dtype": rule.compute_dtype,
         "selection_passes": rule.typical.passes if rule.typical else 0,
     }
 
@@ -236,18 +238,27 @@ def _write_companions(
 ) -> None:
     """Everything in OUT beside the weights and their checksums."""
     out_dtype = recipe.out_dtype or recipe.dtype
-    copy_companions(models[-1].folder, folder, dtype=DTYPES[out_dtype] if out_dtype else None)
+    newest = models[-1]
+    copy_companions(
+        newest.folder,
+        folder,
+        config=newest.config,
+        tokenizers=newest.tokenizer_folders,
+        dtype=DTYPES[out_dtype] if out_dtype else None,
+    )
     texts: Sequence[str] = ()
     if rule.typical is not None:
         texts = rule.typical.samples.texts
         write_jsonl(folder / TYPICAL, rule.typical.samples.typical_rows())
-    (folder / RECIPE).write_text(_resolved(recipe, models).to_yaml(), encoding="utf-8")
+    (folder / RECIPE).write_text(
+        _resolved(recipe, models, rule.compute_dtype).to_yaml(), encoding="utf-8"
+    )
     write_report(folder / REPORT, report)
     (folder / PAGE).write_text(render_html(report, texts), encoding="utf-8")
     (folder / "README.md").write_text(model_card(report, out_name), encoding="utf-8")
 
 
-def _resolved(recipe: Recipe, models: Sequence[Checkpoint]) -> Recipe:
+def _resolved(recipe: Recipe, models: Sequence[Checkpoint], compute_dtype: str | None) -> Recipe:
     """The recipe with every local path absolute, so that it runs from anywhere."""
     names = ["+".join(str(p.resolve()) for p in (m.folder, *m.adapters)) for m in models]
     parameters = recipe.parameters
@@ -267,6 +278,7 @@ def _resolved(recipe: Recipe, models: Sequence[Checkpoint]) -> Recipe:
         "parameters": parameters,
         "samples": samples,
         "weights": _absolute(recipe.weights),
+        "compute_dtype": compute_dtype,
     }
     return recipe.model_copy(update=update)
 

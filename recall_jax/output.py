@@ -29,9 +29,7 @@ def output_folder(out: Path, *, force: bool = False, inputs: Iterable[Path] = ()
     current folder, or cannot be created.
     """
     target = _target(out)
-    for path in inputs:
-        if Path(os.path.realpath(path)).is_relative_to(target):
-            raise InputError(f"{out} holds the input {path}: choose another output folder")
+    _refuse_inputs(inputs, target, out, "holds")
     if os.path.exists(target):
         if not os.path.isdir(target):
             raise InputError(f"{out} is not a folder: choose another output folder")
@@ -58,12 +56,13 @@ def output_folder(out: Path, *, force: bool = False, inputs: Iterable[Path] = ()
 
 
 @contextmanager
-def output_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+def output_file(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """Yield an empty file, of the same suffix, that becomes `path` when the block ends well.
 
     InputError as for `output_folder`.
     """
     target = _target(path)
+    _refuse_inputs(inputs, target, path, "is")
     if os.path.exists(target):
         if not os.path.isfile(target):
             raise InputError(f"{path} is not a regular file: choose another output file")
@@ -85,6 +84,12 @@ def output_file(path: Path, *, force: bool = False) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 hidden.unlink()
+
+
+def _refuse_inputs(inputs: Iterable[Path], target: Path, out: Path, verb: str) -> None:
+    for path in inputs:
+        if Path(os.path.realpath(path)).is_relative_to(target):
+            raise InputError(f"{out} {verb} the input {path}: choose another output")
 
 
 def _target(out: Path) -> Path:

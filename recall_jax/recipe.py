@@ -1,5 +1,6 @@
 """The recipe: mergekit's YAML, and what RECALL adds to it, read strictly."""
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -66,7 +67,11 @@ class Samples(_Strict):
 
 
 class Recipe(_Strict):
-    """A whole merge. `weights` is a file of weights per unit to use instead of computing them."""
+    """A whole merge.
+
+    `weights` is a file of weights per unit to use in place of comparing the models; `compute_dtype`
+    is the forward's, and `ignore_config` lets config attributes pass that are not known.
+    """
 
     merge_method: str
     models: tuple[ModelEntry, ...]
@@ -75,6 +80,8 @@ class Recipe(_Strict):
     weights: str | None = None
     dtype: DtypeName | None = None
     out_dtype: DtypeName | None = None
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    ignore_config: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -113,9 +120,16 @@ class Recipe(_Strict):
             raise ValueError(
                 f"{self.merge_method} compares models on samples: add samples: {{data: FILE}}"
             )
-        if not method.compares_models and self.samples is not None:
-            raise ValueError(f"{self.merge_method} looks at no samples: remove samples")
+        if not method.compares_models:
+            for key in ("samples", "weights", "compute_dtype"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{self.merge_method} compares no models: remove {key}")
         return self
+
+    def changed(self, **changes: Any) -> "Recipe":
+        """The recipe with keys set anew, or InputError; a key set to None is left as it is."""
+        news = {key: value for key, value in changes.items() if value is not None}
+        return make_recipe(self.model_dump(exclude_none=True) | news)
 
     def to_yaml(self) -> str:
         """The recipe with every default written out, as `read_recipe` takes it."""
@@ -125,6 +139,23 @@ class Recipe(_Strict):
                 del holder["parameters"]
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-3 is a number, and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 _FIELDS = {
     name for schema in (Recipe, ModelEntry, Samples, FilteredValue) for name in schema.model_fields
@@ -143,7 +174,7 @@ def read_recipe(path: Path) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the recipe {path}: {_reason(error)}") from error
     try:
-        documents = [document for document in yaml.safe_load_all(text) if document is not None]
+        documents = [each for each in yaml.load_all(text, _Loader) if each is not None]
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if len(documents) != 1 or not isinstance(documents[0], dict):

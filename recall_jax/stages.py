@@ -126,6 +126,8 @@ def save_representations(path: Path, representations: Representations) -> None:
 def load_representations(path: Path) -> Representations:
     """Read an .npz with at least `reps` (K, U, n, E); InputError if it is none."""
     try:
+        with zipfile.ZipFile(path):
+            pass  # np.load would take other files than .npz
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except OSError as error:
@@ -133,37 +135,28 @@ def load_representations(path: Path) -> Representations:
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path} is no .npz file of representations: {error}") from error
     reps = arrays.get("reps")
-    if reps is None or reps.ndim != 4 or reps.shape[1] < 3:
-        shape = None if reps is None else reps.shape
-        raise InputError(
-            f"{path} needs an array reps of shape (K, U, n, E), U >= 3; it has {shape}"
-        )
+    if reps is None or reps.ndim != 4 or reps.shape[1] < 3 or reps.dtype.kind != "f":
+        found = "none" if reps is None else f"{reps.dtype} {reps.shape}"
+        raise InputError(f"{path} needs reps (K, U, n, E) of floats, U >= 3; it has {found}")
     if not np.isfinite(reps).all():
         raise InputError(f"{path}: reps holds NaN or infinite values")
     num_models, num_units, num_rows, _ = reps.shape
-    names = unit_names(num_units - 2)
+    rows = arrays.get("rows", np.arange(num_rows))
+    units = arrays.get("units", np.asarray(unit_names(num_units - 2)))
+    models = arrays.get("models", np.asarray([f"model {k}" for k in range(num_models)]))
+    for name, array, kinds, length in (
+        ("rows", rows, "iu", num_rows),
+        ("units", units, "U", num_units),
+        ("models", models, "U", num_models),
+    ):
+        if array.shape != (length,) or array.dtype.kind not in kinds:
+            raise InputError(f"{path}: {name} is {array.dtype} {array.shape}, reps needs {length}")
     return Representations(
         reps.astype(np.float32),
-        _of_length(path, arrays, "rows", np.arange(num_rows)).astype(np.int64),
-        tuple(map(str, _of_length(path, arrays, "units", np.asarray(names)))),
-        tuple(
-            map(
-                str,
-                _of_length(
-                    path, arrays, "models", np.asarray([f"model {k}" for k in range(num_models)])
-                ),
-            )
-        ),
+        rows.astype(np.int64),
+        tuple(map(str, units)),
+        tuple(map(str, models)),
     )
-
-
-def _of_length(
-    path: Path, arrays: dict[str, np.ndarray], name: str, default: np.ndarray
-) -> np.ndarray:
-    array = arrays.get(name, default)
-    if array.shape != default.shape:
-        raise InputError(f"{path}: {name} has shape {array.shape}, reps needs {default.shape}")
-    return array
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

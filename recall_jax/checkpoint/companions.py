@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from recall_jax.errors import InputError
 CONFIG_NAME = "config.json"
 
 # Everything transformers saves beside the weights of a text model; no code, no weights.
-_NAMES = (
-    "generation_config.json",
+_GENERATION = "generation_config.json"
+_TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -32,27 +33,49 @@ _NAMES = (
 _TEMPLATES = "additional_chat_templates"
 
 
-def copy_companions(source: Path, target: Path, *, dtype: np.dtype[Any] | None = None) -> None:
+def copy_companions(
+    source: Path,
+    target: Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    tokenizers: Sequence[Path] = (),
+    dtype: np.dtype[Any] | None = None,
+) -> None:
     """Copy them from one model folder into another; links are copied as what they point to.
 
-    With `dtype`, the copied config says that the weights are of it. InputError if the config is
-    missing or malformed, or a file cannot be copied.
+    `config` stands in for the source's own, as an adapter may change it; the tokenizer comes from
+    the first folder of `tokenizers` that has one, else from the source. With `dtype`, the copied
+    config says that the weights are of it. InputError if the config is missing or malformed, or a
+    file cannot be copied.
     """
-    config = read_json_object(source / CONFIG_NAME)
-    names = [name for name in _NAMES if (source / name).is_file()]
-    names += [f"{_TEMPLATES}/{path.name}" for path in sorted((source / _TEMPLATES).glob("*.jinja"))]
+    own = read_json_object(source / CONFIG_NAME)
+    written = dict(own if config is None else config)
+    if dtype is not None:
+        written.update(dict.fromkeys(_dtype_keys(written), dtype.name))
+    with_tokenizer = next(filter(has_tokenizer, tokenizers), source)
+    templates = sorted((with_tokenizer / _TEMPLATES).glob("*.jinja"))
+    names = [name for name in _TOKENIZER if (with_tokenizer / name).is_file()]
+    names += [f"{_TEMPLATES}/{path.name}" for path in templates]
+    copies = {CONFIG_NAME: source / CONFIG_NAME} if written == own else {}
+    copies |= {name: with_tokenizer / name for name in names}
+    if (source / _GENERATION).is_file():
+        copies[_GENERATION] = source / _GENERATION
     try:
-        if dtype is None:
-            shutil.copyfile(source / CONFIG_NAME, target / CONFIG_NAME)
-        else:
-            config.update(dict.fromkeys(_dtype_keys(config), dtype.name))
-            text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        if CONFIG_NAME not in copies:
+            text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
             (target / CONFIG_NAME).write_text(text, encoding="utf-8")
-        for name in names:
-            (target / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / name, target / name)
+        if templates:
+            (target / _TEMPLATES).mkdir()
+        for name, path in copies.items():
+            shutil.copyfile(path, target / name)
     except OSError as error:
         raise InputError(f"cannot copy {error.filename} to {target}: {error.strerror}") from error
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer of its own."""
+    known = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    return any((folder / name).is_file() for name in known)
 
 
 def _dtype_keys(config: dict[str, Any]) -> list[str]:

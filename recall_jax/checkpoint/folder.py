@@ -43,7 +43,12 @@ class Checkpoint:
         self._bound: list[BoundAdapter] = []
         for adapter in adapters:
             self._bound.append(read_adapter(adapter).bind(self.specs, self.config))
-            self.specs = self._bound[-1].specs
+            self.specs, self.config = self._bound[-1].specs, self._bound[-1].config
+
+    @property
+    def tokenizer_folders(self) -> tuple[Path, ...]:
+        """Where to look for the tokenizer: an adapter may bring its own."""
+        return (*reversed(self.adapters), self.folder)
 
     @property
     def nbytes(self) -> int:

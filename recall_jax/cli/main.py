@@ -16,7 +16,6 @@ from recall_jax.errors import InputError
 
 app = typer.Typer(
     name="recall",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -37,7 +36,7 @@ app.command("inspect")(checkpoints.inspect)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     signal.signal(signal.SIGTERM, _terminate)
     # XLA and transformers report their own affairs there; errors that matter come as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -46,21 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    debug = "--debug" in arguments
+
+    def complain(message: str, status: int, error: Exception | None = None) -> int:
+        if debug and error is not None:
+            raise error
+        sys.stderr.write(f"recall: {' '.join(message.split())}\n")
+        return status
+
     try:
         result = app(arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted", 130)
+        return complain("interrupted", 130)
     except InputError as error:
-        return _complain(str(error), 2, error)
-    except OSError as error:
-        if error.errno is None:
-            return _internal(error)
-        name = f" {error.filename}" if error.filename else ""
-        return _complain(f"{error.strerror}:{name}" if name else str(error.strerror), 2, error)
+        return complain(str(error), 2, error)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of click's
-            return _complain(_usage(error), 2)
-        return _internal(error)
+            return complain(_usage(error), 2)
+        if isinstance(error, OSError) and error.strerror:  # a full disk, a lost folder
+            where = f"{error.filename}: " if error.filename else ""
+            return complain(f"{where}{error.strerror}", 2, error)
+        fault = f"{type(error).__name__}: {error}"
+        return complain(f"fault of recall's own, please report it with --debug: {fault}", 1, error)
     return result if isinstance(result, int) else 0
 
 
@@ -68,18 +74,6 @@ def _usage(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "recall"
     return f"{error.format_message().rstrip('.')}; see {command} --help"  # type: ignore[attr-defined]
-
-
-def _internal(error: Exception) -> int:
-    fault = f"{type(error).__name__}: {error}"
-    return _complain(f"fault of recall's own, please report it with --debug: {fault}", 1, error)
-
-
-def _complain(message: str, status: int, error: Exception | None = None) -> int:
-    if error is not None and "--debug" in sys.argv:
-        raise error
-    sys.stderr.write(f"recall: {' '.join(message.split())}\n")
-    return status
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -1,12 +1,15 @@
 """`recall merge` and `recall quick`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recall_jax.cli import console
 from recall_jax.cli import options as opt
+
+if TYPE_CHECKING:
+    from recall_jax.recipe import Recipe
 
 
 def merge(
@@ -30,30 +33,20 @@ def merge(
     \b
     Example: recall merge configs/recall.yml merged
     """
-    import yaml
-
-    from recall_jax.recipe import make_recipe, read_recipe
+    from recall_jax.recipe import read_recipe
 
     plan = read_recipe(recipe)
-    if typical is not None or weights is not None:
-        values = yaml.safe_load(plan.to_yaml())
-        if typical is not None:
-            samples = values.get("samples", {})
-            samples.pop("data", None)
-            values["samples"] = samples | {"typical": str(typical)}
-        if weights is not None:
-            values["weights"] = str(weights)
-        plan = make_recipe(values, where=str(recipe))
-    _run(
-        plan,
-        out,
-        force=force,
-        shard_size=shard_size,
+    samples = None
+    if typical is not None:
+        given = plan.samples.model_dump(exclude={"data"}) if plan.samples else {}
+        samples = given | {"typical": str(typical)}
+    plan = plan.changed(
+        samples=samples,
+        weights=weights and str(weights),
         compute_dtype=compute_dtype,
         ignore_config=ignore_config,
-        no_compilation_cache=no_compilation_cache,
-        quiet=quiet,
     )
+    _run(plan, out, [recipe], force, shard_size, no_compilation_cache, quiet)
 
 
 def quick(
@@ -107,17 +100,11 @@ def quick(
         "parameters": {"sigma": as_number(sigma), "temperature": temperature},
         "samples": samples,
         "out_dtype": out_dtype,
+        "compute_dtype": compute_dtype,
+        "ignore_config": ignore_config or [],
     }
-    _run(
-        make_recipe(values, where="options"),
-        out,
-        force=force,
-        shard_size=shard_size,
-        compute_dtype=compute_dtype,
-        ignore_config=ignore_config,
-        no_compilation_cache=no_compilation_cache,
-        quiet=quiet,
-    )
+    recipe = make_recipe(values, where="options")
+    _run(recipe, out, [], force, shard_size, no_compilation_cache, quiet)
 
 
 def as_number(text: str) -> int | float | str:
@@ -131,25 +118,19 @@ def as_number(text: str) -> int | float | str:
 
 
 def _run(
-    recipe: Any,
+    recipe: "Recipe",
     out: Path,
-    *,
+    inputs: list[Path],
     force: bool,
     shard_size: str,
-    compute_dtype: str | None,
-    ignore_config: list[str] | None,
     no_compilation_cache: bool,
     quiet: bool,
 ) -> None:
     console.prepare_jax(no_compilation_cache)
     from recall_jax import job
 
-    options = job.Options(
-        force=force,
-        shard_bytes=console.size_in_bytes(shard_size),
-        compute_dtype=compute_dtype,
-        ignore_config=tuple(ignore_config or ()),
-    )
+    shard_bytes = console.size_in_bytes(shard_size)
+    options = job.Options(force=force, shard_bytes=shard_bytes, inputs=inputs)
     with console.progress_bar(quiet) as progress:
         report = job.merge(recipe, out, options=options, progress=progress)
     console.warn(report["warnings"])

@@ -76,12 +76,12 @@ def select(
         seed=seed,
         unit=as_number(unit),
     )
-    with output_file(out, force=force) as hidden:
+    with output_file(out, force=force, inputs=[data]) as hidden:
         found = stages.select(
             model, samples, dtype_name=compute_dtype, ignore_config=ignore_config or ()
         )
         write_jsonl(hidden, found.samples.typical_rows())
-    console.warn(found.typical.warnings())
+    console.warn(found.typical.warnings() if found.typical else [])
     rows = ", ".join(map(str, found.samples.indices))
     console.say(f"{len(found.samples.rows)} typical rows in {out}: {rows}", quiet)
 
@@ -114,7 +114,7 @@ def extract(
     from recall_jax import stages
     from recall_jax.output import output_file
 
-    with output_file(out, force=force) as hidden:
+    with output_file(out, force=force, inputs=filter(None, [data, typical])) as hidden:
         found = stages.extract(
             models,
             _samples(data, typical, field, pool, max_tokens, batch_size, seed),
@@ -149,7 +149,7 @@ def weights(
     from recall_jax.output import output_file
 
     parameters = _parameters(sigma, temperature, reference, similarity, alignment)
-    with output_file(out, force=force) as hidden:
+    with output_file(out, force=force, inputs=[reps]) as hidden:
         record = stages.weigh(stages.load_representations(reps), parameters)
         stages.write_json(hidden, record)
     console.warn(record["warnings"])
@@ -192,7 +192,7 @@ def similarity(
     \b
     Example: recall similarity base math french --data french.jsonl
     """
-    if bool(models) == (reps is not None):
+    if bool(models) == (reps is not None) or (reps and (data or typical)):
         raise InputError("give either models with --data or --typical, or --reps")
     console.prepare_jax(no_compilation_cache)
     from recall_jax import stages
@@ -213,7 +213,8 @@ def similarity(
         for name, parameters in zip(measures, asked, strict=True)
     }
     if out is not None:
-        _write_similarity(out, results, found, force)
+        inputs = [path for path in (data, typical, reps, *map(Path, models or [])) if path]
+        _write_similarity(out, results, found, force, inputs)
     for name, record in results.items():
         console.warn(record["warnings"])
         if not quiet:
@@ -221,7 +222,11 @@ def similarity(
 
 
 def _write_similarity(
-    out: Path, results: dict[str, dict[str, Any]], found: "Representations", force: bool
+    out: Path,
+    results: dict[str, dict[str, Any]],
+    found: "Representations",
+    force: bool,
+    inputs: list[Path],
 ) -> None:
     import csv
 
@@ -229,7 +234,7 @@ def _write_similarity(
     from recall_jax.output import output_folder
 
     keys = ("models", "reference", "units", "typical_samples", "similarity", "sigma", "adjacent")
-    with output_folder(out, force=force) as folder:
+    with output_folder(out, force=force, inputs=inputs) as folder:
         record = {name: {key: result[key] for key in keys} for name, result in results.items()}
         stages.write_json(folder / "similarity.json", record)
         with (folder / "similarity.csv").open("w", newline="", encoding="utf-8") as file:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jax.typing import DTypeLike
 
-from recall_jax.checkpoint.tensors import TensorSource
 from recall_jax.engine.forward import StreamedForward
+from recall_jax.engine.plan import NamedModel
 from recall_jax.models.architecture import Architecture
 from recall_jax.representations.batches import make_batches
 
@@ -15,7 +15,7 @@ HIDDEN_BUDGET = 4 << 30
 
 
 def pooled_states(
-    model: TensorSource,
+    model: NamedModel,
     arch: Architecture,
     token_ids: Sequence[Sequence[int]],
     units: Sequence[str],

@@ -4,7 +4,7 @@ Only hidden states stay between units. A program is compiled once for each kind 
 block, head) and each padded length, whatever the depth and the number of models.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from recall_jax.checkpoint.tensors import TensorSource
+from recall_jax.engine.plan import NamedModel
+from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import unit_params, unit_tensors
 from recall_jax.models.decoder import Context
@@ -47,26 +48,34 @@ class StreamedForward:
         return cls(arch, batches, contexts, dtype)
 
     def advance(
-        self, unit: str, tensors: Sequence[jax.Array], states: HiddenStates
+        self, unit: str, tensors: Mapping[str, jax.Array], states: HiddenStates, model: str
     ) -> tuple[HiddenStates, np.ndarray]:
         """Run `unit`: (hidden states after it, their pooled means (n, E) float32).
 
-        `tensors` are the unit's as `unit_tensors` names them, in that order and as on disk.
-        `states` are those after the unit before, () for `embed`; they are consumed.
+        `tensors` has the unit's parameters as on disk. `states` are those after the unit before, ()
+        for `embed`; they are consumed. Raises InputError, with the name of the `model`, where the
+        means are not finite.
         """
-        run = self._unit_program(unit, list(tensors))
+        names = unit_tensors(self.arch, unit)
+        run = self._unit_program(unit, [tensors[name] for name in names])
         inputs: Sequence[Any] = states or tuple(batch.input_ids for batch in self.batches.batches)
         results = [run(given, ctx) for given, ctx in zip(inputs, self.contexts, strict=True)]
         after, pooled = zip(*results, strict=True)
-        means = np.concatenate([np.asarray(mean) for mean in pooled])
-        return tuple(after), means[self.batches.order]
+        means = np.concatenate([np.asarray(mean) for mean in pooled])[self.batches.order]
+        if not np.isfinite(means).all():
+            raise InputError(
+                not_finite(model, {name: tensors[name] for name in names})
+                or f"{model}: hidden states overflow in unit {unit}, though its weights are finite"
+            )
+        return tuple(after), means
 
-    def pooled_units(self, model: TensorSource) -> Iterator[tuple[str, np.ndarray]]:
+    def pooled_units(self, model: NamedModel) -> Iterator[tuple[str, np.ndarray]]:
         """Each unit of `model` in turn with its pooled means (n, E); reads a unit when asked."""
         states: HiddenStates = ()
         for unit in self.arch.units:
-            tensors = [to_device(model.read(name)) for name in unit_tensors(self.arch, unit)]
-            states, pooled = self.advance(unit, tensors, states)
+            names = unit_tensors(self.arch, unit)
+            tensors = {name: to_device(model.read(name)) for name in names}
+            states, pooled = self.advance(unit, tensors, states, model.name)
             yield unit, pooled
 
     def _unit_program(
@@ -79,6 +88,14 @@ class StreamedForward:
             return partial(_head, self.arch, tensors)
         window = attention_windows(self.arch)[self.arch.units.index(unit) - 1]
         return partial(_block, self.arch, _prepare(self.arch, self.dtype, tensors), window)
+
+
+def not_finite(model: str, tensors: Mapping[str, Any]) -> str | None:
+    """A line that names the first tensor with NaN or infinity, None if there is none."""
+    for name, array in tensors.items():
+        if not np.isfinite(np.asarray(array).astype(np.float64)).all():
+            return f"{model}: tensor {name} holds NaN or infinite values; repair this model"
+    return None
 
 
 def to_device(array: np.ndarray) -> jax.Array:

@@ -1,16 +1,16 @@
 """What a run needs of its input models before the first weight is read, each check in one line."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from recall_jax.engine.plan import DTYPES
+from recall_jax.engine.plan import DTYPES, NamedModel
 from recall_jax.engine.select import choose_typical
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
@@ -25,6 +25,14 @@ from recall_jax.representations.samples import (
 )
 from recall_jax.representations.tokens import load_tokenizer
 from recall_jax.representations.typical import Typical
+
+
+class ConfiguredModel(NamedModel, Protocol):
+    """A model with its config."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """As config.json holds it, adapters taken into account."""
 
 
 def open_models(specs: Sequence[str]) -> list[Checkpoint]:
@@ -42,7 +50,7 @@ def open_models(specs: Sequence[str]) -> list[Checkpoint]:
 
 
 def common_architecture(
-    models: Sequence[Checkpoint], ignore_config: Collection[str] = ()
+    models: Sequence[ConfiguredModel], ignore_config: Collection[str] = ()
 ) -> Architecture:
     """The architecture that all models share, their tensors held against it, or InputError."""
     architectures = [
@@ -79,7 +87,7 @@ class TypicalSamples:
     """The typical samples of a run, and how they were found."""
 
     samples: Tokenized
-    typical: Typical
+    typical: Typical | None  # None where the samples were given
     passes: int  # over the model that chose them
 
 
@@ -89,7 +97,7 @@ def find_typical(
     """Read the rows, tokenise them with `model`'s tokenizer, and choose the typical ones by it."""
     samples = read_samples(settings, model, arch)
     if settings.typical is not None:
-        return TypicalSamples(samples, Typical(np.arange(len(samples.rows))), 0)
+        return TypicalSamples(samples, None, 0)
     typical, passes = choose_typical(
         model,
         arch,
@@ -105,7 +113,7 @@ def find_typical(
 
 def read_samples(settings: Samples, model: Checkpoint, arch: Architecture) -> Tokenized:
     """The rows to choose from, or the typical ones as given, tokenised by `model`'s tokenizer."""
-    tokenizer = load_tokenizer([model.folder])
+    tokenizer = load_tokenizer(model.tokenizer_folders)
     if settings.typical is not None:
         samples = read_typical(
             Path(settings.typical),

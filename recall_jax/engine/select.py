@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from recall_jax.checkpoint.tensors import TensorSource
 from recall_jax.engine.extract import pooled_states
+from recall_jax.engine.plan import NamedModel
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
-from recall_jax.representations.typical import Typical, select_typical
+from recall_jax.representations.typical import Typical, every_row, select_typical
 from recall_jax.units import layer_unit
 
 
@@ -31,7 +31,7 @@ def clustered_units(unit: str | int, arch: Architecture) -> tuple[str, ...]:
 
 
 def choose_typical(
-    model: TensorSource,
+    model: NamedModel,
     arch: Architecture,
     token_ids: Sequence[Sequence[int]],
     *,
@@ -47,7 +47,7 @@ def choose_typical(
     """
     wanted = clustered_units(unit, arch)
     if len(token_ids) <= count:
-        return Typical(np.arange(len(token_ids))), 0
+        return every_row(len(token_ids)), 0
     states, passes = pooled_states(
         model, arch, token_ids, wanted, batch_size=batch_size, dtype=dtype
     )

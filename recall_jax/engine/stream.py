@@ -17,12 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from recall_jax.engine.findings import Findings, adjacent_similarity
-from recall_jax.engine.forward import HiddenStates, StreamedForward, to_device
+from recall_jax.engine.forward import HiddenStates, StreamedForward, not_finite, to_device
 from recall_jax.engine.plan import Plan, is_float
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import Kernel
 from recall_jax.merging.weights import layer_weights
-from recall_jax.models.convert import unit_tensors
 from recall_jax.similarity.compare import (
     Comparison,
     check_sigma,
@@ -63,25 +62,25 @@ class Comparer:
     def __init__(
         self,
         forward: StreamedForward,
-        num_models: int,
+        models: Sequence[str],
         comparison: Comparison,
         temperature: float,
     ) -> None:
-        """`forward` holds the typical samples; the models come unit by unit."""
+        """`forward` holds the typical samples; the models, named here, come unit by unit."""
         self._forward = forward
         self._comparison = comparison
         self._temperature = temperature
-        self._states: list[HiddenStates] = [()] * num_models
+        self._models = models
+        self._states: list[HiddenStates] = [()] * len(models)
         self._newest: np.ndarray | None = None
         self._found: list[_UnitFinding] = []
 
     def weigh(self, unit: str, tensors: Sequence[Mapping[str, jax.Array]]) -> np.ndarray:
         """Weights (K,) of the models in `unit`, given its tensors of each model by name."""
-        names = unit_tensors(self._forward.arch, unit)
         pooled = []
-        for index, model in enumerate(tensors):
+        for index, (model, name) in enumerate(zip(tensors, self._models, strict=True)):
             self._states[index], means = self._forward.advance(
-                unit, [model[name] for name in names], self._states[index]
+                unit, model, self._states[index], name
             )
             pooled.append(means)
         reps = jnp.asarray(np.stack(pooled))  # (K, n, E)
@@ -169,7 +168,7 @@ def _merge_unit(
             finite = np.asarray(finite)
         if not finite.all():
             name = group[int(np.argmin(finite))]
-            raise InputError(_not_finite(plan, name, [model[name] for model in stored]))
+            raise InputError(_why_not_finite(plan, name, [model[name] for model in stored]))
         merged |= {name: np.asarray(array) for name, array in zip(group, results, strict=True)}
     return merged
 
@@ -195,10 +194,10 @@ def _has_float64(plan: Plan, stored: Sequence[Mapping[str, np.ndarray]], name: s
     return np.dtype(np.float64) in dtypes
 
 
-def _not_finite(plan: Plan, name: str, arrays: Sequence[np.ndarray]) -> str:
+def _why_not_finite(plan: Plan, name: str, arrays: Sequence[np.ndarray]) -> str:
     for model, array in zip(plan.models, arrays, strict=True):
-        if not np.isfinite(array.astype(np.float64)).all():
-            return f"{model.name}: tensor {name} holds NaN or infinite values; repair this model"
+        if fault := not_finite(model.name, {name: array}):
+            return fault
     return (
         f"tensor {name} overflows {plan.specs[name].dtype} once merged: "
         "choose a wider out_dtype, such as bfloat16 or float32"

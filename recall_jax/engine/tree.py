@@ -9,7 +9,7 @@ from recall_jax.engine.findings import compare_representations, report_entries
 from recall_jax.errors import InputError
 from recall_jax.merging.trees import UnitOf, merge_trees
 from recall_jax.representations.extract import ApplyFn, Backend, MaskOf, extract, num_rows
-from recall_jax.representations.typical import Typical, select_typical
+from recall_jax.representations.typical import select_typical
 from recall_jax.similarity.compare import (
     Comparison,
     Reference,
@@ -59,12 +59,13 @@ def recall_merge(
     units = unit_names(len(own) - 2)
     if typical is None:
         selection = select_typical(own[-2 if len(own) > 1 else -1], count, seed=seed)
+        rows, warnings = selection.rows, selection.warnings()
     else:
-        selection = Typical(_check_rows(typical, own.shape[1]))
-    chosen, places = _batches_with(batches, selection.rows)
+        selection, rows, warnings = None, _check_rows(typical, own.shape[1]), []
+    chosen, places = _batches_with(batches, rows)
     reps = np.stack(
         [
-            own[:, selection.rows] if k == anchor else representations(tree, chosen)[:, places]
+            own[:, rows] if k == anchor else representations(tree, chosen)[:, places]
             for k, tree in enumerate(trees)
         ]
     )
@@ -77,10 +78,10 @@ def recall_merge(
         "models": [f"tree {k}" for k in range(len(trees))],
         "reference": index,
         "units": list(units),
-        "typical_samples": selection.rows.tolist(),
+        "typical_samples": rows.tolist(),
         **report_entries(found),
-        "typical": selection.summary(),
-        "warnings": selection.warnings() + similarity_warnings(found.similarity, units, index),
+        "typical": selection and selection.summary(),
+        "warnings": warnings + similarity_warnings(found.similarity, units, index),
         "settings": {
             "sigma": sigma,
             "temperature": temperature,

@@ -60,7 +60,7 @@ def make_batches(token_ids: Sequence[Sequence[int]], batch_size: int) -> Batches
     by_length = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
     missing = -len(token_ids) % batch_size
     order = np.empty(len(token_ids), np.int64)
-    batches = []
+    batches: list[Batch] = []
     for start in range(-missing, len(token_ids), batch_size):
         rows = by_length[max(start, 0) : start + batch_size]
         length = padded_length(len(token_ids[rows[-1]]))

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from recall_jax.checkpoint.companions import has_tokenizer
 from recall_jax.errors import InputError
 
 # Classes that use tokenizer.json as it stands; others rewrite parts of it when they load.
 _LIGHT_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 class Tokenizer(Protocol):
@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
 def load_tokenizer(folders: Sequence[Path]) -> Tokenizer:
     """The tokenizer of the first folder that has one, or InputError."""
     for folder in folders:
-        if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        if has_tokenizer(folder):
             config = _tokenizer_config(folder)
             light = (
                 (folder / "tokenizer.json").is_file()

@@ -16,15 +16,14 @@ class Typical:
     """The m typical rows, ascending and distinct, with the size of the cluster each stands for."""
 
     rows: np.ndarray  # (m,) int64, indices into the points
-    cluster_sizes: np.ndarray | None = None  # (m,) int64; None where nothing was clustered
-    inertia: float | None = None
+    cluster_sizes: np.ndarray  # (m,) int64
+    inertia: float
     silhouette: float | None = None
 
     def summary(self) -> dict[str, Any]:
         """The `typical` entry of the report."""
-        sizes = None if self.cluster_sizes is None else self.cluster_sizes.tolist()
         return {
-            "cluster_sizes": sizes,
+            "cluster_sizes": self.cluster_sizes.tolist(),
             "inertia": self.inertia,
             "silhouette": self.silhouette,
         }
@@ -43,11 +42,11 @@ class Typical:
 def select_typical(points: np.ndarray, count: int, *, seed: int = 0) -> Typical:
     """Typical rows of `points` (n, E) float32: k-means with `count` clusters, nearest members.
 
-    With no more rows than clusters every row is typical and nothing is clustered. Rows that
+    With no more rows than clusters every row is typical, a cluster of its own. Rows that
     coincide may leave clusters empty; then there are fewer typical rows than clusters.
     """
     if len(points) <= count:
-        return Typical(np.arange(len(points)))
+        return every_row(len(points))
     clusters = kmeans(points, count, seed=seed)
     filled = np.flatnonzero(clusters.nearest >= 0)
     by_row = filled[np.argsort(clusters.nearest[filled])]
@@ -57,3 +56,8 @@ def select_typical(points: np.ndarray, count: int, *, seed: int = 0) -> Typical:
         inertia=clusters.inertia,
         silhouette=mean_silhouette(points, clusters.assignments, seed=seed),
     )
+
+
+def every_row(num_rows: int) -> Typical:
+    """All rows as typical, each a cluster of its own."""
+    return Typical(np.arange(num_rows), np.ones(num_rows, np.int64), 0.0)
