@@ -6,13 +6,13 @@ are dropped again, so that every backend takes any number of rows.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, Literal
+from functools import lru_cache, partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from recall_jax.errors import InputError
 from recall_jax.representations.pooling import masked_mean
@@ -41,14 +41,15 @@ def extract(
 
     Raises InputError where there is no batch, or shapes do not fit.
     """
-    run, num_devices = _program(partial(_pooled_units, apply_fn, mask), backend, mesh)
+    program = _program(apply_fn, mask, backend, mesh)
+    params = jax.device_put(params, program.params_sharding)  # once, not with every batch
     rows_per_batch = 0
     pending: tuple[jax.Array, int] | None = None
     pieces = []
     for batch in batches:
         rows = num_rows(batch)
-        rows_per_batch = max(rows_per_batch, -(-rows // num_devices) * num_devices)
-        pooled = run(params, _fill_rows(batch, rows_per_batch))
+        rows_per_batch = max(rows_per_batch, -(-rows // program.devices) * program.devices)
+        pooled = program.run(params, _fill_rows(batch, rows_per_batch))
         # One batch behind: the device works on this batch while the last one is copied.
         if pending is not None:
             pieces.append(np.asarray(pending[0])[:, : pending[1]])
@@ -72,28 +73,39 @@ def _pooled_units(apply_fn: ApplyFn, mask: MaskOf | None, params: Any, batch: An
     return jnp.stack([jnp.pad(p, ((0, 0), (0, width - p.shape[-1]))) for p in pooled])
 
 
+class _Program(NamedTuple):
+    run: Callable[[Any, Any], jax.Array]
+    devices: int  # that share a batch
+    params_sharding: NamedSharding | None
+
+
+# The models that one apply_fn serves share its compiled program.
+@lru_cache(maxsize=8)
 def _program(
-    function: Callable[[Any, Any], jax.Array], backend: Backend, mesh: Mesh | None
-) -> tuple[Callable[[Any, Any], jax.Array], int]:
-    """`function` compiled for the backend, and the number of devices that share a batch."""
+    apply_fn: ApplyFn, mask: MaskOf | None, backend: Backend, mesh: Mesh | None
+) -> _Program:
     if mesh is not None and backend != "shard_map":
         raise InputError(f"mesh= goes with backend='shard_map', not with {backend!r}")
+    function = partial(_pooled_units, apply_fn, mask)
     if backend == "jit":
-        return jax.jit(function), 1
+        return _Program(jax.jit(function), 1, None)
+    mesh = mesh or jax.make_mesh(
+        (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,)
+    )
+    axis = mesh.axis_names[0]
+    replicated = NamedSharding(mesh, PartitionSpec())
     if backend == "shard_map":
-        mesh = mesh or jax.make_mesh(
-            (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,)
-        )
-        axis = mesh.axis_names[0]
         sharded = jax.shard_map(
             function,
             mesh=mesh,
             in_specs=(PartitionSpec(), PartitionSpec(axis)),
             out_specs=PartitionSpec(None, axis),
+            # The check refuses a scan of apply_fn's that starts from zeros, as a recurrence does.
+            check_vma=False,
         )
-        return jax.jit(sharded), mesh.shape[axis]
+        return _Program(jax.jit(sharded), mesh.shape[axis], replicated)
     if backend == "pmap":
-        return _pmapped(function), jax.local_device_count()
+        return _Program(_pmapped(function), jax.local_device_count(), replicated)
     raise InputError(f"unknown backend {backend!r}: use 'jit', 'shard_map' or 'pmap'")
 
 
