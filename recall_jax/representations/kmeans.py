@@ -1,8 +1,9 @@
 """K-means on one device, in blocks of rows: no (n, k, E) array at any time.
 
 Greedy k-means++ seeding (Arthur & Vassilvitskii 2007), several starts, Lloyd's iterations.
-Distances between points and centroids take the Gram form, which is safe here because the points
-are centred, the product runs at full float32 precision and the result is clipped at zero.
+Distances that decide which centroid is nearest take the Gram form: the points are centred, the
+product runs at full float32 precision and the result is clipped at zero. It loses the digits of a
+tight cluster far from the mean, so distances to the own centroid are taken directly.
 """
 
 from functools import partial
@@ -119,17 +120,17 @@ def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array) -> _Pass:
     ) -> tuple[tuple[Any, ...], jax.Array]:
         sums, sizes, inertia, nearest, nearest_distance = totals
         points, real, start = inputs
-        distances = _squared_distances(points, centroids)
-        assigned = jnp.argmin(distances, axis=1).astype(jnp.int32)
+        assigned = jnp.argmin(_squared_distances(points, centroids), axis=1).astype(jnp.int32)
+        own_distance = jnp.sum((points - centroids[assigned]) ** 2, axis=1)
         member = (jax.nn.one_hot(assigned, k) > 0) & real[:, None]
-        to_member = jnp.where(member, distances, jnp.inf)
+        to_member = jnp.where(member, own_distance[:, None], jnp.inf)
         closest = jnp.argmin(to_member, axis=0)
         closest_distance = jnp.min(to_member, axis=0)
         nearer = closest_distance < nearest_distance
         totals = (
             sums + jnp.matmul(member.T.astype(jnp.float32), points, precision="highest"),
             sizes + jnp.sum(member, axis=0, dtype=jnp.int32),
-            inertia + jnp.sum(jnp.where(real, jnp.min(distances, axis=1), 0.0)),
+            inertia + jnp.sum(jnp.where(real, own_distance, 0.0)),
             jnp.where(nearer, start + closest.astype(jnp.int32), nearest),
             jnp.where(nearer, closest_distance, nearest_distance),
         )
