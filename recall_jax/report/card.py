@@ -33,8 +33,7 @@ def model_card(report: Mapping[str, Any], out_name: str, base_models: Sequence[s
         _USE.replace("NAME", json.dumps(out_name, ensure_ascii=False)),
         "## Repeat",
         "```sh\nrecall merge recall_recipe.yml OUT\n```",
-        "`recall_recipe.yml` in this folder holds every setting; relative paths in it count from "
-        "the working directory.",
+        "`recall_recipe.yml` in this folder holds every setting, and where models and data lay.",
     ]
     return wording.printable("\n\n".join(parts) + "\n")
 

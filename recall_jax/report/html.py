@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from recall_jax.report import svg, wording
 from recall_jax.report.record import KEYS
+from recall_jax.report.scales import nice_range
 
 _WIDE = svg.Frame(width=880, left=52, right=146)
 _NARROW = svg.Frame(width=340, left=46, right=22)
@@ -137,7 +138,7 @@ def _weights(report: Mapping[str, Any]) -> Figure | None:
         report["weights"],
         title="Weights over depth",
         value="weight",
-        value_range=svg.nice_range([*values, share], minimum_span=0.1),
+        value_range=nice_range([*values, share], minimum_span=0.1),
         colour_range=(min(values), max(*values, min(values) + 0.05)),
         equal_share=share,
     )
@@ -152,7 +153,7 @@ def _similarity(report: Mapping[str, Any]) -> Figure | None:
         report["similarity"],
         title="Similarity over depth",
         value="similarity",
-        value_range=(scale := svg.nice_range([*values, 0.0, 1.0])),
+        value_range=(scale := nice_range([*values, 0.0, 1.0])),
         colour_range=scale,
     )
 
@@ -209,7 +210,7 @@ def _series(
     """The models' lines labelled with number and name, and with the number alone."""
     wide, narrow = [], []
     for index, (name, row) in enumerate(zip(models, values, strict=True)):
-        style = 0 if index == len(models) - 1 else index + 1
+        style = 0 if index == len(models) - 1 else 1 + index % 7
         full = f"{index + 1} {wording.short_name(name, 60)}"
         wide.append(svg.Series(full, row, f"{index + 1} {wording.short_name(name)}", style))
         narrow.append(svg.Series(full, row, f"{index + 1}", style))
@@ -226,7 +227,7 @@ def _sigma(report: Mapping[str, Any]) -> Figure | None:
         axis,
         "Bandwidth over depth",
         "sigma",
-        svg.nice_range([*report["sigma"], 0]),
+        nice_range([*report["sigma"], 0]),
     )
 
 
@@ -237,7 +238,7 @@ def _adjacent(report: Mapping[str, Any]) -> Figure | None:
     axis = svg.Axis("layer, from input to output", layers, [_tick(layer) for layer in layers])
     values = report["adjacent"]
     return _curve(
-        values, axis, "Similarity of neighbours", "similarity", svg.nice_range([*values, 0, 1])
+        values, axis, "Similarity of neighbours", "similarity", nice_range([*values, 0, 1])
     )
 
 

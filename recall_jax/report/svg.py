@@ -4,31 +4,25 @@ A `Frame` gives the horizontal geometry; pictures drawn in one frame over one ax
 column. Colours of lines are the CSS classes `s0` … `s7`; dashes tell them apart without colour.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
 
 from markupsafe import Markup
 
+from recall_jax.report.scales import (
+    CHARACTER,
+    apart,
+    hex_colour,
+    text_colour,
+    value_ticks,
+    viridis,
+    visible_ticks,
+)
 from recall_jax.report.wording import number, printable
 
 # Style 0 is the line to look at: solid and heavy.
 _DASHES = ("", "9 5", "2 3", "10 3 2 3", "20 4", "4 2", "8 3 2 3 2 3", "1.5 6")
-_VIRIDIS = (
-    (0x44, 0x01, 0x54),
-    (0x48, 0x28, 0x78),
-    (0x3E, 0x49, 0x89),
-    (0x31, 0x68, 0x8E),
-    (0x26, 0x82, 0x8E),
-    (0x1F, 0x9E, 0x89),
-    (0x35, 0xB7, 0x79),
-    (0x6E, 0xCE, 0x58),
-    (0xB5, 0xDE, 0x2B),
-    (0xFD, 0xE7, 0x25),
-)
 _ROW = 26
-_CHARACTER = 6.6  # width of a tick label's character at the page's 12 px
 
 
 @dataclass(frozen=True)
@@ -59,20 +53,6 @@ class Frame:
     right: int
 
 
-def nice_range(values: Sequence[float], minimum_span: float = 0.0) -> tuple[float, float]:
-    """The smallest range with round ends that holds all values and is `minimum_span` wide."""
-    low, high = min(values), max(values)
-    span = max(minimum_span, 1e-6 * max(abs(low), abs(high))) or 1.0
-    if high - low < span:
-        middle = (low + high) / 2
-        floor = 0.0 if low >= 0 else -math.inf
-        low = max(middle - span / 2, floor)
-        high = low + span
-    step = _nice_step(high - low)
-    low, high = (math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step)
-    return (low, high) if _nice_step(high - low) <= step else nice_range((low, high))
-
-
 def line_chart(
     series: Sequence[Series],
     axis: Axis,
@@ -101,7 +81,7 @@ def line_chart(
         return bottom - (value - low) / (high - low) * (bottom - top)
 
     parts = [_text(0, 14, y_title, "title")]
-    for value, tick in _value_ticks(low, high):
+    for value, tick in value_ticks(low, high):
         parts.append(_line(frame.left, y(value), right, y(value), "grid"))
         parts.append(_text(frame.left - 8, y(value) + 4, tick, "tick end"))
     parts += _column_axis(axis, frame, spacing, bottom)
@@ -124,7 +104,7 @@ def line_chart(
             ]
     labelled = [one for one in series if one.label]
     ends = [y(one.values[-1]) for one in labelled]
-    for one, end, place in zip(labelled, ends, _apart(ends, 15, top, bottom), strict=True):
+    for one, end, place in zip(labelled, ends, apart(ends, 15, top, bottom), strict=True):
         parts.append(_line(x(columns - 1) + 5, end, right + 4, place, f"leader {_style(one)}"))
         parts.append(_text(right + 7, place + 4, one.label, f"label {_style(one)}"))
     for column, name in enumerate(axis.names):
@@ -163,11 +143,11 @@ def heat_map(
             parts.append(_text(width - frame.right + 7, top + 17, row.label, "tick"))
         for column, value in enumerate(row.values):
             left = frame.left + column * spacing
-            colour = _viridis((value - low) / (high - low))
+            colour = viridis((value - low) / (high - low))
             said = f"{axis.names[column]}, {row.label or row.name}: {number(value)}"
             # Narrow cells overlap a little, or hairlines would show between them.
             cell = spacing - 1 if spacing > 8 else spacing + 0.6
-            parts.append(_rect(left, top, cell, _ROW - 2, said, "cell", fill=_hex(colour)))
+            parts.append(_rect(left, top, cell, _ROW - 2, said, "cell", fill=hex_colour(colour)))
             if spacing >= 44:
                 parts.append(
                     Markup(
@@ -196,16 +176,6 @@ def legend(series: Sequence[Series], guide: str = "") -> Markup:
     return Markup('<ul class="legend">{}</ul>').format(Markup("").join(items))
 
 
-def text_colour(background: tuple[int, int, int]) -> str:
-    """Black or white, whichever stands out more on `background` (sRGB); at least 4.5 to 1."""
-    linear = [
-        channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
-        for channel in (part / 255 for part in background)
-    ]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-    return "#000000" if luminance > 0.179 else "#ffffff"
-
-
 def _style(one: Series) -> str:
     return f"s{one.style % len(_DASHES)}"
 
@@ -217,91 +187,24 @@ def _dash(one: Series) -> str:
 def _column_axis(axis: Axis, frame: Frame, spacing: float, bottom: float) -> list[Markup]:
     parts = [
         _text(frame.left + (column + 0.5) * spacing, bottom + 19, axis.ticks[column], "tick middle")
-        for column in _visible_ticks(axis.ticks, spacing)
+        for column in visible_ticks(axis.ticks, spacing)
     ]
     if axis.title:
         parts.append(_text(frame.left, bottom + 40, axis.title, "title"))
     return parts
 
 
-def _visible_ticks(ticks: Sequence[str], spacing: float) -> list[int]:
-    """Columns whose tick is written: words, and multiples of a round step between them."""
-
-    def clear(first: int, second: int) -> bool:
-        room = abs(first - second) * spacing
-        return room >= _CHARACTER / 2 * (len(ticks[first]) + len(ticks[second])) + 7
-
-    words: list[int] = []
-    for column, tick in enumerate(ticks):
-        if not tick.isdecimal() and (not words or clear(words[-1], column)):
-            words.append(column)
-    for step in (digit * 10**power for power in count() for digit in (1, 2, 5)):
-        numbers = [
-            column
-            for column, tick in enumerate(ticks)
-            if tick.isdecimal()
-            and int(tick) % step == 0
-            and all(clear(column, word) for word in words)
-        ]
-        if all(clear(*neighbours) for neighbours in pairwise(numbers)):
-            break
-    return sorted(words + numbers)
-
-
-def _value_ticks(low: float, high: float) -> Iterator[tuple[float, str]]:
-    step = _nice_step(high - low)
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    plain = decimals <= 5 and max(abs(low), abs(high)) < 1e6
-    for index in range(round((high - low) / step) + 1):
-        value = low + index * step
-        yield value, f"{value:.{decimals}f}" if plain else f"{value:.3g}"
-
-
-def _nice_step(span: float) -> float:
-    """The step of 1, 2 or 5 times a power of ten that cuts `span` into five parts or fewer."""
-    power = 10.0 ** math.floor(math.log10(span / 5))
-    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= span / 5 * (1 - 1e-9))
-
-
-def _apart(places: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
-    """`places` moved as little as a sweep down and one up need to keep `gap` between them."""
-    order = sorted(range(len(places)), key=lambda index: places[index])
-    moved = list(places)
-    for above, below in pairwise(order):
-        moved[below] = max(moved[below], moved[above] + gap)
-    limit = bottom
-    for index in reversed(order):
-        moved[index] = max(min(moved[index], limit), top)
-        limit = moved[index] - gap
-    return moved
-
-
 def _colour_bar(frame: Frame, top: float, title: str, low: float, high: float) -> Iterator[Markup]:
     cells, width = 40, 160
-    left = frame.left + 8 + _CHARACTER * len(title)
+    left = frame.left + 8 + CHARACTER * len(title)
     yield _text(frame.left, top + 11, title, "title")
     for cell in range(cells):
-        colour = _hex(_viridis((cell + 0.5) / cells))
+        colour = hex_colour(viridis((cell + 0.5) / cells))
         yield Markup(
             '<rect class="step" x="{:.1f}" y="{}" width="{:.1f}" height="14" fill="{}"/>'
         ).format(left + cell * width / cells, top, width / cells + 0.3, colour)
     yield _text(left, top + 28, f"{low:.3g}", "tick")
     yield _text(left + width, top + 28, f"{high:.3g}", "tick end")
-
-
-def _viridis(fraction: float) -> tuple[int, int, int]:
-    """Colour of the viridis map (matplotlib's, ten anchors) at a place in [0, 1]."""
-    place = min(max(fraction, 0.0), 1.0) * (len(_VIRIDIS) - 1)
-    index = min(int(place), len(_VIRIDIS) - 2)
-    first, second = _VIRIDIS[index], _VIRIDIS[index + 1]
-    red, green, blue = (
-        round(a + (b - a) * (place - index)) for a, b in zip(first, second, strict=True)
-    )
-    return red, green, blue
-
-
-def _hex(colour: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def _summary(series: Sequence[Series], axis: Axis) -> str:

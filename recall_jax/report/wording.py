@@ -136,6 +136,6 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[s
             rows += flat_settings(value, f"{prefix}{name}.")
         elif isinstance(value, bool):
             rows.append((f"{prefix}{name}", str(value).lower()))
-        elif value is not None:
+        elif value is not None and value != []:
             rows.append((f"{prefix}{name}", str(value)))
     return rows

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recall_jax.report import svg
+from recall_jax.report import scales, svg
 
 FRAME = svg.Frame(width=880, left=52, right=146)
 finite = st.floats(-1e6, 1e6)
@@ -34,7 +34,7 @@ def test_pictures_are_well_formed_and_stay_in_their_frame(data, models, units):
     row = st.lists(finite, min_size=units, max_size=units)
     series = series_of([data.draw(row) for _ in range(models)])
     values = [value for one in series for value in one.values]
-    y_range = svg.nice_range(values)
+    y_range = scales.nice_range(values)
     chart = ElementTree.fromstring(
         svg.line_chart(series, axis_of(units), FRAME, title="t", y_title="y", y_range=y_range)
     )
@@ -79,18 +79,18 @@ def test_chart_and_heat_map_line_up():
 
 @given(values=st.lists(finite, min_size=1), span=st.sampled_from([0.0, 0.1, 5.0]))
 def test_a_nice_range_holds_its_values_between_round_ticks(values, span):
-    low, high = svg.nice_range(values, span)
+    low, high = scales.nice_range(values, span)
     slack = 1e-6 * (high - low)
     assert low - slack <= min(values) and max(values) <= high + slack
     assert high - low >= span - slack
-    ticks = [value for value, _ in svg._value_ticks(low, high)]
+    ticks = [value for value, _ in scales.value_ticks(low, high)]
     assert 2 <= len(ticks) <= 8
     assert ticks[0] == low and ticks[-1] == pytest.approx(high)
 
 
 @given(places=st.lists(st.floats(30, 220), min_size=1, max_size=8))
 def test_labels_are_moved_apart_in_their_order(places):
-    moved = svg._apart(places, 15, 30, 222)
+    moved = scales.apart(places, 15, 30, 222)
     assert all(30 <= place <= 222 for place in moved)
     order = sorted(range(len(places)), key=lambda index: places[index])
     gaps = [moved[below] - moved[above] for above, below in itertools.pairwise(order)]
@@ -101,7 +101,7 @@ def test_labels_are_moved_apart_in_their_order(places):
 @pytest.mark.parametrize("width", [280, 690])
 def test_ticks_keep_clear_of_each_other(units, width):
     ticks = axis_of(units).ticks
-    shown = svg._visible_ticks(ticks, width / units)
+    shown = scales.visible_ticks(ticks, width / units)
     assert {0, units - 1} <= set(shown)
     for first, second in itertools.pairwise(shown):
         written = (len(ticks[first]) + len(ticks[second])) / 2 * 6.6
@@ -110,14 +110,19 @@ def test_ticks_keep_clear_of_each_other(units, width):
 
 def test_names_that_crowd_are_thinned():
     ticks = [f"block_{index:02d}" for index in range(100)]
-    shown = svg._visible_ticks(ticks, 6.9)
+    shown = scales.visible_ticks(ticks, 6.9)
     assert 2 <= len(shown) <= 15
+
+
+def test_numbers_that_repeat_are_thinned_as_words():
+    shown = scales.visible_ticks(["0"] * 100, 3.0)
+    assert 2 <= len(shown) <= 30
 
 
 def test_text_on_any_colour_can_be_read():
     for parts in itertools.product(range(0, 256, 15), repeat=3):
         below = luminance("#{:02x}{:02x}{:02x}".format(*parts))
-        above = luminance(svg.text_colour(parts))
+        above = luminance(scales.text_colour(parts))
         assert (max(below, above) + 0.05) / (min(below, above) + 0.05) >= 4.5
 
 
