@@ -116,7 +116,7 @@ def rbf_similarity(
 
 
 def check_representations(reps: jax.Array | np.ndarray, comparison: Comparison) -> None:
-    """Raise InputError unless `reps` is (K, U, n, E), K >= 2, and the comparison fits it."""
+    """Raise InputError unless `reps` is (K, U, n, E), K >= 2, finite, and fits the comparison."""
     if reps.ndim != 4:
         raise InputError(f"representations have shape {reps.shape}: stack them to (K, U, n, E)")
     num_models, _, num_samples, _ = reps.shape
@@ -124,14 +124,23 @@ def check_representations(reps: jax.Array | np.ndarray, comparison: Comparison) 
         raise InputError("only one model: a comparison takes at least two")
     check_reference(comparison.reference, num_models)
     check_samples(num_samples, comparison)
+    finite = np.isfinite(np.asarray(reps)).all(axis=(2, 3))
+    if not finite.all():
+        model, unit = np.argwhere(~finite)[0]
+        raise InputError(
+            f"the representations of model {model} hold NaN or infinity in unit {unit}: "
+            "look for such values in its parameters"
+        )
 
 
 def check_reference(reference: Reference, num_models: int) -> None:
     """Raise InputError unless the reference is one of the models."""
-    if reference != "pairwise" and not -num_models <= reference < num_models:
+    if reference == "pairwise":
+        return
+    if isinstance(reference, str) or not -num_models <= reference < num_models:
         raise InputError(
-            f"reference {reference} is none of the {num_models} models: "
-            f"give an index from 0 to {num_models - 1}"
+            f"reference {reference!r} is none of the {num_models} models: "
+            f"give an index from 0 to {num_models - 1}, or 'pairwise'"
         )
 
 
