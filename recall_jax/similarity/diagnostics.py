@@ -49,6 +49,8 @@ def weight_rises_with_depth(weights: np.ndarray) -> bool:
     shallow layers shared, deep layers specialised.
     """
     layers = weights[-1, 1:-1]
+    if len(layers) == 0:
+        return False
     third = max(1, len(layers) // 3)
     return bool(np.mean(layers[-third:]) > np.mean(layers[:third]))
 
