@@ -39,6 +39,11 @@ def merge_trees(
     flat = [tree_flatten_with_path(tree) for tree in trees]
     _check_structures(flat)
     structure = flat[0][1]
+    if not -len(trees) <= reference < len(trees):
+        raise InputError(
+            f"reference {reference} is none of the {len(trees)} trees: "
+            f"give an index from 0 to {len(trees) - 1}"
+        )
     merged = []
     for leaves in zip(*(leaves for leaves, _ in flat), strict=True):
         path = leaves[0][0]
@@ -54,12 +59,14 @@ def merge_trees(
 def unit_of_path(path: KeyPath) -> str:
     """Unit of a leaf by the names on its path, for trees with one entry per layer.
 
-    `layers_3`, `layers/3`, `blocks.3` and their like are layer 3, names with "embed" are `embed`,
-    all else is `head`. For other trees pass `merge_trees` a function of your own.
+    `layers_3`, `layers/3`, `blocks.3`, Linen's `TransformerBlock_3` and their like are layer 3,
+    names like `embed` and `token_embedding` are `embed`, all else is `head`. For other trees pass
+    `merge_trees` a function of your own.
     """
-    dotted = keystr(path, simple=True, separator=".") + "."
-    name = re.sub(r"(layers?|blocks?|h)_(\d+)", r"\1.\2", dotted)
-    return unit_of_tensor(name)
+    name = keystr(path, simple=True, separator=".").lower() + "."
+    name = re.sub(r"(?:\w*(?:layers?|blocks?)|\bh)_(\d+)\.", r"layers.\1.", name)
+    unit = unit_of_tensor(name)
+    return EMBED if unit == HEAD and re.search(r"\b(\w+_)?embed", name) else unit
 
 
 def check_weights(weights: jax.Array | np.ndarray, num_models: int) -> np.ndarray:
@@ -93,7 +100,7 @@ def _leaf_weights(
                 f'unit_of gave {unit} for {keystr(path)}: give ("stacked", axis, first_unit)'
             )
         axis, first = unit[1], _index(unit[2], num_units, path)
-        if not -len(shape) <= axis < len(shape):
+        if not isinstance(axis, int | np.integer) or not -len(shape) <= axis < len(shape):
             raise InputError(
                 f"{keystr(path)} of shape {shape} has no axis {axis} to stack units on"
             )
@@ -120,7 +127,8 @@ def _index(unit: str | int, num_units: int, path: KeyPath) -> int:
         if index >= num_units - 1:
             index = -1
     else:
-        index = int(unit)
+        is_index = isinstance(unit, int | np.integer) and not isinstance(unit, bool)
+        index = int(unit) if is_index else -1
     if not 0 <= index < num_units:
         raise InputError(
             f"unit_of gave {unit!r} for {keystr(path)}, which is none of the {num_units} units"
@@ -134,9 +142,14 @@ def _check_structures(flat: list[tuple[list[tuple[KeyPath, Any]], Any]]) -> None
     for index, (leaves, other) in enumerate(flat[1:], start=1):
         if other != structure:
             others = {keystr(path) for path, _ in leaves}
+            if names == others:
+                raise InputError(
+                    f"tree {index} is built unlike tree 0: same leaves, other containers "
+                    f"({_shortened(other)}, not {_shortened(structure)})"
+                )
             raise InputError(
-                f"tree {index} is built unlike tree 0: only in 0 {sorted(names - others)[:4]}, "
-                f"only in tree {index} {sorted(others - names)[:4]}"
+                f"tree {index} is built unlike tree 0: only in tree 0 "
+                f"{sorted(names - others)[:4]}, only in tree {index} {sorted(others - names)[:4]}"
             )
         for (path, leaf), (_, mine) in zip(first, leaves, strict=True):
             if np.shape(leaf) != np.shape(mine):
@@ -144,3 +157,8 @@ def _check_structures(flat: list[tuple[list[tuple[KeyPath, Any]], Any]]) -> None
                     f"{keystr(path)} has shape {np.shape(leaf)} in tree 0 and {np.shape(mine)} "
                     f"in tree {index}"
                 )
+
+
+def _shortened(structure: Any, most: int = 80) -> str:
+    text = " ".join(str(structure).split())
+    return text if len(text) <= most else text[:most] + "…"
