@@ -45,7 +45,6 @@ from recall_jax.recipe import Recipe
 from recall_jax.report.card import model_card
 from recall_jax.report.html import render_html
 from recall_jax.report.record import load_report, write_report
-from recall_jax.representations.batches import make_batches
 from recall_jax.representations.data import write_jsonl
 from recall_jax.similarity.compare import check_samples
 from recall_jax.similarity.diagnostics import similarity_warnings
@@ -170,9 +169,13 @@ def _recall_rule(
         progress("typical samples", 0, 1)
         typical = find_typical(recipe.samples, teacher, arch, dtype)
         check_samples(len(typical.samples.rows), comparison)
-    batches = make_batches(typical.samples.token_ids, recipe.samples.batch_size)
     comparer = Comparer(
-        StreamedForward.of(arch, batches, dtype),
+        StreamedForward.of(
+            arch,
+            typical.samples.token_ids,
+            batch_size=recipe.samples.batch_size,
+            dtype=dtype,
+        ),
         [model.name for model in models],
         comparison,
         recipe.parameters.temperature,

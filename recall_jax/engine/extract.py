@@ -31,9 +31,11 @@ def pooled_states(
     blocks = _row_blocks(arch, token_ids, batch_size)
     pooled = []
     for rows in blocks:
-        batches = make_batches([token_ids[row] for row in rows], batch_size)
+        forward = StreamedForward.of(
+            arch, [token_ids[row] for row in rows], batch_size=batch_size, dtype=dtype
+        )
         states = {}
-        for unit, means in StreamedForward.of(arch, batches, dtype).pooled_units(model):
+        for unit, means in forward.pooled_units(model):
             if unit in units:
                 states[unit] = means
             if unit == units[-1]:

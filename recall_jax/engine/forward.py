@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from recall_jax.engine.plan import NamedModel
@@ -20,7 +21,7 @@ from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import unit_params, unit_tensors
 from recall_jax.models.decoder import Context
 from recall_jax.models.forward import attention_windows, block, context, embed, head
-from recall_jax.representations.batches import Batches
+from recall_jax.representations.batches import Batches, make_batches
 from recall_jax.representations.pooling import masked_mean
 from recall_jax.units import EMBED, HEAD, layer_unit
 
@@ -34,18 +35,36 @@ class StreamedForward:
 
     arch: Architecture
     batches: Batches
+    input_ids: tuple[jax.Array, ...]
     contexts: tuple[Context, ...]
     dtype: DTypeLike
+    replicated: NamedSharding  # of the parameters; the batches' rows are split over the devices
 
     @classmethod
     def of(
-        cls, arch: Architecture, batches: Batches, dtype: DTypeLike = jnp.float32
+        cls,
+        arch: Architecture,
+        token_ids: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+        dtype: DTypeLike,
     ) -> "StreamedForward":
-        """Prepare what all models share: positions and masks of each batch."""
-        contexts = tuple(
-            _context(arch, jnp.asarray(batch.attention_mask)) for batch in batches.batches
+        """Prepare what all models share: tokens, positions and masks of each batch.
+
+        All local devices share each batch; its size is rounded up to a multiple of their number.
+        """
+        mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,))
+        rows = NamedSharding(mesh, PartitionSpec("data"))
+        batches = make_batches(token_ids, -(-batch_size // mesh.size) * mesh.size)
+        masks = [jax.device_put(batch.attention_mask, rows) for batch in batches.batches]
+        return cls(
+            arch,
+            batches,
+            tuple(jax.device_put(batch.input_ids, rows) for batch in batches.batches),
+            tuple(_context(arch, mask) for mask in masks),
+            dtype,
+            NamedSharding(mesh, PartitionSpec()),
         )
-        return cls(arch, batches, contexts, dtype)
 
     def advance(
         self, unit: str, tensors: Mapping[str, jax.Array], states: HiddenStates, model: str
@@ -58,7 +77,7 @@ class StreamedForward:
         """
         names = unit_tensors(self.arch, unit)
         run = self._unit_program(unit, [tensors[name] for name in names])
-        inputs: Sequence[Any] = states or tuple(batch.input_ids for batch in self.batches.batches)
+        inputs = states or self.input_ids
         results = [run(given, ctx) for given, ctx in zip(inputs, self.contexts, strict=True)]
         after, pooled = zip(*results, strict=True)
         means = np.concatenate([np.asarray(mean) for mean in pooled])[self.batches.order]
@@ -82,6 +101,7 @@ class StreamedForward:
         self, unit: str, tensors: list[jax.Array]
     ) -> Callable[[Any, Context], tuple[jax.Array, jax.Array]]:
         """The function from a batch's input to (hidden states, pooled means) of this unit."""
+        tensors = jax.device_put(tensors, self.replicated)
         if unit == EMBED:
             return partial(_embed, self.arch, self.dtype, tensors)
         if unit == HEAD:

@@ -113,7 +113,7 @@ def find_typical(
 
 def read_samples(settings: Samples, model: Checkpoint, arch: Architecture) -> Tokenized:
     """The rows to choose from, or the typical ones as given, tokenised by `model`'s tokenizer."""
-    tokenizer = load_tokenizer(model.tokenizer_folders)
+    tokenizer = load_tokenizer(model.tokenizer_folders, arch.family)
     if settings.typical is not None:
         samples = read_typical(
             Path(settings.typical),

@@ -1,6 +1,7 @@
 """Data files: rows of text in the formats people keep them in."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,7 +62,8 @@ def row_text(row: Mapping[str, Any], where: str, field: str | None = None) -> st
 def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows as JSON lines; values that JSON lacks, such as dates of Parquet, as text."""
     lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8")
+    # Half a surrogate pair, which UTF-8 lacks, becomes the escape that JSON has for it.
+    path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 def _text_field(row: Mapping[str, Any], field: str, where: str) -> str:
@@ -73,12 +75,16 @@ def _text_field(row: Mapping[str, Any], field: str, where: str) -> str:
     return value
 
 
+def _read_text(path: Path) -> str:
+    # Decoded in one piece: the place of a fault is then its place in the file.
+    return path.read_bytes().decode("utf-8-sig")
+
+
 def _read_lines(path: Path) -> Iterable[tuple[int, str]]:
     """Lines that are not blank, with their numbers from 1."""
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, line.rstrip("\r\n")
+    for number, line in enumerate(io.StringIO(_read_text(path), newline=None), start=1):
+        if line.strip():
+            yield number, line.rstrip("\n")
 
 
 def _read_txt(path: Path) -> list[Row]:
@@ -93,7 +99,7 @@ def _read_jsonl(path: Path) -> list[Row]:
 
 
 def _read_json(path: Path) -> list[Row]:
-    content = _parse(path.read_text(encoding="utf-8-sig"), str(path))
+    content = _parse(_read_text(path), str(path))
     if not isinstance(content, list):
         raise InputError(f"{path} holds no list: give a list of objects, one for each row")
     return [_object(row, f"{path}, row {index}") for index, row in enumerate(content)]
@@ -101,11 +107,15 @@ def _read_json(path: Path) -> list[Row]:
 
 def _read_csv(path: Path) -> list[Row]:
     csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            rows = list(csv.DictReader(file, strict=True))
-        except csv.Error as error:
-            raise InputError(f"{path} is not well-formed CSV: {error}") from error
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        where = f"{path}, line {reader.line_num}"
+        raise InputError(f"{where} is not well-formed CSV: {error}") from error
+    names = reader.fieldnames or []
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{path} has two columns {twice[0]!r}: rename one")
     for index, row in enumerate(rows):
         if None in row or None in row.values():
             raise InputError(f"{path}, row {index} has not as many fields as the header")
@@ -125,8 +135,8 @@ def _read_parquet(path: Path) -> list[Row]:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
+        raise InputError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from error
 
 
 def _object(value: Any, where: str) -> Row:

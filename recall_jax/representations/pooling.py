@@ -29,7 +29,7 @@ def masked_mean(hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Arra
             f"the mask has shape {attention_mask.shape} but the hidden states {hidden.shape}; "
             "the first two dimensions must agree"
         )
-    real = (attention_mask != 0)[:, :, None]
+    real = attention_mask.astype(bool)[:, :, None]
     # where, not a product: a padding position may hold anything, even NaN.
     total = jnp.sum(jnp.where(real, hidden.astype(jnp.float32), 0.0), axis=1)
     return total / jnp.maximum(jnp.sum(real, axis=1), 1).astype(jnp.float32)

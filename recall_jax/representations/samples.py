@@ -93,6 +93,8 @@ def _tokenize(
         is_chat = isinstance(text, list)
         if isinstance(text, list):
             text = tokenizer.chat_text(text)
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise InputError(f"{where} holds half a surrogate pair, which is no text: repair it")
         # A chat template writes the special tokens itself.
         ids = tokenizer.encode(text, max_tokens, not is_chat)
         if not ids:

@@ -4,16 +4,18 @@ A tokenizer.json is read by the `tokenizers` library where that is known to give
 transformers does; all others go through transformers' AutoTokenizer, which takes seconds to import.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from recall_jax.checkpoint.companions import has_tokenizer
+from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.errors import InputError
 
-# Classes that use tokenizer.json as it stands; others rewrite parts of it when they load.
+# Classes that use tokenizer.json as it stands, and model types for which transformers takes a file's
+# word on its class (for qwen2, among others, it builds a tokenizer of its own from the vocabulary).
+_LIGHT_MODEL_TYPES = {"llama", "mistral", "qwen3"}
 _LIGHT_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 
 
@@ -27,13 +29,14 @@ class Tokenizer(Protocol):
         """Messages as one text by the chat template; InputError without one."""
 
 
-def load_tokenizer(folders: Sequence[Path]) -> Tokenizer:
-    """The tokenizer of the first folder that has one, or InputError."""
+def load_tokenizer(folders: Sequence[Path], model_type: str) -> Tokenizer:
+    """The tokenizer of the first folder that has one, as transformers loads it, or InputError."""
     for folder in folders:
         if has_tokenizer(folder):
-            config = _tokenizer_config(folder)
+            config = _read_object(folder / "tokenizer_config.json")
             light = (
                 (folder / "tokenizer.json").is_file()
+                and model_type in _LIGHT_MODEL_TYPES
                 and config.get("tokenizer_class") in _LIGHT_CLASSES
                 and not any(config.get(key) for key in ("add_bos_token", "add_eos_token"))
             )
@@ -102,17 +105,8 @@ class _LightTokenizer:
         return _AutoTokenizer(self._folder)
 
 
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {_line(error)}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return config
+def _read_object(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _line(error: Exception) -> str:
