@@ -111,7 +111,7 @@ def _read_csv(path: Path) -> list[Row]:
     try:
         rows = list(reader)
     except csv.Error as error:
-        where = f"{path}, line {reader.line_num}"
+        where = f"{path}, line {reader.reader.line_num}"
         raise InputError(f"{where} is not well-formed CSV: {error}") from error
     names = reader.fieldnames or []
     if twice := [name for name in names if names.count(name) > 1]:
@@ -135,8 +135,11 @@ def _read_parquet(path: Path) -> list[Row]:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"{error.msg} at character {error.pos}"
+        raise InputError(f"{where} is not JSON: {place}") from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
-        raise InputError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from error
+        raise InputError(f"{where} cannot be read as JSON: {error}") from error
 
 
 def _object(value: Any, where: str) -> Row:

@@ -93,8 +93,11 @@ def _tokenize(
         is_chat = isinstance(text, list)
         if isinstance(text, list):
             text = tokenizer.chat_text(text)
-        if any("\ud800" <= char <= "\udfff" for char in text):
-            raise InputError(f"{where} holds half a surrogate pair, which is no text: repair it")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            message = f"{where} holds half a surrogate pair, which is no text: repair it"
+            raise InputError(message) from error
         # A chat template writes the special tokens itself.
         ids = tokenizer.encode(text, max_tokens, not is_chat)
         if not ids:
