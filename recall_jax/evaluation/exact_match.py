@@ -32,7 +32,7 @@ def exact_matches(model: str | Path, rows: Sequence[Row], batch_size: int = 64) 
     arch = read_architecture(checkpoint.config, where=f"{model}/config.json")
     check_tensors(arch, {name: s.shape for name, s in checkpoint.specs.items()}, str(model))
     tree = to_flax(arch, {name: checkpoint.read(name) for name in tensor_shapes(arch)})
-    tokenizer = load_tokenizer([*reversed(checkpoint.adapters), checkpoint.folder])
+    tokenizer = load_tokenizer(checkpoint.tokenizer_folders, arch.family)
     unlimited = 2**31 - 1
     prompts = [tokenizer.encode(row["prompt"], unlimited, True) for row in rows]
     expected = [tokenizer.encode(row["completion"], unlimited, False) for row in rows]

@@ -13,8 +13,8 @@ from recall_jax.checkpoint.companions import has_tokenizer
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.errors import InputError
 
-# Classes that use tokenizer.json as it stands, and model types for which transformers takes a file's
-# word on its class (for qwen2, among others, it builds a tokenizer of its own from the vocabulary).
+# Classes that use tokenizer.json as it stands, and model types for which transformers believes the
+# class that a file names (for qwen2, among others, it builds one of its own from the vocabulary).
 _LIGHT_MODEL_TYPES = {"llama", "mistral", "qwen3"}
 _LIGHT_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 
