@@ -7,7 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 .PHONY: demo test lint format soak clean
 
 demo: $(VENV)/.plain
-	$(BIN)/recall demo
+	$(BIN)/recall demo --out recall_demo --force
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest

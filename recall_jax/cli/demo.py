@@ -24,8 +24,16 @@ def demo(
     Example: recall demo --out recall_demo
     """
     console.prepare_jax(no_compilation_cache)
-    from recall_jax.demo.run import run_demo
+    from recall_jax.demo.run import PAGE, run_demo
 
     with console.progress_bar(quiet) as progress:
         table = run_demo(out, force=force, progress=progress)
-    del table
+    if quiet:
+        return
+    rows = [[cell if isinstance(cell, str) else _share(cell) for cell in row] for row in table.rows]
+    console.show_table("exact match", table.columns, rows)
+    console.say(f"what was merged, and why each layer is weighed as it is: {out / PAGE}", quiet)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
