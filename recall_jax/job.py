@@ -113,7 +113,7 @@ def merge(
                     progress=progress,
                 )
         report = _report(recipe, models, plan, rule, clock, writer.bytes_written)
-        _write_companions(folder, out.name, recipe, models, plan, rule, report)
+        _write_companions(folder, out.name, recipe, models, rule, report)
         write_checksums(folder, writer.checksums)
     return report
 
@@ -235,7 +235,6 @@ def _write_companions(
     out_name: str,
     recipe: Recipe,
     models: Sequence[Checkpoint],
-    plan: Plan,
     rule: _Rule,
     report: dict[str, Any],
 ) -> None:

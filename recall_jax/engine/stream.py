@@ -22,11 +22,7 @@ from recall_jax.engine.plan import Plan, is_float
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import Kernel
 from recall_jax.merging.weights import layer_weights
-from recall_jax.similarity.compare import (
-    Comparison,
-    check_sigma,
-    compare_unit,
-)
+from recall_jax.similarity.compare import Comparison, check_sigma, compare_unit
 from recall_jax.units import HEAD
 
 Progress = Callable[[str, int, int], None]

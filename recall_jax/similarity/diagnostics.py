@@ -52,7 +52,7 @@ def weight_rises_with_depth(weights: np.ndarray) -> bool:
     if len(layers) == 0:
         return False
     third = max(1, len(layers) // 3)
-    return bool(np.mean(layers[-third:]) > np.mean(layers[:third]))
+    return bool(np.mean(layers[-third:]) - np.mean(layers[:third]) > INDISTINGUISHABLE)
 
 
 def _vanished(column: np.ndarray) -> bool:

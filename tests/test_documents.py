@@ -1,0 +1,60 @@
+"""What the documents say works: the README's example, the recipes in configs/, the scripts."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recall_jax.checkpoint.folder import open_checkpoint
+from recall_jax.job import merge
+from recall_jax.recipe import read_recipe
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.yml"))
+
+
+def test_the_example_of_the_readme_runs():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    assert len([line for line in code.splitlines() if line.strip()]) == 12
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    weights = np.asarray(names["report"]["weights"])
+    np.testing.assert_allclose(weights.sum(axis=0), 1.0, atol=1e-6)
+    assert (weights[1] > weights[0]).all()
+    first = names["model"](0)["embed"] * weights[0, 0]
+    second = names["model"](1)["embed"] * weights[1, 0]
+    np.testing.assert_allclose(names["merged"]["embed"], first + second, atol=1e-6)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_recipe_merges(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    report = merge(read_recipe(config), tmp_path / "out")
+    merged, newest = open_checkpoint(tmp_path / "out"), open_checkpoint(report["models"][-1])
+    assert {n: s.shape for n, s in merged.specs.items()} == {
+        n: s.shape for n, s in newest.specs.items()
+    }
+    np.testing.assert_allclose(np.asarray(report["weights"]).sum(axis=0), 1.0, atol=1e-6)
+
+
+def test_the_documents_name_only_files_that_exist():
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} points to {target}"
+
+
+def test_several_devices_give_what_one_gives():
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    done = subprocess.run(
+        [ROOT / "tpu_scripts" / "simulate_pod.sh", "2"],
+        env=environment | {"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "simulate_pod: 2 devices equal to 1 device"
