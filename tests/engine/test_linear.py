@@ -1,0 +1,157 @@
+"""`linear` and `average` against float64 numpy, with mergekit's kinds of weights."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import LAYERS
+
+from recall_jax import job
+from recall_jax.checkpoint.folder import open_checkpoint
+from recall_jax.recipe import make_recipe
+
+MLP_FIRST = [{"filter": "mlp", "value": [0.0, 1.0]}, {"filter": "norm", "value": 3}, {"value": 0.5}]
+
+# weights of each of three models; the recipe's own; normalize; expected weight of a tensor
+CASES = {
+    "scalars": ([0.2, 0.3, 1.5], None, None),
+    "negative": ([-0.5, 1, 2], None, True),
+    "not normalised": ([0.2, 0.3, 1.5], None, False),
+    "summing to zero is fine unless normalised": ([1, 0, -1], None, False),
+    "gradients": ([[0.0, 1.0], [1.0, 0.5, 0.0], 1.0], None, True),
+    "a gradient of one point": ([[0.25], 1, 1], None, True),
+    "filters": ([MLP_FIRST, 1.0, [{"filter": "*", "value": 2.0}]], None, True),
+    "the recipe's weight for models without": ([None, 3.0, None], 0.5, True),
+    "a filter that does not match falls through": (
+        [[{"filter": "q_proj", "value": 4.0}], 1, 1],
+        0.5,
+        True,
+    ),
+}
+
+
+def depth_of(name: str) -> float:
+    if match := re.search(r"layers\.(\d+)\.", name):
+        return int(match[1]) / (LAYERS - 1)
+    return 0.0 if "embed" in name else 1.0
+
+
+def weight_of(value, name: str) -> float | None:
+    if not isinstance(value, list):
+        return value
+    if isinstance(value[0], dict):
+        for entry in value:
+            if entry.get("filter", "*") == "*" or entry["filter"] in name:
+                return weight_of(entry["value"], name)
+        return None
+    place = depth_of(name) * (len(value) - 1)
+    low = int(np.floor(place))
+    high = min(low + 1, len(value) - 1)
+    return value[low] + (place - low) * (value[high] - value[low])
+
+
+def tensors(folder):
+    model = open_checkpoint(folder)
+    return {name: model.read(name) for name in model.specs}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_linear_is_what_mergekit_means_by_it(case, toys, tmp_path):
+    weights, shared, normalize = CASES[case]
+    values = {"merge_method": "linear", "parameters": {}, "out_dtype": "float32"}
+    values["models"] = [
+        {"model": name} | ({} if weight is None else {"parameters": {"weight": weight}})
+        for name, weight in zip(toys.qwen2, weights, strict=True)
+    ]
+    if shared is not None:
+        values["parameters"]["weight"] = shared
+    if normalize is not None:
+        values["parameters"]["normalize"] = normalize
+    report = job.merge(make_recipe(values), tmp_path / "out")
+    inputs = [tensors(model) for model in toys.qwen2]
+    used = {}
+    for name, merged in tensors(tmp_path / "out").items():
+        row = [weight_of(weight, name) for weight in weights]
+        row = np.asarray([shared if w is None else w for w in row], np.float64)
+        if normalize is not False:
+            row /= row.sum()
+        stack = np.stack([model[name].astype(np.float64) for model in inputs])
+        expected = np.tensordot(row, stack, 1)
+        # weights may be above 1 or below 0, which makes the terms larger than the inputs
+        terms = np.tensordot(np.abs(row), np.abs(stack), 1)
+        roundings = 4 * 2.0**-24 * np.maximum(terms, np.abs(stack).max(axis=0))
+        allowed = np.spacing(np.abs(expected).astype(np.float32)) + roundings
+        assert (np.abs(merged - expected) <= allowed).all(), name
+        used.setdefault(name.split(".weight")[0].split(".bias")[0], row)
+    assert report["reference"] is report["similarity"] is report["sigma"] is None
+    assert report["typical"] is report["adjacent"] is None and report["typical_samples"] == []
+    embed = [row[0] for row in report["weights"]]
+    np.testing.assert_allclose(embed, used["model.embed_tokens"], rtol=1e-6)
+    assert not (tmp_path / "out" / "typical.jsonl").exists()
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("key", ["dtype", "out_dtype"])
+def test_the_output_has_the_dtype_asked_for(kind, key, toys, tmp_path):
+    values = {
+        "merge_method": "average",
+        "models": [{"model": name} for name in toys.qwen2],
+        key: kind,
+    }
+    job.merge(make_recipe(values), tmp_path / "out")
+    inputs = [tensors(model) for model in toys.qwen2]
+    for name, merged in tensors(tmp_path / "out").items():
+        assert merged.dtype.name == kind
+        expected = np.mean([model[name].astype(np.float64) for model in inputs], axis=0)
+        nearest = np.abs(merged.astype(np.float64) - expected)
+        step = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(kind, 2.0**-22)
+        assert (nearest <= step * np.abs(expected) * 1.01 + 2.0**-24 * 2).all()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == kind
+
+
+def test_out_dtype_wins_over_dtype(toys, tmp_path):
+    values = {
+        "merge_method": "average",
+        "models": [{"model": name} for name in toys.qwen2],
+        "dtype": "float32",
+        "out_dtype": "float16",
+    }
+    job.merge(make_recipe(values), tmp_path / "out")
+    assert {array.dtype.name for array in tensors(tmp_path / "out").values()} == {"float16"}
+
+
+def test_one_model_is_copied(toys, tmp_path):
+    values = {"merge_method": "average", "models": [{"model": toys.llama[0]}]}
+    job.merge(make_recipe(values), tmp_path / "out")
+    before, after = tensors(toys.llama[0]), tensors(tmp_path / "out")
+    assert {n: a.tobytes() for n, a in before.items()} == {n: a.tobytes() for n, a in after.items()}
+
+
+def test_the_average_reads_every_byte_once(toys, tmp_path):
+    values = {"merge_method": "average", "models": [{"model": name} for name in toys.qwen2]}
+    report = job.merge(make_recipe(values), tmp_path / "out")
+    sizes = [open_checkpoint(name).nbytes for name in toys.qwen2]
+    assert report["bytes"] == {"read": sum(sizes), "written": sizes[-1]}
+    assert Path(tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_recall_reads_every_byte_once_and_the_newest_twice(toys, tmp_path):
+    values = {"merge_method": "recall", "models": [{"model": name} for name in toys.qwen2]}
+    values["samples"] = {"data": toys.data, "count": 8}
+    report = job.merge(make_recipe(values), tmp_path / "out")
+    sizes = [open_checkpoint(name).nbytes for name in toys.qwen2]
+    # the pass that chooses the samples ends with the last block: no head
+    head = sum(
+        spec.nbytes
+        for name, spec in open_checkpoint(toys.qwen2[-1]).specs.items()
+        if name in ("model.norm.weight", "lm_head.weight")
+    )
+    assert report["selection_passes"] == 1
+    assert report["bytes"]["read"] == sum(sizes) + sizes[-1] - head
+    values["samples"] = {"typical": str(tmp_path / "out" / "typical.jsonl")}
+    report = job.merge(make_recipe(values), tmp_path / "given")
+    assert report["selection_passes"] == 0
+    assert report["bytes"]["read"] == sum(sizes)
