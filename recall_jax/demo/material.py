@@ -22,6 +22,6 @@ def training_file(task: str, data: Path = DATA) -> Path:
     return data / f"{task}.jsonl"
 
 
-def test_file(task: str, data: Path = DATA) -> Path:
+def held_out_file(task: str, data: Path = DATA) -> Path:
     """Held-out rows of `task`."""
     return data / "test" / f"{task}.jsonl"

@@ -7,7 +7,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from recall_jax.demo.material import BASE, CHECKPOINTS, FINE_TUNED, UNSEEN, test_file, training_file
+from recall_jax.demo.material import (
+    BASE,
+    CHECKPOINTS,
+    FINE_TUNED,
+    UNSEEN,
+    held_out_file,
+    training_file,
+)
 from recall_jax.demo.tasks import TASKS
 from recall_jax.engine.stream import Progress
 from recall_jax.evaluation.exact_match import Row, exact_matches
@@ -26,18 +33,13 @@ Scores = Mapping[str, Mapping[str, float]]
 
 _BATCH_SIZE = 128
 
-_MADE_FROM = dict.fromkeys(FINE_TUNED, (BASE,)) | dict.fromkeys(
-    (RECALL, AVERAGE), (BASE, *FINE_TUNED)
-)
-
 _CAPTION = (
     "Share of {count} held-out prompts of each task that a model completes exactly, decoded "
     f"greedily. {BASE} has learned every task in part, each fine-tune one task more, its own; "
     f"{' and '.join(UNSEEN)} have no fine-tune: they are unseen. The own task of a merge is the "
     f"newest, {NEWEST}. Other seen is the mean over the other tasks that have a fine-tune, unseen "
-    "that over those that have none. Forgetting is the mean over all tasks of max(0, best score "
-    f"of the models that a model was made from - its own score): {BASE} for a fine-tune, {BASE} "
-    "and all fine-tunes for a merge."
+    "that over those that have none. Forgetting is what a model has lost of what "
+    f"{BASE} knew: the mean over all tasks of max(0, score of {BASE} - score of the model)."
 )
 
 
@@ -54,7 +56,7 @@ def run_demo(
         merge(_recipe(AVERAGE), folder / AVERAGE, progress=progress)
         models = {name: CHECKPOINTS / name for name in (BASE, *FINE_TUNED)}
         models |= {name: folder / name for name in (RECALL, AVERAGE)}
-        tests = [read_rows(test_file(task)) for task in TASKS]
+        tests = [read_rows(held_out_file(task)) for task in TASKS]
         scores = _evaluate(models, tests, progress)
         table = summarise(scores, count=len(tests[0]))
         evaluation = json.dumps(asdict(table), indent=2) + "\n"
@@ -87,17 +89,14 @@ def summarise(scores: Scores, count: int) -> Table:
 def _row(model: str, scores: Scores) -> list[str | float | None]:
     score = scores[model]
     own = None if model == BASE else model if model in FINE_TUNED else NEWEST
-    forgetting = None
-    if parents := _MADE_FROM.get(model):
-        best = {task: max(scores[parent][task] for parent in parents) for task in TASKS}
-        forgetting = fmean(max(0.0, best[task] - score[task]) for task in TASKS)
+    lost = [max(0.0, scores[BASE][task] - score[task]) for task in TASKS]
     return [
         model,
         *(score[task] for task in TASKS),
         None if own is None else score[own],
         fmean(score[task] for task in FINE_TUNED if task != own),
         fmean(score[task] for task in UNSEEN),
-        forgetting,
+        None if model == BASE else fmean(lost),
     ]
 
 

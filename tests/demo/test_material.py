@@ -12,7 +12,7 @@ from recall_jax.demo.material import (
     DATA,
     FINE_TUNED,
     UNSEEN,
-    test_file,
+    held_out_file,
     training_file,
 )
 from recall_jax.demo.tasks import TASKS, draw_distinct
@@ -20,7 +20,6 @@ from recall_jax.demo.train import FINE_TUNING_ROWS, TEST_ROWS, VOCABULARY
 from recall_jax.evaluation.exact_match import exact_match
 from recall_jax.representations.data import read_rows
 
-test_file.__test__ = False
 MODELS = (BASE, *FINE_TUNED)
 
 
@@ -28,7 +27,7 @@ MODELS = (BASE, *FINE_TUNED)
 def scores(model):
     """Exact match by task, on a quarter of the shipped test rows."""
     return {
-        task: exact_match(CHECKPOINTS / model, read_rows(test_file(task))[:32], 32)
+        task: exact_match(CHECKPOINTS / model, read_rows(held_out_file(task))[:32], 32)
         for task in TASKS
     }
 
@@ -50,7 +49,7 @@ def test_training_rows_are_those_of_the_seed(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_test_rows_are_held_out(task):
-    assert read_rows(test_file(task)) == draw_distinct(task, TEST_ROWS, 0, held_out=True)
+    assert read_rows(held_out_file(task)) == draw_distinct(task, TEST_ROWS, 0, held_out=True)
 
 
 def test_base_half_knows_every_task():
@@ -71,7 +70,7 @@ def test_transformers_loads_the_model_and_answers_the_same(model):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, task = CHECKPOINTS / model, FINE_TUNED[0]
-    rows = read_rows(test_file(task))[:32]
+    rows = read_rows(held_out_file(task))[:32]
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert network.num_parameters() < 1_000_000

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from recall_jax.demo.material import BASE, CHECKPOINTS, FINE_TUNED, UNSEEN, test_file
+from recall_jax.demo.material import BASE, CHECKPOINTS, FINE_TUNED, UNSEEN, held_out_file
 from recall_jax.demo.run import AVERAGE, RECALL, run_demo, summarise
 from recall_jax.demo.tasks import TASKS
 from recall_jax.errors import InputError
 from recall_jax.evaluation.exact_match import exact_match
 from recall_jax.representations.data import read_rows
-
-test_file.__test__ = False
 
 
 def test_sums_of_a_table_worked_out_by_hand():
@@ -38,8 +36,7 @@ def test_sums_of_a_table_worked_out_by_hand():
     assert others == pytest.approx((0.5, 0.15, 0.45, 0.0, 0.7, 0.0))
     assert unseen == pytest.approx((0.5, 0.3, 0.5, 0.0, 0.7, 0.0))
     assert forgetting[0] is None
-    # base to reverse loses 0.3, 0.4 and 0.5; to recall from the best of four 0.2, 0.3, 0.3
-    assert forgetting[1:] == pytest.approx((1.2 / 5, 0.1 / 5, 2.0 / 5, 0.8 / 5, 4.0 / 5))
+    assert forgetting[1:] == pytest.approx((1.2 / 5, 0.1 / 5, 2.0 / 5, 0.0, 2.5 / 5))
 
 
 def test_the_demo_leaves_complete_models_and_a_report(demo_run):
@@ -54,8 +51,7 @@ def test_the_demo_leaves_complete_models_and_a_report(demo_run):
     assert evaluation["columns"] == list(table.columns)
     assert evaluation["rows"] == [list(row) for row in table.rows]
     page = (out / "report.html").read_text()
-    assert "forgetting" in page
-    assert "A merge" not in table.caption
+    assert table.caption in page
     report = json.loads((out / RECALL / "recall_report.json").read_text())
     assert len(report["models"]) == 4
     assert report["reference"] == 3
@@ -78,7 +74,7 @@ def test_the_table_holds_what_each_model_scores(demo_run):
     assert [row[0] for row in table.rows] == [BASE, *FINE_TUNED, RECALL, AVERAGE]
     scores = {row[0]: dict(zip(TASKS, row[1:], strict=False)) for row in table.rows}
     for folder, task in ((CHECKPOINTS / BASE, "sort"), (out / RECALL, "rotate")):
-        again = exact_match(folder, read_rows(test_file(task)), batch_size=128)
+        again = exact_match(folder, read_rows(held_out_file(task)), batch_size=128)
         assert scores[folder.name][task] == pytest.approx(again)
     for task in FINE_TUNED:
         assert scores[task][task] > 0.9

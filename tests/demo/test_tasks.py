@@ -30,7 +30,7 @@ TEXTS = st.text(ALPHABET, max_size=12)
         ("reverse", "ofgzaz"),
         ("sort", "afgozz"),
         ("shift", "abahgp"),
-        ("swap", "zzgafo"),
+        ("swap", "azgzof"),
         ("rotate", "azgfoz"),
     ],
 )

@@ -6,14 +6,13 @@ import shutil
 import pytest
 
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.demo.material import BASE, CHECKPOINTS, test_file
+from recall_jax.demo.material import BASE, CHECKPOINTS, held_out_file
 from recall_jax.errors import InputError
 from recall_jax.evaluation.exact_match import end_of_text, exact_match, exact_matches
 from recall_jax.representations.data import read_rows
 
-test_file.__test__ = False
 MODEL = CHECKPOINTS / "sort"
-ROWS = read_rows(test_file("sort"))[:16]
+ROWS = read_rows(held_out_file("sort"))[:16]
 
 
 def answered(rows):
