@@ -31,7 +31,7 @@ class Clustering(NamedTuple):
     inertia: float  # sum of squared distances to the own centroid
 
 
-def kmeans(points: np.ndarray, num_clusters: int, *, seed: int = 0, starts: int = 4) -> Clustering:
+def kmeans(points: np.ndarray, num_clusters: int, *, seed: int = 0, starts: int = 10) -> Clustering:
     """Best of `starts` runs of k-means over `points` (n, E) float32, for 1 <= num_clusters <= n.
 
     Deterministic for a seed. Raises InputError for more clusters than points.
