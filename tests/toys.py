@@ -187,8 +187,11 @@ _JAX_OPTIONS = (
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """For a process of its own that shares the compiled programs."""
-    return {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    """For processes as a user starts them, on one device; they share compiled programs."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))
+    }
+    return kept | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
 
 
 def copy_model(source: str | Path, target: Path, **config: Any) -> Path:

@@ -100,8 +100,13 @@ def _row(model: str, scores: Scores) -> list[str | float | None]:
     ]
 
 
+def _shown(path: Path) -> Path:
+    """The path as the report shows it: without this machine's folders where that can be."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _recipe(method: str) -> Recipe:
-    models = [{"model": str(CHECKPOINTS / name)} for name in (BASE, *FINE_TUNED)]
+    models = [{"model": str(_shown(CHECKPOINTS / name))} for name in (BASE, *FINE_TUNED)]
     recipe: dict[str, Any] = {"merge_method": method, "models": models}
     if method == RECALL:
         recipe["samples"] = {"data": str(training_file(NEWEST))}

@@ -120,7 +120,10 @@ def not_finite(model: str, tensors: Mapping[str, Any]) -> str | None:
 
 def to_device(array: np.ndarray) -> jax.Array:
     """A tensor of a checkpoint on the default device; float64 becomes float32 there."""
-    return jnp.asarray(array.astype(np.float32) if array.dtype == np.float64 else array)
+    if array.dtype == np.float64:
+        with np.errstate(over="ignore"):  # infinity, which the forward will find
+            array = array.astype(np.float32)
+    return jnp.asarray(array)
 
 
 @partial(jax.jit, static_argnames="arch")

@@ -15,13 +15,17 @@ def weighted_average(
     `models` are K arrays of one shape, N the reference; `weights` is (K,) float32, or (K, ...)
     broadcastable to them. Where all models agree, the reference's element passes bit for bit.
     """
-    anchor = models[reference].astype(jnp.float32)
+    original = models[reference]
+    anchor = original.astype(jnp.float32)
     moved = jnp.zeros_like(anchor)
+    equal = jnp.ones(anchor.shape, bool)
     for index, model in enumerate(models):
         if index != reference % len(models):
-            moved += weights[index] * (model.astype(jnp.float32) - anchor)
-    # Adding zero would turn -0.0 into 0.0 and, on some CPUs, flush subnormals.
-    return jnp.where(moved == 0, models[reference].astype(dtype), (anchor + moved).astype(dtype))
+            wide = model.astype(jnp.float32)
+            moved += weights[index] * (wide - anchor)
+            equal &= model == original if model.dtype == original.dtype else wide == anchor
+    # Adding zero would turn -0.0 into 0.0, and may flush subnormals.
+    return jnp.where(equal, original.astype(dtype), (anchor + moved).astype(dtype))
 
 
 def weighted_sum(

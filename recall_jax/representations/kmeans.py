@@ -19,6 +19,9 @@ BLOCK_ROWS = 8192
 MAX_ITERATIONS = 300
 # Lloyd stops when the centroids' total squared movement is below this share of the mean variance.
 TOLERANCE = 1e-4
+# Members this near to each other's squared distance tie, and the first row counts as the nearest:
+# two rows that make a cluster are equally near, and rounding must not choose between them.
+TIE = 1e-4
 
 
 class Clustering(NamedTuple):
@@ -124,9 +127,9 @@ def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array) -> _Pass:
         own_distance = jnp.sum((points - centroids[assigned]) ** 2, axis=1)
         member = (jax.nn.one_hot(assigned, k) > 0) & real[:, None]
         to_member = jnp.where(member, own_distance[:, None], jnp.inf)
-        closest = jnp.argmin(to_member, axis=0)
         closest_distance = jnp.min(to_member, axis=0)
-        nearer = closest_distance < nearest_distance
+        closest = jnp.argmax(to_member <= closest_distance * (1.0 + TIE), axis=0)
+        nearer = closest_distance < nearest_distance * (1.0 - TIE)
         totals = (
             sums + jnp.matmul(member.T.astype(jnp.float32), points, precision="highest"),
             sizes + jnp.sum(member, axis=0, dtype=jnp.int32),
