@@ -128,7 +128,7 @@ def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array) -> _Pass:
         member = (jax.nn.one_hot(assigned, k) > 0) & real[:, None]
         to_member = jnp.where(member, own_distance[:, None], jnp.inf)
         closest_distance = jnp.min(to_member, axis=0)
-        closest = jnp.argmax(to_member <= closest_distance * (1.0 + TIE), axis=0)
+        closest = jnp.argmax(to_member <= closest_distance[None, :] * (1.0 + TIE), axis=0)
         nearer = closest_distance < nearest_distance * (1.0 - TIE)
         totals = (
             sums + jnp.matmul(member.T.astype(jnp.float32), points, precision="highest"),

@@ -4,7 +4,7 @@ A tokenizer.json is read by the `tokenizers` library where that is known to give
 transformers does; all others go through transformers' AutoTokenizer, which takes seconds to import.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ from recall_jax.errors import InputError
 # class that a file names (for qwen2, among others, it builds one of its own from the vocabulary).
 _LIGHT_MODEL_TYPES = {"llama", "mistral", "qwen3"}
 _LIGHT_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
+# With any of these set, transformers changes what tokenizer.json says.
+_CHANGES = ("add_bos_token", "add_eos_token", "split_special_tokens", "fix_mistral_regex")
 
 
 class Tokenizer(Protocol):
@@ -33,18 +35,44 @@ def load_tokenizer(folders: Sequence[Path], model_type: str) -> Tokenizer:
     """The tokenizer of the first folder that has one, as transformers loads it, or InputError."""
     for folder in folders:
         if has_tokenizer(folder):
-            config = _read_object(folder / "tokenizer_config.json")
-            light = (
-                (folder / "tokenizer.json").is_file()
-                and model_type in _LIGHT_MODEL_TYPES
-                and config.get("tokenizer_class") in _LIGHT_CLASSES
-                and not any(config.get(key) for key in ("add_bos_token", "add_eos_token"))
-            )
-            return _LightTokenizer(folder, config) if light else _AutoTokenizer(folder)
+            return _light_tokenizer(folder, model_type) or _AutoTokenizer(folder)
     raise InputError(
         f"{folders[-1]} has no tokenizer: put tokenizer.json and tokenizer_config.json beside its "
         "weights"
     )
+
+
+def _light_tokenizer(folder: Path, model_type: str) -> Tokenizer | None:
+    """tokenizer.json on its own, or None where transformers would make something else of it."""
+    config = _read_object(folder / "tokenizer_config.json")
+    if (
+        not (folder / "tokenizer.json").is_file()
+        or model_type not in _LIGHT_MODEL_TYPES
+        or config.get("tokenizer_class") not in _LIGHT_CLASSES
+        or any(config.get(key) for key in _CHANGES)
+    ):
+        return None
+    tokenizer = _LightTokenizer(folder, config)
+    return tokenizer if tokenizer.added_tokens >= _special_tokens(folder, config) else None
+
+
+def _special_tokens(folder: Path, config: Mapping[str, Any]) -> set[str]:
+    """The tokens that transformers adds to those of tokenizer.json where it lacks them."""
+    kinds = ("_token", "_special_tokens", "added_tokens_decoder")
+    named = [value for key, value in config.items() if key.endswith(kinds)]
+    named += _read_object(folder / "special_tokens_map.json").values()
+    return set(_contents(named)) | set(_read_object(folder / "added_tokens.json"))
+
+
+def _contents(tokens: Any) -> Iterator[str]:
+    """The texts in any nesting of tokens, each a string or an object with its `content`."""
+    if isinstance(tokens, str):
+        yield tokens
+    elif isinstance(tokens, dict) and "content" in tokens:
+        yield tokens["content"]
+    elif isinstance(tokens, list | dict):
+        for token in tokens if isinstance(tokens, list) else tokens.values():
+            yield from _contents(token)
 
 
 class _AutoTokenizer:
@@ -85,13 +113,18 @@ class _LightTokenizer:
         import tokenizers
 
         self._folder = folder
-        self._truncation_side = config.get("truncation_side", "right")
         path = folder / "tokenizer.json"
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
             raise InputError(f"cannot read {path}: {_line(error)}") from error
         self._tokenizer.no_padding()
+        saved = self._tokenizer.truncation or {}
+        self._truncation_side = config.get("truncation_side", saved.get("direction", "right"))
+
+    @property
+    def added_tokens(self) -> set[str]:
+        return {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
 
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
         self._tokenizer.enable_truncation(max_tokens, direction=self._truncation_side)
