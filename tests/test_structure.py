@@ -1,0 +1,127 @@
+"""The house: data flows one way, the pure rooms open no file, heavy packages load when needed."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "recall_jax"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A module imports from rooms that stand before its own, and from its own.
+ORDER = [
+    "errors",
+    "units",
+    "output",
+    "checkpoint",
+    "models",
+    "representations",
+    "similarity",
+    "merging",
+    "recipe",
+    "engine",
+    "evaluation",
+    "report",
+    "conversion",
+    "stages",
+    "job",
+    "demo",
+    "cli",
+]
+PURE_ROOMS = ["models", "similarity", "merging"]
+FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "mmap", "glob", "subprocess"}
+FILE_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "memmap", "fromfile"}
+HEAVY = {"torch", "transformers", "peft", "sklearn", "datasets", "safetensors"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """Full names of the modules that an import statement may load."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are written in full"
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports(path: Path) -> list[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [name for node in ast.walk(tree) for name in imported(node)]
+
+
+def imports_when_loaded(path: Path) -> list[str]:
+    """Of statements that run when the module is imported: those in no function."""
+    found: list[str] = []
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        found += imported(node)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            pending += node.orelse
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            pending += ast.iter_child_nodes(node)
+    return found
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_one_way(path):
+    room = room_of(path)
+    if room == "__init__":
+        return  # the package's lazy face names all rooms; tests/cli holds it to importing none
+    assert room in ORDER, f"{room} has no place in the order of the house"
+    for name in imports(path):
+        if name.startswith("recall_jax."):
+            other = name.split(".")[1]
+            if other == "__version__":
+                continue
+            assert other in ORDER, f"{name_of(path)} imports {name}"
+            assert ORDER.index(other) <= ORDER.index(room), f"{room} imports {name}, right of it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_heavy_packages_load_only_where_they_are_used(path):
+    top = {name.split(".")[0] for name in imports_when_loaded(path)}
+    assert not top & HEAVY
+
+
+@pytest.mark.parametrize("room", PURE_ROOMS)
+def test_pure_rooms_open_no_file(room):
+    paths = sorted((PACKAGE / room).rglob("*.py"))
+    assert paths
+    for path in paths:
+        top = {name.split(".")[0] for name in imports(path)}
+        assert not top & FILE_MODULES, name_of(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func).split(".")[-1]
+                assert called not in FILE_CALLS, f"{name_of(path)}, line {node.lineno}"
+
+
+def test_checkpoints_are_read_without_jax():
+    for path in sorted((PACKAGE / "checkpoint").glob("*.py")):
+        top = {name.split(".")[0] for name in imports(path)}
+        if path.name != "orbax.py":
+            assert not top & {"jax", "jaxlib", "flax", "orbax"}, name_of(path)
+
+
+def test_no_checkpoint_can_run_code():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            where = f"{name_of(path)}, line {node.lineno}"
+            assert keywords.get("trust_remote_code", "False") == "False", where
+            assert keywords.get("allow_pickle", "False") == "False", where
+            assert called not in {"eval", "exec", "pickle.load", "pickle.loads"}, where
+            if called == "torch.load":
+                assert keywords.get("weights_only") == "True", where
