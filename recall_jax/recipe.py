@@ -251,9 +251,26 @@ def _first_fault(error: ValidationError, schema: type[BaseModel], where: str = "
         return ": ".join(filter(None, [path, str(fault["ctx"]["error"])]))
     if fault["type"] == "missing":
         return f"{path} is missing"
-    said = dict.fromkeys(each["msg"] for each in faults if _place(each) == place)
-    wanted = " or ".join(message.removeprefix("Input should be ") for message in said)
-    return f"{path} should be {wanted}, not {fault['input']!r}"
+    said = dict.fromkeys(_wanted(each) for each in faults if _place(each) == place)
+    return f"{path or 'every key'} should be {' or '.join(said)}, not {fault['input']!r}"
+
+
+# pydantic's words for these speak of Python.
+_WANTED = {
+    "model_type": "a mapping",
+    "dict_type": "a mapping",
+    "invalid_key": "a word",
+    "string_type": "text",
+    "string_too_short": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "too_short": "a list with entries",
+}
+
+
+def _wanted(fault: Any) -> str:
+    """What a fault asks for in place of what was given."""
+    return _WANTED.get(fault["type"]) or fault["msg"].removeprefix("Input should be ")
 
 
 def _place(fault: Any) -> list[str]:
