@@ -20,7 +20,9 @@ MAX_ITERATIONS = 300
 # Lloyd stops when the centroids' total squared movement is below this share of the mean variance.
 TOLERANCE = 1e-4
 # Members this near to each other's squared distance tie, and the first row counts as the nearest:
-# two rows that make a cluster are equally near, and rounding must not choose between them.
+# two rows that make a cluster are equally near, and rounding must not choose between them. Nor
+# between rows of one text, all at the centroid but for rounding: distances below this share of the
+# points' spread tie at zero.
 TIE = 1e-4
 
 
@@ -114,9 +116,10 @@ def _plus_plus(key: jax.Array, blocks: jax.Array, valid: jax.Array, k: int) -> j
     return centroids
 
 
-def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array) -> _Pass:
+def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: jax.Array) -> _Pass:
     k, width = centroids.shape
     num_blocks, block, _ = blocks.shape
+    zero = TIE**2 * variance * width  # of squared distances
 
     def one_block(
         totals: tuple[Any, ...], inputs: tuple[jax.Array, jax.Array, jax.Array]
@@ -128,8 +131,9 @@ def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array) -> _Pass:
         member = (jax.nn.one_hot(assigned, k) > 0) & real[:, None]
         to_member = jnp.where(member, own_distance[:, None], jnp.inf)
         closest_distance = jnp.min(to_member, axis=0)
-        closest = jnp.argmax(to_member <= closest_distance[None, :] * (1.0 + TIE), axis=0)
-        nearer = closest_distance < nearest_distance * (1.0 - TIE)
+        tie = closest_distance * (1.0 + TIE) + zero
+        closest = jnp.argmax(to_member <= tie[None, :], axis=0)
+        nearer = closest_distance < nearest_distance * (1.0 - TIE) - zero
         totals = (
             sums + jnp.matmul(member.T.astype(jnp.float32), points, precision="highest"),
             sizes + jnp.sum(member, axis=0, dtype=jnp.int32),
@@ -166,9 +170,9 @@ def _lloyd(centroids: jax.Array, blocks: jax.Array, valid: jax.Array) -> _Pass:
     def step(state: tuple[jax.Array, jax.Array, _Pass]) -> tuple[jax.Array, jax.Array, _Pass]:
         iteration, _, seen = state
         moved = jnp.sum((seen.means - seen.centroids) ** 2)
-        return iteration + 1, moved, _look(seen.means, blocks, valid)
+        return iteration + 1, moved, _look(seen.means, blocks, valid, variance)
 
-    start = (jnp.int32(0), jnp.float32(jnp.inf), _look(centroids, blocks, valid))
+    start = (jnp.int32(0), jnp.float32(jnp.inf), _look(centroids, blocks, valid, variance))
     return jax.lax.while_loop(moving, step, start)[2]
 
 
