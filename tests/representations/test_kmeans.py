@@ -93,7 +93,8 @@ def check_clustering(points, result):
         assert result.nearest[cluster] in members
         closest = own[members].min()
         # Members that tie within a ten-thousandth count as equally near.
-        assert own[result.nearest[cluster]] <= closest * (1 + 2.1e-4) + 2 * rounding
+        tie = 1.1e-8 * ((points - points.mean(axis=0)) ** 2).sum(axis=1).mean()
+        assert own[result.nearest[cluster]] <= closest * (1 + 2.1e-4) + 2 * tie + 2 * rounding
 
 
 @pytest.mark.parametrize(("num_blobs", "spread"), [(20, 0.05), (20, 0.7), (12, 0.3)])
@@ -168,6 +169,19 @@ def test_rows_that_coincide_leave_clusters_empty():
     typical = select_typical(points, 6)
     assert len(typical.rows) == 3 and len(np.unique(points[typical.rows], axis=0)) == 3
     assert sorted(typical.cluster_sizes.tolist()) == [1, 4, 5]
+
+
+@pytest.mark.parametrize("block", [1000, 16])
+def test_rounding_does_not_choose_between_rows_that_are_alike(monkeypatch, block):
+    monkeypatch.setattr(module, "BLOCK_ROWS", block)
+    rng = np.random.default_rng(0)
+    distinct = np.concatenate([blobs(12, 12, 5, 0.0), blobs(12, 12, 5, 0.05)])
+    # Clusters of one text several times, and of two texts that are equally far from their mean.
+    points = np.concatenate([distinct, distinct[:12], distinct[:12]])
+    chosen = select_typical(points, 18).rows
+    for _ in range(5):
+        rounded = points * (1 + 2e-7 * rng.standard_normal(points.shape)).astype(np.float32)
+        np.testing.assert_array_equal(select_typical(rounded, 18).rows, chosen)
 
 
 def test_rows_all_alike_are_one_cluster():
