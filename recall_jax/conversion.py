@@ -12,7 +12,7 @@ from recall_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.inputs import common_architecture
-from recall_jax.engine.plan import DTYPES, make_plan, units_of
+from recall_jax.engine.plan import DTYPES, in_forward_order, make_plan, units_of
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, to_flax
@@ -102,7 +102,7 @@ def _cast(name: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
 
 def describe(model: Checkpoint) -> dict[str, object]:
     """What a model is: family, units, sizes in bytes, dtypes, tied, adapters; plain values."""
-    specs = model.specs
+    specs = in_forward_order(model.specs)
     units = {
         unit: {
             "tensors": len(names),

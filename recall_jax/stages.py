@@ -151,6 +151,8 @@ def load_representations(path: Path) -> Representations:
     ):
         if array.shape != (length,) or array.dtype.kind not in kinds:
             raise InputError(f"{path}: {name} is {array.dtype} {array.shape}, reps needs {length}")
+    if rows[0] < 0 or (np.diff(rows) <= 0).any() or len(set(units)) < num_units:
+        raise InputError(f"{path}: rows must ascend from 0 up, and units differ")
     return Representations(
         reps.astype(np.float32),
         rows.astype(np.int64),

@@ -55,6 +55,8 @@ def _run(arguments: Sequence[str]) -> int:
 
     try:
         result = app(arguments, standalone_mode=False)
+        if result == 130:  # what typer makes of an interruption
+            return complain("interrupted", 130)
     except (KeyboardInterrupt, typer.Abort):
         return complain("interrupted", 130)
     except InputError as error:

@@ -11,7 +11,7 @@ from recall_jax.similarity.compare import (
     Comparison,
     check_representations,
     check_sigma,
-    compare_units,
+    compare_unit,
     own_bandwidth,
 )
 from recall_jax.similarity.diagnostics import weight_rises_with_depth
@@ -39,7 +39,12 @@ def compare_representations(
     Raises InputError where shapes do not fit, or a unit has no bandwidth.
     """
     check_representations(reps, comparison)
-    similarity, sigma = compare_units(jnp.asarray(reps, jnp.float32), comparison)
+    # One unit at a time, as the streamed engine does: the same program, so the same bits.
+    by_unit = [
+        compare_unit(jnp.asarray(unit, jnp.float32), comparison) for unit in reps.swapaxes(0, 1)
+    ]
+    similarity = np.stack([unit.similarity for unit in by_unit], axis=1)
+    sigma = np.stack([unit.sigma for unit in by_unit])
     check_sigma(sigma, comparison, units)
     newest = reps[-1]
     adjacent = [
@@ -47,9 +52,11 @@ def compare_representations(
         for u in range(len(units) - 2)
     ]
     return Findings(
-        weights=np.asarray(layer_weights(similarity, temperature=temperature)),
-        similarity=np.asarray(similarity),
-        sigma=np.asarray(sigma) if comparison.takes_sigma else None,
+        weights=np.stack(
+            [layer_weights(unit, temperature=temperature) for unit in similarity.T], axis=1
+        ),
+        similarity=similarity,
+        sigma=sigma if comparison.takes_sigma else None,
         adjacent=np.asarray(adjacent),
     )
 

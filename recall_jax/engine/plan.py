@@ -52,6 +52,11 @@ def units_of(specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
     return units
 
 
+def in_forward_order(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """The tensors in the order of their units in the forward pass."""
+    return dict(sorted(specs.items(), key=lambda item: _unit_rank(unit_of_tensor(item[0]))))
+
+
 def make_plan(models: Sequence[NamedModel], *, tied: bool, out_dtype: str | None) -> Plan:
     """Plan to merge all tensors of the newest (last) model, in the order of the units.
 
@@ -63,10 +68,9 @@ def make_plan(models: Sequence[NamedModel], *, tied: bool, out_dtype: str | None
     for model, specs in zip(models[:-1], kept[:-1], strict=True):
         _check_alike(model.name, specs, models[-1].name, kept[-1])
     dtype = DTYPES[out_dtype] if out_dtype else None
-    newest = sorted(kept[-1].items(), key=lambda item: _unit_rank(unit_of_tensor(item[0])))
     specs = {
         name: TensorSpec(dtype if dtype and is_float(spec.dtype) else spec.dtype, spec.shape)
-        for name, spec in newest
+        for name, spec in in_forward_order(kept[-1]).items()
     }
     return Plan(models, specs)
 
