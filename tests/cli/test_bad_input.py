@@ -166,7 +166,7 @@ def test_the_older_model_is_checked_as_well(case, refused, toys, tmp_path):
 )
 def test_a_model_that_is_not_there(model, refused, toys):
     model = model.format(toys.qwen2[0])
-    refused(*quick(toys.qwen2[0], model, data=toys.data), match="where|name")
+    refused(*quick(toys.qwen2[0], model, data=toys.data), match=r"where|name|models\.1\.model")
 
 
 def test_a_file_is_no_model(refused, toys):

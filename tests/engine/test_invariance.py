@@ -16,8 +16,6 @@ from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, to_flax
 from recall_jax.models.forward import forward
 from recall_jax.recipe import make_recipe
-from recall_jax.representations.data import read_rows
-from recall_jax.representations.tokens import load_tokenizer
 
 DTYPES = {
     "bfloat16": ml_dtypes.bfloat16,
@@ -144,6 +142,8 @@ def assert_same_to_rounding(first, second, inputs, weight_rounding=0.0):
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 def test_the_streamed_engine_and_the_tree_engine_agree(family, toys, tmp_path):
     models = getattr(toys, family)
+    from transformers import AutoTokenizer
+
     streamed = merge(
         models, tmp_path / "out", samples={"data": toys.data, "count": 8}, out_dtype="float32"
     )
@@ -156,8 +156,9 @@ def test_the_streamed_engine_and_the_tree_engine_agree(family, toys, tmp_path):
     trees = [to_flax(arch, arrays) for arrays in as_float32]
 
     # unlike the streamed engine: rows of the data in their order, padded to one length
-    tokenizer = load_tokenizer([Path(models[-1])])
-    rows = [tokenizer.encode(row["text"], 512, True) for row in read_rows(Path(toys.data))]
+    tokenizer = AutoTokenizer.from_pretrained(models[-1])
+    texts = [json.loads(line)["text"] for line in Path(toys.data).read_text().splitlines()]
+    rows = tokenizer(texts)["input_ids"]
     input_ids = np.zeros((len(rows), 32), np.int32)
     attention_mask = np.zeros_like(input_ids)
     for place, ids in enumerate(rows):
