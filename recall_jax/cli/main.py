@@ -54,7 +54,7 @@ def _run(arguments: Sequence[str]) -> int:
         return status
 
     try:
-        result = app(arguments, standalone_mode=False)
+        result = app(arguments, prog_name="recall", standalone_mode=False)
         if result == 130:  # what typer makes of an interruption
             return complain("interrupted", 130)
     except (KeyboardInterrupt, typer.Abort):
