@@ -187,6 +187,13 @@ def test_permuted_trees_with_the_reference_moved_along():
     np.testing.assert_allclose(permuted["weights"], np.array(report["weights"])[order], atol=1e-6)
 
 
+@pytest.mark.parametrize(("reference", "step"), [(0, 0), (1, 1), ("pairwise", K - 1)])
+def test_a_step_count_is_the_references(reference, step):
+    trees = [{**tree, "step": np.int32(k)} for k, tree in enumerate(TREES)]
+    merged, _ = merge(trees, reference=reference, typical=range(12))
+    assert merged["step"] == step
+
+
 @pytest.mark.parametrize("backend", ["shard_map", "pmap"])
 def test_backends_agree(backend):
     merged, report = merge(TREES, count=10)

@@ -146,6 +146,19 @@ def test_blocks_of_rows_change_nothing(monkeypatch, num_rows, block):
     assert blocked.inertia == pytest.approx(whole.inertia, rel=1e-5)
 
 
+def test_seeds_are_points_and_never_the_rows_that_fill_a_block():
+    points = blobs(20, 4, 3, 0.1) + 1
+    blocks = np.zeros((3, 16, 3), np.float32)
+    blocks.reshape(-1, 3)[:20] = points
+    valid = (np.arange(48) < 20).reshape(3, 16)
+    seeding = jax.jit(module._plus_plus, static_argnames="k")
+    for seed in range(10):
+        centroids = seeding(jax.random.key(seed), blocks, valid, k=6)
+        distances = np.abs(np.asarray(centroids)[:, None] - points[None]).sum(axis=-1)
+        assert (distances.min(axis=1) == 0).all()
+        assert len(np.unique(distances.argmin(axis=1))) == 6
+
+
 def test_no_array_of_rows_by_clusters_by_width():
     num_blocks, block, width, clusters = 8, 1024, 256, 20
     compiled = module._best_of.lower(

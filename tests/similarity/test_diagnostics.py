@@ -31,6 +31,7 @@ def similarity(*older):
         (similarity([0.05, 0.05, 0.6, 0.6]), 1, []),
         # It is the mean over the older models that counts.
         (similarity([0.05] * 4, [0.25] * 4), 2, []),
+        (similarity([0.01] * 4, [0.15] * 4), 2, ["below 0.1 in 4 of 4 units"]),
         (
             similarity([0] * 4),
             1,
@@ -65,7 +66,7 @@ def test_many_units_are_not_all_listed():
         ([0.5], False),
         ([], False),
         # Thirds are compared, not neighbours.
-        ([0.2, 0.6, 0.9, 0.1, 0.6, 0.5], True),
+        ([0.9, 0.1, 0.9, 0.1, 0.6, 0.8], True),
     ],
 )
 def test_whether_the_newest_models_weight_rises(layers, rises):
