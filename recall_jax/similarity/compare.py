@@ -18,6 +18,8 @@ from recall_jax.similarity.alignment import ALIGNMENTS, center
 from recall_jax.similarity.bandwidth import median_bandwidth, pair_distances
 from recall_jax.similarity.measures import MEASURES
 
+_FLOAT32 = np.finfo(np.float32)
+
 Sigma = float | Literal["median", "dim"]
 Reference = int | Literal["pairwise"]
 
@@ -51,8 +53,10 @@ class Comparison:
         if isinstance(self.sigma, str):
             if self.sigma not in ("median", "dim"):
                 raise InputError(f"unknown sigma {self.sigma!r}: use median, dim or a number")
-        elif not (np.isfinite(self.sigma) and self.sigma > 0):
-            raise InputError(f"sigma is {self.sigma}: give a number above 0, median or dim")
+        elif not _FLOAT32.tiny <= self.sigma <= _FLOAT32.max:
+            raise InputError(
+                f"sigma is {self.sigma}: give a number above 0 that float32 holds, median or dim"
+            )
         if self.alignment not in ALIGNMENTS:
             known = ", ".join(ALIGNMENTS)
             raise InputError(f"unknown alignment {self.alignment!r}: choose from {known}")
