@@ -18,7 +18,8 @@ from recall_jax.similarity.alignment import ALIGNMENTS, center
 from recall_jax.similarity.bandwidth import median_bandwidth, pair_distances
 from recall_jax.similarity.measures import MEASURES
 
-_FLOAT32 = np.finfo(np.float32)
+# The normal numbers of float32.
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 Sigma = float | Literal["median", "dim"]
 Reference = int | Literal["pairwise"]
@@ -53,7 +54,7 @@ class Comparison:
         if isinstance(self.sigma, str):
             if self.sigma not in ("median", "dim"):
                 raise InputError(f"unknown sigma {self.sigma!r}: use median, dim or a number")
-        elif not _FLOAT32.tiny <= self.sigma <= _FLOAT32.max:
+        elif not _SMALLEST <= self.sigma <= _LARGEST:
             raise InputError(
                 f"sigma is {self.sigma}: give a number above 0 that float32 holds, median or dim"
             )
