@@ -191,14 +191,18 @@ def write_tensors(template, folder: Path, change, **config) -> Path:
     return folder
 
 
+def write_recipe(path: Path, models, method="recall", **values) -> Path:
+    entries = [{"model": str(model)} for model in models]
+    path.write_text(json.dumps({"merge_method": method, "models": entries, **values}))
+    return path
+
+
 @pytest.fixture
 def both_methods(toys, tmp_path):
     """Command lines that merge two models: with and without running them."""
 
     def lines(*models):
-        recipe = tmp_path / "recipe.yml"
-        entries = [{"model": str(model)} for model in models]
-        recipe.write_text(json.dumps({"merge_method": "average", "models": entries}))
+        recipe = write_recipe(tmp_path / "recipe.yml", models, "average")
         return [quick(*models, data=toys.data), ["merge", recipe, "out"]]
 
     return lines
@@ -255,6 +259,19 @@ def test_models_with_other_tensor_names(older, refused, both_methods, toys, tmp_
         assert "model.norm.weight" in said
 
 
+@pytest.mark.parametrize("newest_is_tied", [True, False])
+def test_an_output_projection_does_not_vanish(
+    newest_is_tied, refused, both_methods, toys, tmp_path
+):
+    def untie(arrays):
+        arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"] * 2
+
+    untied = write_tensors(toys.llama[0], tmp_path / "untied", untie, tie_word_embeddings=False)
+    models = (untied, toys.llama[1]) if newest_is_tied else (toys.llama[1], untied)
+    for line in both_methods(*models):
+        refused(*line, match="lm_head|tie_word_embeddings")
+
+
 def test_models_that_compute_otherwise(refused, toys, tmp_path):
     odd = copy_model(toys.qwen2[0], tmp_path / "odd", rms_norm_eps=1e-5)
     line = refused(*quick(odd, toys.qwen2[1], data=toys.data), match="rms_norm_eps")
@@ -304,11 +321,7 @@ def test_a_result_too_large_for_its_dtype(refused, toys, tmp_path):
         arrays["lm_head.weight"] = (arrays["lm_head.weight"] * 1e6).astype("bfloat16")
 
     large = write_tensors(toys.qwen2[0], tmp_path / "large", enlarge)
-    recipe = tmp_path / "recipe.yml"
-    models = [{"model": str(large)}] * 2
-    recipe.write_text(
-        json.dumps({"merge_method": "average", "models": models, "out_dtype": "float16"})
-    )
+    recipe = write_recipe(tmp_path / "r.yml", [large, large], "average", out_dtype="float16")
     refused("merge", recipe, "out", match="lm_head.weight.*float16")
     refused("convert", large, "out", "--dtype", "float16", match="lm_head.weight.*float16")
 
@@ -391,6 +404,22 @@ def test_data(case, refused, toys, tmp_path):
     refused(*quick(*toys.llama, data=name), match=match)
 
 
+def test_numbers_of_rows_beyond_all_files(recall, toys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": "abc", "row": 2**64}, {"text": "de f", "row": 3}, {"text": "g", "row": 5}]
+    Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = recall("quick", *toys.llama, "--typical", "t.jsonl", "--out", "out")
+    assert done.status in (0, 2), done.err
+
+
+def test_a_batch_is_no_larger_than_the_rows(recall, toys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("rows.jsonl"), ["abc", "de f", "gh"])
+    line = quick(*toys.llama, data="rows.jsonl")
+    # which no machine has the memory for
+    assert recall(*line, "--batch-size", 10**13).status == 0
+
+
 def test_half_a_character_is_no_fault_of_ours(recall, toys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"text": "ab\ud83d"}, {"text": "cde"}, {"text": "f gh"}]
@@ -426,6 +455,14 @@ def test_one_sample_has_no_median(refused, recall, toys, tmp_path):
     refused(*line, match="one sample.*sigma")
     refused(*quick(*toys.llama, data=toys.data, count=1), match="one sample.*sigma")
     assert recall(*line, "--sigma", "0.5").status == 0
+
+
+def test_a_median_of_zero_in_the_last_unit_leaves_nothing_either(refused, toys, tmp_path):
+    def silence(arrays):
+        arrays["model.norm.weight"] = np.zeros_like(arrays["model.norm.weight"])
+
+    silent = write_tensors(toys.llama[1], tmp_path / "silent", silence)
+    refused(*quick(toys.llama[0], silent, data=toys.data), match="zero in unit head:")
 
 
 def test_a_median_of_zero_names_its_unit(refused, toys, tmp_path):
@@ -478,8 +515,7 @@ def test_out_that_holds_an_input(refused, toys, tmp_path):
     shutil.copy(toys.data, tmp_path / "data" / "rows.jsonl")
     refused(*quick(*models, data="data/rows.jsonl", out="data"), "--force", match="holds")
     (tmp_path / "recipes").mkdir()
-    recipe = {"merge_method": "average", "models": [{"model": toys.llama[0]}]}
-    (tmp_path / "recipes" / "r.yml").write_text(json.dumps(recipe))
+    write_recipe(tmp_path / "recipes" / "r.yml", toys.llama, "average")
     refused("merge", "recipes/r.yml", "recipes", "--force", match="holds")
     (tmp_path / "link").symlink_to(tmp_path / "all")
     refused(*quick(*models, data=toys.data, out="link"), "--force", match="holds")
@@ -590,8 +626,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("case", WEIGHTS)
 def test_weights(case, refused, toys, tmp_path):
     content, match = WEIGHTS[case]
-    recipe = {"merge_method": "recall", "models": [{"model": m} for m in toys.llama]}
-    (tmp_path / "r.yml").write_text(json.dumps({**recipe, "samples": {"data": toys.data}}))
+    write_recipe(tmp_path / "r.yml", toys.llama, samples={"data": toys.data})
     if content is not None:
         text = content if isinstance(content, str) else json.dumps(content)
         (tmp_path / "w.json").write_text(text)
@@ -622,65 +657,54 @@ def test_similarity_takes_models_or_representations(refused, toys, tmp_path):
 # --------------------------------------------------------------------------------- recipes, options
 
 
-def test_recipes_are_refused_through_the_command_line(refused, toys, tmp_path):
-    models = [{"model": name} for name in toys.llama]
-    for content, match in (
-        ({"merge_method": "recal", "models": models}, "recal"),
-        ({"merge_method": "average", "models": models, "dtpe": "float16"}, "dtpe.*dtype"),
-        ({"merge_method": "linear", "models": models}, "weight"),
-        (
-            {
-                "merge_method": "linear",
-                "models": [
-                    {"model": toys.llama[0], "parameters": {"weight": 1}},
-                    {"model": toys.llama[1], "parameters": {"weight": -1}},
-                ],
-            },
-            "sum to zero",
-        ),
-        (
-            {"merge_method": "recall", "models": models, "samples": {"data": toys.data, "unit": 9}},
-            "samples.unit",
-        ),
-        (
-            {
-                "merge_method": "recall",
-                "models": models,
-                "samples": {"data": toys.data},
-                "parameters": {"reference": "nobody"},
-            },
-            "nobody",
-        ),
-        (
-            {
-                "merge_method": "recall",
-                "models": models,
-                "samples": {"data": toys.data},
-                "parameters": {"reference": 2},
-            },
-            "reference",
-        ),
-        (
-            {
-                "merge_method": "recall",
-                "models": models,
-                "samples": {"data": toys.data},
-                "parameters": {"similarity": "rbff"},
-            },
-            "rbff.*rbf",
-        ),
-        (
-            {
-                "merge_method": "recall",
-                "models": models,
-                "samples": {"data": toys.data},
-                "parameters": {"reference": "pairwise", "alignment": "procrustes"},
-            },
-            "procrustes",
-        ),
-    ):
-        (tmp_path / "r.yml").write_text(json.dumps(content))
-        refused("merge", "r.yml", "out", match=match)
+RECIPES = {
+    "an unknown method": ({"method": "recal"}, "recal"),
+    "an unknown key": ({"method": "average", "dtpe": "float16"}, "dtpe.*dtype"),
+    "no weights": ({"method": "linear"}, "weight"),
+    "weights that sum to zero": (
+        {
+            "method": "linear",
+            "parameters": {"weight": [{"filter": "norm", "value": 0}, {"value": 1}]},
+        },
+        "norm.*sum to zero",
+    ),
+    "weights that no number can hold the sum of": (
+        {"method": "linear", "parameters": {"weight": 1e308}},
+        "weight",
+    ),
+    "a unit that is not there": ({"samples": {"unit": 9}}, "samples.unit"),
+    "a reference that is not there": ({"parameters": {"reference": "nobody"}}, "nobody"),
+    "a reference beyond the models": ({"parameters": {"reference": 2}}, "reference"),
+    "an unknown measure": ({"parameters": {"similarity": "rbff"}}, "rbff.*rbf"),
+    "a mix that no number can hold the sum of": (
+        {"parameters": {"similarity": {"rbf": 1e308, "cosine": 1e308}}},
+        "similarity",
+    ),
+    "a rotation onto nobody": (
+        {"parameters": {"reference": "pairwise", "alignment": "procrustes"}},
+        "procrustes",
+    ),
+    "a temperature that float32 lacks": ({"parameters": {"temperature": 1e-300}}, "temperature"),
+    "a seed that is too large": ({"samples": {"seed": 99999999999999999999}}, "seed"),
+    "one sample, by linear CKA": (
+        {"parameters": {"similarity": "linear_cka"}, "samples": {"count": 1}},
+        "one sample",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_recipes_are_refused_through_the_command_line(case, refused, toys, tmp_path):
+    values, match = RECIPES[case]
+    method = values.get("method", "recall")
+    rest = {key: value for key, value in values.items() if key != "method"}
+    if method == "recall":
+        rest["samples"] = {"data": toys.data, **rest.get("samples", {})}
+    write_recipe(tmp_path / "r.yml", toys.llama, method, **rest)
+    refused("merge", "r.yml", "out", match=match)
+
+
+def test_a_recipe_that_is_not_there(refused):
     refused("merge", "no.yml", "out", match=r"no\.yml")
     refused("merge", ".", "out", match="directory")
 

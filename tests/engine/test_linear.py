@@ -155,3 +155,41 @@ def test_recall_reads_every_byte_once_and_the_newest_twice(toys, tmp_path):
     report = job.merge(make_recipe(values), tmp_path / "given")
     assert report["selection_passes"] == 0
     assert report["bytes"]["read"] == sum(sizes)
+
+
+def test_any_architecture_may_be_averaged(tmp_path):
+    """GPT-2 is no family that recall runs; its step count has no mean, so the newest's stays."""
+    import safetensors.torch
+    import torch
+    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=12, n_head=2)
+    states = []
+    for k in range(2):
+        torch.manual_seed(k)
+        folder = tmp_path / str(k)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+        state = safetensors.torch.load_file(folder / "model.safetensors")
+        state["transformer.steps"] = torch.tensor([k + 7, 2**40])
+        safetensors.torch.save_file(state, folder / "model.safetensors", {"format": "pt"})
+        states.append(state)
+    values = {
+        "merge_method": "linear",
+        "models": [{"model": str(tmp_path / str(k))} for k in range(2)],
+        "parameters": {"weight": 1},
+    }
+    values["models"][1]["parameters"] = {"weight": [0.0, 1.0]}
+    report = job.merge(make_recipe(values), tmp_path / "out")
+    assert report["units"] == ["embed", *(f"layers.{i}" for i in range(12)), "head"]
+    newest = np.asarray(report["weights"])[1]
+    depth = np.asarray([0, *(i / 11 for i in range(12)), 1])
+    np.testing.assert_allclose(newest, depth / (1 + depth), rtol=1e-6)
+    merged = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert merged.keys() == states[0].keys()
+    torch.testing.assert_close(merged["transformer.steps"], states[1]["transformer.steps"])
+    for name in ("transformer.wpe.weight", "transformer.h.10.ln_1.weight", "transformer.ln_f.bias"):
+        share = {"wpe": 0.0, "h": (10 / 11) / (21 / 11), "ln_f": 0.5}[name.split(".")[1]]
+        expected = torch.lerp(states[0][name], states[1][name], share)
+        torch.testing.assert_close(merged[name], expected)
+    _, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["mismatched_keys"]
