@@ -9,22 +9,20 @@ from pathlib import Path
 import pytest
 from toys import environment, tree
 
-# The command line, told to wait once half of the tensors are written.
+# The command line, told to wait when some of the units are merged.
 STALLED = """
 import sys, time
-from recall_jax.checkpoint.writer import ShardedWriter
+from recall_jax import job
 from recall_jax.cli.main import main
 
-write, written = ShardedWriter.write, []
+merge = job.merge
 
-def stall(writer, name, array):
-    write(writer, name, array)
-    written.append(name)
-    if len(written) == 15:
+def stall(unit, done, total):
+    if done == 3:
         print("half", flush=True)
         time.sleep(60)
 
-ShardedWriter.write = stall
+job.merge = lambda *arguments, **options: merge(*arguments, **options | {"progress": stall})
 main(sys.argv[1:])
 """
 OLD = {"config.json": b"{}", "deep": None, "deep/old": b"1"}
