@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,15 +47,22 @@ def anonymous_bytes(pid: int | str = "self") -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
-def interleaved(commands: dict[str, Sequence[str]], runs: int) -> dict[str, list[Run]]:
-    """Each command `runs` times in turn, A B C A B C, after one warm-up of each."""
-    for command in commands.values():
-        run_process(command)
+def interleaved(
+    commands: dict[str, Sequence[str]], runs: int, outputs: Sequence[Path]
+) -> dict[str, list[Run]]:
+    """Each command `runs` times in turn, A B C A B C, after one warm-up of each.
+
+    `outputs` of earlier runs are removed before each, outside the measured time.
+    """
     results: dict[str, list[Run]] = {name: [] for name in commands}
-    for _ in range(runs):
+    for _ in range(runs + 1):
         for name, command in commands.items():
+            for path in outputs:
+                shutil.rmtree(path, ignore_errors=True)
+                path.unlink(missing_ok=True)
+            os.sync()
             results[name].append(run_process(command))
-    return results
+    return {name: measured[1:] for name, measured in results.items()}
 
 
 def median(values: Sequence[float]) -> float:

@@ -80,7 +80,7 @@ def main() -> None:
     recall = shutil.which("recall", path=str(Path(sys.executable).parent)) or "recall"
     out, copy = args.folder / "out", args.folder / "copy"
     commands = {
-        "recall merge, linear": [recall, "merge", str(linear), str(out), "--force"],
+        "recall merge, linear": [recall, "merge", str(linear), str(out)],
         "recall quick, 16 x 128 tokens": [
             recall,
             "quick",
@@ -89,7 +89,6 @@ def main() -> None:
             str(args.folder / "typical.jsonl"),
             "--out",
             str(out),
-            "--force",
         ],
         "start-up: import jax, find devices": [
             sys.executable,
@@ -108,7 +107,7 @@ def main() -> None:
     if args.mergekit:
         kit = args.folder / "mergekit"
         commands["mergekit linear"] = [args.mergekit, str(linear), str(kit), "--lazy-unpickle"]
-    results = interleaved(commands, args.runs)
+    results = interleaved(commands, args.runs, [out, copy, args.folder / "mergekit"])
     rows: list[dict[str, object]] = []
     for name, runs in results.items():
         seconds = median([run.seconds for run in runs])

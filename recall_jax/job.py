@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -19,15 +19,7 @@ from recall_jax.checkpoint.companions import copy_companions
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.findings import Findings, report_entries
-from recall_jax.engine.forward import StreamedForward
-from recall_jax.engine.inputs import (
-    TypicalSamples,
-    common_architecture,
-    compute_dtype,
-    find_typical,
-    open_models,
-)
-from recall_jax.engine.plan import DTYPES, Plan, make_plan
+from recall_jax.engine.plan import DTYPES, Plan, make_plan, open_models
 from recall_jax.engine.rules import (
     Weigh,
     by_tensor,
@@ -36,7 +28,7 @@ from recall_jax.engine.rules import (
     mean_by_unit,
     recall_comparison,
 )
-from recall_jax.engine.stream import Clock, Comparer, Progress, merge_stream
+from recall_jax.engine.stream import Clock, Progress, merge_stream
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import METHODS, LinearParameters, RecallParameters
 from recall_jax.merging.trees import check_weights
@@ -48,6 +40,9 @@ from recall_jax.report.record import load_report, write_report
 from recall_jax.representations.data import write_jsonl
 from recall_jax.similarity.compare import check_samples
 from recall_jax.similarity.diagnostics import similarity_warnings
+
+if TYPE_CHECKING:
+    from recall_jax.engine.inputs import TypicalSamples
 
 REPORT = "recall_report.json"
 PAGE = "recall_report.html"
@@ -75,7 +70,7 @@ class _Rule:
     findings: Callable[[], Findings]
     reference: int | None = None
     compute_dtype: str | None = None
-    typical: TypicalSamples | None = None
+    typical: "TypicalSamples | None" = None
     told: dict[str, Any] | None = None  # entries of the report known from an earlier run
 
 
@@ -158,6 +153,11 @@ def _recall_rule(
     clock: Clock,
     progress: Progress,
 ) -> _Rule:
+    # The models' forward, and all it imports, is for methods that run the models.
+    from recall_jax.engine.forward import StreamedForward
+    from recall_jax.engine.inputs import common_architecture, compute_dtype, find_typical
+    from recall_jax.engine.recall import Comparer
+
     assert isinstance(recipe.parameters, RecallParameters)
     assert recipe.samples is not None
     comparison = recall_comparison(recipe.parameters, [entry.model for entry in recipe.models])

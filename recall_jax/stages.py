@@ -20,9 +20,9 @@ from recall_jax.engine.inputs import (
     common_architecture,
     compute_dtype,
     find_typical,
-    open_models,
     read_samples,
 )
+from recall_jax.engine.plan import open_models
 from recall_jax.engine.rules import recall_comparison
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import RecallParameters

@@ -5,6 +5,7 @@ order, each written once. The folder is the caller's: `recall_jax.output` makes 
 """
 
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ CHECKSUMS_NAME = "checksums.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _ALIGNMENT = 64  # of the first tensor, so that jax can take a mapped array without a copy
 _BLOCK = 1 << 24
+_WRITEBACK = 1 << 26  # sent to the disk as it gathers, so that not all is left to the end
 
 
 class FileChecksum(TypedDict):
@@ -150,7 +152,7 @@ class _ChecksummedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._size = self._crc = 0
+        self._size = self._crc = self._unsynced = 0
         with _faults_of(path):
             self._file = path.open("wb", buffering=0)
 
@@ -161,6 +163,10 @@ class _ChecksummedFile:
         with _faults_of(self.path):
             while rest:  # the system takes at most 2 GiB at once
                 rest = rest[self._file.write(rest) :]
+            self._unsynced += len(data)
+            if self._unsynced >= _WRITEBACK:
+                os.fdatasync(self._file.fileno())
+                self._unsynced = 0
 
     def close(self) -> FileChecksum:
         with _faults_of(self.path):

@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from recall_jax.engine.device import not_finite, to_device
 from recall_jax.engine.plan import NamedModel
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
@@ -108,22 +108,6 @@ class StreamedForward:
             return partial(_head, self.arch, tensors)
         window = attention_windows(self.arch)[self.arch.units.index(unit) - 1]
         return partial(_block, self.arch, _prepare(self.arch, self.dtype, tensors), window)
-
-
-def not_finite(model: str, tensors: Mapping[str, Any]) -> str | None:
-    """A line that names the first tensor with NaN or infinity, None if there is none."""
-    for name, array in tensors.items():
-        if not np.isfinite(np.asarray(array).astype(np.float64)).all():
-            return f"{model}: tensor {name} holds NaN or infinite values; repair this model"
-    return None
-
-
-def to_device(array: np.ndarray) -> jax.Array:
-    """A tensor of a checkpoint on the default device; float64 becomes float32 there."""
-    if array.dtype == np.float64:
-        with np.errstate(over="ignore"):  # infinity, which the forward will find
-            array = array.astype(np.float32)
-    return jnp.asarray(array)
 
 
 @partial(jax.jit, static_argnames="arch")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.plan import DTYPES, NamedModel
 from recall_jax.engine.select import choose_typical
 from recall_jax.errors import InputError
@@ -33,20 +33,6 @@ class ConfiguredModel(NamedModel, Protocol):
     @property
     def config(self) -> Mapping[str, Any]:
         """As config.json holds it, adapters taken into account."""
-
-
-def open_models(specs: Sequence[str]) -> list[Checkpoint]:
-    """Open models as the user names them, all of one model type."""
-    models = [open_checkpoint(spec) for spec in specs]
-    newest = models[-1]
-    for model in models:
-        mine, its = newest.config.get("model_type"), model.config.get("model_type")
-        if mine != its:
-            raise InputError(
-                f"{model.name} is a {its} model and {newest.name} a {mine} model: "
-                "merge models of one family"
-            )
-    return models
 
 
 def common_architecture(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
 from recall_jax.errors import InputError
 from recall_jax.units import EMBED, HEAD, unit_of_tensor
@@ -50,6 +51,20 @@ def units_of(specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
     for name in specs:
         units.setdefault(unit_of_tensor(name), []).append(name)
     return units
+
+
+def open_models(specs: Sequence[str]) -> list[Checkpoint]:
+    """Open models as the user names them, all of one model type."""
+    models = [open_checkpoint(spec) for spec in specs]
+    newest = models[-1]
+    for model in models:
+        mine, its = newest.config.get("model_type"), model.config.get("model_type")
+        if mine != its:
+            raise InputError(
+                f"{model.name} is a {its} model and {newest.name} a {mine} model: "
+                "merge models of one family"
+            )
+    return models
 
 
 def in_forward_order(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:

@@ -1,29 +1,27 @@
 """The streamed engine: K checkpoints merged unit by unit, in one walk.
 
 Unit u of every model is read once; the models' hidden states are advanced through it and compared;
-the weights that follow merge it; it is written and forgotten. Memory is K copies of one unit, the
-merged one, and the hidden states of the typical samples, whatever the depth.
+the weights that follow merge it; it is written and forgotten. The next unit is read while one is
+computed and the last one written, each in a thread of its own. Memory is K copies of two units, two
+merged ones, and the hidden states of the typical samples, whatever the depth.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.engine.findings import Findings, adjacent_similarity
-from recall_jax.engine.forward import HiddenStates, StreamedForward, not_finite, to_device
+from recall_jax.engine.device import not_finite, to_device
 from recall_jax.engine.plan import Plan, is_float
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import Kernel
-from recall_jax.merging.weights import layer_weights
-from recall_jax.similarity.compare import Comparison, check_sigma, compare_unit
-from recall_jax.units import HEAD
 
 Progress = Callable[[str, int, int], None]
 
@@ -45,66 +43,6 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
 
-class _UnitFinding(NamedTuple):
-    similarity: np.ndarray  # (K,)
-    sigma: float
-    weights: np.ndarray  # (K,)
-    adjacent: float | None  # to the unit before, of the newest model
-
-
-class Comparer:
-    """RECALL's rule: advance every model through a unit, compare, weigh. Lives for one walk."""
-
-    def __init__(
-        self,
-        forward: StreamedForward,
-        models: Sequence[str],
-        comparison: Comparison,
-        temperature: float,
-    ) -> None:
-        """`forward` holds the typical samples; the models, named here, come unit by unit."""
-        self._forward = forward
-        self._comparison = comparison
-        self._temperature = temperature
-        self._models = models
-        self._states: list[HiddenStates] = [()] * len(models)
-        self._newest: np.ndarray | None = None
-        self._found: list[_UnitFinding] = []
-
-    def weigh(self, unit: str, tensors: Sequence[Mapping[str, jax.Array]]) -> np.ndarray:
-        """Weights (K,) of the models in `unit`, given its tensors of each model by name."""
-        pooled = []
-        for index, (model, name) in enumerate(zip(tensors, self._models, strict=True)):
-            self._states[index], means = self._forward.advance(
-                unit, model, self._states[index], name
-            )
-            pooled.append(means)
-        reps = jnp.asarray(np.stack(pooled))  # (K, n, E)
-        similarity, sigma = compare_unit(reps, self._comparison)
-        check_sigma(sigma, self._comparison, [unit])
-        weights = np.asarray(layer_weights(similarity, temperature=self._temperature))
-        adjacent = self._adjacent(unit, pooled[-1])
-        self._found.append(_UnitFinding(np.asarray(similarity), float(sigma), weights, adjacent))
-        return weights
-
-    def _adjacent(self, unit: str, newest: np.ndarray) -> float | None:
-        """Similarity of the newest model's unit before to this one; the head is left out."""
-        before, self._newest = self._newest, newest
-        if before is None or unit == HEAD:
-            return None
-        return adjacent_similarity(before, newest, self._found[-1].sigma, self._comparison)
-
-    def findings(self) -> Findings:
-        """What the walk found, after its last unit."""
-        similarity, sigma, weights, adjacent = zip(*self._found, strict=True)
-        return Findings(
-            weights=np.stack(weights, axis=1),
-            similarity=np.stack(similarity, axis=1),
-            sigma=np.asarray(sigma) if self._comparison.takes_sigma else None,
-            adjacent=np.asarray([value for value in adjacent if value is not None]),
-        )
-
-
 def merge_stream(
     plan: Plan,
     weigh: Callable[[str, Sequence[Mapping[str, jax.Array]]], np.ndarray],
@@ -121,20 +59,38 @@ def merge_stream(
     each; `kernel` merges a tensor with them, and `reference` is the model whose elements pass where
     all agree. Raises InputError naming the tensor and the model where a parameter is not finite.
     """
-    units = plan.units
-    for done, (unit, names) in enumerate(units.items()):
-        progress(unit, done, len(units))
+    units = list(plan.units.items())
+
+    def read_unit(names: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, jax.Array]]]:
         with clock.stage("read"):
             stored = [{name: model.read(name) for name in names} for model in plan.models]
-            tensors = [{name: to_device(array) for name, array in m.items()} for m in stored]
-        with clock.stage("forward"):
-            weights = np.asarray(weigh(unit, tensors), np.float32)
-            weights = np.broadcast_to(weights, (len(names), len(plan.models)))
-        with clock.stage("merge"):
-            merged = _merge_unit(plan, names, tensors, stored, weights, kernel, reference)
+            return stored, [{name: to_device(array) for name, array in m.items()} for m in stored]
+
+    def write_unit(merged: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
         with clock.stage("write"):
             for name in names:
                 write(name, merged[name])
+
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+        coming = reader.submit(read_unit, units[0][1])
+        going = None
+        for done, (unit, names) in enumerate(units):
+            progress(unit, done, len(units))
+            stored, tensors = coming.result()
+            if done + 1 < len(units):
+                coming = reader.submit(read_unit, units[done + 1][1])
+            with clock.stage("forward"):
+                weights = np.asarray(weigh(unit, tensors), np.float32)
+                weights = np.broadcast_to(weights, (len(names), len(plan.models)))
+            with clock.stage("merge"):
+                merged = _merge_unit(plan, names, tensors, stored, weights, kernel, reference)
+            del stored, tensors
+            if going is not None:
+                going.result()
+            going = writer.submit(write_unit, merged, names)
+            del merged
+        if going is not None:
+            going.result()
     progress("", len(units), len(units))
 
 

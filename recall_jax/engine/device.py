@@ -1,0 +1,26 @@
+"""Tensors of checkpoints on their way to the device."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def not_finite(model: str, tensors: Mapping[str, Any]) -> str | None:
+    """A line that names the first tensor with NaN or infinity, None if there is none."""
+    for name, array in tensors.items():
+        if not np.isfinite(np.asarray(array).astype(np.float64)).all():
+            return f"{model}: tensor {name} holds NaN or infinite values; repair this model"
+    return None
+
+
+def to_device(array: np.ndarray) -> jax.Array:
+    """A tensor of a checkpoint on the default device; float64 becomes float32 there.
+
+    On CPU a tensor that lies aligned in its file is used where it is mapped, without a copy.
+    """
+    if array.dtype == np.float64:
+        with np.errstate(over="ignore"):  # infinity, which the forward will find
+            array = array.astype(np.float32)
+    return jax.device_put(array)

@@ -1,0 +1,74 @@
+"""RECALL's rule in the streamed engine: compare the models unit by unit, and weigh them."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recall_jax.engine.findings import Findings, adjacent_similarity
+from recall_jax.engine.forward import HiddenStates, StreamedForward
+from recall_jax.merging.weights import layer_weights
+from recall_jax.similarity.compare import Comparison, check_sigma, compare_unit
+from recall_jax.units import HEAD
+
+
+class _UnitFinding(NamedTuple):
+    similarity: np.ndarray  # (K,)
+    sigma: float
+    weights: np.ndarray  # (K,)
+    adjacent: float | None  # to the unit before, of the newest model
+
+
+class Comparer:
+    """RECALL's rule: advance every model through a unit, compare, weigh. Lives for one walk."""
+
+    def __init__(
+        self,
+        forward: StreamedForward,
+        models: Sequence[str],
+        comparison: Comparison,
+        temperature: float,
+    ) -> None:
+        """`forward` holds the typical samples; the models, named here, come unit by unit."""
+        self._forward = forward
+        self._comparison = comparison
+        self._temperature = temperature
+        self._models = models
+        self._states: list[HiddenStates] = [()] * len(models)
+        self._newest: np.ndarray | None = None
+        self._found: list[_UnitFinding] = []
+
+    def weigh(self, unit: str, tensors: Sequence[Mapping[str, jax.Array]]) -> np.ndarray:
+        """Weights (K,) of the models in `unit`, given its tensors of each model by name."""
+        pooled = []
+        for index, (model, name) in enumerate(zip(tensors, self._models, strict=True)):
+            self._states[index], means = self._forward.advance(
+                unit, model, self._states[index], name
+            )
+            pooled.append(means)
+        reps = jnp.asarray(np.stack(pooled))  # (K, n, E)
+        similarity, sigma = compare_unit(reps, self._comparison)
+        check_sigma(sigma, self._comparison, [unit])
+        weights = np.asarray(layer_weights(similarity, temperature=self._temperature))
+        adjacent = self._adjacent(unit, pooled[-1])
+        self._found.append(_UnitFinding(np.asarray(similarity), float(sigma), weights, adjacent))
+        return weights
+
+    def _adjacent(self, unit: str, newest: np.ndarray) -> float | None:
+        """Similarity of the newest model's unit before to this one; the head is left out."""
+        before, self._newest = self._newest, newest
+        if before is None or unit == HEAD:
+            return None
+        return adjacent_similarity(before, newest, self._found[-1].sigma, self._comparison)
+
+    def findings(self) -> Findings:
+        """What the walk found, after its last unit."""
+        similarity, sigma, weights, adjacent = zip(*self._found, strict=True)
+        return Findings(
+            weights=np.stack(weights, axis=1),
+            similarity=np.stack(similarity, axis=1),
+            sigma=np.asarray(sigma) if self._comparison.takes_sigma else None,
+            adjacent=np.asarray([value for value in adjacent if value is not None]),
+        )
