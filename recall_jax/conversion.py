@@ -12,7 +12,7 @@ from recall_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.inputs import common_architecture
-from recall_jax.engine.plan import DTYPES, in_forward_order, make_plan, units_of
+from recall_jax.engine.plan import DTYPES, in_forward_order, is_tied, make_plan, units_of
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, to_flax
@@ -43,8 +43,7 @@ def convert(
     wanted = None if dtype is None else DTYPES[dtype]
     model = _open(source, ignore_config)
     arch = common_architecture([model], ignore_config) if to == "orbax" else None
-    tied = model.config.get("tie_word_embeddings") is True
-    specs = make_plan([model], tied=tied, out_dtype=dtype).specs
+    specs = make_plan([model], tied=is_tied(model), out_dtype=dtype).specs
     inputs = [model.folder, *model.tokenizer_folders]
     with output_folder(out, force=force, inputs=inputs) as hidden:
         copy_companions(
@@ -126,7 +125,7 @@ def describe(model: Checkpoint) -> dict[str, object]:
         "parameters": sum(int(np.prod(spec.shape)) for spec in specs.values()),
         "bytes": model.nbytes,
         "dtypes": sorted({spec.dtype.name for spec in specs.values()}),
-        "tied": bool(model.config.get("tie_word_embeddings", False)),
+        "tied": is_tied(model),
         "adapters": [str(adapter) for adapter in model.adapters],
         "units": units,
     }

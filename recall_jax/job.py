@@ -19,7 +19,7 @@ from recall_jax.checkpoint.companions import copy_companions
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.findings import Findings, report_entries
-from recall_jax.engine.plan import DTYPES, Plan, make_plan, open_models
+from recall_jax.engine.plan import DTYPES, Plan, is_tied, make_plan, open_models
 from recall_jax.engine.rules import (
     Weigh,
     by_tensor,
@@ -93,7 +93,7 @@ def merge(
             models = open_models([entry.model for entry in recipe.models])
             plan = make_plan(
                 models,
-                tied=models[-1].config.get("tie_word_embeddings") is True,
+                tied=is_tied(models[-1]),
                 out_dtype=recipe.out_dtype or recipe.dtype,
             )
             rule = _rule(recipe, models, plan, clock, progress)

@@ -56,7 +56,7 @@ class Samples(_Strict):
     pool: Count = 1024
     max_tokens: Count = 512
     batch_size: Count = 8
-    seed: Annotated[int, Strict(), Field(ge=0)] = 0
+    seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 0
     unit: Annotated[int, Strict()] | str = "last"
 
     @model_validator(mode="after")

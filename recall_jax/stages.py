@@ -135,7 +135,13 @@ def load_representations(path: Path) -> Representations:
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path} is no .npz file of representations: {error}") from error
     reps = arrays.get("reps")
-    if reps is None or reps.ndim != 4 or reps.shape[1] < 3 or reps.dtype.kind != "f":
+    if (
+        reps is None
+        or reps.ndim != 4
+        or reps.shape[1] < 3
+        or 0 in reps.shape
+        or reps.dtype.kind != "f"
+    ):
         found = "none" if reps is None else f"{reps.dtype} {reps.shape}"
         raise InputError(f"{path} needs reps (K, U, n, E) of floats, U >= 3; it has {found}")
     if not np.isfinite(reps).all():

@@ -30,7 +30,9 @@ Pool = Annotated[
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Cut rows to this length.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows in a forward pass.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the draw and of k-means.")]
+Seed = Annotated[
+    int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the draw and of k-means.")
+]
 Unit = Annotated[
     str, typer.Option("--unit", help="Unit to cluster: last, all, a unit's name or index.")
 ]

@@ -1,5 +1,6 @@
 """Findings: the weights of a merge and what they follow from, the same from every engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,30 +47,35 @@ def compare_representations(
     similarity = np.stack([unit.similarity for unit in by_unit], axis=1)
     sigma = np.stack([unit.sigma for unit in by_unit])
     check_sigma(sigma, comparison, units)
-    newest = reps[-1]
-    adjacent = [
-        adjacent_similarity(newest[u], newest[u + 1], float(sigma[u]), comparison)
-        for u in range(len(units) - 2)
-    ]
     return Findings(
         weights=np.stack(
             [layer_weights(unit, temperature=temperature) for unit in similarity.T], axis=1
         ),
         similarity=similarity,
         sigma=sigma if comparison.takes_sigma else None,
-        adjacent=np.asarray(adjacent),
+        adjacent=adjacent_similarities(reps[-1], sigma, comparison),
     )
 
 
-def adjacent_similarity(
-    unit: np.ndarray, following: np.ndarray, sigma: float, comparison: Comparison
-) -> float:
-    """RBF similarity of one model's adjacent units, both (n, E), with the first one's bandwidth.
+def adjacent_similarities(
+    model: Sequence[np.ndarray] | np.ndarray, sigma: np.ndarray, comparison: Comparison
+) -> np.ndarray | None:
+    """RBF similarity (U - 2,) of one model's neighbouring units, from `embed` to the last block.
 
-    That is the comparison's `sigma`, or where it has none the unit's own median.
+    `model` holds U arrays (n, E). Each pair is compared with the bandwidth of the first of the two:
+    the comparison's `sigma` (U,), or where that has none the unit's own median; None where a unit
+    has no median either.
     """
-    width = jnp.float32(sigma) if comparison.takes_sigma else own_bandwidth(jnp.asarray(unit))
-    return float(paired_rbf(jnp.asarray(unit), jnp.asarray(following), width))
+    if not comparison.takes_sigma:
+        if len(model[0]) < 2:
+            return None
+        sigma = np.stack([own_bandwidth(jnp.asarray(unit)) for unit in model[:-2]])
+        if not (sigma > 0).all():
+            return None
+    pairs = zip(model[:-2], model[1:-1], sigma, strict=False)
+    return np.asarray(
+        [paired_rbf(jnp.asarray(unit), jnp.asarray(after), width) for unit, after, width in pairs]
+    )
 
 
 def report_entries(found: Findings) -> dict[str, Any]:

@@ -51,11 +51,13 @@ class StreamedForward:
     ) -> "StreamedForward":
         """Prepare what all models share: tokens, positions and masks of each batch.
 
-        All local devices share each batch; its size is rounded up to a multiple of their number.
+        A batch has no more rows than there are; all local devices share it, so that its size is
+        rounded up to a multiple of their number.
         """
         mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,))
         rows = NamedSharding(mesh, PartitionSpec("data"))
-        batches = make_batches(token_ids, -(-batch_size // mesh.size) * mesh.size)
+        rows_each = -(-min(batch_size, len(token_ids)) // mesh.size)
+        batches = make_batches(token_ids, rows_each * mesh.size)
         masks = [jax.device_put(batch.attention_mask, rows) for batch in batches.batches]
         return cls(
             arch,

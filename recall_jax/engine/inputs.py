@@ -1,16 +1,15 @@
 """What a run needs of its input models before the first weight is read, each check in one line."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.folder import Checkpoint
-from recall_jax.engine.plan import DTYPES, NamedModel
+from recall_jax.engine.plan import DTYPES, ConfiguredModel
 from recall_jax.engine.select import choose_typical
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
@@ -25,14 +24,6 @@ from recall_jax.representations.samples import (
 )
 from recall_jax.representations.tokens import load_tokenizer
 from recall_jax.representations.typical import Typical
-
-
-class ConfiguredModel(NamedModel, Protocol):
-    """A model with its config."""
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """As config.json holds it, adapters taken into account."""
 
 
 def common_architecture(

@@ -32,6 +32,19 @@ class NamedModel(TensorSource, Protocol):
         """As the user wrote it."""
 
 
+class ConfiguredModel(NamedModel, Protocol):
+    """A model with its config."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """As config.json holds it, adapters taken into account."""
+
+
+def is_tied(model: ConfiguredModel) -> bool:
+    """Whether the output projection is the embedding."""
+    return model.config.get("tie_word_embeddings") is True
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is merged: the output tensors in the order of the units, and the K models' tensors."""
@@ -63,6 +76,12 @@ def open_models(specs: Sequence[str]) -> list[Checkpoint]:
             raise InputError(
                 f"{model.name} is a {its} model and {newest.name} a {mine} model: "
                 "merge models of one family"
+            )
+        if is_tied(model) != is_tied(newest):
+            tied, untied = (model, newest) if is_tied(model) else (newest, model)
+            raise InputError(
+                f"{tied.name} ties its output projection to the embedding (tie_word_embeddings), "
+                f"{untied.name} does not: merge models of one kind"
             )
     return models
 

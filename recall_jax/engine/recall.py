@@ -7,18 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.engine.findings import Findings, adjacent_similarity
+from recall_jax.engine.findings import Findings, adjacent_similarities
 from recall_jax.engine.forward import HiddenStates, StreamedForward
 from recall_jax.merging.weights import layer_weights
 from recall_jax.similarity.compare import Comparison, check_sigma, compare_unit
-from recall_jax.units import HEAD
 
 
 class _UnitFinding(NamedTuple):
     similarity: np.ndarray  # (K,)
-    sigma: float
+    sigma: np.ndarray  # ()
     weights: np.ndarray  # (K,)
-    adjacent: float | None  # to the unit before, of the newest model
+    newest: np.ndarray  # (n, E), the newest model's pooled states
 
 
 class Comparer:
@@ -37,7 +36,6 @@ class Comparer:
         self._temperature = temperature
         self._models = models
         self._states: list[HiddenStates] = [()] * len(models)
-        self._newest: np.ndarray | None = None
         self._found: list[_UnitFinding] = []
 
     def weigh(self, unit: str, tensors: Sequence[Mapping[str, jax.Array]]) -> np.ndarray:
@@ -52,23 +50,16 @@ class Comparer:
         similarity, sigma = compare_unit(reps, self._comparison)
         check_sigma(sigma, self._comparison, [unit])
         weights = np.asarray(layer_weights(similarity, temperature=self._temperature))
-        adjacent = self._adjacent(unit, pooled[-1])
-        self._found.append(_UnitFinding(np.asarray(similarity), float(sigma), weights, adjacent))
+        found = _UnitFinding(np.asarray(similarity), np.asarray(sigma), weights, pooled[-1])
+        self._found.append(found)
         return weights
-
-    def _adjacent(self, unit: str, newest: np.ndarray) -> float | None:
-        """Similarity of the newest model's unit before to this one; the head is left out."""
-        before, self._newest = self._newest, newest
-        if before is None or unit == HEAD:
-            return None
-        return adjacent_similarity(before, newest, self._found[-1].sigma, self._comparison)
 
     def findings(self) -> Findings:
         """What the walk found, after its last unit."""
-        similarity, sigma, weights, adjacent = zip(*self._found, strict=True)
+        similarity, sigma, weights, newest = zip(*self._found, strict=True)
         return Findings(
             weights=np.stack(weights, axis=1),
             similarity=np.stack(similarity, axis=1),
-            sigma=np.asarray(sigma) if self._comparison.takes_sigma else None,
-            adjacent=np.asarray([value for value in adjacent if value is not None]),
+            sigma=np.stack(sigma) if self._comparison.takes_sigma else None,
+            adjacent=adjacent_similarities(newest, np.stack(sigma), self._comparison),
         )

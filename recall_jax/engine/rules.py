@@ -65,11 +65,14 @@ def linear_weights(recipe: Recipe, specs: Mapping[str, TensorSpec]) -> dict[str,
         for name in names:
             row = np.asarray([_weight(m, shared, name, depth) for m in recipe.models], np.float64)
             if shared.normalize:
-                if abs(row.sum()) < 1e-8:
+                with np.errstate(over="ignore"):
+                    total = row.sum()
+                if abs(total) < 1e-8 or not np.isfinite(total):
+                    what = "sum to zero" if np.isfinite(total) else "have no finite sum"
                     raise InputError(
-                        f"the weights of {name} sum to zero: change them, or set normalize: false"
+                        f"the weights of {name} {what}: change them, or set normalize: false"
                     )
-                row /= row.sum()
+                row /= total
             weights[name] = row.astype(np.float32)
     return weights
 

@@ -56,9 +56,11 @@ def recall_merge(
         return extract(apply_fn, tree, chosen, mask=mask, backend=backend)
 
     own = representations(trees[anchor], batches)  # (U, n, E)
+    if len(own) < 2:
+        raise InputError("apply_fn returned one unit: RECALL compares at least two, embed and head")
     units = unit_names(len(own) - 2)
     if typical is None:
-        selection = select_typical(own[-2 if len(own) > 1 else -1], count, seed=seed)
+        selection = select_typical(own[-2], count, seed=seed)
         rows, warnings = selection.rows, selection.warnings()
     else:
         selection, rows, warnings = None, _check_rows(typical, own.shape[1]), []
@@ -83,10 +85,11 @@ def recall_merge(
         "typical": selection and selection.summary(),
         "warnings": warnings + similarity_warnings(found.similarity, units, index),
         "settings": {
-            "sigma": sigma,
-            "temperature": temperature,
+            "sigma": sigma if isinstance(sigma, str) else float(sigma),
+            "temperature": float(temperature),
             "similarity": similarity,
             "alignment": alignment,
+            "samples": {"count": count, "seed": seed},
         },
     }
     return merged, report
@@ -94,6 +97,8 @@ def recall_merge(
 
 def _check_rows(rows: Sequence[int] | np.ndarray, num_samples: int) -> np.ndarray:
     """Rows ascending and distinct, as the report gives them."""
+    if len(rows) and not np.issubdtype(np.asarray(rows).dtype, np.integer):
+        raise InputError("typical must be row numbers, whole and from 0")
     distinct = np.unique(np.asarray(rows, np.int64))
     if len(distinct) == 0 or distinct[0] < 0 or distinct[-1] >= num_samples:
         raise InputError(f"typical names rows outside the {num_samples} rows of the batches")

@@ -13,7 +13,11 @@ def layer_weights(similarity: jax.Array | np.ndarray, *, temperature: float = 1.
     `similarity` is (K, U) or (K,); the result has its shape, float32, and sums to 1 over K.
     Raises InputError unless temperature > 0.
     """
-    if not temperature > 0:
-        raise InputError(f"temperature is {temperature}: give a number above 0")
-    scores = jnp.asarray(similarity, jnp.float32) / jnp.float32(temperature)
-    return jax.nn.softmax(scores, axis=0)
+    if not np.float32(temperature) > 0:
+        raise InputError(
+            f"temperature is {temperature}: give a number above 0 that float32 can hold"
+        )
+    scores = jnp.asarray(similarity, jnp.float32)
+    # Relative to the largest before the division, which could overflow; softmax does not change.
+    relative = scores - jnp.max(scores, axis=0, keepdims=True)
+    return jax.nn.softmax(relative / jnp.float32(temperature), axis=0)

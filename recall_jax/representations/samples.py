@@ -59,7 +59,7 @@ def read_typical(
     """
     rows = read_rows(path)
     numbers = [row.get("row") for row in rows]
-    numbered = all(type(number) is int and number >= 0 for number in numbers)
+    numbered = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
     if numbered and len(set(numbers)) == len(numbers):
         rows = sorted(rows, key=lambda row: row["row"])
         indices = np.asarray([row["row"] for row in rows], np.int64)

@@ -49,6 +49,8 @@ class Comparison:
                 raise InputError(f"unknown similarity {name!r}: choose from {known}")
             if not (np.isfinite(weight) and weight > 0):
                 raise InputError(f"similarity {name!r} has weight {weight}: give one above 0")
+        if not np.isfinite(sum(weight for _, weight in self.similarity)):
+            raise InputError("the weights of similarity have no finite sum: make them smaller")
         if not self.similarity:
             raise InputError("similarity names no measure: give at least one, such as rbf")
         if isinstance(self.sigma, str):
@@ -150,7 +152,9 @@ def check_reference(reference: Reference, num_models: int) -> None:
 
 
 def check_samples(num_samples: int, comparison: Comparison) -> None:
-    """Raise InputError where there are too few samples for the bandwidth."""
+    """Raise InputError where there are too few samples to compare on."""
+    if num_samples < 2 and any(name == "linear_cka" for name, _ in comparison.similarity):
+        raise InputError("one sample has no linear CKA: give more samples")
     if num_samples < 2 and comparison.takes_sigma and comparison.sigma == "median":
         raise InputError(
             "one sample has no pairs to take a median bandwidth from: "
