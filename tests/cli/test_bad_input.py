@@ -666,7 +666,7 @@ RECIPES = {
             "method": "linear",
             "parameters": {"weight": [{"filter": "norm", "value": 0}, {"value": 1}]},
         },
-        "norm.*sum to zero",
+        "norm.*sum to (0|zero)",
     ),
     "weights that no number can hold the sum of": (
         {"method": "linear", "parameters": {"weight": 1e308}},
@@ -678,7 +678,7 @@ RECIPES = {
     "an unknown measure": ({"parameters": {"similarity": "rbff"}}, "rbff.*rbf"),
     "a mix that no number can hold the sum of": (
         {"parameters": {"similarity": {"rbf": 1e308, "cosine": 1e308}}},
-        "similarity",
+        "similarit",
     ),
     "a rotation onto nobody": (
         {"parameters": {"reference": "pairwise", "alignment": "procrustes"}},
