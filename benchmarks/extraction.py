@@ -1,9 +1,9 @@
 """Pooled hidden states of every unit: this project against transformers on torch, on one CPU.
 
-    .venv/bin/python benchmarks/extraction.py [--layers 14] [--rows 8] [--tokens 256] [--batch 8]
+    .venv/bin/python benchmarks/extraction.py [--layers 16] [--rows 8] [--tokens 256] [--batch 8]
 
 Each side runs in a process of its own, on the same random float32 weights' shapes (Llama, hidden
-size 2048: 14 layers are a billion parameters), the same token ids and batches. Memory is the peak
+size 2048: 16 layers are a billion parameters), the same token ids and batches. Memory is the peak
 of anonymous memory beyond what the process held once its weights were there.
 """
 
@@ -114,7 +114,7 @@ def with_torch(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("layers", 14), ("rows", 8), ("tokens", 256), ("batch", 8)):
+    for name, default in (("layers", 16), ("rows", 8), ("tokens", 256), ("batch", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--worker", choices=("jax", "torch"), help=argparse.SUPPRESS)
     args = parser.parse_args()

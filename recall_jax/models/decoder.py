@@ -26,6 +26,8 @@ ACTIVATIONS = {
     "relu": nn.relu,
 }
 
+QUERY_BLOCK = 128
+
 INIT = nn.initializers.normal(0.02)
 
 
@@ -129,20 +131,37 @@ class Attention(nn.Module):
         query = rotate(query, context.cos, context.sin)
         key = rotate(key, context.cos, context.sin)
 
-        scores = jnp.einsum(
-            "bthgd,bshd->bhgts",
-            query,
-            key,
-            precision=_precision(dtype),
-            preferred_element_type=jnp.float32,
-        )
-        visible = visible_keys(context.is_token, window)[:, None, None]
-        # The lowest finite number, not -inf: a padding token that sees nothing must not turn NaN.
-        scores = jnp.where(visible, scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
-        weights = nn.softmax(scores, axis=-1).astype(dtype)
-        mixed = jnp.einsum("bhgts,bshd->bthgd", weights, value, precision=_precision(dtype))
+        def attend(rows: tuple[Array, Array]) -> Array:
+            """Queries (B, t, heads, groups, D) that see keys (B, t, T): their mixed values."""
+            queries, visible = rows
+            scores = jnp.einsum(
+                "bthgd,bshd->bhgts",
+                queries,
+                key,
+                precision=_precision(dtype),
+                preferred_element_type=jnp.float32,
+            )
+            # The lowest finite number, not -inf: padding that sees nothing must not turn NaN.
+            lowest = jnp.finfo(jnp.float32).min
+            scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, lowest)
+            weights = nn.softmax(scores, axis=-1).astype(dtype)
+            return jnp.einsum("bhgts,bshd->bthgd", weights, value, precision=_precision(dtype))
+
+        visible = visible_keys(context.is_token, window)
+        if tokens > QUERY_BLOCK and tokens % QUERY_BLOCK == 0:
+            # A block of queries at a time, so that no (B, heads, T, T) scores exist.
+            blocks = (_in_blocks(query), _in_blocks(visible))
+            mixed = jnp.moveaxis(jax.lax.map(attend, blocks), 0, 1)
+        else:
+            mixed = attend((query, visible))
         mixed = mixed.reshape(batch, tokens, arch.num_attention_heads * head_dim)
         return _linear(arch.hidden_size, arch.output_bias, dtype, name="o_proj")(mixed)
+
+
+def _in_blocks(states: Array) -> Array:
+    """(B, T, …) to (T / QUERY_BLOCK, B, QUERY_BLOCK, …)."""
+    batch, _, *rest = states.shape
+    return jnp.moveaxis(states.reshape(batch, -1, QUERY_BLOCK, *rest), 1, 0)
 
 
 class MLP(nn.Module):

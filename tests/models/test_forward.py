@@ -1,11 +1,14 @@
 """The unit functions and the resident forward: one computation, whatever calls it."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recall_jax.models import decoder
 from recall_jax.models.config import read_architecture
 from recall_jax.models.forward import (
     attention_windows,
@@ -128,3 +131,19 @@ def test_pooling_inside_the_scan_never_holds_all_hidden_states():
     everything = temporaries(lambda hidden: hidden)
     pooled = temporaries(lambda hidden: hidden.mean(axis=1))
     assert everything - pooled > 20 * one_state
+
+
+def test_queries_in_blocks_are_the_same_attention(monkeypatch):
+    tree = scaled_params()
+    random = np.random.default_rng(0)
+    input_ids = random.integers(0, 23, (3, 24)).astype(np.int32)
+    attention_mask = np.ones_like(input_ids)
+    attention_mask[0, 17:] = 0
+    attention_mask[1, :9] = 0
+    _, whole = forward(ARCH, tree, input_ids, attention_mask)
+    monkeypatch.setattr(decoder, "QUERY_BLOCK", 8)
+    _, in_blocks = forward(ARCH, tree, input_ids, attention_mask)
+    np.testing.assert_allclose(in_blocks, whole, atol=1e-5)
+    program = jax.jit(partial(forward, ARCH)).lower(tree, input_ids, attention_mask).as_text()
+    assert "3x2x2x8x24xf32" in program  # the scores of a block of queries
+    assert "3x2x2x24x24xf32" not in program
