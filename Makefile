@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint format soak clean
+.PHONY: demo test lint format clean
 
 demo: $(VENV)/.plain
 	$(BIN)/recall demo --out recall_demo --force
@@ -20,9 +20,6 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-soak: $(VENV)/.test
-	$(BIN)/python -m pytest -m soak --timeout 3600
 
 clean:
 	rm -rf $(VENV)

@@ -20,6 +20,7 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.findings import Findings, report_entries
 from recall_jax.engine.plan import DTYPES, Plan, is_tied, make_plan, open_models
+from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import (
     Weigh,
     by_tensor,
@@ -28,7 +29,7 @@ from recall_jax.engine.rules import (
     mean_by_unit,
     recall_comparison,
 )
-from recall_jax.engine.stream import Clock, Progress, merge_stream
+from recall_jax.engine.stream import merge_stream
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import METHODS, LinearParameters, RecallParameters
 from recall_jax.merging.trees import check_weights
@@ -79,7 +80,7 @@ def merge(
     out: Path,
     *,
     options: Options = DEFAULTS,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Carry out a recipe: `out` becomes the merged model with its report, or stays as it was.
 
@@ -166,8 +167,7 @@ def _recall_rule(
     arch = common_architecture(models, recipe.ignore_config)
     dtype = compute_dtype(recipe.compute_dtype, models[-1])
     with clock.stage("select"):
-        progress("typical samples", 0, 1)
-        typical = find_typical(recipe.samples, teacher, arch, dtype)
+        typical = find_typical(recipe.samples, teacher, arch, dtype, progress)
         check_samples(len(typical.samples.rows), comparison)
     comparer = Comparer(
         StreamedForward.of(

@@ -23,6 +23,7 @@ from recall_jax.engine.inputs import (
     read_samples,
 )
 from recall_jax.engine.plan import open_models
+from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.rules import recall_comparison
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import RecallParameters
@@ -47,11 +48,13 @@ def select(
     *,
     dtype_name: str | None = None,
     ignore_config: Collection[str] = (),
+    progress: Progress = silent,
 ) -> TypicalSamples:
     """Choose typical samples by one model."""
     models = open_models([model])
     arch = common_architecture(models, ignore_config)
-    return find_typical(samples, models[0], arch, compute_dtype(dtype_name, models[0]))
+    dtype = compute_dtype(dtype_name, models[0])
+    return find_typical(samples, models[0], arch, dtype, progress)
 
 
 def extract(
@@ -60,6 +63,7 @@ def extract(
     *,
     dtype_name: str | None = None,
     ignore_config: Collection[str] = (),
+    progress: Progress = silent,
 ) -> Representations:
     """Pooled states of every unit of K models for all rows that `samples` names."""
     models = open_models(specs)
@@ -74,6 +78,7 @@ def extract(
             arch.units,
             batch_size=samples.batch_size,
             dtype=dtype,
+            progress=progress,
         )[0]
         for model in models
     ]

@@ -76,9 +76,16 @@ def select(
         seed=seed,
         unit=as_number(unit),
     )
-    with output_file(out, force=force, inputs=[data]) as hidden:
+    with (
+        output_file(out, force=force, inputs=[data]) as hidden,
+        console.progress_bar(quiet) as progress,
+    ):
         found = stages.select(
-            model, samples, dtype_name=compute_dtype, ignore_config=ignore_config or ()
+            model,
+            samples,
+            dtype_name=compute_dtype,
+            ignore_config=ignore_config or (),
+            progress=progress,
         )
         write_jsonl(hidden, found.samples.typical_rows())
     console.warn(found.typical.warnings() if found.typical else [])
@@ -114,12 +121,16 @@ def extract(
     from recall_jax import stages
     from recall_jax.output import output_file
 
-    with output_file(out, force=force, inputs=filter(None, [data, typical])) as hidden:
+    with (
+        output_file(out, force=force, inputs=filter(None, [data, typical])) as hidden,
+        console.progress_bar(quiet) as progress,
+    ):
         found = stages.extract(
             models,
             _samples(data, typical, field, pool, max_tokens, batch_size, seed),
             dtype_name=compute_dtype,
             ignore_config=ignore_config or (),
+            progress=progress,
         )
         stages.save_representations(hidden, found)
     shape = " x ".join(map(str, found.reps.shape))
@@ -202,12 +213,14 @@ def similarity(
     if reps is not None:
         found = stages.load_representations(reps)
     else:
-        found = stages.extract(
-            models or [],
-            _samples(data, typical, field, pool, max_tokens, batch_size, seed),
-            dtype_name=compute_dtype,
-            ignore_config=ignore_config or (),
-        )
+        with console.progress_bar(quiet) as progress:
+            found = stages.extract(
+                models or [],
+                _samples(data, typical, field, pool, max_tokens, batch_size, seed),
+                dtype_name=compute_dtype,
+                ignore_config=ignore_config or (),
+                progress=progress,
+            )
     results = {
         name: stages.weigh(found, parameters)
         for name, parameters in zip(measures, asked, strict=True)

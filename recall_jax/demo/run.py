@@ -16,7 +16,7 @@ from recall_jax.demo.material import (
     training_file,
 )
 from recall_jax.demo.tasks import TASKS
-from recall_jax.engine.stream import Progress
+from recall_jax.engine.progress import Progress, silent
 from recall_jax.evaluation.exact_match import Row, exact_matches
 from recall_jax.job import TYPICAL, merge
 from recall_jax.output import output_folder
@@ -43,9 +43,7 @@ _CAPTION = (
 )
 
 
-def run_demo(
-    out: Path, *, force: bool = False, progress: Progress = lambda stage, done, total: None
-) -> Table:
+def run_demo(out: Path, *, force: bool = False, progress: Progress = silent) -> Table:
     """Merge by RECALL and by the average, evaluate, report; returns the table of exact matches.
 
     `out`, which appears whole or not at all, holds the merged models `recall/` and `average/`,

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 
 from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.plan import NamedModel
+from recall_jax.engine.progress import Progress, silent
 from recall_jax.models.architecture import Architecture
 from recall_jax.representations.batches import make_batches
 
@@ -22,6 +23,7 @@ def pooled_states(
     *,
     batch_size: int,
     dtype: DTypeLike,
+    progress: Progress = silent,
 ) -> tuple[np.ndarray, int]:
     """Pooled states (U, n, E) float32 of the rows in `units`, and the passes it took.
 
@@ -30,12 +32,14 @@ def pooled_states(
     """
     blocks = _row_blocks(arch, token_ids, batch_size)
     pooled = []
-    for rows in blocks:
+    num_units = arch.units.index(units[-1]) + 1
+    for done, rows in enumerate(blocks):
         forward = StreamedForward.of(
             arch, [token_ids[row] for row in rows], batch_size=batch_size, dtype=dtype
         )
         states = {}
-        for unit, means in forward.pooled_units(model):
+        for index, (unit, means) in enumerate(forward.pooled_units(model), start=1):
+            progress(f"{model.name}: {unit}", done * num_units + index, len(blocks) * num_units)
             if unit in units:
                 states[unit] = means
             if unit == units[-1]:

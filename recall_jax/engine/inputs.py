@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.plan import DTYPES, ConfiguredModel
+from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.select import choose_typical
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
@@ -69,7 +70,11 @@ class TypicalSamples:
 
 
 def find_typical(
-    settings: Samples, model: Checkpoint, arch: Architecture, dtype: DTypeLike
+    settings: Samples,
+    model: Checkpoint,
+    arch: Architecture,
+    dtype: DTypeLike,
+    progress: Progress = silent,
 ) -> TypicalSamples:
     """Read the rows, tokenise them with `model`'s tokenizer, and choose the typical ones by it."""
     samples = read_samples(settings, model, arch)
@@ -84,6 +89,7 @@ def find_typical(
         seed=settings.seed,
         batch_size=settings.batch_size,
         dtype=dtype,
+        progress=progress,
     )
     return TypicalSamples(samples.take(typical.rows), typical, passes)
 

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 
 from recall_jax.engine.extract import pooled_states
 from recall_jax.engine.plan import NamedModel
+from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
 from recall_jax.representations.typical import Typical, every_row, select_typical
@@ -40,6 +41,7 @@ def choose_typical(
     seed: int = 0,
     batch_size: int = 8,
     dtype: DTypeLike = jnp.float32,
+    progress: Progress = silent,
 ) -> tuple[Typical, int]:
     """Typical rows among `token_ids` by the model's pooled states of `unit`: (rows, passes).
 
@@ -49,7 +51,7 @@ def choose_typical(
     if len(token_ids) <= count:
         return every_row(len(token_ids)), 0
     states, passes = pooled_states(
-        model, arch, token_ids, wanted, batch_size=batch_size, dtype=dtype
+        model, arch, token_ids, wanted, batch_size=batch_size, dtype=dtype, progress=progress
     )
     points = np.concatenate(list(states), axis=1)  # (n, E), or (n, U E) for "all"
     return select_typical(points, count, seed=seed), passes

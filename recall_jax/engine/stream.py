@@ -6,11 +6,8 @@ computed and the last one written, each in a thread of its own. Memory is K copi
 merged ones, and the hidden states of the typical samples, whatever the depth.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,27 +17,9 @@ import numpy as np
 
 from recall_jax.engine.device import not_finite, to_device
 from recall_jax.engine.plan import Plan, is_float
+from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import Kernel
-
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass
-class Clock:
-    """Seconds spent in each stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the block's seconds to stage `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
 
 def merge_stream(
@@ -51,7 +30,7 @@ def merge_stream(
     kernel: Kernel,
     reference: int,
     clock: Clock,
-    progress: Progress = lambda unit, done, total: None,
+    progress: Progress = silent,
 ) -> None:
     """Walk over the units: read, weigh, merge, write each tensor in the order of `plan.specs`.
 
