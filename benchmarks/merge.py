@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -71,7 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mergekit", help="mergekit-yaml of an environment with mergekit")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/recall_benchmark"))
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir(), "recall_benchmark")
+    )
     args = parser.parse_args()
     paths = make_models(args.folder)
     models = "".join(f"- {{model: {path}, parameters: {{weight: 1.0}}}}\n" for path in paths)
