@@ -8,6 +8,10 @@ import re
 
 EMBED = "embed"
 HEAD = "head"
+LM_HEAD = "lm_head.weight"
+
+# Recomputed from the config by every loader; old checkpoints hold them, newer ones do not.
+_DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_\w+|embeddings?|wte|wpe|\w+_embeddings?)\.")
@@ -31,3 +35,8 @@ def unit_of_tensor(name: str) -> str:
     if match := _LAYER.search(name):
         return layer_unit(int(match.group(1)))
     return EMBED if _EMBEDDING.search(name) else HEAD
+
+
+def is_derived(name: str) -> bool:
+    """Whether a tensor is a rotary buffer, which no model needs stored."""
+    return _DERIVED.search(name) is not None

@@ -11,7 +11,7 @@ import numpy as np
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
 from recall_jax.errors import InputError
-from recall_jax.units import EMBED, HEAD, unit_of_tensor
+from recall_jax.units import EMBED, HEAD, LM_HEAD, is_derived, unit_of_tensor
 
 DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -19,9 +19,6 @@ DTYPES = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
 }
-# Recomputed from the config by every loader; old checkpoints hold them, some of them do not.
-_DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
-_TIED_HEAD = "lm_head.weight"
 
 
 class NamedModel(TensorSource, Protocol):
@@ -113,7 +110,7 @@ def _merged_specs(model: NamedModel, tied: bool) -> dict[str, TensorSpec]:
     return {
         name: spec
         for name, spec in model.specs.items()
-        if not name.endswith(_DERIVED) and not (tied and name == _TIED_HEAD)
+        if not is_derived(name) and not (tied and name == LM_HEAD)
     }
 
 

@@ -5,7 +5,6 @@ come from the family's table.
 """
 
 import functools
-import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -17,11 +16,7 @@ from recall_jax.errors import InputError
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.families import FAMILIES
 from recall_jax.models.forward import init_params
-from recall_jax.units import EMBED, HEAD
-
-LM_HEAD = "lm_head.weight"
-
-_BUFFERS = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+from recall_jax.units import EMBED, HEAD, LM_HEAD, is_derived
 
 
 def tensor_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -89,7 +84,7 @@ def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], whe
     allowed = dict(expected)
     if arch.tie_word_embeddings:
         allowed[LM_HEAD] = (arch.vocab_size, arch.hidden_size)
-    found = {name: tuple(shape) for name, shape in shapes.items() if not _BUFFERS.search(name)}
+    found = {name: tuple(shape) for name, shape in shapes.items() if not is_derived(name)}
     faults = []
     if missing := [name for name in expected if name not in found]:
         faults.append(f"missing {_some(missing)}")
