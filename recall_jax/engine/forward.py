@@ -18,7 +18,7 @@ from recall_jax.engine.device import not_finite, to_device
 from recall_jax.engine.plan import NamedModel
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
-from recall_jax.models.convert import unit_params, unit_tensors
+from recall_jax.models.convert import state_tensors, unit_params
 from recall_jax.models.decoder import Context
 from recall_jax.models.forward import attention_windows, block, context, embed, head
 from recall_jax.representations.batches import Batches, make_batches
@@ -77,7 +77,7 @@ class StreamedForward:
         for `embed`; they are consumed. Raises InputError, with the name of the `model`, where the
         means are not finite.
         """
-        names = unit_tensors(self.arch, unit)
+        names = state_tensors(self.arch, unit)
         run = self._unit_program(unit, [tensors[name] for name in names])
         inputs = states or self.input_ids
         results = [run(given, ctx) for given, ctx in zip(inputs, self.contexts, strict=True)]
@@ -94,7 +94,7 @@ class StreamedForward:
         """Each unit of `model` in turn with its pooled means (n, E); reads a unit when asked."""
         states: HiddenStates = ()
         for unit in self.arch.units:
-            names = unit_tensors(self.arch, unit)
+            names = state_tensors(self.arch, unit)
             tensors = {name: to_device(model.read(name)) for name in names}
             states, pooled = self.advance(unit, tensors, states, model.name)
             yield unit, pooled
@@ -118,7 +118,7 @@ def _context(arch: Architecture, attention_mask: jax.Array) -> Context:
 
 
 def _params(arch: Architecture, unit: str, tensors: list[jax.Array]) -> Any:
-    return unit_params(arch, unit, dict(zip(unit_tensors(arch, unit), tensors, strict=True)))
+    return unit_params(arch, unit, dict(zip(state_tensors(arch, unit), tensors, strict=True)))
 
 
 @partial(jax.jit, static_argnames=("arch", "dtype"))
@@ -153,6 +153,5 @@ def _block(
 def _head(
     arch: Architecture, tensors: list[jax.Array], hidden: jax.Array, ctx: Context
 ) -> tuple[jax.Array, jax.Array]:
-    # The output projection takes no part in the unit's representation; XLA drops it.
     hidden = head(arch, _params(arch, HEAD, tensors), hidden)
     return hidden, masked_mean(hidden, ctx.is_token)

@@ -34,10 +34,20 @@ def unit_tensors(arch: Architecture, unit: str) -> tuple[str, ...]:
     return tuple(name for name, _ in _names(arch, unit))
 
 
+def state_tensors(arch: Architecture, unit: str) -> tuple[str, ...]:
+    """Those of `unit_tensors` that hidden states depend on: all but the output projection."""
+    return tuple(name for name in unit_tensors(arch, unit) if name != LM_HEAD)
+
+
 def unit_params(arch: Architecture, unit: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Flax parameters of `unit` from Hugging Face arrays (numpy or jax); traceable, no copy."""
+    """Flax parameters of `unit` from Hugging Face arrays (numpy or jax); traceable, no copy.
+
+    `tensors` may leave out the output projection, which then the parameters lack too.
+    """
     params: dict[str, Any] = {}
     for name, path in _names(arch, unit):
+        if name == LM_HEAD and name not in tensors:
+            continue
         *modules, leaf = path.split("/")
         place = functools.reduce(lambda node, key: node.setdefault(key, {}), modules, params)
         place[leaf] = _transposed(path, tensors[name])
