@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.engine.extract import pooled_states
-from recall_jax.engine.findings import Findings, compare_representations, report_entries
+from recall_jax.engine.findings import compare_representations, report_entries
 from recall_jax.engine.inputs import (
     TypicalSamples,
     common_architecture,
@@ -87,8 +87,12 @@ def extract(
 
 def weigh(representations: Representations, parameters: RecallParameters) -> dict[str, Any]:
     """RECALL's weights from representations: the record that `weights.json` holds."""
-    found, reference = compare(representations, parameters)
+    comparison = recall_comparison(parameters, representations.models)
+    reference = None if comparison.reference == "pairwise" else comparison.reference
     units = list(representations.units)
+    found = compare_representations(
+        representations.reps, comparison, temperature=parameters.temperature, units=units
+    )
     return {
         "format": 1,
         "method": "recall",
@@ -100,20 +104,6 @@ def weigh(representations: Representations, parameters: RecallParameters) -> dic
         "warnings": similarity_warnings(found.similarity, units, reference),
         "settings": parameters.model_dump(mode="json"),
     }
-
-
-def compare(
-    representations: Representations, parameters: RecallParameters
-) -> tuple[Findings, int | None]:
-    """Compare models by their representations; the reference's index, None for pairwise."""
-    comparison = recall_comparison(parameters, representations.models)
-    found = compare_representations(
-        representations.reps,
-        comparison,
-        temperature=parameters.temperature,
-        units=list(representations.units),
-    )
-    return found, None if comparison.reference == "pairwise" else comparison.reference
 
 
 def save_representations(path: Path, representations: Representations) -> None:

@@ -83,28 +83,39 @@ def quick(
     """
     from recall_jax.recipe import make_recipe
 
-    samples: dict[str, Any] = {
-        "data": data and str(data),
-        "typical": typical and str(typical),
-        "field": field,
-        "count": count,
-        "pool": pool,
-        "max_tokens": max_tokens,
-        "batch_size": batch_size,
-        "seed": seed,
-        "unit": as_number(unit),
-    }
+    samples = sample_values(data, typical, field, pool, max_tokens, batch_size, seed)
     values = {
         "merge_method": "recall",
         "models": [{"model": model} for model in models],
         "parameters": {"sigma": as_number(sigma), "temperature": temperature},
-        "samples": samples,
+        "samples": samples | {"count": count, "unit": as_number(unit)},
         "out_dtype": out_dtype,
         "compute_dtype": compute_dtype,
         "ignore_config": ignore_config or [],
     }
     recipe = make_recipe(values, where="options")
     _run(recipe, out, [], force, shard_size, no_compilation_cache, quiet)
+
+
+def sample_values(
+    data: Path | None,
+    typical: Path | None,
+    field: str | None,
+    pool: int,
+    max_tokens: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, Any]:
+    """A recipe's `samples` from the options that every command on samples has."""
+    return {
+        "data": data and str(data),
+        "typical": typical and str(typical),
+        "field": field,
+        "pool": pool,
+        "max_tokens": max_tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
 
 
 def as_number(text: str) -> int | float | str:
@@ -134,10 +145,10 @@ def _run(
     with console.progress_bar(quiet) as progress:
         report = job.merge(recipe, out, options=options, progress=progress)
     console.warn(report["warnings"])
-    console.say(_summary(report, out), quiet)
+    console.say(_summary(report, out, out / job.PAGE), quiet)
 
 
-def _summary(report: dict[str, Any], out: Path) -> str:
+def _summary(report: dict[str, Any], out: Path, page: Path) -> str:
     """A few lines on a finished merge."""
     lines = [f"merged {len(report['models'])} models into {out} by {report['method']}"]
     width = max(len(name) for name in report["models"])
@@ -152,5 +163,5 @@ def _summary(report: dict[str, Any], out: Path) -> str:
     read, written = (report["bytes"][key] / 1e6 for key in ("read", "written"))
     seconds = report["timing_s"]["total"]
     lines.append(f"  {read:.1f} MB read, {written:.1f} MB written, {seconds:.1f} s")
-    lines.append(f"  why each layer is weighed as it is: {out / 'recall_report.html'}")
+    lines.append(f"  why each layer is weighed as it is: {page}")
     return "\n".join(lines)

@@ -7,12 +7,11 @@ import typer
 
 from recall_jax.cli import console
 from recall_jax.cli import options as opt
-from recall_jax.cli.merge import as_number
+from recall_jax.cli.merge import as_number, sample_values
 from recall_jax.errors import InputError
 
 if TYPE_CHECKING:
     from recall_jax.merging.methods import RecallParameters
-    from recall_jax.recipe import Samples
     from recall_jax.stages import Representations
 
 Sigma = Annotated[str, typer.Option("--sigma", help="median, dim or a number.")]
@@ -34,6 +33,8 @@ AllRows = Annotated[
     int | None,
     typer.Option("--pool", min=1, help="Take at most this many rows, drawn by seed; else all."),
 ]
+
+_ALL_ROWS = 1 << 62
 
 
 def select(
@@ -64,18 +65,11 @@ def select(
     console.prepare_jax(no_compilation_cache)
     from recall_jax import stages
     from recall_jax.output import output_file
+    from recall_jax.recipe import make_samples
     from recall_jax.representations.data import write_jsonl
 
-    samples = _samples(
-        data=data,
-        field=field,
-        count=count,
-        pool=pool,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        unit=as_number(unit),
-    )
+    values = sample_values(data, None, field, pool, max_tokens, batch_size, seed)
+    samples = make_samples(values | {"count": count, "unit": as_number(unit)})
     with (
         output_file(out, force=force, inputs=[data]) as hidden,
         console.progress_bar(quiet) as progress,
@@ -120,14 +114,17 @@ def extract(
     console.prepare_jax(no_compilation_cache)
     from recall_jax import stages
     from recall_jax.output import output_file
+    from recall_jax.recipe import make_samples
 
+    rows = pool or _ALL_ROWS
+    values = sample_values(data, typical, field, rows, max_tokens, batch_size, seed)
     with (
         output_file(out, force=force, inputs=filter(None, [data, typical])) as hidden,
         console.progress_bar(quiet) as progress,
     ):
         found = stages.extract(
             models,
-            _samples(data, typical, field, pool, max_tokens, batch_size, seed),
+            make_samples(values),
             dtype_name=compute_dtype,
             ignore_config=ignore_config or (),
             progress=progress,
@@ -207,16 +204,18 @@ def similarity(
         raise InputError("give either models with --data or --typical, or --reps")
     console.prepare_jax(no_compilation_cache)
     from recall_jax import stages
+    from recall_jax.recipe import make_samples
 
     measures = [name.strip() for name in measure.split(",")]
     asked = [_parameters(sigma, 1.0, reference, name, alignment) for name in measures]
     if reps is not None:
         found = stages.load_representations(reps)
     else:
+        values = sample_values(data, typical, field, pool, max_tokens, batch_size, seed)
         with console.progress_bar(quiet) as progress:
             found = stages.extract(
                 models or [],
-                _samples(data, typical, field, pool, max_tokens, batch_size, seed),
+                make_samples(values),
                 dtype_name=compute_dtype,
                 ignore_config=ignore_config or (),
                 progress=progress,
@@ -257,32 +256,6 @@ def _write_similarity(
                 columns = zip(*result["similarity"], strict=True)
                 for unit, values in zip(found.units, columns, strict=True):
                     writer.writerow([name, unit, *values])
-
-
-def _samples(
-    data: Path | None = None,
-    typical: Path | None = None,
-    field: str | None = None,
-    pool: int | None = None,
-    max_tokens: int = 512,
-    batch_size: int = 8,
-    seed: int = 0,
-    **more: Any,
-) -> "Samples":
-    from recall_jax.recipe import make_samples
-
-    return make_samples(
-        {
-            "data": data and str(data),
-            "typical": typical and str(typical),
-            "field": field,
-            "pool": pool or 1 << 62,
-            "max_tokens": max_tokens,
-            "batch_size": batch_size,
-            "seed": seed,
-            **more,
-        }
-    )
 
 
 def _parameters(

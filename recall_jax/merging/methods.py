@@ -1,8 +1,8 @@
 """The merge methods: each one's name, parameters, and what it needs.
 
-A method merges one tensor at a time: `merge(models, weights, reference=, dtype=)` takes the K
-models' arrays and (K,) weights. To add one, write its function in a file of this room and give it a
-line in `METHODS`.
+A method merges one tensor at a time: its kernel takes the K models' arrays and weights (K,). To add
+one, write its function, the equation in its docstring, in a file of this room, and give it a line
+in `METHODS`.
 """
 
 from collections.abc import Callable
@@ -73,7 +73,6 @@ class Method:
     """A merge method. `kernel` picks the function that merges a tensor, by the parameters."""
 
     kernel: Callable[[Any], Kernel]
-    equation: str
     parameters: type[Parameters] = Parameters
     model_parameters: type[Parameters] = Parameters
     min_models: int = 1
@@ -83,7 +82,6 @@ class Method:
 METHODS: dict[str, Method] = {
     "recall": Method(
         lambda parameters: weighted_average,
-        "theta^u = sum_k w_k^u theta_k^u with w^u = softmax_k(S_k^u / temperature)",
         parameters=RecallParameters,
         min_models=2,
         compares_models=True,
@@ -91,9 +89,8 @@ METHODS: dict[str, Method] = {
     "linear": Method(
         # Weights that sum to one keep what all models share exact.
         lambda parameters: weighted_average if parameters.normalize else weighted_sum,
-        "theta = sum_k w_k theta_k, divided by sum_k w_k if normalize",
         parameters=LinearParameters,
         model_parameters=LinearModelParameters,
     ),
-    "average": Method(lambda parameters: weighted_average, "theta = sum_k theta_k / K"),
+    "average": Method(lambda parameters: weighted_average),
 }
