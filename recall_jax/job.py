@@ -88,10 +88,11 @@ def merge(
     with the recipe, the models, the data or `out`.
     """
     clock = Clock()
-    inputs = [*options.inputs, *_input_paths(recipe)]
+    with clock.stage("total"):
+        models = open_models([entry.model for entry in recipe.models])
+    inputs = [*options.inputs, *_input_paths(recipe, models)]
     with output_folder(out, force=options.force, inputs=inputs) as folder:
         with clock.stage("total"):
-            models = open_models([entry.model for entry in recipe.models])
             plan = make_plan(
                 models,
                 tied=is_tied(models[-1]),
@@ -285,14 +286,13 @@ def _resolved(recipe: Recipe, models: Sequence[Checkpoint], compute_dtype: str |
     return recipe.model_copy(update=update)
 
 
-def _input_paths(recipe: Recipe) -> list[Path]:
-    """Every local file and folder that the recipe reads."""
-    parts = [part for entry in recipe.models for part in (entry.model, *entry.model.split("+"))]
+def _input_paths(recipe: Recipe, models: Sequence[Checkpoint]) -> list[Path]:
+    """Every file and folder that the recipe reads."""
+    folders = [folder for model in models for folder in (model.folder, *model.adapters)]
     files = [recipe.weights]
     if recipe.samples is not None:
         files += [recipe.samples.data, recipe.samples.typical]
-    named = [Path(name) for name in (*parts, *files) if name]
-    return [path for path in named if path.exists()]
+    return [*folders, *(Path(name) for name in files if name)]
 
 
 def _absolute(path: str | None) -> str | None:
