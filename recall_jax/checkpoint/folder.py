@@ -1,5 +1,6 @@
 """Open a model as the user names it: a folder, a hub model, either with LoRA adapters folded in."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from recall_jax.checkpoint.companions import CONFIG_NAME
 from recall_jax.checkpoint.hub import is_repository_id, snapshot
+from recall_jax.checkpoint.identity import FileIdentity, cannot_read
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora import BoundAdapter, read_adapter
 from recall_jax.checkpoint.pytorch_bin import PytorchFile
@@ -23,6 +25,7 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_INDICES = tuple(name for name in _WEIGHTS if name.endswith(".index.json"))
 
 
 class Checkpoint:
@@ -40,10 +43,12 @@ class Checkpoint:
             tensor: spec for file in files for tensor, spec in file.specs.items()
         }
         self._bytes_read = 0
+        self._files = files
         self._bound: list[BoundAdapter] = []
         for adapter in adapters:
             self._bound.append(read_adapter(adapter).bind(self.specs, self.config))
             self.specs, self.config = self._bound[-1].specs, self._bound[-1].config
+            self._files.append(self._bound[-1].file)
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
@@ -75,6 +80,36 @@ class Checkpoint:
         if array is None:
             raise KeyError(name)
         return array
+
+    def drop(self, name: str) -> None:
+        """Tell the system that it need not keep the bytes of tensor `name` in its cache.
+
+        Those of adapters, small and read for many tensors, stay.
+        """
+        if file := self._file_of.get(name):
+            file.drop(name)
+
+    def changed(self) -> Path | None:
+        """The first weight file, of the model or an adapter, that is not what it was when opened.
+
+        None if all are. Compares size, time and inode; reads nothing.
+        """
+        return next((file.path for file in self._files if not _is_as_opened(file)), None)
+
+    def fingerprint(self) -> dict[str, list[Any]]:
+        """What tells this model from another: [size, mtime_ns, sha256] by the path of each file.
+
+        The hash is of a weight file's header (None for a .bin, which has none), and of the whole of
+        a config or index. No tensor is read. Plain values, equal after a passage through JSON.
+        """
+        found: dict[str, list[Any]] = {}
+        for file in self._files:
+            found[_key(file.path)] = [file.identity.size, file.identity.mtime_ns, file.header_hash]
+        names = (CONFIG_NAME, "adapter_config.json", *_INDICES)
+        for path in (folder / name for folder in (self.folder, *self.adapters) for name in names):
+            if os.path.isfile(path):
+                found[_key(path)] = _hashed(path)
+        return found
 
 
 def open_checkpoint(spec: str | Path) -> Checkpoint:
@@ -126,7 +161,7 @@ def _weight_files(folder: Path) -> list[SafetensorsFile | PytorchFile]:
     for name in _WEIGHTS:
         path = folder / name
         if os.path.isfile(path):
-            return _indexed_files(path) if name.endswith(".index.json") else [_open(path)]
+            return _indexed_files(path) if name in _INDICES else [_open(path)]
     raise InputError(f"{folder} has no weights: none of {', '.join(_WEIGHTS)}")
 
 
@@ -161,3 +196,23 @@ def _indexed_files(index: Path) -> list[SafetensorsFile | PytorchFile]:
 
 def _open(path: Path) -> SafetensorsFile | PytorchFile:
     return PytorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
+
+
+def _is_as_opened(file: SafetensorsFile | PytorchFile) -> bool:
+    try:
+        return FileIdentity.of(file.path) == file.identity
+    except OSError:  # it is gone
+        return False
+
+
+def _hashed(path: Path) -> list[Any]:
+    """Size, mtime_ns and the sha256 of the content of a small file."""
+    try:
+        identity = FileIdentity.of(path)
+        return [identity.size, identity.mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()]
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
+def _key(path: Path) -> str:
+    return os.path.realpath(path)

@@ -8,16 +8,26 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from recall_jax.checkpoint.identity import FileIdentity, cannot_read
 from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
 from recall_jax.errors import InputError
 
 
 class PytorchFile:
-    """One .bin file: `specs` in the order of its mapping, `read(name)` for one tensor."""
+    """One .bin file: `specs` in the order of its mapping, `read(name)` for one tensor.
+
+    `identity` is the file's when it was opened. It has no header: `header_hash` is None.
+    """
+
+    header_hash: None = None
 
     def __init__(self, path: Path) -> None:
         """Open through a memory map; InputError without torch, or if it is not plain tensors."""
         self.path = path
+        try:
+            self.identity = FileIdentity.of(path)
+        except OSError as error:
+            raise cannot_read(path, error) from error
         self._tensors = _load(path)
         self.specs: Mapping[str, TensorSpec] = {
             name: _spec(tensor, f"{path}, tensor {name!r}")
@@ -34,6 +44,9 @@ class PytorchFile:
         array: np.ndarray = tensor.numpy().view(spec.dtype)
         array.flags.writeable = False
         return array
+
+    def drop(self, name: str) -> None:
+        """Nothing: torch keeps the whole file mapped, and the system drops no mapped page."""
 
 
 def _load(path: Path) -> dict[str, Any]:

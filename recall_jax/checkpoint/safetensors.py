@@ -5,47 +5,62 @@ https://github.com/huggingface/safetensors#format. The header is validated whole
 opened, so that reading a tensor afterwards cannot leave it.
 """
 
+import ctypes
+import errno
+import hashlib
 import math
 import mmap
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from reprlib import repr as shown  # values from a hostile header may be long
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from recall_jax.checkpoint.identity import FileIdentity, cannot_read
 from recall_jax.checkpoint.json_objects import parse_json_object
 from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, StorageError
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
 _LENGTH_BYTES = 8
 _MAX_DIMENSIONS = 64  # numpy's
+_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which Python's mmap does not name yet
 
 
 class SafetensorsFile:
-    """One safetensors file: `specs` in the order of the bytes, `read(name)` for one tensor."""
+    """One safetensors file: `specs` in the order of the bytes, `read(name)` for one tensor.
+
+    `identity` is the file's when it was opened, `header_hash` the sha256 of its header, hex.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open and validate; InputError names the file and the tensor at fault."""
         self.path = path
         try:
             with path.open("rb") as file:
-                self._identity = _identity(file)
-                header, data_start = _read_header(file, path)
-                data_bytes = os.fstat(file.fileno()).st_size - data_start
+                self.identity = FileIdentity.of(file.fileno())
+                text = _read_header(file, self.identity.size, path)
         except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
+            raise cannot_read(path, error) from error
+        self.header_hash = hashlib.sha256(text).hexdigest()
+        data_start = _LENGTH_BYTES + len(text)
+        header = parse_json_object(text, f"the header of {path}")
         self.specs: Mapping[str, TensorSpec]
-        self.specs, offsets = _layout(header, data_bytes, path)
+        self.specs, offsets = _layout(header, self.identity.size - data_start, path)
         self._starts = {name: data_start + begin for name, begin in offsets.items()}
 
     def read(self, name: str) -> np.ndarray:
         """A read-only view of tensor `name`, mapped for as long as the array lives.
 
-        Each tensor has a map of its own, so its pages leave the process when the array does. Bytes
-        that are not aligned for their dtype are copied.
+        Each tensor has a map of its own, so its pages leave the process when the array does. Where
+        the system can (Linux 5.14) its bytes are in memory by then: it is this thread that waits
+        for the disk, and what the disk refuses is a StorageError here, not a SIGBUS where the array
+        is used. Bytes that are not aligned for their dtype are copied. InputError if the file is
+        no longer the one that was opened.
         """
         spec, start = self.specs[name], self._starts[name]
         if spec.nbytes == 0:
@@ -53,24 +68,58 @@ class SafetensorsFile:
         page = start - start % mmap.ALLOCATIONGRANULARITY
         try:
             with self.path.open("rb") as file:
-                if _identity(file) != self._identity:
-                    raise InputError(f"{self.path} was changed while it was being read")
+                self._refuse_changed(file)
                 length = start - page + spec.nbytes
                 mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=page)
+                fault = _populate(mapped)
+                self._refuse_changed(file)  # first of all the reasons why bytes may be missing
+                if fault:
+                    raise StorageError(f"cannot read {self.path}: {os.strerror(fault)}")
         except OSError as error:
-            raise InputError(f"cannot read {self.path}: {error.strerror}") from error
+            raise cannot_read(self.path, error) from error
         view: np.ndarray = np.ndarray(spec.shape, spec.dtype, mapped, start - page)
         return view if view.flags.aligned else view.copy()
 
+    def drop(self, name: str) -> None:
+        """Tell the system that it need not keep the bytes of tensor `name` in its cache.
 
-def _identity(file: BinaryIO) -> tuple[int, ...]:
-    status = os.fstat(file.fileno())
-    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        Pages that an array still maps stay.
+        """
+        start, nbytes = self._starts[name], self.specs[name].nbytes
+        # a length of 0 would mean all the rest of the file
+        if nbytes and hasattr(os, "posix_fadvise"):
+            with suppress(OSError), self.path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), start, nbytes, os.POSIX_FADV_DONTNEED)
+
+    def _refuse_changed(self, file: BinaryIO) -> None:
+        if FileIdentity.of(file.fileno()) != self.identity:
+            raise InputError(
+                f"{self.path} was changed while it was being read: start again when nothing "
+                "writes to it"
+            )
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
-    """The header and the file offset at which the tensors' bytes begin."""
-    file_bytes = os.fstat(file.fileno()).st_size
+def _populate(mapped: mmap.mmap) -> int:
+    """Read and map every page of a map now: 0, or the errno of a read that failed.
+
+    Through ctypes, as mmap.madvise would hold the interpreter's lock until the disk has answered.
+    """
+    if sys.platform != "linux":
+        return 0
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    pages = np.frombuffer(mapped, np.uint8)
+    address, length = ctypes.c_void_p(pages.ctypes.data), ctypes.c_size_t(pages.size)
+    madvise(address, length, mmap.MADV_WILLNEED)  # all at once, not a window after another
+    if madvise(address, length, _POPULATE_READ) == 0:
+        return 0
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS):  # an older kernel: pages come as they are touched
+        return 0
+    return errno.EIO if code == errno.EFAULT else code  # where a touch would raise SIGBUS
+
+
+def _read_header(file: BinaryIO, file_bytes: int, path: Path) -> bytes:
+    """The text of the header; the tensors' bytes begin behind it."""
     if file_bytes < _LENGTH_BYTES:
         raise InputError(f"{path} is truncated: {file_bytes} bytes are no safetensors file")
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -81,7 +130,7 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Any], int]:
             f"{path} is truncated: its header claims {length} bytes, "
             f"{file_bytes - _LENGTH_BYTES} follow"
         )
-    return parse_json_object(file.read(length), f"the header of {path}"), _LENGTH_BYTES + length
+    return file.read(length)
 
 
 def _layout(

@@ -53,3 +53,6 @@ class TensorSource(Protocol):
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, C-contiguous, possibly a read-only view of the file; KeyError if unknown."""
+
+    def drop(self, name: str) -> None:
+        """Tell the system that it need not keep the bytes of a tensor in its cache."""

@@ -1,6 +1,8 @@
 """Opening models: what transformers saves reads back whole, and nothing unsafe or half opens."""
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -284,6 +286,101 @@ def test_a_plus_in_the_name_of_a_folder_that_exists_belongs_to_it(tmp_path):
     longer = make_model(tmp_path / "base+longer", **weights)
     model = open_checkpoint(f"{longer}+{adapter}+{adapter}")
     assert (model.folder, model.adapters) == (longer, (adapter, adapter))
+
+
+# -------------------------------------------------------------- what was opened, and is it still
+
+
+def test_a_fingerprint_names_every_file_and_outlives_json(tmp_path):
+    base = make_sharded(tmp_path / "base", {f"{PROJECTION}.weight": "1", "b": "2"})
+    safetensors.numpy.save_file({f"{PROJECTION}.weight": WEIGHT}, base / "1")
+    adapter = make_adapter(tmp_path / "adapter")
+    model = open_checkpoint(f"{base}+{adapter}")
+    found = model.fingerprint()
+    whole = [base / "config.json", base / INDEX, adapter / "adapter_config.json"]
+    weights = [base / "1", base / "2", adapter / "adapter_model.safetensors"]
+    assert set(found) == {str(path) for path in [*whole, *weights]}
+    for path in [*whole, *weights]:
+        size, mtime_ns, digest = found[str(path)]
+        content = path.read_bytes()
+        if path in weights:
+            content = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        assert (size, mtime_ns) == (path.stat().st_size, path.stat().st_mtime_ns)
+        assert digest == hashlib.sha256(content).hexdigest()
+    assert json.loads(json.dumps(found)) == found
+    assert model.bytes_read == 0
+    assert open_checkpoint(f"{base}+{adapter}").fingerprint() == found
+
+
+@pytest.mark.parametrize("name", ["1", INDEX, "config.json"])
+def test_a_fingerprint_tells_files_of_one_size_and_time_apart(name, tmp_path):
+    folder = make_sharded(tmp_path / "model", {"a": "1", "b": "2"})
+    (folder / "config.json").write_text('{"x": 1}')
+    before = open_checkpoint(folder).fingerprint()
+    path = folder / name
+    status = path.stat()
+    if name == "1":
+        safetensors.numpy.save_file({"a": A.T.copy()}, path)  # another shape, as many bytes
+    else:
+        path.write_text(path.read_text().replace('": ', '" :', 1))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = open_checkpoint(folder).fingerprint()
+    assert {path for path in before if before[path] != after[path]} == {str(folder / name)}
+    assert before[str(folder / name)][:2] == after[str(folder / name)][:2]
+
+
+def test_a_fingerprint_follows_links_to_what_they_point_to(tmp_path):
+    folder = make_model(tmp_path / "model")
+    (tmp_path / "link").symlink_to(folder)
+    linked = open_checkpoint(tmp_path / "link").fingerprint()
+    assert linked == open_checkpoint(folder).fingerprint()
+
+
+def test_a_bin_has_a_fingerprint_without_a_hash(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.ones(2)}, path)
+    model = open_checkpoint(tmp_path)
+    status = path.stat()
+    assert model.fingerprint()[str(path)] == [status.st_size, status.st_mtime_ns, None]
+    assert model.changed() is None
+    model.drop("a")
+    path.touch()
+    assert model.changed() == path
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    status = path.stat()
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [Path.touch, Path.unlink, replace, lambda path: os.truncate(path, 20)],
+    ids=["touched", "gone", "replaced", "cut short"],
+)
+@pytest.mark.parametrize("name", ["base/2", "adapter/adapter_model.safetensors"])
+def test_a_weight_file_that_changes_is_noticed(name, change, tmp_path):
+    base = make_sharded(tmp_path / "base", {f"{PROJECTION}.weight": "1", "b": "2"})
+    safetensors.numpy.save_file({f"{PROJECTION}.weight": WEIGHT}, base / "1")
+    model = open_checkpoint(f"{base}+{make_adapter(tmp_path / 'adapter')}")
+    model.read("b")
+    assert model.changed() is None
+    change(tmp_path / name)
+    assert model.changed() == tmp_path / name
+
+
+def test_dropping_a_tensor_changes_nothing(tmp_path):
+    base = make_model(tmp_path / "base", **{f"{PROJECTION}.weight": WEIGHT, "other": A})
+    model = open_checkpoint(f"{base}+{make_adapter(tmp_path / 'adapter')}")
+    for name in model.specs:
+        before = model.read(name).copy()
+        model.drop(name)
+        np.testing.assert_array_equal(model.read(name), before)
+    assert model.changed() is None
 
 
 # -------------------------------------------------------------------------------------- hub

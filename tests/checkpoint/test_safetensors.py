@@ -1,6 +1,11 @@
 """Reading safetensors: bit for bit what the safetensors package wrote, and nothing malformed."""
 
+import ctypes
+import errno
 import json
+import mmap
+import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,9 +19,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recall_jax.checkpoint import safetensors as reading
 from recall_jax.checkpoint.safetensors import MAX_HEADER_BYTES, SafetensorsFile
 from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, StorageError
 
 names = st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
 shapes = numpy_strategies.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
@@ -115,6 +121,124 @@ def test_a_file_changed_after_it_was_opened_is_refused(tmp_path):
     (tmp_path / "y").replace(path)
     with pytest.raises(InputError, match=r"x\.safetensors was changed"):
         file.read("w")
+
+
+# --------------------------------------------------------- bytes in memory, and disks that fail
+
+
+def in_memory(path: Path) -> np.ndarray:
+    """Whether each page of a file is in the system's cache."""
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    pages = np.frombuffer(mapped, np.uint8)
+    found = np.zeros(-(-pages.size // mmap.PAGESIZE), np.uint8)
+    address, size = ctypes.c_void_p(pages.ctypes.data), ctypes.c_size_t(pages.size)
+    call = ctypes.CDLL(None).mincore
+    assert call(address, size, ctypes.c_void_p(found.ctypes.data)) == 0
+    return (found & 1).astype(bool)
+
+
+@pytest.fixture
+def evicted(tmp_path) -> Path:
+    """A file of three tensors of a megabyte, none of it in the system's cache."""
+    path = tmp_path / "x.safetensors"
+    tensors = {name: np.full(2**18, k, np.float32) for k, name in enumerate("abc")}
+    safetensors.numpy.save_file(tensors, path)
+    if not hasattr(os, "posix_fadvise"):
+        pytest.skip("no posix_fadvise here")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if in_memory(path).any():
+        pytest.skip("this file system keeps its files in memory")
+    return path
+
+
+def kernel() -> tuple[int, ...]:
+    """Linux's version, (0, 0) elsewhere."""
+    if sys.platform != "linux":
+        return 0, 0
+    return tuple(map(int, os.uname().release.split(".")[:2]))
+
+
+populates = pytest.mark.skipif(kernel() < (5, 14), reason="this kernel cannot populate a map")
+
+
+@populates
+def test_a_tensor_that_was_read_is_in_memory_and_mapped(evicted):
+    array = SafetensorsFile(evicted).read("b")
+    assert in_memory(evicted)[257:511].all()
+    _, _, entry = Path("/proc/self/smaps").read_text().partition(str(evicted))
+    _, _, size = entry.partition("Rss:")
+    assert int(size.split()[0]) * 1024 >= array.nbytes
+
+
+def test_a_dropped_tensor_leaves_the_cache_and_the_others_stay(evicted):
+    file = SafetensorsFile(evicted)
+    for name in "abc":
+        assert file.read(name)[0] == "abc".index(name)
+    assert in_memory(evicted).all()
+    file.drop("b")
+    left = in_memory(evicted)
+    assert not left[257:511].any()
+    assert left[:256].all() and left[513:].all()
+    assert file.read("b")[-1] == 1
+    with pytest.raises(KeyError):
+        file.drop("d")
+
+
+def test_dropping_is_a_hint_and_never_fails(tmp_path):
+    path = tmp_path / "x.safetensors"
+    tensors = {"empty": np.zeros(0, np.float32), "w": np.ones(5000, np.float32)}
+    safetensors.numpy.save_file(tensors, path)
+    file = SafetensorsFile(path)
+    file.drop("empty")
+    path.unlink()
+    file.drop("w")
+
+
+def test_a_file_cut_short_while_it_is_mapped_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"w": np.zeros(100_000, np.float32)}, path)
+    populate = reading._populate
+
+    def cut_first(mapped: mmap.mmap) -> int:
+        os.truncate(path, 5000)
+        return populate(mapped)
+
+    file = SafetensorsFile(path)
+    monkeypatch.setattr(reading, "_populate", cut_first)
+    with pytest.raises(InputError, match=r"x\.safetensors was changed while") as caught:
+        file.read("w")
+    assert not isinstance(caught.value, StorageError)
+
+
+@populates
+def test_pages_that_cannot_be_read_are_an_error_number_and_no_signal(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(100_000))
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    assert reading._populate(mapped) == 0
+    os.truncate(path, 10)
+    assert reading._populate(mapped) == errno.EIO
+
+
+def test_a_disk_that_fails_is_told_from_a_wrong_input(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"w": np.zeros(4, np.float32)}, path)
+    file = SafetensorsFile(path)
+    monkeypatch.setattr(reading, "_populate", lambda mapped: errno.EIO)
+    with pytest.raises(StorageError, match=r"cannot read .*x\.safetensors: Input/output error"):
+        file.read("w")
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "open", fail)
+    for attempt in (lambda: file.read("w"), lambda: SafetensorsFile(path)):
+        with pytest.raises(StorageError, match=r"cannot read .*x\.safetensors: Input/output"):
+            attempt()
 
 
 F32 = entry("F32", [2], 0, 8)
