@@ -13,6 +13,7 @@ from types import FrameType
 import typer
 
 from recall_jax.cli import checkpoints, demo, merge, stages
+from recall_jax.cli.mapped_files import explain_lost_bytes
 from recall_jax.errors import InputError
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status."""
     arguments = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     signal.signal(signal.SIGTERM, _terminate)
+    explain_lost_bytes()
     # XLA and transformers report their own affairs there; errors that matter come as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
