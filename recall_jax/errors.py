@@ -1,5 +1,11 @@
 """The exceptions that mean: not the program but its input or the machine is at fault."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
+
 
 class InputError(ValueError):
     """A fault of the user's: one line that says what is wrong, where, and what to do.
@@ -13,3 +19,13 @@ class StorageError(InputError):
 
     Work that was finished before is worth keeping.
     """
+
+
+@contextmanager
+def storage_faults(doing: str) -> Iterator[None]:
+    """Turn the operating system's refusals into "cannot `doing`: why", the disk's or the user's."""
+    try:
+        yield
+    except OSError as error:
+        kind = StorageError if error.errno in _OF_THE_DISK else InputError
+        raise kind(f"cannot {doing}: {error.strerror or error}") from error

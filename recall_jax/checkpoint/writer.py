@@ -1,42 +1,66 @@
 """Write weights as Hugging Face does: safetensors shards of limited size, and their index.
 
 The plan is fixed by the specs before the first byte; the tensors then stream through in that
-order, each written once. The folder is the caller's: `recall_jax.output` makes it appear whole.
+order, each written once, whole or in pieces. Marks taken on the way let another process go on
+after a kill. The folder is the caller's: `recall_jax.output` makes it appear whole.
 """
 
 import json
-import os
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypedDict
+from typing import NamedTuple, Self
 
 import numpy as np
 
+from recall_jax.checkpoint.checksums import (
+    ChecksummedFile,
+    FileChecksum,
+    checksum_of,
+    crc_between,
+    file_checksum,
+)
 from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
-from recall_jax.errors import InputError
+from recall_jax.errors import storage_faults
 
 CHECKSUMS_NAME = "checksums.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
+_INDEX_NAME = "model.safetensors.index.json"
 _ALIGNMENT = 64  # of the first tensor, so that jax can take a mapped array without a copy
-_BLOCK = 1 << 24
-_WRITEBACK = 1 << 26  # sent to the disk as it gathers, so that not all is left to the end
 
 
-class FileChecksum(TypedDict):
-    """Size and CRC-32 (8 hex digits) of one file."""
+class Mark(NamedTuple):
+    """How far the writing has come, after a tensor: all bytes before it are vouched for.
 
-    bytes: int
+    `crc32` (8 hex digits) runs over the current shard so far and then over the checksums, in hex
+    digits, of the shards before it; in the first shard it is simply that of the file.
+    """
+
+    tensors: int  # finished so far
+    file: str  # the current shard
+    size: int  # its bytes so far
     crc32: str
+
+
+@dataclass(frozen=True)
+class _Shard:
+    header: bytes
+    ends: Mapping[str, int]  # position in the file after each tensor, in order
+
+    @property
+    def size(self) -> int:
+        return max(self.ends.values())
 
 
 class ShardedWriter:
     """Context manager that streams tensors into safetensors shards in `folder`.
 
-    InputError if a file cannot be written (disk full, no permission); a tensor out of order, left
-    out, or unlike its spec is the caller's fault: ValueError.
+    StorageError if the disk is full or fails, InputError if a file cannot be written otherwise (no
+    permission); a tensor out of order, left out, or unlike its spec is the caller's fault:
+    ValueError.
     """
 
     def __init__(
@@ -52,8 +76,10 @@ class ShardedWriter:
         self._folder = folder
         self._specs = specs
         self._shards = _plan(specs, shard_bytes)
-        self._due = iter([(name, file) for file, names in self._shards.items() for name in names])
-        self._file: _ChecksummedFile | None = None
+        self._order = [(name, file) for file, shard in self._shards.items() for name in shard.ends]
+        self._finished = 0  # tensors
+        self._filled = 0  # bytes of the tensor that is due
+        self._file: ChecksummedFile | None = None
         self._checksums: dict[str, FileChecksum] = {}
         self._bytes_written = 0
 
@@ -64,23 +90,74 @@ class ShardedWriter:
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of the tensors written so far, headers not counted."""
+        """Bytes of the tensors written so far by this writer, headers not counted."""
         return self._bytes_written
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Write the tensor that is due; without a copy if `array` is C-contiguous."""
-        due, file_name = next(self._due, (None, ""))
+        """Write the whole tensor that is due; without a copy if `array` is C-contiguous."""
+        spec = self._specs.get(name)
+        if spec is not None and array.shape != spec.shape:
+            raise ValueError(f"tensor {name!r} is {array.dtype} {array.shape}, planned as {spec}")
+        self.write_piece(name, np.ascontiguousarray(array).reshape(-1))
+
+    def write_piece(self, name: str, piece: np.ndarray) -> None:
+        """Write the next elements, (n,) and contiguous, of the tensor that is due.
+
+        It is finished when all its elements are there; one without elements, by an empty piece.
+        """
+        due, file_name = self._due()
         if name != due:
             raise ValueError(f"tensor {name!r} written where {due!r} is due")
         spec = self._specs[name]
-        if (array.dtype, array.shape) != (spec.dtype, spec.shape):
-            raise ValueError(f"tensor {name!r} is {array.dtype} {array.shape}, planned as {spec}")
+        if piece.dtype != spec.dtype:
+            raise ValueError(f"tensor {name!r} is {piece.dtype}, planned as {spec}")
+        if piece.ndim != 1 or not piece.flags.c_contiguous:
+            raise ValueError(f"a piece of tensor {name!r} is not flat and contiguous")
+        if self._filled + piece.nbytes > spec.nbytes:
+            raise ValueError(f"tensor {name!r} has more elements than planned as {spec}")
         if self._file is None or self._file.path.name != file_name:
             self._finish_file()
-            self._file = _ChecksummedFile(self._folder / file_name)
-            self._file.write(_header({key: self._specs[key] for key in self._shards[file_name]}))
-        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        self._bytes_written += spec.nbytes
+            shard = self._shards[file_name]
+            self._file = ChecksummedFile(self._folder / file_name, shard.size)
+            self._file.write(shard.header)
+        self._file.write(piece.view(np.uint8).data)
+        self._bytes_written += piece.nbytes
+        self._filled += piece.nbytes
+        if self._filled == spec.nbytes:
+            self._finished += 1
+            self._filled = 0
+
+    def mark(self) -> Mark:
+        """Where the writing stands, after a finished tensor.
+
+        Its bytes are with the operating system: the death of this process does not lose them.
+        """
+        if self._file is None or self._filled:
+            raise ValueError("a mark stands after a finished tensor")
+        size, crc = self._file.size, self._file.crc
+        return Mark(self._finished, self._file.path.name, size, _chained(crc, self._checksums))
+
+    def resume(self, marks: Sequence[Mark]) -> int:
+        """Go on in a folder that another writer has left, before the first write.
+
+        Reads back what it wrote and returns how many leading marks stand; the writing goes on after
+        the last of them, and what lies beyond is removed. Where none stands, or the plan is not
+        the one they were taken of, that is everything. The end result is the same in every byte.
+        """
+        if self._file is not None:
+            raise ValueError("resume comes before the first write")
+        standing = list(_read_back(self._folder, self._shards, self._order, marks))
+        checksums = standing[-1] if standing else {}
+        with storage_faults(f"write {self._folder}"):
+            for path in self._folder.glob("model*.safetensors*"):
+                if path.name not in checksums:
+                    path.unlink()
+        if standing:
+            self._finished = marks[len(standing) - 1].tensors
+            name, part = checksums.popitem()
+            self._checksums = checksums
+            self._file = ChecksummedFile(self._folder / name, self._shards[name].size, part)
+        return len(standing)
 
     def __enter__(self) -> Self:
         """Nothing is created before the first tensor."""
@@ -98,24 +175,69 @@ class ShardedWriter:
                 self._file.close()
             return
         self._finish_file()
-        missing, _ = next(self._due, (None, ""))
+        missing, _ = self._due()
         if missing is not None:
-            raise ValueError(f"tensor {missing!r} was never written")
+            fault = "is left unfinished" if self._filled else "was never written"
+            raise ValueError(f"tensor {missing!r} {fault}")
         if len(self._shards) > 1:
             index = {
                 "metadata": {"total_size": sum(spec.nbytes for spec in self._specs.values())},
-                "weight_map": {
-                    name: file for file, names in self._shards.items() for name in names
-                },
+                "weight_map": dict(self._order),
             }
-            self._file = _ChecksummedFile(self._folder / "model.safetensors.index.json")
+            self._file = ChecksummedFile(self._folder / _INDEX_NAME)
             self._file.write((json.dumps(index, indent=2) + "\n").encode())
             self._finish_file()
+
+    def _due(self) -> tuple[str | None, str]:
+        """Name and file of the tensor that is due; None after the last."""
+        return self._order[self._finished] if self._finished < len(self._order) else (None, "")
 
     def _finish_file(self) -> None:
         if self._file is not None:
             self._checksums[self._file.path.name] = self._file.close()
             self._file = None
+
+
+def _read_back(
+    folder: Path,
+    shards: Mapping[str, _Shard],
+    order: Sequence[tuple[str, str]],
+    marks: Sequence[Mark],
+) -> Iterator[dict[str, FileChecksum]]:
+    """For each leading mark that stands, the checksums up to it: of whole shards, then of a part.
+
+    Every byte is read once.
+    """
+    coming = iter(shards.items())
+    whole: dict[str, FileChecksum] = {}
+    current, size, crc, tensors = "", 0, 0, 0
+    with suppress(OSError):  # what cannot be read back does not stand
+        for mark in marks:
+            if not tensors < mark.tensors <= len(order):
+                return
+            tensors = mark.tensors
+            name, file = order[tensors - 1]
+            while current != file:
+                if current:
+                    crc = crc_between(folder / current, size, shards[current].size, crc)
+                    whole[current] = checksum_of(shards[current].size, crc)
+                current, shard = next(coming)
+                size = len(shard.header)
+                crc = crc_between(folder / current, 0, size, 0)
+                if crc != zlib.crc32(shard.header):
+                    return
+            end = shards[file].ends[name]
+            crc = crc_between(folder / file, size, end, crc)
+            if mark != Mark(tensors, file, end, _chained(crc, whole)):
+                return
+            size = end
+            yield {**whole, file: checksum_of(size, crc)}
+
+
+def _chained(crc: int, before: Mapping[str, FileChecksum]) -> str:
+    """The checksum of a mark: of its shard so far, then of the shards before it."""
+    digits = "".join(checksum["crc32"] for checksum in before.values())
+    return f"{zlib.crc32(digits.encode(), crc):08x}"
 
 
 def write_checksums(folder: Path, known: Mapping[str, FileChecksum] | None = None) -> None:
@@ -130,91 +252,45 @@ def write_checksums(folder: Path, known: Mapping[str, FileChecksum] | None = Non
         if name != CHECKSUMS_NAME:
             files[name] = known.get(name) or file_checksum(path)
     content = {"format": 1, "algorithm": "crc32", "files": files}
-    file = _ChecksummedFile(folder / CHECKSUMS_NAME)
+    file = ChecksummedFile(folder / CHECKSUMS_NAME)
     file.write((json.dumps(content, indent=2) + "\n").encode())
     file.close()
 
 
-def file_checksum(path: Path) -> FileChecksum:
-    """Checksum of one file; InputError if it cannot be read."""
-    size = crc = 0
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                size, crc = size + len(block), zlib.crc32(block, crc)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    return {"bytes": size, "crc32": f"{crc:08x}"}
-
-
-class _ChecksummedFile:
-    """A new file, its size and checksum kept as the bytes pass."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._size = self._crc = self._unsynced = 0
-        with _faults_of(path):
-            self._file = path.open("wb", buffering=0)
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._size += len(data)
-        self._crc = zlib.crc32(data, self._crc)
-        rest = memoryview(data)
-        with _faults_of(self.path):
-            while rest:  # the system takes at most 2 GiB at once
-                rest = rest[self._file.write(rest) :]
-            self._unsynced += len(data)
-            if self._unsynced >= _WRITEBACK:
-                os.fdatasync(self._file.fileno())
-                self._unsynced = 0
-
-    def close(self) -> FileChecksum:
-        with _faults_of(self.path):
-            self._file.close()
-        return {"bytes": self._size, "crc32": f"{self._crc:08x}"}
-
-
-@contextmanager
-def _faults_of(path: Path) -> Iterator[None]:
-    """The operating system's refusals as errors of the user's, about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _plan(specs: Mapping[str, TensorSpec], shard_bytes: int) -> dict[str, list[str]]:
-    """Tensor names by shard file name, in order."""
+def _plan(specs: Mapping[str, TensorSpec], shard_bytes: int) -> dict[str, _Shard]:
+    """The shards by file name, in order."""
     if not specs:
         raise ValueError("a checkpoint without tensors")
-    shards: list[list[str]] = []
+    shards: list[dict[str, TensorSpec]] = []
     filled = 0
     for name, spec in specs.items():
         if not shards or filled + spec.nbytes > shard_bytes:
-            shards.append([])
+            shards.append({})
             filled = 0
-        shards[-1].append(name)
+        shards[-1][name] = spec
         filled += spec.nbytes
     if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
+        return {"model.safetensors": _shard(shards[0])}
     return {
-        f"model-{number:05d}-of-{len(shards):05d}.safetensors": names
-        for number, names in enumerate(shards, start=1)
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors": _shard(shard)
+        for number, shard in enumerate(shards, start=1)
     }
 
 
-def _header(specs: Mapping[str, TensorSpec]) -> bytes:
-    """Length and JSON header of one file, padded with spaces to the alignment."""
+def _shard(specs: Mapping[str, TensorSpec]) -> _Shard:
+    """Length and JSON header of one file, padded with spaces to the alignment, and what follows."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    ends: dict[str, int] = {}
     position = 0
     for name, spec in specs.items():
-        end = position + spec.nbytes
+        ends[name] = position + spec.nbytes
         entries[name] = {
             "dtype": NAME_OF_DTYPE[spec.dtype],
             "shape": spec.shape,
-            "data_offsets": (position, end),
+            "data_offsets": (position, ends[name]),
         }
-        position = end
+        position = ends[name]
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    header = len(text).to_bytes(8, "little") + text
+    return _Shard(header, {name: len(header) + end for name, end in ends.items()})

@@ -1,10 +1,14 @@
 """Writing weights: the safetensors package reads them, the shards are Hugging Face's."""
 
+import errno
 import json
+import shutil
 import subprocess
 import sys
 import tracemalloc
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import huggingface_hub
 import hypothesis.extra.numpy as numpy_strategies
@@ -18,10 +22,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recall_jax.checkpoint import checksums
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
-from recall_jax.checkpoint.writer import ShardedWriter, write_checksums
-from recall_jax.errors import InputError
+from recall_jax.checkpoint.writer import Mark, ShardedWriter, write_checksums
+from recall_jax.errors import InputError, StorageError
 
 names = st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
 shapes = numpy_strategies.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
@@ -164,6 +169,7 @@ TWO = np.zeros(2, np.float32)
         ([("a", TWO)], "'b' was never written"),
         ([("a", TWO.astype(np.float64))], "'a' is float64"),
         ([("a", TWO[None])], r"'a' is float32 \(1, 2\)"),
+        ([("c", TWO)], "'c' written where 'a' is due"),
     ],
 )
 def test_a_caller_that_leaves_the_plan_is_stopped(tensors, message, tmp_path):
@@ -174,6 +180,39 @@ def test_a_caller_that_leaves_the_plan_is_stopped(tensors, message, tmp_path):
         for name, array in tensors:
             writer.write(name, array)
     assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        ([("a", TWO), ("b", TWO[:1])], "'b' is left unfinished"),
+        ([("a", TWO[:1]), ("b", TWO)], "'b' written where 'a' is due"),
+        ([("a", TWO[:1]), ("a", TWO)], "'a' has more elements than planned"),
+        ([("a", TWO), ("a", TWO[:0])], "'a' written where 'b' is due"),
+        ([("a", TWO.astype(np.float64)[:1])], "'a' is float64"),
+        ([("a", TWO[None])], "'a' is not flat and contiguous"),
+        ([("a", np.zeros(4, np.float32)[::2])], "'a' is not flat and contiguous"),
+    ],
+)
+def test_pieces_that_leave_the_plan_are_stopped(pieces, message, tmp_path):
+    with (
+        pytest.raises(ValueError, match=message) as caught,
+        ShardedWriter(tmp_path, SPECS) as writer,
+    ):
+        for name, piece in pieces:
+            writer.write_piece(name, piece)
+    assert not isinstance(caught.value, InputError)
+
+
+def test_a_mark_or_a_resume_at_the_wrong_moment_is_stopped(tmp_path):
+    with pytest.raises(ValueError, match="unfinished"), ShardedWriter(tmp_path, SPECS) as writer:
+        with pytest.raises(ValueError, match="after a finished tensor"):
+            writer.mark()
+        writer.write_piece("a", TWO[:1])
+        with pytest.raises(ValueError, match="after a finished tensor"):
+            writer.mark()
+        with pytest.raises(ValueError, match="before the first write"):
+            writer.resume([])
 
 
 def test_a_failing_block_keeps_its_own_error_and_writes_no_index(tmp_path):
@@ -188,26 +227,191 @@ def test_a_folder_that_cannot_be_written_is_the_users_error(tmp_path):
         write(tmp_path / "none", {"a": TWO})
 
 
-def test_a_full_disk_is_the_users_error(tmp_path):
-    # a limit on file size stands in for it; in a process of its own, as it cannot be lifted
-    code = f"""
-import resource, signal, numpy as np
+LIMITED = """
+import resource, sys, numpy as np
 from pathlib import Path
 from recall_jax.checkpoint.writer import ShardedWriter
 from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.errors import InputError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from recall_jax.errors import StorageError
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 array = np.zeros(5_000, np.float32)
 try:
-    with ShardedWriter(Path({str(tmp_path)!r}), {{"a": TensorSpec(array.dtype, array.shape)}}) as w:
-        w.write("a", array)
-except InputError as error:
+    with ShardedWriter(Path(sys.argv[1]), {"a": TensorSpec(array.dtype, array.shape)}) as writer:
+        writer.write("a", array)
+except StorageError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_a_limit_on_files_is_the_storages_fault(tmp_path):
+    # in a process of its own, as the limit cannot be lifted
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert done.stdout == f"cannot write {tmp_path / 'model.safetensors'}: File too large\n"
     assert done.stderr == ""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("reserves", [True, False])
+def test_a_full_disk_is_told_before_the_work_where_room_can_be_claimed(
+    reserves, small_disk, monkeypatch
+):
+    if not reserves:
+        monkeypatch.setattr(checksums, "_linux", lambda *_: errno.ENOSYS)
+    half = np.zeros(500_000, np.int8)
+    specs = {name: TensorSpec(half.dtype, half.shape) for name in "abc"}
+    writer = ShardedWriter(small_disk, specs)
+    written = 0
+    with (
+        pytest.raises(StorageError, match=r"cannot write .*model\.safetensors: No space left"),
+        writer,
+    ):
+        for name in specs:
+            writer.write(name, half)
+            written += 1
+    assert written == (0 if reserves else 2)
+    if reserves:
+        assert shutil.disk_usage(small_disk).used == 0
+
+
+# ---------------------------------------------------------------------------- to be resumed
+
+WHOLE = {
+    "a": random_array(np.dtype(np.float32), (7, 3), 1),
+    "none": np.zeros((0, 4), np.float16),
+    "b": random_array(np.dtype(ml_dtypes.bfloat16), (33,), 2),
+    "c": random_array(np.dtype(np.int8), (), 3),
+    "d": random_array(np.dtype(np.float32), (40,), 4),
+    "last": np.zeros(0, np.float32),
+}
+WHOLE_SPECS = {name: TensorSpec(array.dtype, array.shape) for name, array in WHOLE.items()}
+
+
+def go_on(
+    folder: Path, shard_bytes: int, marks: Sequence[Mark] = (), piece: int = 10, stop: int = 10**9
+) -> tuple[int, int, list[Mark]]:
+    """Write what is missing, in pieces, and stop as if killed once `stop` of its bytes are there.
+
+    Gives (marks that stood, bytes written, marks of all that is finished).
+    """
+    writer = ShardedWriter(folder, WHOLE_SPECS, shard_bytes)
+    standing = writer.resume(marks)
+    taken = list(marks[:standing])
+    try:
+        with writer:
+            for name, array in list(WHOLE.items())[taken[-1].tensors if taken else 0 :]:
+                flat = array.reshape(-1)
+                for start in range(0, max(flat.size, 1), piece):
+                    left = (stop - writer.bytes_written) // flat.itemsize
+                    writer.write_piece(name, flat[start : start + piece][:left])
+                    if left < min(piece, flat.size - start):
+                        raise InterruptedError
+                taken.append(writer.mark())
+    except InterruptedError:
+        pass
+    else:
+        write_checksums(folder, writer.checksums)
+    return standing, writer.bytes_written, taken
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+TOTAL = sum(spec.nbytes for spec in WHOLE_SPECS.values())
+shard_sizes = st.integers(1, TOTAL + 1)
+
+
+@given(
+    shard_bytes=shard_sizes,
+    piece=st.integers(1, 50),
+    stops=st.lists(st.integers(0, TOTAL), max_size=3),
+)
+def test_a_killed_writing_goes_on_to_identical_bytes(shard_bytes, piece, stops, tmp_path_factory):
+    whole, cut = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("cut")
+    _, written, expected = go_on(whole, shard_bytes)
+    assert written == TOTAL
+    assert [mark.tensors for mark in expected] == [1, 2, 3, 4, 5, 6]
+    marks: list[Mark] = []
+    for stop in stops:
+        before = len(marks)
+        standing, _, marks = go_on(cut, shard_bytes, marks, piece, stop)
+        assert standing == before
+    standing, written, marks_now = go_on(cut, shard_bytes, marks, piece)
+    assert standing == len(marks)
+    assert marks_now == expected
+    assert written == TOTAL - sum(s.nbytes for s in list(WHOLE_SPECS.values())[: len(marks)])
+    assert contents(cut) == contents(whole)
+
+
+@given(shard_bytes=shard_sizes, data=st.data())
+def test_no_mark_stands_after_a_byte_that_changed(shard_bytes, data, tmp_path_factory):
+    whole, bad = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("bad")
+    _, _, marks = go_on(whole, shard_bytes)
+    go_on(bad, shard_bytes)
+    file = bad / data.draw(st.sampled_from(sorted({mark.file for mark in marks})))
+    content = bytearray(file.read_bytes())
+    position = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content[position] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del content[position:]
+    file.write_bytes(content)
+    standing, _, _ = go_on(bad, shard_bytes, marks)
+    assert standing == sum((mark.file, mark.size) <= (file.name, position) for mark in marks)
+    assert contents(bad) == contents(whole)
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_no_mark_stands_after_a_shard_that_is_gone(gone, tmp_path):
+    _, _, marks = go_on(tmp_path, 100)
+    before = contents(tmp_path)
+    file = sorted({mark.file for mark in marks})[gone]
+    (tmp_path / file).unlink()
+    standing, _, _ = go_on(tmp_path, 100, marks)
+    assert standing == sum(mark.file < file for mark in marks)
+    assert contents(tmp_path) == before
+
+
+def test_marks_of_another_plan_do_not_stand(tmp_path):
+    _, _, marks = go_on(tmp_path, 100)
+    for changed in (
+        [mark._replace(tensors=mark.tensors + 2) for mark in marks],
+        [mark._replace(size=mark.size - 1) for mark in marks],
+        [mark._replace(file="model.safetensors") for mark in marks],
+        [mark._replace(crc32="00000000") for mark in marks],
+        [mark._replace(tensors=-1) for mark in marks],
+        [mark._replace(tensors=99) for mark in marks],
+    ):
+        before = contents(tmp_path)
+        assert go_on(tmp_path, 100, changed)[0] == 0
+        assert contents(tmp_path) == before
+    assert go_on(tmp_path, 100, [marks[1], marks[1], marks[3]])[0] == 1
+    assert go_on(tmp_path, 100, [marks[1], marks[0]])[0] == 1
+    renamed = {f"{name}'": spec for name, spec in WHOLE_SPECS.items()}
+    assert ShardedWriter(tmp_path, renamed, 100).resume(marks) == 0
+    assert {*contents(tmp_path)} == {"checksums.json"}
+
+
+def test_the_mark_in_the_first_shard_is_its_checksum(tmp_path):
+    _, _, marks = go_on(tmp_path, 10**9)
+    content = (tmp_path / "model.safetensors").read_bytes()
+    assert [mark.crc32 for mark in marks] == [
+        f"{zlib.crc32(content[: mark.size]):08x}" for mark in marks
+    ]
+    assert marks[-1].size == len(content)
 
 
 def test_writing_copies_no_contiguous_array(tmp_path):

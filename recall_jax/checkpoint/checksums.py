@@ -1,0 +1,106 @@
+"""Files that know their size and checksum: taken as the bytes pass, or by reading back."""
+
+import ctypes
+import errno
+import os
+import zlib
+from pathlib import Path
+from typing import TypedDict
+
+from recall_jax.errors import storage_faults
+
+_BLOCK = 1 << 24
+_WRITEBACK = 1 << 26  # sent to the disk as it gathers, so that not all is left to the end
+
+# linux/falloc.h and linux/fs.h
+_FALLOC_FL_KEEP_SIZE, _SYNC_FILE_RANGE_WRITE = 1, 2
+
+
+class FileChecksum(TypedDict):
+    """Size and CRC-32 (8 hex digits) of one file."""
+
+    bytes: int
+    crc32: str
+
+
+class ChecksummedFile:
+    """A file that grows, its size and checksum kept as the bytes pass.
+
+    Nothing is buffered here, and nothing waits for the disk: whoever publishes the file syncs it.
+    """
+
+    def __init__(self, path: Path, final_size: int = 0, part: FileChecksum | None = None) -> None:
+        """A new file, or one to be continued after its first `part`."""
+        self.path = path
+        self.size, self.crc = (part["bytes"], int(part["crc32"], 16)) if part else (0, 0)
+        self._started = self.size  # of the bytes, those whose way to the disk has begun
+        with storage_faults(f"write {path}"):
+            self._file = path.open("r+b" if part else "wb", buffering=0)
+            self._file.truncate(self.size)
+            self._file.seek(self.size)
+            if final_size > self.size:
+                self._reserve(final_size)
+
+    def _reserve(self, final_size: int) -> None:
+        """Claim the room, so that a full disk is told before the work."""
+        rest = (ctypes.c_int64(self.size), ctypes.c_int64(final_size - self.size))
+        code = _linux("fallocate", self._file.fileno(), _FALLOC_FL_KEEP_SIZE, *rest)
+        if code in {errno.ENOSPC, errno.EDQUOT}:  # any other refusal: it cannot be claimed
+            self._file.truncate(self.size)  # a claim met in part
+            self._file.close()
+            raise OSError(code, os.strerror(code))
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append; memory is not copied."""
+        rest = memoryview(data)
+        with storage_faults(f"write {self.path}"):
+            while rest:  # the system takes at most 2 GiB at once
+                rest = rest[self._file.write(rest) :]
+        self.size += len(data)
+        self.crc = zlib.crc32(data, self.crc)
+        if (grown := self.size - self._started) >= _WRITEBACK:
+            # without waiting; a system that cannot leaves it to the end
+            span = (ctypes.c_int64(self._started), ctypes.c_int64(grown))
+            _linux("sync_file_range", self._file.fileno(), *span, _SYNC_FILE_RANGE_WRITE)
+            self._started = self.size
+
+    def close(self) -> FileChecksum:
+        """Whole, as it now stands."""
+        with storage_faults(f"write {self.path}"):
+            self._file.close()
+        return checksum_of(self.size, self.crc)
+
+
+def checksum_of(size: int, crc: int) -> FileChecksum:
+    """A record of what was computed."""
+    return {"bytes": size, "crc32": f"{crc:08x}"}
+
+
+def file_checksum(path: Path) -> FileChecksum:
+    """Checksum of one file; InputError if it cannot be read, StorageError if the disk fails."""
+    size = crc = 0
+    with storage_faults(f"read {path}"), path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return checksum_of(size, crc)
+
+
+def crc_between(path: Path, start: int, stop: int, crc: int) -> int:
+    """The checksum, `crc` until position `start`, at `stop`; OSError if the file ends before."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < stop:
+            block = file.read(min(_BLOCK, stop - start))
+            if not block:
+                raise OSError(errno.ENODATA, f"{path} has less than {stop} bytes")
+            start, crc = start + len(block), zlib.crc32(block, crc)
+    return crc
+
+
+def _linux(name: str, *arguments: object) -> int:
+    """Call a function of Linux's C library: its errno or 0; ENOSYS on other systems."""
+    try:
+        call = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (AttributeError, OSError, TypeError):
+        return errno.ENOSYS
+    return 0 if call(*arguments) == 0 else ctypes.get_errno()
