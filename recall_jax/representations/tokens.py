@@ -5,6 +5,7 @@ transformers does; all others go through transformers' AutoTokenizer, which take
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +14,84 @@ from recall_jax.checkpoint.companions import has_tokenizer
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.errors import InputError
 
-# Classes that use tokenizer.json as it stands, and model types for which transformers believes the
-# class that a file names (for qwen2, among others, it builds one of its own from the vocabulary).
-_LIGHT_MODEL_TYPES = {"llama", "mistral", "qwen3"}
-_LIGHT_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
-# With any of these set, transformers changes what tokenizer.json says.
-_CHANGES = ("add_bos_token", "add_eos_token", "split_special_tokens", "fix_mistral_regex")
+
+@dataclass(frozen=True)
+class _Pipeline:
+    """What a class of transformers makes of vocabulary and merges, whatever tokenizer.json says.
+
+    The model's options are those that are set; `tokens` are added where the file lacks them.
+    """
+
+    normalizer: Any
+    pre_tokenizers: Sequence[Any]  # any of these: they differ in offsets, not in ids
+    model: Mapping[str, Any]
+    add_prefix_space: bool
+    tokens: frozenset[str]
+
+
+# transformers/models/qwen2/tokenization_qwen2.py
+_QWEN2_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _Pipeline(
+    normalizer={"type": "NFC"},
+    pre_tokenizers=[
+        {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": _QWEN2_PIECES},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": trim_offsets,
+                    "use_regex": False,
+                },
+            ],
+        }
+        for trim_offsets in (False, True)
+    ],
+    model={"type": "BPE"},
+    add_prefix_space=False,
+    tokens=frozenset({"<|endoftext|>"}),
+)
+# transformers/models/llama/tokenization_llama.py
+_LLAMA = _Pipeline(
+    normalizer=None,
+    pre_tokenizers=[
+        {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    ],
+    model={"type": "BPE", "fuse_unk": True, "byte_fallback": True},
+    add_prefix_space=True,
+    tokens=frozenset({"<unk>", "<s>", "</s>"}),
+)
+
+# By model type and the class that tokenizer_config.json names: the pipeline that transformers
+# builds, or None where it takes that of tokenizer.json. For qwen2 it never believes the class.
+_GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_LLAMA_NAMES = ("LlamaTokenizer", "LlamaTokenizerFast")
+_QWEN2_NAMES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+_LIGHT: dict[str, dict[str, _Pipeline | None]] = {
+    "llama": dict.fromkeys(_GENERIC) | dict.fromkeys(_LLAMA_NAMES, _LLAMA),
+    "mistral": dict.fromkeys(_GENERIC + _LLAMA_NAMES),
+    "qwen2": dict.fromkeys(_GENERIC + _QWEN2_NAMES, _QWEN2),
+    "qwen3": dict.fromkeys(_GENERIC) | dict.fromkeys(_QWEN2_NAMES, _QWEN2),
+}
+# With any of these set, transformers changes what tokenizer.json says, or reads another file.
+_CHANGES = (
+    "add_bos_token",
+    "add_eos_token",
+    "split_special_tokens",
+    "fix_mistral_regex",
+    "fast_tokenizer_files",
+    "auto_map",
+)
+_MISTRAL_S_OWN = "tekken.json"  # where its library is installed, transformers prefers this file
 
 
 class Tokenizer(Protocol):
@@ -45,15 +118,43 @@ def load_tokenizer(folders: Sequence[Path], model_type: str) -> Tokenizer:
 def _light_tokenizer(folder: Path, model_type: str) -> Tokenizer | None:
     """tokenizer.json on its own, or None where transformers would make something else of it."""
     config = _read_object(folder / "tokenizer_config.json")
+    classes, named = _LIGHT.get(model_type, {}), str(config.get("tokenizer_class"))
     if (
-        not (folder / "tokenizer.json").is_file()
-        or model_type not in _LIGHT_MODEL_TYPES
-        or config.get("tokenizer_class") not in _LIGHT_CLASSES
+        named not in classes
+        or not (folder / "tokenizer.json").is_file()
+        or (folder / _MISTRAL_S_OWN).is_file()
         or any(config.get(key) for key in _CHANGES)
     ):
         return None
-    tokenizer = _LightTokenizer(folder, config)
-    return tokenizer if tokenizer.added_tokens >= _special_tokens(folder, config) else None
+    tokenizer, pipeline = _LightTokenizer(folder, config), classes[named]
+    needed = _special_tokens(folder, config) | (pipeline.tokens if pipeline else set())
+    if tokenizer.added_tokens >= needed and (not pipeline or _is_built(pipeline, folder, config)):
+        return tokenizer
+    return None
+
+
+def _is_built(pipeline: _Pipeline, folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether tokenizer.json, which `tokenizers` has read, says what transformers would build."""
+    content = read_json_object(folder / "tokenizer.json")
+    options = {
+        key: value
+        for key, value in content["model"].items()
+        if value and key not in ("vocab", "merges")
+    }
+    tokens = {str(token.pop("id")): token for token in content.get("added_tokens", ())}
+    if "added_tokens_decoder" in config:
+        same_tokens = config["added_tokens_decoder"] == tokens
+    else:
+        same_tokens = not (folder / "added_tokens.json").exists()
+    return (
+        content.get("normalizer") == pipeline.normalizer
+        and content.get("pre_tokenizer") in pipeline.pre_tokenizers
+        and options == pipeline.model
+        and config.get("add_prefix_space") in (None, pipeline.add_prefix_space)
+        and not config.get("legacy")
+        and same_tokens
+        and sorted(tokens, key=int) == list(tokens)  # they get their ids in this order
+    )
 
 
 def _special_tokens(folder: Path, config: Mapping[str, Any]) -> set[str]:

@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError
 from recall_jax.representations import tokens
 from recall_jax.representations.tokens import load_tokenizer
@@ -20,7 +23,27 @@ TEXTS = (
     "naïve 日本 🙂",
 )
 CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+PIECES = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "<s>", "</s>", "<unk>"),
+    *(
+        "hello",
+        "fox",
+        "IT'S",
+        " ",
+        "   ",
+        "\n",
+        "\r\n\n",
+        "\t",
+        "42",
+        "12345",
+        "▁",
+        "<0x41>",
+        "\u00a0",
+    ),
+    *("e\u0301", "\u1e9b\u0323", "ﬁ", "日本", "👩🏽\u200d🚀", "\u0000", "...", "//x", ""),
+)
 FLAGS = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+LEVEL = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
 
 
@@ -49,21 +72,154 @@ def byte_level(template):
     return json.loads(tokenizer.to_str())
 
 
+def declared(content):
+    """The added tokens of a tokenizer.json as tokenizer_config.json repeats them."""
+    tokens = [dict(token) for token in content["added_tokens"]]
+    return {str(token.pop("id")): token for token in tokens}
+
+
+def learnt(pre_tokenizer, special_tokens, alphabet=()):
+    """Vocabulary and merges of a small BPE."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=special_tokens,
+        initial_alphabet=list(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*TEXTS[:3], *TEXTS[4:], *PIECES] * 9, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return {name: model[name] for name in ("vocab", "merges")}
+
+
+def qwen2(model_type="qwen2", named="Qwen2Tokenizer"):
+    """As Qwen2, Qwen2.5 and Qwen3 ship it."""
+    pieces = (
+        "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}"
+        "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+    )
+    byte_level = {"type": "ByteLevel", **LEVEL}
+    split = {"type": "Split", "pattern": {"Regex": pieces}, "behavior": "Isolated"}
+    model = learnt(pre_tokenizers.ByteLevel(False), [], pre_tokenizers.ByteLevel.alphabet())
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": index, "content": token, **FLAGS, "special": token in special}
+            for index, token in enumerate((*special, "<tool_call>"), start=len(model["vocab"]))
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{**split, "invert": False}, byte_level],
+        },
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            **model,
+        },
+    }
+    config = {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "added_tokens_decoder": declared(content),
+        "additional_special_tokens": list(special[1:]),
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "errors": "replace",
+        "model_max_length": 131072,
+        "pad_token": "<|endoftext|>",
+        "split_special_tokens": False,
+        "tokenizer_class": named,
+        "unk_token": None,
+    }
+    return model_type, content, config
+
+
+def sentencepiece(model_type, named, normalizer, pre_tokenizer, unknown, **config):
+    """As tokenizers that were SentencePiece's are shipped: bytes for what the vocabulary lacks."""
+    special = ["<unk>", "<s>", "</s>"]
+    model = learnt(pre_tokenizers.Metaspace(), special + [f"<0x{byte:02X}>" for byte in range(256)])
+    start = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": index, "content": token, **FLAGS, "special": True}
+            for index, token in enumerate(special)
+        ],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": start,
+            "pair": [*start, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {"type": "Fuse"},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": unknown,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            **model,
+        },
+    }
+    names = dict(zip(("unk_token", "bos_token", "eos_token"), special, strict=True))
+    return model_type, content, {**names, "tokenizer_class": named, **config}
+
+
+def llama():
+    """As LlamaTokenizer saves it."""
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    config = {"add_prefix_space": None, "clean_up_tokenization_spaces": False}
+    return sentencepiece("llama", "LlamaTokenizer", None, metaspace, None, **config)
+
+
+def with_prefix(model_type="mistral", named="LlamaTokenizer"):
+    """As Llama 2 and the first Mistral are shipped."""
+    normalizers = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]
+    normalizer = {"type": "Sequence", "normalizers": normalizers}
+    return sentencepiece(model_type, named, normalizer, None, "<unk>", legacy=True)
+
+
+def write(folder, model_type, content, config, files=()):
+    files = {
+        "tokenizer.json": content,
+        "tokenizer_config.json": config,
+        "config.json": {"model_type": model_type},
+        **dict(files),
+    }
+    for name, value in files.items():
+        (folder / name).write_text(json.dumps(value))
+    return folder
+
+
 @pytest.fixture
 def save(tmp_path):
     def save(model_type="llama", template="<s> $A", edit=None, files=(), **config):
         content = byte_level(template)
         if edit is not None:
             edit(content)
-        files = {
-            "tokenizer.json": content,
-            "tokenizer_config.json": {**CONFIG, **config},
-            "config.json": {"model_type": model_type},
-            **dict(files),
-        }
-        for name, value in files.items():
-            (tmp_path / name).write_text(json.dumps(value))
-        return tmp_path
+        return write(tmp_path, model_type, content, {**CONFIG, **config}, files)
 
     return save
 
@@ -102,13 +258,115 @@ def test_light_ids_under_other_settings(save, model_type, config):
     check_ids(save(model_type, **config), model_type, light=True)
 
 
-def test_the_light_path_imports_neither_transformers_nor_jax(save):
+SHIPPED = [
+    pytest.param(qwen2(), id="qwen2"),
+    pytest.param(qwen2("qwen2", "PreTrainedTokenizerFast"), id="qwen2-generic"),
+    pytest.param(qwen2("qwen3"), id="qwen3"),
+    pytest.param(llama(), id="llama"),
+    pytest.param(with_prefix(), id="mistral"),
+    pytest.param(with_prefix("mistral", "LlamaTokenizerFast"), id="mistral-fast"),
+]
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def both(request, tmp_path_factory):
+    """A tokenizer loaded the light way, and by transformers."""
+    from transformers import AutoTokenizer
+
+    folder = write(tmp_path_factory.mktemp("shipped"), *request.param)
+    light = load_tokenizer([folder], request.param[0])
+    assert isinstance(light, tokens._LightTokenizer)
+    return light, AutoTokenizer.from_pretrained(str(folder))
+
+
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=12).map("".join))
+@settings(max_examples=300)
+def test_light_ids_of_shipped_files(both, text):
+    ours, theirs = both
+    for special in (True, False):
+        for most in (4, 512):
+            options = {"add_special_tokens": special, "truncation": True, "max_length": most}
+            assert ours.encode(text, most, special) == theirs(text, **options)["input_ids"]
+
+
+def test_the_demo_takes_the_light_path():
+    check_ids(CHECKPOINTS / BASE, "qwen2", light=True)
+
+
+def set_in(content, *path):
+    """Set what the path but its last leads to."""
+    *parents, key, value = path
+    for parent in parents:
+        content = content[parent]
+    content[key] = value
+
+
+@pytest.mark.parametrize(
+    ("shipped", "path"),
+    [
+        (qwen2, ("normalizer", None)),
+        (qwen2, ("normalizer", "type", "NFKC")),
+        (qwen2, ("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex", r"\s+")),
+        (qwen2, ("pre_tokenizer", "pretokenizers", 0, "behavior", "Removed")),
+        (qwen2, ("pre_tokenizer", "pretokenizers", 1, "use_regex", True)),
+        (qwen2, ("pre_tokenizer", "pretokenizers", 1, "add_prefix_space", True)),
+        (qwen2, ("pre_tokenizer", {"type": "ByteLevel", **LEVEL})),
+        (qwen2, ("model", "ignore_merges", True)),
+        (qwen2, ("model", "unk_token", "!")),
+        (qwen2, ("model", "byte_fallback", True)),
+        (qwen2, ("added_tokens", 3, "lstrip", True)),
+        (qwen2, ("added_tokens", 0, "content", "<other>")),
+        (llama, ("normalizer", {"type": "NFC"})),
+        (llama, ("pre_tokenizer", "prepend_scheme", "always")),
+        (llama, ("pre_tokenizer", "split", True)),
+        (llama, ("model", "fuse_unk", False)),
+        (llama, ("model", "byte_fallback", False)),
+        (llama, ("model", "unk_token", "<unk>")),
+    ],
+)
+def test_another_pipeline_is_left_to_transformers(tmp_path, shipped, path):
+    model_type, content, config = shipped()
+    set_in(content, *path)
+    check_ids(write(tmp_path, model_type, content, config), model_type, light=False)
+
+
+@pytest.mark.parametrize(
+    ("shipped", "changes", "files"),
+    [
+        (qwen2, {"add_prefix_space": True}, {}),
+        (qwen2, {"added_tokens_decoder": {}}, {}),
+        (qwen2, {"auto_map": {"AutoTokenizer": [None, "code.Tokenizer"]}}, {}),
+        (qwen2, {"tokenizer_class": "LlamaTokenizerFast"}, {}),
+        (llama, {"add_prefix_space": False}, {}),
+        (llama, {"legacy": True}, {}),
+        (llama, {"bos_token": "<bos>"}, {}),
+        (llama, {}, {"added_tokens.json": {"</s>": 2}}),
+        (with_prefix, {}, {"tekken.json": {}}),
+        (lambda: with_prefix("llama"), {}, {}),
+    ],
+)
+def test_other_settings_are_left_to_transformers(tmp_path, shipped, changes, files):
+    model_type, content, config = shipped()
+    folder = write(tmp_path, model_type, content, config | changes, files)
+    check_ids(folder, model_type, light=False)
+
+
+def test_added_tokens_out_of_order_are_left_to_transformers(tmp_path):
+    model_type, content, config = qwen2()
+    content["added_tokens"].reverse()
+    check_ids(write(tmp_path, model_type, content, config), model_type, light=False)
+
+
+def test_the_light_path_imports_neither_transformers_nor_jax(save, tmp_path_factory):
     code = (
         "import sys, pathlib; from recall_jax.representations.tokens import load_tokenizer; "
-        "ids = load_tokenizer([pathlib.Path(sys.argv[1])], 'llama').encode('hello', 9, True); "
-        "assert ids and not {'transformers', 'jax', 'torch'} & set(sys.modules), ids"
+        "load = lambda name, kind: load_tokenizer([pathlib.Path(name)], kind); "
+        "ids = [load(*x).encode('hello', 9, True) for x in zip(sys.argv[1::2], sys.argv[2::2])]; "
+        "assert all(ids) and not {'transformers', 'jax', 'torch'} & set(sys.modules), ids"
     )
-    subprocess.run([sys.executable, "-c", code, str(save())], check=True)
+    shipped = write(tmp_path_factory.mktemp("shipped"), *qwen2())
+    pairs = (str(save()), "llama", str(shipped), "qwen2", str(CHECKPOINTS / BASE), "qwen2")
+    subprocess.run([sys.executable, "-c", code, *pairs], check=True)
 
 
 def test_truncation_and_padding_that_the_file_brings(save):
