@@ -1,6 +1,7 @@
 """Entry point of `recall`: the commands, and one unwrapped line for every error.
 
-Exit status: 0 success, 1 a failed check or a fault of ours, 2 a user's error, 130 interrupted.
+Exit status: 0 success, 1 a failed check or a fault of ours, 2 a user's error, 130 interrupted,
+143 terminated.
 """
 
 import os
@@ -15,6 +16,8 @@ import typer
 from recall_jax.cli import checkpoints, demo, merge, stages
 from recall_jax.cli.mapped_files import explain_lost_bytes
 from recall_jax.errors import InputError
+
+_SIGNALS = {130: "interrupted", 143: "terminated"}  # what a shell makes of them: 128 + number
 
 app = typer.Typer(
     name="recall",
@@ -39,7 +42,10 @@ app.command("inspect")(checkpoints.inspect)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status."""
     arguments = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    signal.signal(signal.SIGTERM, _terminate)
+    # typer would catch a KeyboardInterrupt, and lose the notes on how to go on
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in a shell's background job
+            signal.signal(number, _stop)
     explain_lost_bytes()
     # XLA and transformers report their own affairs there; errors that matter come as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -63,30 +69,32 @@ def run() -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
-
-    def complain(message: str, status: int, error: Exception | None = None) -> int:
-        if debug and error is not None:
-            raise error
-        sys.stderr.write(f"recall: {' '.join(message.split())}\n")
-        return status
-
     try:
         result = app(arguments, prog_name="recall", standalone_mode=False)
-        if result == 130:  # what typer makes of an interruption
-            return complain("interrupted", 130)
-    except (KeyboardInterrupt, typer.Abort):
-        return complain("interrupted", 130)
-    except InputError as error:
-        return complain(str(error), 2, error)
+    except SystemExit as end:
+        if end.code not in _SIGNALS:
+            raise
+        return _complain(_SIGNALS[end.code], end.code, end)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of click's
-            return complain(_usage(error), 2)
+            return _complain(_usage(error), 2, error)
+        if debug:
+            raise
+        if isinstance(error, InputError):
+            return _complain(str(error), 2, error)
         if isinstance(error, OSError) and error.strerror:  # a full disk, a lost folder
             where = f"{error.filename}: " if error.filename else ""
-            return complain(f"{where}{error.strerror}", 2, error)
+            return _complain(f"{where}{error.strerror}", 2, error)
         fault = f"{type(error).__name__}: {error}"
-        return complain(f"fault of recall's own, please report it with --debug: {fault}", 1, error)
+        return _complain(f"fault of recall's own, please report it with --debug: {fault}", 1, error)
     return result if isinstance(result, int) else 0
+
+
+def _complain(message: str, status: int, error: BaseException) -> int:
+    """Print one line, the error's notes included, and give the status back."""
+    line = "; ".join([message, *getattr(error, "__notes__", ())])
+    sys.stderr.write(f"recall: {' '.join(line.split())}\n")
+    return status
 
 
 def _usage(error: Exception) -> str:
@@ -95,5 +103,5 @@ def _usage(error: Exception) -> str:
     return f"{error.format_message().rstrip('.')}; see {command} --help"  # type: ignore[attr-defined]
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)

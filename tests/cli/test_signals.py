@@ -1,0 +1,103 @@
+"""What the command says when it is told to stop, and that notes on errors are part of the line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from toys import environment
+
+from recall_jax import conversion
+from recall_jax.errors import InputError
+
+NOTE = "go on with\n--resume"
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("options", [[], ["--debug"], ["--quiet"]])
+@pytest.mark.parametrize(
+    ("number", "status", "line"),
+    [
+        (signal.SIGINT, 130, "recall: interrupted; go on with --resume; second\n"),
+        (signal.SIGTERM, 143, "recall: terminated; go on with --resume; second\n"),
+    ],
+)
+def test_a_signal_is_one_line_with_the_notes(
+    number, status, line, options, recall, toys, monkeypatch
+):
+    def stopped(model):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(30)
+        except BaseException as error:
+            error.add_note(NOTE)
+            error.add_note("second")
+            raise
+
+    monkeypatch.setattr(conversion, "describe", stopped)
+    done = recall("inspect", toys.llama[0], *options)
+    assert (done.status, done.out, done.err) == (status, "", line)
+
+
+def test_a_users_error_is_one_line_with_the_notes(recall, toys, monkeypatch):
+    def refused(model):
+        error = InputError("no such thing")
+        error.add_note(NOTE)
+        raise error
+
+    monkeypatch.setattr(conversion, "describe", refused)
+    done = recall("inspect", toys.llama[0])
+    assert (done.status, done.err) == (2, "recall: no such thing; go on with --resume\n")
+
+
+def test_a_status_that_no_signal_gave_passes(recall, toys, monkeypatch):
+    def leave(model):
+        raise SystemExit(7)
+
+    monkeypatch.setattr(conversion, "describe", leave)
+    done = recall("inspect", toys.llama[0])
+    assert (done.status, done.err) == (7, "")
+
+
+def test_a_job_in_a_shells_background_ignores_the_keyboard(toys, cache):
+    code = """
+import os, signal, sys
+from recall_jax import conversion
+from recall_jax.cli.main import main
+
+describe = conversion.describe
+
+def interrupted(model):
+    os.kill(os.getpid(), signal.SIGINT)
+    return describe(model)
+
+conversion.describe = interrupted
+main(["inspect", sys.argv[1]])
+"""
+    done = subprocess.run(
+        [
+            "/bin/sh",
+            "-c",
+            'trap "" INT; exec "$@"',
+            "sh",
+            sys.executable,
+            "-c",
+            code,
+            toys.llama[0],
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(cache),
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "llama" in done.stdout
