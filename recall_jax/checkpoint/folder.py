@@ -10,13 +10,13 @@ import numpy as np
 
 from recall_jax.checkpoint.companions import CONFIG_NAME
 from recall_jax.checkpoint.hub import is_repository_id, snapshot
-from recall_jax.checkpoint.identity import FileIdentity, cannot_read
+from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora import BoundAdapter, read_adapter
 from recall_jax.checkpoint.pytorch_bin import PytorchFile
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, storage_faults
 
 # In the order in which transformers looks for them: the first that exists is read.
 _WEIGHTS = (
@@ -207,11 +207,9 @@ def _is_as_opened(file: SafetensorsFile | PytorchFile) -> bool:
 
 def _hashed(path: Path) -> list[Any]:
     """Size, mtime_ns and the sha256 of the content of a small file."""
-    try:
+    with storage_faults(f"read {path}"):
         identity = FileIdentity.of(path)
         return [identity.size, identity.mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()]
-    except OSError as error:
-        raise cannot_read(path, error) from error
 
 
 def _key(path: Path) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from recall_jax.checkpoint.identity import FileIdentity, cannot_read
+from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, storage_faults
 
 
 class PytorchFile:
@@ -24,10 +24,8 @@ class PytorchFile:
     def __init__(self, path: Path) -> None:
         """Open through a memory map; InputError without torch, or if it is not plain tensors."""
         self.path = path
-        try:
+        with storage_faults(f"read {path}"):
             self.identity = FileIdentity.of(path)
-        except OSError as error:
-            raise cannot_read(path, error) from error
         self._tensors = _load(path)
         self.specs: Mapping[str, TensorSpec] = {
             name: _spec(tensor, f"{path}, tensor {name!r}")

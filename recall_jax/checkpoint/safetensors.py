@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from recall_jax.checkpoint.identity import FileIdentity, cannot_read
+from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.json_objects import parse_json_object
 from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
-from recall_jax.errors import InputError, StorageError
+from recall_jax.errors import InputError, StorageError, storage_faults
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
 _LENGTH_BYTES = 8
@@ -40,12 +40,9 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         """Open and validate; InputError names the file and the tensor at fault."""
         self.path = path
-        try:
-            with path.open("rb") as file:
-                self.identity = FileIdentity.of(file.fileno())
-                text = _read_header(file, self.identity.size, path)
-        except OSError as error:
-            raise cannot_read(path, error) from error
+        with storage_faults(f"read {path}"), path.open("rb") as file:
+            self.identity = FileIdentity.of(file.fileno())
+            text = _read_header(file, self.identity.size, path)
         self.header_hash = hashlib.sha256(text).hexdigest()
         data_start = _LENGTH_BYTES + len(text)
         header = parse_json_object(text, f"the header of {path}")
@@ -66,17 +63,14 @@ class SafetensorsFile:
         if spec.nbytes == 0:
             return np.empty(spec.shape, spec.dtype)
         page = start - start % mmap.ALLOCATIONGRANULARITY
-        try:
-            with self.path.open("rb") as file:
-                self._refuse_changed(file)
-                length = start - page + spec.nbytes
-                mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=page)
-                fault = _populate(mapped)
-                self._refuse_changed(file)  # first of all the reasons why bytes may be missing
-                if fault:
-                    raise StorageError(f"cannot read {self.path}: {os.strerror(fault)}")
-        except OSError as error:
-            raise cannot_read(self.path, error) from error
+        with storage_faults(f"read {self.path}"), self.path.open("rb") as file:
+            self._refuse_changed(file)
+            length = start - page + spec.nbytes
+            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=page)
+            fault = _populate(mapped)
+            self._refuse_changed(file)  # first of all the reasons why bytes may be missing
+            if fault:
+                raise StorageError(f"cannot read {self.path}: {os.strerror(fault)}")
         view: np.ndarray = np.ndarray(spec.shape, spec.dtype, mapped, start - page)
         return view if view.flags.aligned else view.copy()
 
