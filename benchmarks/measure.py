@@ -12,6 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.writer import ShardedWriter
+from recall_jax.models.config import read_architecture
+from recall_jax.models.convert import tensor_shapes
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,39 @@ def interleaved(
             os.sync()
             results[name].append(run_process(command))
     return {name: measured[1:] for name, measured in results.items()}
+
+
+def make_models(
+    folder: Path, config: dict[str, Any], num_models: int, samples: tuple[int, int]
+) -> list[Path]:
+    """Random bfloat16 checkpoints, if not there yet, and typical.jsonl: (rows, tokens) of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    arch = read_architecture(config)
+    bfloat16 = np.dtype(ml_dtypes.bfloat16)
+    specs = {name: TensorSpec(bfloat16, shape) for name, shape in tensor_shapes(arch).items()}
+    paths = [folder / f"{arch.num_hidden_layers}-layers-{k}" for k in range(num_models)]
+    for seed, path in enumerate(paths):
+        if path.exists():
+            continue
+        path.mkdir(parents=True)
+        random = np.random.default_rng(seed)
+        with ShardedWriter(path, specs) as writer:
+            for name, spec in specs.items():
+                values = random.standard_normal(spec.shape, np.float32) * 0.02
+                writer.write(name, values.astype(bfloat16))
+        (path / "config.json").write_text(json.dumps(config))
+        words = {f"w{i}": i for i in range(config["vocab_size"])}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.save(str(path / "tokenizer.json"))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
+        (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    random = np.random.default_rng(0)
+    rows = random.integers(0, config["vocab_size"], samples)
+    lines = [json.dumps({"text": " ".join(f"w{i}" for i in row)}) for row in rows]
+    (folder / "typical.jsonl").write_text("\n".join(lines))
+    return paths
 
 
 def median(values: Sequence[float]) -> float:

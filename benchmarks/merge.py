@@ -2,25 +2,18 @@
 
     .venv/bin/python benchmarks/merge.py [--mergekit MERGEKIT_YAML] [--runs 5] [--folder DIR]
 
-The inputs are random bfloat16 weights in Llama format, made once in --folder and read warm. `cp`
-copies as many bytes as the merge writes. RECALL is timed on 16 typical samples of 128 tokens.
+The inputs are random bfloat16 weights in Llama format, made once in --folder and read warm. `cp` is
+timed on as many bytes as the merge writes, and on as many as it reads. RECALL is timed on 16
+typical samples of 128 tokens, its forward passes alone by `recall extract`.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
-from measure import environment, interleaved, median, report
-
-from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.checkpoint.writer import ShardedWriter
-from recall_jax.models.config import read_architecture
-from recall_jax.models.convert import tensor_shapes
+from measure import Run, environment, interleaved, make_models, median, report
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -36,36 +29,11 @@ CONFIG = {
 }
 NUM_MODELS = 3
 
-
-def make_models(folder: Path) -> list[Path]:
-    """Random checkpoints and typical samples, if they are not there yet."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    arch = read_architecture(CONFIG)
-    bfloat16 = np.dtype(ml_dtypes.bfloat16)
-    specs = {name: TensorSpec(bfloat16, shape) for name, shape in tensor_shapes(arch).items()}
-    paths = [folder / f"model{k}" for k in range(NUM_MODELS)]
-    for seed, path in enumerate(paths):
-        if path.exists():
-            continue
-        path.mkdir(parents=True)
-        random = np.random.default_rng(seed)
-        with ShardedWriter(path, specs) as writer:
-            for name, spec in specs.items():
-                values = random.standard_normal(spec.shape, np.float32) * 0.02
-                writer.write(name, values.astype(bfloat16))
-        (path / "config.json").write_text(json.dumps(CONFIG))
-        words = {f"w{i}": i for i in range(CONFIG["vocab_size"])}
-        tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        tokenizer.save(str(path / "tokenizer.json"))
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
-        (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    random = np.random.default_rng(0)
-    rows = random.integers(0, CONFIG["vocab_size"], (16, 128))
-    lines = [json.dumps({"text": " ".join(f"w{i}" for i in row)}) for row in rows]
-    (folder / "typical.jsonl").write_text("\n".join(lines))
-    return paths
+LINEAR, RECALL = "recall merge, linear", "recall quick, 16 x 128 tokens"
+FORWARD = "its forward passes alone: recall extract"
+START_UP = "start-up: import jax, find devices"
+COPY, COPY_INPUTS = "cp of the output", "cp of the inputs"
+MERGEKIT = "mergekit linear"
 
 
 def main() -> None:
@@ -76,41 +44,28 @@ def main() -> None:
         "--folder", type=Path, default=Path(tempfile.gettempdir(), "recall_benchmark")
     )
     args = parser.parse_args()
-    paths = make_models(args.folder)
+    paths = make_models(args.folder, CONFIG, NUM_MODELS, (16, 128))
     models = "".join(f"- {{model: {path}, parameters: {{weight: 1.0}}}}\n" for path in paths)
     linear = args.folder / "linear.yml"
     linear.write_text(f"merge_method: linear\nmodels:\n{models}dtype: bfloat16\n")
     recall = shutil.which("recall", path=str(Path(sys.executable).parent)) or "recall"
-    out, copy = args.folder / "out", args.folder / "copy"
+    out, copy, reps = (args.folder / name for name in ("out", "copy", "reps.npz"))
+    weights = [str(path / "model.safetensors") for path in paths]
+    typical = ["--typical", str(args.folder / "typical.jsonl")]
+    names = list(map(str, paths))
     commands = {
-        "recall merge, linear": [recall, "merge", str(linear), str(out)],
-        "recall quick, 16 x 128 tokens": [
-            recall,
-            "quick",
-            *map(str, paths),
-            "--typical",
-            str(args.folder / "typical.jsonl"),
-            "--out",
-            str(out),
-        ],
-        "start-up: import jax, find devices": [
-            sys.executable,
-            "-c",
-            "import jax; jax.devices()",
-        ],
-        "cp of the output": ["cp", str(paths[0] / "model.safetensors"), str(copy)],
-        "dd of the output, fsync": [
-            "dd",
-            f"if={paths[0] / 'model.safetensors'}",
-            f"of={copy}",
-            "bs=16M",
-            "conv=fsync",
-        ],
+        LINEAR: [recall, "merge", str(linear), str(out)],
+        RECALL: [recall, "quick", *names, *typical, "--out", str(out)],
+        FORWARD: [recall, "extract", *names, *typical, "--out", str(reps)],
+        START_UP: [sys.executable, "-c", "import jax; jax.devices()"],
+        COPY: ["cp", weights[0], str(copy)],
+        COPY_INPUTS: ["sh", "-c", f"mkdir {copy} && cp --parents {' '.join(weights)} {copy}"],
+        "dd of the output, fsync": ["dd", f"if={weights[0]}", f"of={copy}", "bs=16M", "conv=fsync"],
     }
     if args.mergekit:
         kit = args.folder / "mergekit"
-        commands["mergekit linear"] = [args.mergekit, str(linear), str(kit), "--lazy-unpickle"]
-    results = interleaved(commands, args.runs, [out, copy, args.folder / "mergekit"])
+        commands[MERGEKIT] = [args.mergekit, str(linear), str(kit), "--lazy-unpickle"]
+    results = interleaved(commands, args.runs, [out, copy, reps, args.folder / "mergekit"])
     rows: list[dict[str, object]] = []
     for name, runs in results.items():
         seconds = median([run.seconds for run in runs])
@@ -122,9 +77,25 @@ def main() -> None:
                 "peak_anonymous_mb": round(max(run.peak_anonymous_bytes for run in runs) / 1e6),
             }
         )
+    rows.append({"what": "ratios", **_ratios(results)})
     size = (paths[0] / "model.safetensors").stat().st_size
     title = f"merge of {NUM_MODELS} checkpoints of {size / 1e6:.0f} MB, {args.runs} runs, median"
     report(title, rows, environment("jax", "numpy", "recall-jax"))
+
+
+def _ratios(results: dict[str, list[Run]]) -> dict[str, float]:
+    """What is promised of a merge, from the medians."""
+    took = {name: median([run.seconds for run in runs]) for name, runs in results.items()}
+    after_start = took[LINEAR] - took[START_UP]
+    ratios = {
+        "linear after start-up / cp of the output": after_start / took[COPY],
+        "linear after start-up / cp of the inputs": after_start / took[COPY_INPUTS],
+        "RECALL / (forward alone + linear merge after start-up)": took[RECALL]
+        / (took[FORWARD] + after_start),
+    }
+    if MERGEKIT in took:
+        ratios["linear / mergekit"] = took[LINEAR] / took[MERGEKIT]
+    return {name: round(ratio, 3) for name, ratio in ratios.items()}
 
 
 if __name__ == "__main__":
