@@ -1,23 +1,37 @@
 """Outputs that are absent or complete, never half.
 
-What is written goes to a hidden sibling (`.NAME.recall-<random>`) and takes its final name by one
-rename when everything has reached the disk; on any error, interrupts included, it is removed.
+What is written goes to a hidden sibling and takes its final name by one rename when everything has
+reached the disk. The sibling of a quick output (`.NAME.recall-<random>`) is removed on any error,
+interrupts included. That of a long work (`.NAME.recall-work`) has a lock and a journal: it outlives
+a failing disk, a signal or a kill, and the work can be resumed.
 """
 
-import ctypes
 import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, StorageError, storage_faults
+from recall_jax.publish import publish_file, publish_folder, sync_tree
 
-# linux/fs.h and fcntl.h, for renameat2
-_RENAME_NOREPLACE, _RENAME_EXCHANGE, _AT_FDCWD = 1, 2, -100
-_NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+_JOURNAL, _LOCK = "journal.jsonl", "lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+@dataclass(frozen=True)
+class Work:
+    """An unfinished output: the folder that becomes it, and the journal of what is done.
+
+    The journal is the caller's to write; work without one, or with an empty one, is not resumed.
+    """
+
+    folder: Path
+    journal: Path
 
 
 @contextmanager
@@ -26,17 +40,10 @@ def output_folder(out: Path, *, force: bool = False, inputs: Iterable[Path] = ()
 
     With `force`, an `out` that exists is replaced in one step and then removed. InputError, before
     anything is done, if `out` exists without `force`, is a file, holds one of `inputs` or the
-    current folder, or cannot be created.
+    current folder, or cannot be created; StorageError if the disk fails.
     """
     target = _target(out)
-    _refuse_inputs(inputs, target, out, "holds")
-    if os.path.exists(target):
-        if not os.path.isdir(target):
-            raise InputError(f"{out} is not a folder: choose another output folder")
-        if not force:
-            raise InputError(f"{out} exists: choose another folder or pass --force")
-        if Path.cwd().is_relative_to(target):
-            raise InputError(f"{out} holds the current folder: choose another output folder")
+    _refuse_folder(target, out, force, inputs)
     with _parents_of(target, out):
         hidden = target.with_name(f".{target.name}.recall-{secrets.token_hex(4)}")
         try:
@@ -44,15 +51,55 @@ def output_folder(out: Path, *, force: bool = False, inputs: Iterable[Path] = ()
                 hidden.mkdir()
             yield hidden
             with _faults_of(out):
-                _sync_tree(hidden)
-                if force and os.path.exists(target):
-                    _exchange(hidden, target)
-                else:
-                    _rename_to_new(hidden, target)
-                _sync(target.parent)
+                sync_tree(hidden)
+                publish_folder(hidden, target, replace=force)
         finally:
             # by now absent, unfinished, or what `out` was before
             shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def work_folder(
+    out: Path, *, force: bool = False, resume: bool = False, inputs: Iterable[Path] = ()
+) -> Iterator[Work]:
+    """Yield the place of a long work whose folder becomes `out` when the block ends without error.
+
+    What an interrupted work has left is taken up with `resume`, else removed. A StorageError, a
+    signal (KeyboardInterrupt, SystemExit) or a kill leaves it for the next resume; an exception
+    that can be caught gets a note that says so. Any other removes it. InputError as for
+    `output_folder`, and while another process works on the same `out`.
+    """
+    target = _target(out)
+    home = _home(target)
+    if os.path.isdir(home):  # perhaps of one that was killed between publishing and removing
+        with suppress(InputError), _alone(home, out):
+            if not _is_resumable(home):
+                _remove(home)
+    _refuse_folder(target, out, force, inputs)
+    with _parents_of(target, out), _alone(home, out):
+        work = Work(home / "out", home / _JOURNAL)
+        try:
+            with _faults_of(out):
+                if not (resume and _is_resumable(home)):
+                    _clear(home)
+                work.folder.mkdir(exist_ok=True)
+            yield work
+            with _faults_of(out):
+                sync_tree(work.folder)
+                work.journal.unlink(missing_ok=True)  # `folder` is soon the old `out`
+                publish_folder(work.folder, target, replace=force)
+        except BaseException as error:
+            if _outlived(error) and _is_resumable(home):
+                error.add_note(_advice(error))
+            else:
+                _remove(home)
+            raise
+        _remove(home)
+
+
+def journal_of(out: Path) -> Path:
+    """Where the journal of a work on `out` lies, if one was interrupted."""
+    return _home(_target(out)) / _JOURNAL
 
 
 @contextmanager
@@ -75,21 +122,10 @@ def output_file(path: Path, *, force: bool = False, inputs: Iterable[Path] = ())
                 hidden.touch(exist_ok=False)
             yield hidden
             with _faults_of(path):
-                _sync(hidden)
-                if force:
-                    hidden.replace(target)
-                else:
-                    _rename_to_new(hidden, target)
-                _sync(target.parent)
+                publish_file(hidden, target, replace=force)
         finally:
             with suppress(OSError):
                 hidden.unlink()
-
-
-def _refuse_inputs(inputs: Iterable[Path], target: Path, out: Path, verb: str) -> None:
-    for path in inputs:
-        if Path(os.path.realpath(path)).is_relative_to(target):
-            raise InputError(f"{out} {verb} the input {path}: choose another output")
 
 
 def _target(out: Path) -> Path:
@@ -100,15 +136,31 @@ def _target(out: Path) -> Path:
     return target
 
 
+def _refuse_folder(target: Path, out: Path, force: bool, inputs: Iterable[Path]) -> None:
+    _refuse_inputs(inputs, target, out, "holds")
+    if os.path.exists(target):
+        if not os.path.isdir(target):
+            raise InputError(f"{out} is not a folder: choose another output folder")
+        if not force:
+            raise InputError(f"{out} exists: choose another folder or pass --force")
+        if Path.cwd().is_relative_to(target):
+            raise InputError(f"{out} holds the current folder: choose another output folder")
+
+
+def _refuse_inputs(inputs: Iterable[Path], target: Path, out: Path, verb: str) -> None:
+    for path in inputs:
+        if Path(os.path.realpath(path)).is_relative_to(target):
+            raise InputError(f"{out} {verb} the input {path}: choose another output")
+
+
 @contextmanager
 def _faults_of(out: Path) -> Iterator[None]:
-    """The operating system's refusals as errors of the user's, about `out`."""
-    try:
-        yield
-    except FileExistsError as error:
-        raise InputError(f"{out} has appeared meanwhile: choose another output") from error
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}") from error
+    """The operating system's refusals as errors of the user's or the disk's, about `out`."""
+    with storage_faults(f"write {out}"):
+        try:
+            yield
+        except FileExistsError as error:
+            raise InputError(f"{out} has appeared meanwhile: choose another output") from error
 
 
 @contextmanager
@@ -127,58 +179,104 @@ def _parents_of(target: Path, out: Path) -> Iterator[None]:
         raise
 
 
-def _rename_to_new(source: Path, target: Path) -> None:
-    """Rename, never onto something: FileExistsError."""
-    if _renameat2(source, target, _RENAME_NOREPLACE):
-        return
-    if source.is_file():
-        os.link(source, target)
-        source.unlink()
+def _home(target: Path) -> Path:
+    """The hidden sibling for a long work: found again by its name."""
+    return target.with_name(f".{target.name}.recall-work")
+
+
+def _is_resumable(home: Path) -> bool:
+    with suppress(OSError):
+        return (home / _JOURNAL).stat().st_size > 0
+    return False
+
+
+def _outlived(error: BaseException) -> bool:
+    """Whether the work done until `error` is worth keeping: nothing is wrong with it."""
+    return isinstance(error, StorageError | KeyboardInterrupt | SystemExit)
+
+
+def _advice(error: BaseException) -> str:
+    if isinstance(error, StorageError):
+        cure = "free the disk or fix the cause, then run the same command with --resume"
     else:
-        if os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-        source.rename(target)  # fails by itself on a folder that is not empty
+        cure = "run the same command with --resume to go on"
+    return f"what is done is kept: {cure}"
 
 
-def _exchange(source: Path, target: Path) -> None:
-    """Let two folders swap their names."""
-    if _renameat2(source, target, _RENAME_EXCHANGE):
+def _clear(home: Path) -> None:
+    """Remove whatever another process has left, but not the lock that is ours now."""
+    for path in home.iterdir():
+        if path.name == _LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _remove(home: Path) -> None:
+    """Remove all, the lock last: who takes it sees a folder that is empty or not there."""
+    with suppress(OSError):
+        _clear(home)
+    with suppress(OSError):
+        (home / _LOCK).unlink()
+    with suppress(OSError):  # another process has come in already
+        home.rmdir()
+
+
+@contextmanager
+def _alone(home: Path, out: Path) -> Iterator[None]:
+    """Hold the lock in `home`, created where missing; InputError if a living process has it.
+
+    The system frees the lock of a process that dies.
+    """
+    if os.path.islink(home):  # of somebody else's making: what it points to is not ours to clear
+        raise InputError(f"{home} is a link: remove it or choose another output folder")
+    while True:
+        with _faults_of(out):
+            with suppress(FileExistsError):
+                home.mkdir()
+            try:
+                lock = (home / _LOCK).open("ab+", buffering=0)
+            except FileNotFoundError:  # removed by a process that has just finished
+                continue
+            except OSError:
+                with suppress(OSError):
+                    home.rmdir()
+                raise
+        with lock:
+            with _faults_of(out):
+                _take(lock, out)
+            if _is_at(lock, home / _LOCK):  # else that of a process that has just finished
+                with suppress(OSError):  # only told to others
+                    lock.truncate(0)
+                    lock.write(f"{os.getpid()}\n".encode())
+                yield
+                return
+
+
+def _take(lock: FileIO, out: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
         return
-    aside = source.with_name(f"{source.name}-old")
-    target.rename(aside)
     try:
-        source.rename(target)
-    except BaseException:
-        aside.rename(target)
-        raise
-    aside.rename(source)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        owner = lock.read().decode().strip()
+        process = f" (process {owner})" if owner else ""
+        raise InputError(
+            f"another merge is writing {out}{process}: wait for it or choose another output folder"
+        ) from error
+    except OSError as error:
+        # some network file systems have no locks: there, two at once are not told apart
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
-def _renameat2(source: Path, target: Path, flags: int) -> bool:
-    """Linux's renameat2; False where the system or the file system does not have it."""
+def _is_at(file: FileIO, path: Path) -> bool:
     try:
-        call = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
         return False
-    if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in _NOT_SUPPORTED:
-        return False
-    raise OSError(code, os.strerror(code), str(target))
-
-
-def _sync_tree(folder: Path) -> None:
-    for root, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            _sync(Path(root, name))
-        _sync(Path(root))
-
-
-def _sync(path: Path) -> None:
-    """Let the bytes of a file, or the names in a folder, reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "errors",
     "units",
+    "publish",
     "output",
     "checkpoint",
     "models",
