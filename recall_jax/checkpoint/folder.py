@@ -19,13 +19,13 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, storage_faults
 
 # In the order in which transformers looks for them: the first that exists is read.
-_WEIGHTS = (
+WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_INDICES = tuple(name for name in _WEIGHTS if name.endswith(".index.json"))
+_INDICES = tuple(name for name in WEIGHTS if name.endswith(".index.json"))
 
 
 class Checkpoint:
@@ -151,18 +151,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json_object(path)
     if config.get("transformers_weights"):
         raise InputError(
-            f"{path}: transformers_weights is not supported; rename the file to {_WEIGHTS[0]} and "
+            f"{path}: transformers_weights is not supported; rename the file to {WEIGHTS[0]} and "
             "remove the key"
         )
     return config
 
 
 def _weight_files(folder: Path) -> list[SafetensorsFile | PytorchFile]:
-    for name in _WEIGHTS:
+    for name in WEIGHTS:
         path = folder / name
         if os.path.isfile(path):
             return _indexed_files(path) if name in _INDICES else [_open(path)]
-    raise InputError(f"{folder} has no weights: none of {', '.join(_WEIGHTS)}")
+    raise InputError(f"{folder} has no weights: none of {', '.join(WEIGHTS)}")
 
 
 def _indexed_files(index: Path) -> list[SafetensorsFile | PytorchFile]:

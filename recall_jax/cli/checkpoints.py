@@ -1,6 +1,8 @@
-"""`recall convert` and `recall inspect`."""
+"""`recall convert`, `recall inspect` and `recall verify`."""
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +10,8 @@ import typer
 
 from recall_jax.cli import console
 from recall_jax.cli import options as opt
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def convert(
@@ -49,7 +53,7 @@ def convert(
 
 def inspect(
     model: Annotated[str, typer.Argument(help="Folder, folder+adapter, or hub id.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
@@ -90,6 +94,41 @@ def inspect(
     console.show_table("units", ["unit", "tensors", "parameters", "size", "dtypes"], rows)
     if found["why_not"]:
         console.say(f"not for methods that run the model: {found['why_not']}", quiet)
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of a model, an adapter or Orbax.")],
+    as_json: Json = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Check a folder against its checksums.
+
+    And whether headers, index, config and tensors fit together, for any Hugging Face folder. Exit
+    status 1 if not.
+
+    \b
+    Example: recall verify merged
+    """
+    console.prepare_jax()
+    from recall_jax import verification
+
+    with console.progress_bar(quiet) as progress:
+        found = verification.verify(folder, progress)
+    faults = f"{len(found.faults)} fault{'s' if len(found.faults) > 1 else ''}"
+    if as_json:
+        verdict = {"good": not found.faults, **dataclasses.asdict(found)}
+        console.say(json.dumps(verdict, indent=1), quiet)
+    else:
+        checked = f"{found.kind}, {found.files} files checked, {_megabytes(found.nbytes)}"
+        lines = [f"{folder}: {faults if found.faults else 'good'} ({checked})"]
+        lines += [f"  fault: {fault}" for fault in found.faults]
+        lines += [f"  note: {note}" for note in found.notes]
+        console.say("\n".join(lines), quiet)
+    if found.faults:
+        first = " ".join(found.faults[0].split())
+        sys.stderr.write(f"recall: {folder} failed verification: {faults}, first: {first}\n")
+        raise typer.Exit(1)
 
 
 def _megabytes(size: int) -> str:

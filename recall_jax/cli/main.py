@@ -37,6 +37,7 @@ app.command("weights")(stages.weights)
 app.command("similarity")(stages.similarity)
 app.command("convert")(checkpoints.convert)
 app.command("inspect")(checkpoints.inspect)
+app.command("verify")(checkpoints.verify)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

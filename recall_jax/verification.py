@@ -1,0 +1,200 @@
+"""Whether a finished folder is as it was written, and whether any model's folder is whole."""
+
+import os
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from recall_jax.checkpoint.checksums import FileChecksum, file_checksum
+from recall_jax.checkpoint.companions import CONFIG_NAME, has_tokenizer
+from recall_jax.checkpoint.folder import WEIGHTS, Checkpoint
+from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.checkpoint.lora import read_adapter
+from recall_jax.checkpoint.orbax import TREE_NAME
+from recall_jax.checkpoint.writer import CHECKSUMS_NAME
+from recall_jax.engine.progress import Progress, silent
+from recall_jax.errors import InputError
+from recall_jax.models.config import read_architecture
+from recall_jax.models.convert import check_tensors
+
+Kind = Literal["model", "adapter", "orbax"]
+
+_ADAPTER_CONFIG = "adapter_config.json"
+# By the ends of their names: what transformers, peft or vLLM would load if it stood in the folder.
+_LOADED = (".safetensors", ".bin", ".index.json", _ADAPTER_CONFIG)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked and found; each fault is one line, and a note is no fault."""
+
+    folder: str
+    kind: Kind
+    files: int  # held against their checksums
+    nbytes: int  # of those files, as they were written
+    faults: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Findings:
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(folder: Path, progress: Progress = silent) -> Verification:
+    """Hold `folder` against its checksums.json, if it has one, and check that it fits together.
+
+    Of a model: headers, index, config, and the tensors against the config where the family is
+    known; of an adapter its config and header; of an Orbax folder the config. Raises InputError if
+    there is no such folder, or nothing in it to verify.
+    """
+    if not os.path.isdir(folder):
+        why = "is a file: name the folder it is in" if os.path.exists(folder) else "does not exist"
+        raise InputError(f"{folder} {why}")
+    names = os.listdir(folder)
+    if not any(name in (CHECKSUMS_NAME, CONFIG_NAME) or name.endswith(_LOADED) for name in names):
+        raise InputError(
+            f"{folder} has no {CHECKSUMS_NAME}, {CONFIG_NAME} or weights: nothing to verify"
+        )
+    findings = _Findings()
+    checksums: dict[str, FileChecksum] = {}
+    if CHECKSUMS_NAME not in names:
+        findings.notes.append(f"no {CHECKSUMS_NAME}: only the structure was checked")
+    elif checksums := _read_checksums(folder / CHECKSUMS_NAME, findings):
+        _check_bytes(folder, checksums, findings, progress)
+        _check_others(folder, checksums, findings)
+    kind = _kind(folder, names)
+    try:
+        _CHECKS[kind](folder, findings)
+    except InputError as error:
+        if isinstance(error.__cause__, ImportError):  # a package is missing here, nothing there
+            raise
+        findings.faults.append(str(error))
+    nbytes = sum(checksum["bytes"] for checksum in checksums.values())
+    faults, notes = tuple(findings.faults), tuple(findings.notes)
+    return Verification(str(folder), kind, len(checksums), nbytes, faults, notes)
+
+
+# ------------------------------------------------------------------------------------- checksums
+
+
+def _read_checksums(path: Path, findings: _Findings) -> dict[str, FileChecksum]:
+    """The entries that can be checked, by file name; a fault for each of the others."""
+    try:
+        content = read_json_object(path)
+    except InputError as error:
+        findings.faults.append(str(error))
+        return {}
+    files = content.get("files")
+    if (content.get("format"), content.get("algorithm")) != (1, "crc32"):
+        findings.faults.append(
+            f"{path} is not of format 1 with algorithm crc32, the only one known"
+        )
+        return {}
+    if not isinstance(files, dict) or not files:
+        findings.faults.append(f"{path} has no files")
+        return {}
+    wrong = {name: why for name, entry in files.items() if (why := _why_wrong(name, entry))}
+    findings.faults += [f"{path}: {name!r} {why}" for name, why in wrong.items()]
+    return {name: entry for name, entry in files.items() if name not in wrong}
+
+
+def _why_wrong(name: str, entry: Any) -> str | None:
+    # By its name alone: a link is followed, as those of the hub's cache lead out of the folder.
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        return "is no file in the folder"
+    size, crc = (entry.get("bytes"), entry.get("crc32")) if isinstance(entry, dict) else (0, 0)
+    if type(size) is not int or not isinstance(crc, str):
+        return "has no size and checksum"
+    return None
+
+
+def _check_bytes(
+    folder: Path, checksums: Mapping[str, FileChecksum], findings: _Findings, progress: Progress
+) -> None:
+    """Read every file that has a checksum, two at a time, which zlib lets threads do."""
+    progress("checksums", 0, len(checksums))
+    pool = ThreadPoolExecutor(2)
+    try:
+        faults = pool.map(lambda name: _file_fault(folder, name, checksums[name]), checksums)
+        for done, fault in enumerate(faults, start=1):
+            findings.faults += [fault] if fault else []
+            progress("checksums", done, len(checksums))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # so that an interrupt need not wait
+
+
+def _file_fault(folder: Path, name: str, expected: FileChecksum) -> str | None:
+    path = folder / name
+    if not os.path.isfile(path):
+        return f"{name!r} is missing"
+    if (size := os.path.getsize(path)) != expected["bytes"]:
+        return f"{name!r} has {size} bytes, not the {expected['bytes']} that were written"
+    try:
+        crc = file_checksum(path)["crc32"]
+    except InputError as error:
+        return str(error)
+    if crc != expected["crc32"]:
+        return f"{name!r} does not hold the bytes that were written: its crc32 is {crc}"
+    return None
+
+
+def _check_others(folder: Path, checksums: Collection[str], findings: _Findings) -> None:
+    """Files without a checksum: those that would be loaded are faults, the rest are mentioned."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    names = sorted({path.as_posix() for path in paths} - {*checksums, CHECKSUMS_NAME})
+    loaded = [
+        name
+        for name in names
+        if name.startswith(f"{TREE_NAME}/") or ("/" not in name and name.endswith(_LOADED))
+    ]
+    findings.faults += [f"{name!r} has no checksum, and changes what is loaded" for name in loaded]
+    if others := [name for name in names if name not in loaded]:
+        more = f", … ({len(others)} in all)" if len(others) > 3 else ""
+        findings.notes.append(f"no checksum: {', '.join(map(repr, others[:3]))}{more}")
+
+
+# ------------------------------------------------------------------------------------- structure
+
+
+def _kind(folder: Path, names: Collection[str]) -> Kind:
+    """What the folder is; where weights of a model are missing, by what stands there instead."""
+    if any(name in names for name in WEIGHTS):
+        return "model"
+    if _ADAPTER_CONFIG in names:
+        return "adapter"
+    return "orbax" if (folder / TREE_NAME).is_dir() else "model"
+
+
+def _check_model(folder: Path, findings: _Findings) -> None:
+    model = Checkpoint(str(folder), folder)
+    _note_tokenizer(folder, findings)
+    try:
+        arch = read_architecture(model.config, where=CONFIG_NAME)
+    except InputError as error:
+        findings.notes.append(f"the tensors were not held against the config: {error}")
+        return
+    check_tensors(arch, {name: spec.shape for name, spec in model.specs.items()}, str(folder))
+
+
+def _check_adapter(folder: Path, findings: _Findings) -> None:
+    read_adapter(folder)
+    findings.notes.append("an adapter: its tensors were not held against a base")
+
+
+def _check_orbax(folder: Path, findings: _Findings) -> None:
+    read_json_object(folder / CONFIG_NAME)
+    _note_tokenizer(folder, findings)
+    findings.notes.append("an Orbax tree: its structure was not checked")
+
+
+def _note_tokenizer(folder: Path, findings: _Findings) -> None:
+    if not has_tokenizer(folder):
+        findings.notes.append("no tokenizer")
+
+
+_CHECKS = {"model": _check_model, "adapter": _check_adapter, "orbax": _check_orbax}
