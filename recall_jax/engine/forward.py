@@ -1,7 +1,8 @@
-"""The streamed forward: one unit of one model at a time, its parameters from disk and gone again.
+"""The streamed forward: one unit of the models at a time, its parameters from disk and gone again.
 
 Only hidden states stay between units. A program is compiled once for each kind of unit (embed,
-block, head) and each padded length, whatever the depth and the number of models.
+block, head) and each padded length, whatever the depth and the number of models: it runs a group of
+models over a mesh of devices, some models side by side and the rows of each split.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,8 +11,9 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from recall_jax.engine.device import not_finite, to_device
@@ -25,20 +27,28 @@ from recall_jax.representations.batches import Batches, make_batches
 from recall_jax.representations.pooling import masked_mean
 from recall_jax.units import EMBED, HEAD, layer_unit
 
-# Hidden states of one model, one (B, T, E) array in the compute dtype for each batch.
+# Hidden states of a group of G models, one (G, B, T, E) array in the compute dtype for each batch.
 HiddenStates = tuple[jax.Array, ...]
+
+# Of the models on one device, each with its parameters in the order of `state_tensors`. On several
+# devices an array holds, along its first axis, one model's parameter after the other's.
+Parameters = list[list[jax.Array]]
+
+_MODELS, _ROWS = PartitionSpec("models"), PartitionSpec("rows")
+_MODELS_AND_ROWS = PartitionSpec("models", "rows")
 
 
 @dataclass(frozen=True)
 class StreamedForward:
-    """The forward of one architecture on given batches; serves any number of models."""
+    """The forward of `num_models` models of one architecture on given batches."""
 
     arch: Architecture
     batches: Batches
     input_ids: tuple[jax.Array, ...]
     contexts: tuple[Context, ...]
     dtype: DTypeLike
-    replicated: NamedSharding  # of the parameters; the batches' rows are split over the devices
+    mesh: Mesh  # (models side by side, devices that split the rows)
+    models_each: int  # on one device, in one program
 
     @classmethod
     def of(
@@ -48,16 +58,27 @@ class StreamedForward:
         *,
         batch_size: int,
         dtype: DTypeLike,
+        num_models: int = 1,
+        models_at_once: int = 1,
     ) -> "StreamedForward":
         """Prepare what all models share: tokens, positions and masks of each batch.
 
-        A batch has no more rows than there are; all local devices share it, so that its size is
-        rounded up to a multiple of their number.
+        A device runs at most `models_at_once` models in one program, and no group of models is
+        smaller than another. A batch has no more rows than there are, rounded up to a multiple of
+        the devices that split them.
         """
-        mesh = jax.make_mesh((jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,))
-        rows = NamedSharding(mesh, PartitionSpec("data"))
-        rows_each = -(-min(batch_size, len(token_ids)) // mesh.size)
-        batches = make_batches(token_ids, rows_each * mesh.size)
+        batch_size = min(batch_size, len(token_ids))
+        side_by_side = models_side_by_side(num_models, jax.local_device_count(), batch_size)
+        splits = min(jax.local_device_count() // side_by_side, batch_size)
+        rounds = num_models // side_by_side
+        mesh = jax.make_mesh(
+            (side_by_side, splits),
+            ("models", "rows"),
+            axis_types=(AxisType.Auto, AxisType.Auto),
+            devices=jax.local_devices()[: side_by_side * splits],
+        )
+        rows = NamedSharding(mesh, _ROWS)
+        batches = make_batches(token_ids, -(-batch_size // splits) * splits)
         masks = [jax.device_put(batch.attention_mask, rows) for batch in batches.batches]
         return cls(
             arch,
@@ -65,51 +86,104 @@ class StreamedForward:
             tuple(jax.device_put(batch.input_ids, rows) for batch in batches.batches),
             tuple(_context(arch, mask) for mask in masks),
             dtype,
-            NamedSharding(mesh, PartitionSpec()),
+            mesh,
+            max(n for n in range(1, models_at_once + 1) if rounds % n == 0),
         )
 
     def advance(
-        self, unit: str, tensors: Mapping[str, jax.Array], states: HiddenStates, model: str
-    ) -> tuple[HiddenStates, np.ndarray]:
-        """Run `unit`: (hidden states after it, their pooled means (n, E) float32).
+        self,
+        unit: str,
+        tensors: Sequence[Mapping[str, jax.Array]],
+        states: Sequence[HiddenStates],
+        models: Sequence[str],
+    ) -> tuple[list[HiddenStates], np.ndarray]:
+        """Run `unit` of all K models: (states after it, their pooled means (K, n, E) float32).
 
-        `tensors` has the unit's parameters as on disk. `states` are those after the unit before, ()
-        for `embed`; they are consumed. Raises InputError, with the name of the `model`, where the
-        means are not finite.
+        `tensors` has the unit's parameters of each model as on disk. `states` are those after the
+        unit before, () for `embed`; they are consumed. Raises InputError, with the name of one of
+        the `models`, where its means are not finite.
         """
         names = state_tensors(self.arch, unit)
-        run = self._unit_program(unit, [tensors[name] for name in names])
-        inputs = states or self.input_ids
-        results = [run(given, ctx) for given, ctx in zip(inputs, self.contexts, strict=True)]
-        after, pooled = zip(*results, strict=True)
-        means = np.concatenate([np.asarray(mean) for mean in pooled])[self.batches.order]
-        if not np.isfinite(means).all():
-            raise InputError(
-                not_finite(model, {name: tensors[name] for name in names})
-                or f"{model}: hidden states overflow in unit {unit}, though its weights are finite"
-            )
-        return tuple(after), means
+        group = self.mesh.shape["models"] * self.models_each
+        starts = range(0, len(models), group)
+        after, means = [], []
+        for start, given in zip(starts, states or [self.input_ids] * len(starts), strict=True):
+            run = self._program(unit, self._place(tensors[start : start + group], names))
+            results = [run(rows, ctx) for rows, ctx in zip(given, self.contexts, strict=True)]
+            hidden, pooled = zip(*results, strict=True)
+            after.append(hidden)
+            means.append(np.concatenate([np.asarray(mean) for mean in pooled], axis=1))
+        pooled_means = np.concatenate(means)[:, self.batches.order]
+        for model, own, mean in zip(models, tensors, pooled_means, strict=True):
+            if not np.isfinite(mean).all():
+                raise InputError(
+                    not_finite(model, {name: own[name] for name in names})
+                    or f"{model}: hidden states overflow in unit {unit}, "
+                    "though its weights are finite"
+                )
+        return after, pooled_means
 
     def pooled_units(self, model: NamedModel) -> Iterator[tuple[str, np.ndarray]]:
-        """Each unit of `model` in turn with its pooled means (n, E); reads a unit when asked."""
-        states: HiddenStates = ()
+        """Each unit of the only model in turn with its pooled means (n, E); reads it when asked."""
+        states: Sequence[HiddenStates] = ()
         for unit in self.arch.units:
             names = state_tensors(self.arch, unit)
             tensors = {name: to_device(model.read(name)) for name in names}
-            states, pooled = self.advance(unit, tensors, states, model.name)
-            yield unit, pooled
+            states, pooled = self.advance(unit, [tensors], states, [model.name])
+            yield unit, pooled[0]
 
-    def _unit_program(
-        self, unit: str, tensors: list[jax.Array]
-    ) -> Callable[[Any, Context], tuple[jax.Array, jax.Array]]:
-        """The function from a batch's input to (hidden states, pooled means) of this unit."""
-        tensors = jax.device_put(tensors, self.replicated)
+    def _place(
+        self, tensors: Sequence[Mapping[str, jax.Array]], names: Sequence[str]
+    ) -> Parameters:
+        """The parameters of a group, each on the devices of its model and on no others."""
+        sharding = NamedSharding(self.mesh, _MODELS)
+
+        def spread(models: Sequence[jax.Array]) -> jax.Array:
+            """One array of the same parameter of models side by side."""
+            shards = [
+                jax.device_put(array, device)
+                for array, devices in zip(models, self.mesh.devices, strict=True)
+                for device in devices
+            ]
+            length, *rest = models[0].shape
+            return jax.make_array_from_single_device_arrays(
+                (length * len(models), *rest), sharding, shards
+            )
+
+        # The models of one device follow one another in the group, as their hidden states do.
+        return [
+            [
+                spread([model[name] for model in tensors[first :: self.models_each]])
+                for name in names
+            ]
+            for first in range(self.models_each)
+        ]
+
+    def _program(
+        self, unit: str, tensors: Parameters
+    ) -> Callable[[jax.Array, Context], tuple[jax.Array, jax.Array]]:
+        """From a batch's input to (hidden states (G, B, T, E), pooled means (G, B, E))."""
         if unit == EMBED:
-            return partial(_embed, self.arch, self.dtype, tensors)
+            return partial(_embed, self.arch, self.mesh, self.dtype, tensors)
         if unit == HEAD:
-            return partial(_head, self.arch, tensors)
+            return partial(_head, self.arch, self.mesh, tensors)
         window = attention_windows(self.arch)[self.arch.units.index(unit) - 1]
-        return partial(_block, self.arch, _prepare(self.arch, self.dtype, tensors), window)
+        return partial(_block, self.arch, self.mesh, _cast(tensors, self.dtype), window)
+
+
+def models_side_by_side(num_models: int, num_devices: int, num_rows: int) -> int:
+    """How many models run at a time, each on its own share of the devices.
+
+    The layout in which a device passes the fewest rows through a unit, of those that give each
+    device as many models; of equals the one where a device receives the fewest models' parameters.
+    """
+
+    def rows_passed(side_by_side: int) -> int:
+        splits = num_devices // side_by_side
+        return num_models // side_by_side * -(-num_rows // splits)
+
+    layouts = [m for m in range(1, num_devices + 1) if num_models % m == 0]
+    return min(reversed(layouts), key=rows_passed)
 
 
 @partial(jax.jit, static_argnames="arch")
@@ -117,41 +191,81 @@ def _context(arch: Architecture, attention_mask: jax.Array) -> Context:
     return context(arch, attention_mask)
 
 
+@partial(jax.jit, static_argnames="dtype")
+def _cast(tensors: Parameters, dtype: DTypeLike) -> Parameters:
+    """Blocks' parameters in the compute dtype, once for all batches; no copy of what is in it."""
+    return jax.tree.map(lambda array: array.astype(dtype), tensors)
+
+
 def _params(arch: Architecture, unit: str, tensors: list[jax.Array]) -> Any:
     return unit_params(arch, unit, dict(zip(state_tensors(arch, unit), tensors, strict=True)))
 
 
-@partial(jax.jit, static_argnames=("arch", "dtype"))
-def _prepare(arch: Architecture, dtype: DTypeLike, tensors: list[jax.Array]) -> Any:
-    """A block's Flax parameters, transposed and cast to the compute dtype once for all batches."""
-    # Every layer has the names of the first but for its number, so one program serves all.
-    params = _params(arch, layer_unit(0), tensors)
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-
-@partial(jax.jit, static_argnames=("arch", "dtype"))
+@partial(jax.jit, static_argnames=("arch", "mesh", "dtype"))
 def _embed(
     arch: Architecture,
+    mesh: Mesh,
     dtype: DTypeLike,
-    tensors: list[jax.Array],
+    tensors: Parameters,
     input_ids: jax.Array,
     ctx: Context,
 ) -> tuple[jax.Array, jax.Array]:
-    hidden = embed(arch, _params(arch, EMBED, tensors), input_ids, dtype)
-    return hidden, masked_mean(hidden, ctx.is_token)
+    def local(tensors: Parameters, input_ids: jax.Array, ctx: Context) -> Any:
+        # No vmap: to stack tables only to look up a few of their rows is a waste.
+        each = [embed(arch, _params(arch, EMBED, model), input_ids, dtype) for model in tensors]
+        return _pooled(jnp.stack(each), ctx)
+
+    return _over(mesh, local, (_MODELS, _ROWS, _ROWS))(tensors, input_ids, ctx)
 
 
-@partial(jax.jit, static_argnames="arch", donate_argnames="hidden")
+@partial(jax.jit, static_argnames=("arch", "mesh"), donate_argnames="hidden")
 def _block(
-    arch: Architecture, params: Any, window: jax.Array, hidden: jax.Array, ctx: Context
+    arch: Architecture,
+    mesh: Mesh,
+    tensors: Parameters,
+    window: jax.Array,
+    hidden: jax.Array,
+    ctx: Context,
 ) -> tuple[jax.Array, jax.Array]:
-    hidden = block(arch, params, hidden, ctx, window)
-    return hidden, masked_mean(hidden, ctx.is_token)
+    def local(tensors: Parameters, window: jax.Array, hidden: jax.Array, ctx: Context) -> Any:
+        def run(model: list[jax.Array], hidden: jax.Array) -> jax.Array:
+            # Every layer has the names of the first but for its number: one program serves all.
+            return block(arch, _params(arch, layer_unit(0), model), hidden, ctx, window)
+
+        return _pooled(_each(run, tensors, hidden), ctx)
+
+    specs = (_MODELS, PartitionSpec(), _MODELS_AND_ROWS, _ROWS)
+    return _over(mesh, local, specs)(tensors, window, hidden, ctx)
 
 
-@partial(jax.jit, static_argnames="arch", donate_argnames="hidden")
+@partial(jax.jit, static_argnames=("arch", "mesh"), donate_argnames="hidden")
 def _head(
-    arch: Architecture, tensors: list[jax.Array], hidden: jax.Array, ctx: Context
+    arch: Architecture, mesh: Mesh, tensors: Parameters, hidden: jax.Array, ctx: Context
 ) -> tuple[jax.Array, jax.Array]:
-    hidden = head(arch, _params(arch, HEAD, tensors), hidden)
-    return hidden, masked_mean(hidden, ctx.is_token)
+    def local(tensors: Parameters, hidden: jax.Array, ctx: Context) -> Any:
+        def run(model: list[jax.Array], hidden: jax.Array) -> jax.Array:
+            return head(arch, _params(arch, HEAD, model), hidden)
+
+        return _pooled(_each(run, tensors, hidden), ctx)
+
+    return _over(mesh, local, (_MODELS, _MODELS_AND_ROWS, _ROWS))(tensors, hidden, ctx)
+
+
+def _over(mesh: Mesh, local: Callable[..., Any], in_specs: tuple[PartitionSpec, ...]) -> Any:
+    """`local` on every device, with its share of the models and of the rows."""
+    out_specs = (_MODELS_AND_ROWS, _MODELS_AND_ROWS)
+    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+def _each(
+    run: Callable[[list[jax.Array], jax.Array], jax.Array], tensors: Parameters, hidden: jax.Array
+) -> jax.Array:
+    """`run` with each model's parameters on its own hidden states (G, B, T, E)."""
+    if len(tensors) == 1:  # XLA multiplies matrices in a batch of one slower than without a batch
+        return run(tensors[0], hidden[0])[None]
+    stacked = [jnp.stack(models) for models in zip(*tensors, strict=True)]
+    return jax.vmap(run)(stacked, hidden)
+
+
+def _pooled(hidden: jax.Array, ctx: Context) -> tuple[jax.Array, jax.Array]:
+    return hidden, jax.vmap(lambda model: masked_mean(model, ctx.is_token))(hidden)

@@ -35,22 +35,16 @@ class Comparer:
         self._comparison = comparison
         self._temperature = temperature
         self._models = models
-        self._states: list[HiddenStates] = [()] * len(models)
+        self._states: Sequence[HiddenStates] = ()
         self._found: list[_UnitFinding] = []
 
     def weigh(self, unit: str, tensors: Sequence[Mapping[str, jax.Array]]) -> np.ndarray:
         """Weights (K,) of the models in `unit`, given its tensors of each model by name."""
-        pooled = []
-        for index, (model, name) in enumerate(zip(tensors, self._models, strict=True)):
-            self._states[index], means = self._forward.advance(
-                unit, model, self._states[index], name
-            )
-            pooled.append(means)
-        reps = jnp.asarray(np.stack(pooled))  # (K, n, E)
-        similarity, sigma = compare_unit(reps, self._comparison)
+        self._states, reps = self._forward.advance(unit, tensors, self._states, self._models)
+        similarity, sigma = compare_unit(jnp.asarray(reps), self._comparison)
         check_sigma(sigma, self._comparison, [unit])
         weights = np.asarray(layer_weights(similarity, temperature=self._temperature))
-        found = _UnitFinding(np.asarray(similarity), np.asarray(sigma), weights, pooled[-1])
+        found = _UnitFinding(np.asarray(similarity), np.asarray(sigma), weights, reps[-1])
         self._found.append(found)
         return weights
 
