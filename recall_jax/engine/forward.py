@@ -67,15 +67,16 @@ class StreamedForward:
         smaller than another. A batch has no more rows than there are, rounded up to a multiple of
         the devices that split them.
         """
+        devices = jax.local_devices()
         batch_size = min(batch_size, len(token_ids))
-        side_by_side = models_side_by_side(num_models, jax.local_device_count(), batch_size)
-        splits = min(jax.local_device_count() // side_by_side, batch_size)
+        side_by_side = models_side_by_side(num_models, len(devices), batch_size)
+        splits = min(len(devices) // side_by_side, batch_size)
         rounds = num_models // side_by_side
         mesh = jax.make_mesh(
             (side_by_side, splits),
             ("models", "rows"),
             axis_types=(AxisType.Auto, AxisType.Auto),
-            devices=jax.local_devices()[: side_by_side * splits],
+            devices=devices[: side_by_side * splits],
         )
         rows = NamedSharding(mesh, _ROWS)
         batches = make_batches(token_ids, -(-batch_size // splits) * splits)
@@ -168,7 +169,7 @@ class StreamedForward:
         if unit == HEAD:
             return partial(_head, self.arch, self.mesh, tensors)
         window = attention_windows(self.arch)[self.arch.units.index(unit) - 1]
-        return partial(_block, self.arch, self.mesh, _cast(tensors, self.dtype), window)
+        return partial(_block, self.arch, self.mesh, _in_dtype(tensors, self.dtype), window)
 
 
 def models_side_by_side(num_models: int, num_devices: int, num_rows: int) -> int:
@@ -191,9 +192,15 @@ def _context(arch: Architecture, attention_mask: jax.Array) -> Context:
     return context(arch, attention_mask)
 
 
+def _in_dtype(tensors: Parameters, dtype: DTypeLike) -> Parameters:
+    """A block's parameters in the compute dtype, once for all batches."""
+    # jit would copy what it passes on: on CPU a file's own pages, used where they are mapped.
+    cast = any(array.dtype != dtype for array in jax.tree.leaves(tensors))
+    return _cast(tensors, dtype) if cast else tensors
+
+
 @partial(jax.jit, static_argnames="dtype")
 def _cast(tensors: Parameters, dtype: DTypeLike) -> Parameters:
-    """Blocks' parameters in the compute dtype, once for all batches; no copy of what is in it."""
     return jax.tree.map(lambda array: array.astype(dtype), tensors)
 
 

@@ -1,0 +1,46 @@
+"""What a streamed forward takes of each device's memory, known before anything is read."""
+
+import math
+
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.convert import state_tensors, tensor_shapes
+from recall_jax.models.decoder import QUERY_BLOCK
+from recall_jax.representations.batches import Batches
+from recall_jax.units import layer_unit
+
+_FLOAT32 = 4
+
+
+def block_bytes(arch: Architecture, itemsize: int) -> int:
+    """The parameters of one block, in a dtype of `itemsize` bytes."""
+    shapes = tensor_shapes(arch)
+    return itemsize * sum(math.prod(shapes[name]) for name in state_tensors(arch, layer_unit(0)))
+
+
+def hidden_bytes(arch: Architecture, batches: Batches, itemsize: int) -> int:
+    """The hidden states of one model on all batches, in a compute dtype of `itemsize` bytes."""
+    return batches.padded_tokens * arch.hidden_size * itemsize
+
+
+def working_bytes(
+    arch: Architecture, batch_rows: int, tokens: int, models_at_once: int, itemsize: int
+) -> int:
+    """What a block computes with for one batch, beside its parameters and hidden states.
+
+    A bound from above on what XLA allocates for `batch_rows` rows of `tokens` positions and
+    `models_at_once` models on one device: within a third in float32. In a narrower compute dtype it
+    counts as if the block computed in float32, which it does on CPU.
+    """
+    positions = batch_rows * tokens
+    hidden = positions * arch.hidden_size
+    query = positions * arch.num_attention_heads * arch.head_dim
+    key = positions * arch.num_key_value_heads * arch.head_dim
+    scores = batch_rows * arch.num_attention_heads * min(tokens, QUERY_BLOCK) * tokens
+    attention = hidden + query + 2 * key + max(2 * scores, query)
+    if tokens > QUERY_BLOCK:  # queries and what they mixed, cut in blocks and laid together again
+        attention += 4 * query + positions * tokens // _FLOAT32
+    mlp = hidden + 3 * positions * arch.intermediate_size
+    working = models_at_once * (max(attention, mlp) + positions) * _FLOAT32
+    if models_at_once > 1 or itemsize < _FLOAT32:  # parameters are stacked, or widened
+        working += models_at_once * block_bytes(arch, _FLOAT32)
+    return working
