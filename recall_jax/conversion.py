@@ -80,6 +80,9 @@ class _OrbaxModel:
     def read(self, name: str) -> np.ndarray:
         return self._tensors[name]
 
+    def drop(self, name: str) -> None:
+        """Nothing: the tree is in memory."""
+
 
 def _open(source: str, ignore_config: Collection[str]) -> Checkpoint | _OrbaxModel:
     folder = Path(source)

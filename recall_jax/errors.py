@@ -4,7 +4,16 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG}
+# Full, failing or lost: of a disk here, or one on the network.
+_OF_THE_DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
 
 
 class InputError(ValueError):

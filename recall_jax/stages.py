@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from recall_jax.engine.budget import memory_budget
 from recall_jax.engine.extract import pooled_states
 from recall_jax.engine.findings import compare_representations, report_entries
 from recall_jax.engine.inputs import (
@@ -48,13 +49,22 @@ def select(
     *,
     dtype_name: str | None = None,
     ignore_config: Collection[str] = (),
+    memory: int | None = None,
     progress: Progress = silent,
 ) -> TypicalSamples:
-    """Choose typical samples by one model."""
+    """Choose typical samples by one model, in `memory` bytes (default: a share of what is free)."""
     models = open_models([model])
     arch = common_architecture(models, ignore_config)
     dtype = compute_dtype(dtype_name, models[0])
-    return find_typical(samples, models[0], arch, dtype, progress)
+    return find_typical(
+        samples,
+        read_samples(samples, models[0], arch),
+        models[0],
+        arch,
+        dtype=dtype,
+        budget=memory_budget(memory),
+        progress=progress,
+    )
 
 
 def extract(
@@ -63,9 +73,13 @@ def extract(
     *,
     dtype_name: str | None = None,
     ignore_config: Collection[str] = (),
+    memory: int | None = None,
     progress: Progress = silent,
 ) -> Representations:
-    """Pooled states of every unit of K models for all rows that `samples` names."""
+    """Pooled states of every unit of K models for all rows that `samples` names.
+
+    In `memory` bytes (default: a share of what is free), in as many passes as that takes.
+    """
     models = open_models(specs)
     arch = common_architecture(models, ignore_config)
     tokenized = read_samples(samples, models[-1], arch)
@@ -78,6 +92,7 @@ def extract(
             arch.units,
             batch_size=samples.batch_size,
             dtype=dtype,
+            budget=memory_budget(memory),
             progress=progress,
         )[0]
         for model in models

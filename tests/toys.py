@@ -172,9 +172,10 @@ def recall(capfd, monkeypatch, cache) -> Recall:
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     before = {name: getattr(jax.config, name) for name in _JAX_OPTIONS}
-    on_termination = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield run
-    signal.signal(signal.SIGTERM, on_termination)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     for name, value in before.items():
         jax.config.update(name, value)
 

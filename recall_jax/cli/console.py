@@ -2,27 +2,32 @@
 
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recall_jax.errors import InputError
 
-Progress = Callable[[str, int, int], None]
+if TYPE_CHECKING:
+    from recall_jax.engine.progress import Progress
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """Yield a function to call with (what is done now, steps done, steps in all).
+def progress_bar(quiet: bool) -> Iterator["Progress"]:
+    """Yield what a run tells its progress to: steps done, bytes moved, rate, time left.
 
     A bar on stderr, only if that is a terminal and the command is not quiet.
     """
+    from recall_jax.engine.progress import silent
+
     if quiet or not sys.stderr.isatty():
-        yield lambda stage, done, total: None
+        yield silent
         return
     from rich.console import Console
     from rich.progress import (
@@ -39,13 +44,24 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[moved]}"),
         TimeRemainingColumn(),
     )
+    start = time.monotonic()
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading headers", total=None)
+        task = bar.add_task("reading headers", total=None, moved="")
 
-        def show(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
+        def show(doing: str, done: int, total: int, *, read: int = 0, written: int = 0) -> None:
+            seconds = max(time.monotonic() - start, 1e-3)
+            moved = f"{read / 1e9:.2f} GB read, {written / 1e9:.2f} GB written"
+            moved += f", {(read + written) / 1e6 / seconds:,.0f} MB/s"
+            bar.update(
+                task,
+                description=doing,
+                completed=done,
+                total=total,
+                moved=moved if read + written else "",
+            )
 
         yield show
 
@@ -54,6 +70,12 @@ def say(text: str, quiet: bool) -> None:
     """Print a result on stdout, unless quiet."""
     if not quiet:
         print(text)
+
+
+def announce(line: str, quiet: bool) -> None:
+    """Show a person who waits, on stderr, what is about to be done; a pipe gets the results."""
+    if not quiet and sys.stderr.isatty():
+        sys.stderr.write(line + "\n")
 
 
 def warn(lines: Sequence[str]) -> None:
@@ -91,10 +113,20 @@ def size_in_bytes(text: str) -> int:
     return size
 
 
-def prepare_jax(no_compilation_cache: bool = False) -> None:
-    """Import jax and let it keep compiled programs in the user's cache folder."""
+def optional_size(text: str | None) -> int | None:
+    """Bytes of a size that may be left out."""
+    return None if text is None else size_in_bytes(text)
+
+
+def prepare_jax(no_compilation_cache: bool = False, device: str | None = None) -> None:
+    """Import jax, on the device asked for; compiled programs are kept in the user's cache folder.
+
+    Raises InputError where there is no such device.
+    """
     import jax
 
+    if device is not None:
+        _choose_device(device)
     # Libraries' warnings are for their callers; what a user must know, we say in words of ours.
     warnings.simplefilter("ignore")
     if no_compilation_cache:
@@ -103,5 +135,19 @@ def prepare_jax(no_compilation_cache: bool = False) -> None:
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(home, "recall_jax", "xla").expanduser()
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _choose_device(device: str) -> None:
+    import jax
+
+    if device not in ("cpu", "gpu", "tpu"):
+        raise InputError(f"--device {device}: use cpu, gpu or tpu")
+    jax.config.update("jax_platforms", device)
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise InputError(
+            f"JAX finds no {device} here: install the jax of your {device}, or leave --device out"
+        ) from error

@@ -1,5 +1,6 @@
 """`recall merge` and `recall quick`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,9 @@ def merge(
     shard_size: opt.ShardSize = "5GB",
     compute_dtype: opt.ComputeDtype = None,
     ignore_config: opt.IgnoreConfig = None,
+    memory: opt.Memory = None,
+    device: opt.Device = None,
+    resume: opt.Resume = False,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
     quiet: opt.Quiet = False,
@@ -46,7 +50,8 @@ def merge(
         compute_dtype=compute_dtype,
         ignore_config=ignore_config,
     )
-    _run(plan, out, [recipe], force, shard_size, no_compilation_cache, quiet)
+    run = _Run(shard_size, memory, device, resume, force, no_compilation_cache, quiet)
+    _run(plan, out, [recipe], run)
 
 
 def quick(
@@ -71,6 +76,9 @@ def quick(
     shard_size: opt.ShardSize = "5GB",
     compute_dtype: opt.ComputeDtype = None,
     ignore_config: opt.IgnoreConfig = None,
+    memory: opt.Memory = None,
+    device: opt.Device = None,
+    resume: opt.Resume = False,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
     quiet: opt.Quiet = False,
@@ -94,7 +102,8 @@ def quick(
         "ignore_config": ignore_config or [],
     }
     recipe = make_recipe(values, where="options")
-    _run(recipe, out, [], force, shard_size, no_compilation_cache, quiet)
+    run = _Run(shard_size, memory, device, resume, force, no_compilation_cache, quiet)
+    _run(recipe, out, [], run)
 
 
 def sample_values(
@@ -128,29 +137,49 @@ def as_number(text: str) -> int | float | str:
     return text
 
 
-def _run(
-    recipe: "Recipe",
-    out: Path,
-    inputs: list[Path],
-    force: bool,
-    shard_size: str,
-    no_compilation_cache: bool,
-    quiet: bool,
-) -> None:
-    console.prepare_jax(no_compilation_cache)
-    from recall_jax import job
+@dataclass(frozen=True)
+class _Run:
+    """The options on how to run, which do not change what is merged."""
 
-    shard_bytes = console.size_in_bytes(shard_size)
-    options = job.Options(force=force, shard_bytes=shard_bytes, inputs=inputs)
-    with console.progress_bar(quiet) as progress:
-        report = job.merge(recipe, out, options=options, progress=progress)
+    shard_size: str
+    memory: str | None
+    device: str | None
+    resume: bool
+    force: bool
+    no_compilation_cache: bool
+    quiet: bool
+
+
+def _run(recipe: "Recipe", out: Path, inputs: list[Path], run: _Run) -> None:
+    console.prepare_jax(run.no_compilation_cache, run.device)
+    from recall_jax import job
+    from recall_jax.outcome import PAGE
+
+    options = job.Options(
+        force=run.force,
+        resume=run.resume,
+        shard_bytes=console.size_in_bytes(run.shard_size),
+        memory=console.optional_size(run.memory),
+        inputs=inputs,
+    )
+    with console.progress_bar(run.quiet) as progress:
+        report = job.merge(
+            recipe,
+            out,
+            options=options,
+            progress=progress,
+            announce=lambda line: console.announce(line, run.quiet),
+        )
     console.warn(report["warnings"])
-    console.say(_summary(report, out, out / job.PAGE), quiet)
+    console.say(_summary(report, out, out / PAGE), run.quiet)
 
 
 def _summary(report: dict[str, Any], out: Path, page: Path) -> str:
     """A few lines on a finished merge."""
-    lines = [f"merged {len(report['models'])} models into {out} by {report['method']}"]
+    lines = [
+        *report["plan"],
+        f"merged {len(report['models'])} models into {out} by {report['method']}",
+    ]
     width = max(len(name) for name in report["models"])
     for name, weights in zip(report["models"], report["weights"], strict=True):
         mean = sum(weights) / len(weights)
@@ -160,6 +189,8 @@ def _summary(report: dict[str, Any], out: Path, page: Path) -> str:
     if report["weight_rises_with_depth"] is not None:
         rises = "rises" if report["weight_rises_with_depth"] else "does not rise"
         lines.append(f"  the newest model's weight {rises} with depth")
+    if report["resumed_units"]:
+        lines.append(f"  {report['resumed_units']} units were written before the interruption")
     read, written = (report["bytes"][key] / 1e6 for key in ("read", "written"))
     seconds = report["timing_s"]["total"]
     lines.append(f"  {read:.1f} MB read, {written:.1f} MB written, {seconds:.1f} s")

@@ -59,3 +59,17 @@ NoCache = Annotated[
     bool,
     typer.Option("--no-compilation-cache", help="Compile afresh; keep no compiled programs."),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="Memory to use at most, such as 8GiB; by default 60 % of what is free.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, gpu or tpu; by default the best that JAX finds."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where an interrupted run of this command stopped.")
+]

@@ -50,6 +50,8 @@ def select(
     unit: opt.Unit = "last",
     compute_dtype: opt.ComputeDtype = None,
     ignore_config: opt.IgnoreConfig = None,
+    memory: opt.Memory = None,
+    device: opt.Device = None,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
     quiet: opt.Quiet = False,
@@ -62,7 +64,7 @@ def select(
     \b
     Example: recall select french --data french.jsonl --out typical.jsonl
     """
-    console.prepare_jax(no_compilation_cache)
+    console.prepare_jax(no_compilation_cache, device)
     from recall_jax import stages
     from recall_jax.output import output_file
     from recall_jax.recipe import make_samples
@@ -79,6 +81,7 @@ def select(
             samples,
             dtype_name=compute_dtype,
             ignore_config=ignore_config or (),
+            memory=console.optional_size(memory),
             progress=progress,
         )
         write_jsonl(hidden, found.samples.typical_rows())
@@ -99,6 +102,8 @@ def extract(
     seed: opt.Seed = 0,
     compute_dtype: opt.ComputeDtype = None,
     ignore_config: opt.IgnoreConfig = None,
+    memory: opt.Memory = None,
+    device: opt.Device = None,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
     quiet: opt.Quiet = False,
@@ -111,7 +116,7 @@ def extract(
     \b
     Example: recall extract base math french --typical typical.jsonl --out reps.npz
     """
-    console.prepare_jax(no_compilation_cache)
+    console.prepare_jax(no_compilation_cache, device)
     from recall_jax import stages
     from recall_jax.output import output_file
     from recall_jax.recipe import make_samples
@@ -127,6 +132,7 @@ def extract(
             make_samples(values),
             dtype_name=compute_dtype,
             ignore_config=ignore_config or (),
+            memory=console.optional_size(memory),
             progress=progress,
         )
         stages.save_representations(hidden, found)
@@ -190,6 +196,8 @@ def similarity(
     alignment: Alignment = "none",
     compute_dtype: opt.ComputeDtype = None,
     ignore_config: opt.IgnoreConfig = None,
+    memory: opt.Memory = None,
+    device: opt.Device = None,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
     quiet: opt.Quiet = False,
@@ -202,7 +210,7 @@ def similarity(
     """
     if bool(models) == (reps is not None) or (reps and (data or typical)):
         raise InputError("give either models with --data or --typical, or --reps")
-    console.prepare_jax(no_compilation_cache)
+    console.prepare_jax(no_compilation_cache, device)
     from recall_jax import stages
     from recall_jax.recipe import make_samples
 
@@ -218,6 +226,7 @@ def similarity(
                 make_samples(values),
                 dtype_name=compute_dtype,
                 ignore_config=ignore_config or (),
+                memory=console.optional_size(memory),
                 progress=progress,
             )
     results = {

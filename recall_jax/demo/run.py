@@ -18,7 +18,8 @@ from recall_jax.demo.material import (
 from recall_jax.demo.tasks import TASKS
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.evaluation.exact_match import Row, exact_matches
-from recall_jax.job import TYPICAL, merge
+from recall_jax.job import merge
+from recall_jax.outcome import TYPICAL
 from recall_jax.output import output_folder
 from recall_jax.recipe import Recipe, make_recipe
 from recall_jax.report.html import Table, render_html

@@ -5,14 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from jax.typing import DTypeLike
 
+from recall_jax.engine.cut import cut_rows
 from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.models.architecture import Architecture
-from recall_jax.representations.batches import make_batches
-
-# Of the hidden states of one pass, in bytes.
-HIDDEN_BUDGET = 4 << 30
 
 
 def pooled_states(
@@ -23,14 +20,21 @@ def pooled_states(
     *,
     batch_size: int,
     dtype: DTypeLike,
+    budget: int,
     progress: Progress = silent,
 ) -> tuple[np.ndarray, int]:
     """Pooled states (U, n, E) float32 of the rows in `units`, and the passes it took.
 
     `units` are in the order of the forward pass, which ends with the last of them. A pass reads the
-    model once, for as many rows as keep their hidden states in the budget.
+    model once, for as many rows as fit the budget of memory, in bytes.
     """
-    blocks = _row_blocks(arch, token_ids, batch_size)
+    batch_size, blocks = cut_rows(
+        arch,
+        [len(ids) for ids in token_ids],
+        batch_size=batch_size,
+        itemsize=np.dtype(dtype).itemsize,
+        budget=budget,
+    )
     pooled = []
     num_units = arch.units.index(units[-1]) + 1
     for done, rows in enumerate(blocks):
@@ -39,18 +43,11 @@ def pooled_states(
         )
         states = {}
         for index, (unit, means) in enumerate(forward.pooled_units(model), start=1):
-            progress(f"{model.name}: {unit}", done * num_units + index, len(blocks) * num_units)
+            steps = done * num_units + index, len(blocks) * num_units
+            progress(f"{model.name}: {unit}", *steps, read=model.bytes_read)
             if unit in units:
                 states[unit] = means
             if unit == units[-1]:
                 break
         pooled.append(np.stack([states[unit] for unit in units]))
     return np.concatenate(pooled, axis=1), len(blocks)
-
-
-def _row_blocks(
-    arch: Architecture, token_ids: Sequence[Sequence[int]], batch_size: int
-) -> list[np.ndarray]:
-    """Rows in as many equal blocks as keep one block's hidden states in the budget."""
-    total = make_batches(token_ids, batch_size).padded_tokens * arch.hidden_size * 4
-    return np.array_split(np.arange(len(token_ids)), max(1, -(-total // HIDDEN_BUDGET)))

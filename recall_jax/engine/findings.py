@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +18,8 @@ from recall_jax.similarity.compare import (
 )
 from recall_jax.similarity.diagnostics import weight_rises_with_depth
 from recall_jax.similarity.measures import paired_rbf
+
+_paired_rbf = jax.jit(paired_rbf)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def adjacent_similarities(
             return None
     pairs = zip(model[:-2], model[1:-1], sigma, strict=False)
     return np.asarray(
-        [paired_rbf(jnp.asarray(unit), jnp.asarray(after), width) for unit, after, width in pairs]
+        [_paired_rbf(jnp.asarray(unit), jnp.asarray(after), width) for unit, after, width in pairs]
     )
 
 

@@ -1,15 +1,17 @@
 """What a run needs of its input models before the first weight is read, each check in one line."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.folder import Checkpoint
-from recall_jax.engine.plan import DTYPES, ConfiguredModel
+from recall_jax.engine.plan import DTYPES, ConfiguredModel, NamedModel
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.select import choose_typical
 from recall_jax.errors import InputError
@@ -66,18 +68,38 @@ class TypicalSamples:
 
     samples: Tokenized
     typical: Typical | None  # None where the samples were given
-    passes: int  # over the model that chose them
+    passes: int  # over the model that chose them, beside the merge's own
+
+    def to_json(self) -> dict[str, Any]:
+        """How they were found, as plain values."""
+        typical = self.typical and {"rows": self.typical.rows.tolist(), **self.typical.summary()}
+        return {"typical": typical, "passes": self.passes}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any], pool: Tokenized) -> "TypicalSamples":
+        """The same samples of the same pool again."""
+        if found["typical"] is None:
+            return cls(pool, None, 0)
+        values = dict(found["typical"])
+        typical = Typical(
+            np.asarray(values.pop("rows"), np.int64),
+            np.asarray(values.pop("cluster_sizes"), np.int64),
+            **values,
+        )
+        return cls(pool.take(typical.rows), typical, found["passes"])
 
 
 def find_typical(
     settings: Samples,
-    model: Checkpoint,
+    samples: Tokenized,
+    model: NamedModel,
     arch: Architecture,
+    *,
     dtype: DTypeLike,
+    budget: int,
     progress: Progress = silent,
 ) -> TypicalSamples:
-    """Read the rows, tokenise them with `model`'s tokenizer, and choose the typical ones by it."""
-    samples = read_samples(settings, model, arch)
+    """The typical ones of the samples that were read: chosen by `model`, or all as given."""
     if settings.typical is not None:
         return TypicalSamples(samples, None, 0)
     typical, passes = choose_typical(
@@ -89,6 +111,7 @@ def find_typical(
         seed=settings.seed,
         batch_size=settings.batch_size,
         dtype=dtype,
+        budget=budget,
         progress=progress,
     )
     return TypicalSamples(samples.take(typical.rows), typical, passes)

@@ -44,10 +44,14 @@ def is_tied(model: ConfiguredModel) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is merged: the output tensors in the order of the units, and the K models' tensors."""
+    """What is merged: the output tensors in the order of the units, and the K models' tensors.
+
+    Models `larger_than_memory` are not left in the system's cache behind the walk.
+    """
 
     models: Sequence[NamedModel]
     specs: Mapping[str, TensorSpec]
+    larger_than_memory: bool = False
 
     @property
     def units(self) -> dict[str, list[str]]:

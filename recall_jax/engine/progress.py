@@ -1,21 +1,28 @@
 """What a run tells of itself while it runs: how far it is, and where its time goes."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-# Called with what is being done, steps done, and steps in all.
-Progress = Callable[[str, int, int], None]
+from typing import Protocol
 
 
-def silent(doing: str, done: int, total: int) -> None:
+class Progress(Protocol):
+    """Whoever watches a run."""
+
+    def __call__(
+        self, doing: str, done: int, total: int, *, read: int = 0, written: int = 0
+    ) -> None:
+        """Hear what is being done, steps done and in all, bytes read and written so far."""
+
+
+def silent(doing: str, done: int, total: int, *, read: int = 0, written: int = 0) -> None:
     """Progress that nobody watches."""
 
 
 @dataclass
 class Clock:
-    """Seconds spent in each stage."""
+    """Seconds spent in each stage; stages may overlap, each in a thread of its own."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 

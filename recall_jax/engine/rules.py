@@ -5,21 +5,57 @@ recipe; a file of weights stands in for RECALL's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.engine.plan import units_of
+from recall_jax.engine.findings import Findings
+from recall_jax.engine.plan import NamedModel, units_of
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import LinearModelParameters, LinearParameters, RecallParameters
 from recall_jax.recipe import Recipe, parameter_at
 from recall_jax.similarity.compare import Comparison, Reference, check_reference, parse_similarity
 from recall_jax.units import EMBED, HEAD
 
-# Weights (K,) of all tensors of a unit, or (n, K), a row for each of them in turn.
-Weigh = Callable[[str, Sequence[Mapping[str, jax.Array]]], np.ndarray]
+if TYPE_CHECKING:
+    from recall_jax.engine.inputs import TypicalSamples
+
+# The tensors of a unit, of each of K models, as on disk.
+Stored = Sequence[Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a walk over the units comes by its weights, and what there is to tell of them afterwards.
+
+    `weigh(unit, placed)` gives the unit's weights, (K,) for all its tensors or (n, K), a row for
+    each. `place(unit, stored)` brings what that needs to the device while the unit before is
+    computed; a rule without it knows its weights, and needs no more than the tensors' names.
+    """
+
+    weigh: Callable[[str, Any], np.ndarray]
+    findings: Callable[[], Findings]
+    place: Callable[[str, Stored], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A rule ready to walk over `models`, and what the report has to say of it.
+
+    `needed` are the bytes of memory planned, `cut` how the forward is cut for them; `told` are
+    entries known from the report of an earlier run.
+    """
+
+    rule: Rule
+    models: Sequence[NamedModel]
+    needed: int
+    cut: Mapping[str, int] = field(default_factory=dict)
+    reference: int | None = None
+    compute_dtype: str | None = None
+    samples: "TypicalSamples | None" = None
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 def recall_comparison(parameters: RecallParameters, models: Sequence[str]) -> Comparison:
@@ -87,19 +123,16 @@ def _weight(entry: Any, shared: LinearParameters, tensor: str, depth: float) -> 
     raise InputError(f"model {entry.model} has no weight for {tensor}: give it parameters.weight")
 
 
-def by_tensor(weights: Mapping[str, np.ndarray]) -> Weigh:
-    """The rule of weights known for each tensor beforehand."""
-
-    def weigh(unit: str, tensors: Sequence[Mapping[str, jax.Array]]) -> np.ndarray:
-        return np.stack([weights[name] for name in tensors[0]])
-
-    return weigh
+def weights_by_tensor(weights: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> Rule:
+    """The rule of weights (K,) known for each tensor beforehand."""
+    found = Findings(mean_by_unit(weights, specs))
+    return Rule(lambda unit, stored: np.stack([weights[name] for name in stored[0]]), lambda: found)
 
 
-def by_unit(weights: np.ndarray, units: Sequence[str]) -> Weigh:
+def weights_by_unit(found: Findings, units: Sequence[str]) -> Rule:
     """The rule of weights (K, U) known for each unit beforehand."""
-    columns = dict(zip(units, weights.T, strict=True))
-    return lambda unit, tensors: columns[unit]
+    columns = dict(zip(units, found.weights.T, strict=True))
+    return Rule(lambda unit, stored: columns[unit], lambda: found)
 
 
 def mean_by_unit(weights: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> np.ndarray:

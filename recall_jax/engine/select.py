@@ -41,6 +41,7 @@ def choose_typical(
     seed: int = 0,
     batch_size: int = 8,
     dtype: DTypeLike = jnp.float32,
+    budget: int,
     progress: Progress = silent,
 ) -> tuple[Typical, int]:
     """Typical rows among `token_ids` by the model's pooled states of `unit`: (rows, passes).
@@ -51,7 +52,14 @@ def choose_typical(
     if len(token_ids) <= count:
         return every_row(len(token_ids)), 0
     states, passes = pooled_states(
-        model, arch, token_ids, wanted, batch_size=batch_size, dtype=dtype, progress=progress
+        model,
+        arch,
+        token_ids,
+        wanted,
+        batch_size=batch_size,
+        dtype=dtype,
+        budget=budget,
+        progress=progress,
     )
     points = np.concatenate(list(states), axis=1)  # (n, E), or (n, U E) for "all"
     return select_typical(points, count, seed=seed), passes

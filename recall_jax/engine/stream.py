@@ -2,127 +2,114 @@
 
 Unit u of every model is read once; the models' hidden states are advanced through it and compared;
 the weights that follow merge it; it is written and forgotten. The next unit is read while one is
-computed and the last one written, each in a thread of its own. Memory is K copies of two units, two
-merged ones, and the hidden states of the typical samples, whatever the depth.
+computed and the last one written, each in a thread of its own. Unit tensors stay where the files
+are mapped; beside them memory is a few pieces of a tensor, and the hidden states of the typical
+samples, whatever the depth.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any
+from contextlib import closing
+from typing import NamedTuple, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.engine.device import not_finite, to_device
-from recall_jax.engine.plan import Plan, is_float
+from recall_jax.engine.chunks import CHUNK, Piece, merge_pieces
+from recall_jax.engine.device import not_finite
+from recall_jax.engine.lane import Lane, ahead
+from recall_jax.engine.plan import Plan
 from recall_jax.engine.progress import Clock, Progress, silent
+from recall_jax.engine.rules import Rule
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import Kernel
+
+BACKLOG = 8  # merged pieces that wait for the writer
+
+
+class Sink(Protocol):
+    """Where merged tensors go, in the order of the plan."""
+
+    @property
+    def bytes_written(self) -> int:
+        """So far."""
+
+    def write_piece(self, name: str, piece: np.ndarray) -> None:
+        """Take the next elements (n,) of the tensor that is due."""
+
+
+class _Unit(NamedTuple):
+    name: str
+    stored: Sequence[Mapping[str, np.ndarray]]  # of each model, as on disk
+    placed: object  # what the rule made of them
 
 
 def merge_stream(
     plan: Plan,
-    weigh: Callable[[str, Sequence[Mapping[str, jax.Array]]], np.ndarray],
-    write: Callable[[str, np.ndarray], None],
+    rule: Rule,
+    sink: Sink,
     *,
     kernel: Kernel,
     reference: int,
     clock: Clock,
+    finished: Callable[[str], None] = lambda unit: None,
+    resumed: int = 0,
+    chunk: int = CHUNK,
     progress: Progress = silent,
 ) -> None:
     """Walk over the units: read, weigh, merge, write each tensor in the order of `plan.specs`.
 
-    `weigh(unit, tensors)` gives the unit's weights, (K,) for all its tensors or (n, K), one row for
-    each; `kernel` merges a tensor with them, and `reference` is the model whose elements pass where
-    all agree. Raises InputError naming the tensor and the model where a parameter is not finite.
+    `kernel` merges a tensor with the weights that `rule` gives, and `reference` is the model whose
+    elements pass where all agree. `finished(unit)` is called when a unit has been written. The
+    first `resumed` units are written already: they are read only if the rule runs the models.
+    Raises InputError naming the tensor and the model where a parameter is not finite.
     """
-    units = list(plan.units.items())
+    units = plan.units
+    names = list(units)
+    walked = names if rule.place else names[resumed:]
 
-    def read_unit(names: Sequence[str]) -> tuple[list[dict[str, Any]], list[dict[str, jax.Array]]]:
+    def read(unit: str) -> _Unit:
         with clock.stage("read"):
-            stored = [{name: model.read(name) for name in names} for model in plan.models]
-            return stored, [{name: to_device(array) for name, array in m.items()} for m in stored]
+            if plan.larger_than_memory and (at := names.index(unit)) >= 2:
+                _drop(plan, units[names[at - 2]])
+            stored = [{name: model.read(name) for name in units[unit]} for model in plan.models]
+            return _Unit(unit, stored, rule.place(unit, stored) if rule.place else stored)
 
-    def write_unit(merged: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
+    def write(name: str, piece: Piece, stored: Sequence[np.ndarray]) -> None:
+        with clock.stage("merge"):
+            elements, finite = np.asarray(piece.elements), bool(piece.finite)
+        if not finite:
+            raise InputError(_why_not_finite(plan, name, stored))
         with clock.stage("write"):
-            for name in names:
-                write(name, merged[name])
+            sink.write_piece(name, elements[piece.skip :])
 
-    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
-        coming = reader.submit(read_unit, units[0][1])
-        going = None
-        for done, (unit, names) in enumerate(units):
-            progress(unit, done, len(units))
-            stored, tensors = coming.result()
-            if done + 1 < len(units):
-                coming = reader.submit(read_unit, units[done + 1][1])
+    with closing(ahead(read, walked)) as coming, Lane(BACKLOG) as writing:
+        for unit, stored, placed in coming:
+            done = names.index(unit)
+            _tell(progress, unit, done, plan, sink)
             with clock.stage("forward"):
-                weights = np.asarray(weigh(unit, tensors), np.float32)
-                weights = np.broadcast_to(weights, (len(names), len(plan.models)))
-            with clock.stage("merge"):
-                merged = _merge_unit(plan, names, tensors, stored, weights, kernel, reference)
-            del stored, tensors
-            if going is not None:
-                going.result()
-            going = writer.submit(write_unit, merged, names)
-            del merged
-        if going is not None:
-            going.result()
-    progress("", len(units), len(units))
+                weights = np.asarray(rule.weigh(unit, placed), np.float32)
+            if done < resumed:
+                continue
+            weights = np.broadcast_to(weights, (len(units[unit]), len(plan.models)))
+            for name, row in zip(units[unit], weights, strict=True):
+                arrays = [model[name] for model in stored]
+                dtype = plan.specs[name].dtype
+                for piece in merge_pieces(
+                    arrays, row, dtype, kernel=kernel, reference=reference, chunk=chunk
+                ):
+                    writing.run(write, name, piece, arrays)
+            writing.run(finished, unit)
+    _tell(progress, "", len(names), plan, sink)
 
 
-def _merge_unit(
-    plan: Plan,
-    names: Sequence[str],
-    tensors: Sequence[Mapping[str, jax.Array]],
-    stored: Sequence[Mapping[str, np.ndarray]],
-    weights: np.ndarray,
-    kernel: Kernel,
-    reference: int,
-) -> dict[str, np.ndarray]:
-    """The merged tensors of one unit on the host, every value finite."""
-    # Integers (step counts, buffers) have no mean: they are the newest model's.
-    merged = {name: stored[-1][name] for name in names if not is_float(stored[-1][name].dtype)}
-    for wide in (False, True):
-        group = [n for n in names if n not in merged and (_has_float64(plan, stored, n) == wide)]
-        if not group:
-            continue
-        rows = weights[[names.index(name) for name in group]]
-        dtypes = tuple(plan.specs[name].dtype for name in group)
-        # float64 exists in JAX only under x64; there equal elements still pass bit for bit.
-        with jax.enable_x64(wide):
-            inputs = stored if wide else tensors
-            arrays = [[jnp.asarray(model[name]) for model in inputs] for name in group]
-            results, finite = _merge_program(arrays, rows, kernel, reference, dtypes)
-            finite = np.asarray(finite)
-        if not finite.all():
-            name = group[int(np.argmin(finite))]
-            raise InputError(_why_not_finite(plan, name, [model[name] for model in stored]))
-        merged |= {name: np.asarray(array) for name, array in zip(group, results, strict=True)}
-    return merged
+def _tell(progress: Progress, unit: str, done: int, plan: Plan, sink: Sink) -> None:
+    read = sum(model.bytes_read for model in plan.models)
+    progress(unit, done, len(plan.units), read=read, written=sink.bytes_written)
 
 
-@partial(jax.jit, static_argnames=("kernel", "reference", "dtypes"))
-def _merge_program(
-    tensors: list[list[jax.Array]],
-    weights: jax.Array,
-    kernel: Kernel,
-    reference: int,
-    dtypes: tuple[Any, ...],
-) -> tuple[list[jax.Array], jax.Array]:
-    """Merge n tensors, each given for K models: (merged, which of them are finite (n,))."""
-    merged = [
-        kernel(models, weights[index], reference=reference, dtype=dtypes[index])
-        for index, models in enumerate(tensors)
-    ]
-    return merged, jnp.stack([jnp.all(jnp.isfinite(array)) for array in merged])
-
-
-def _has_float64(plan: Plan, stored: Sequence[Mapping[str, np.ndarray]], name: str) -> bool:
-    dtypes = {plan.specs[name].dtype, *(model[name].dtype for model in stored)}
-    return np.dtype(np.float64) in dtypes
+def _drop(plan: Plan, names: Sequence[str]) -> None:
+    for model in plan.models:
+        for name in names:
+            model.drop(name)
 
 
 def _why_not_finite(plan: Plan, name: str, arrays: Sequence[np.ndarray]) -> str:

@@ -17,7 +17,11 @@ def layer_weights(similarity: jax.Array | np.ndarray, *, temperature: float = 1.
         raise InputError(
             f"temperature is {temperature}: give a number above 0 that float32 can hold"
         )
-    scores = jnp.asarray(similarity, jnp.float32)
+    return _softmax(jnp.asarray(similarity, jnp.float32), np.float32(temperature))
+
+
+@jax.jit  # one program, where each operation on its own would be one
+def _softmax(scores: jax.Array, temperature: jax.Array) -> jax.Array:
     # Relative to the largest before the division, which could overflow; softmax does not change.
     relative = scores - jnp.max(scores, axis=0, keepdims=True)
-    return jax.nn.softmax(relative / jnp.float32(temperature), axis=0)
+    return jax.nn.softmax(relative / temperature, axis=0)

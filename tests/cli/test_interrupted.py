@@ -1,6 +1,7 @@
-"""A merge that is stopped leaves no OUT, or the OUT that was there, whole."""
+"""A merge that is stopped leaves no OUT, or the OUT that was there, whole; `--resume` goes on."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from recall_jax.cli.main import main
 
 merge = job.merge
 
-def stall(unit, done, total):
+def stall(unit, done, total, **moved):
     if done == 3:
         print("half", flush=True)
         time.sleep(60)
@@ -26,6 +27,9 @@ job.merge = lambda *arguments, **options: merge(*arguments, **options | {"progre
 main(sys.argv[1:])
 """
 OLD = {"config.json": b"{}", "deep": None, "deep/old": b"1"}
+GO_ON = "run the same command with --resume to go on"
+# what differs from run to run: timings, and the files that show them
+TIMED = {"recall_report.json", "recall_report.html", "README.md", "checksums.json"}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,30 @@ def recipe(toys, tmp_path_factory) -> Path:
     return path
 
 
+def start_stalled(command, folder: Path, cache: Path, existing: bool = False) -> subprocess.Popen:
+    """A merge into `folder`/out that waits after three units."""
+    if existing:
+        (folder / "out" / "deep").mkdir(parents=True)
+        (folder / "out" / "config.json").write_bytes(OLD["config.json"])
+        (folder / "out" / "deep" / "old").write_bytes(OLD["deep/old"])
+        command = [*command, "--force"]
+    return subprocess.Popen(
+        [sys.executable, "-c", STALLED, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(cache),
+    )
+
+
+def stop(process: subprocess.Popen, number: int) -> str:
+    """Send a signal once the merge waits; stderr."""
+    lines = iter(process.stdout.readline, "")
+    assert "half\n" in lines, process.communicate()
+    process.send_signal(number)
+    return process.communicate(timeout=60)[1]
+
+
 @pytest.fixture(scope="module")
 def stopped(recipe, cache, tmp_path_factory):
     """By signal and whether OUT was there: (exit status, stderr, OUT's parent)."""
@@ -43,27 +71,12 @@ def stopped(recipe, cache, tmp_path_factory):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         for existing in (False, True):
             folder = tmp_path_factory.mktemp("stopped")
-            command = [sys.executable, "-c", STALLED, "merge", str(recipe), str(folder / "out")]
-            if existing:
-                (folder / "out" / "deep").mkdir(parents=True)
-                (folder / "out" / "config.json").write_bytes(OLD["config.json"])
-                (folder / "out" / "deep" / "old").write_bytes(OLD["deep/old"])
-                command.append("--force")
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment(cache),
-            )
-            running[number, existing] = process, folder
+            command = ["merge", recipe, folder / "out"]
+            running[number, existing] = start_stalled(command, folder, cache, existing), folder
     found = {}
     try:
         for (number, existing), (process, folder) in running.items():
-            assert process.stdout.readline() == "half\n", process.communicate()
-            assert [path.name for path in folder.iterdir() if path.name.startswith(".out.recall-")]
-            process.send_signal(number)
-            _, err = process.communicate(timeout=60)
+            err = stop(process, number)
             found[number, existing] = process.returncode, err, folder
     finally:
         for process, _ in running.values():
@@ -73,35 +86,57 @@ def stopped(recipe, cache, tmp_path_factory):
 
 
 @pytest.mark.parametrize("existing", [False, True])
-def test_ctrl_c(existing, stopped):
-    status, err, folder = stopped[signal.SIGINT, existing]
-    assert status == 130
-    assert err == "recall: interrupted\n"
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_is_one_line_and_keeps_what_is_done(number, status, word, existing, stopped):
+    found, err, folder = stopped[number, existing]
+    assert found == status
+    assert err == f"recall: {word}; what is done is kept: {GO_ON}\n"
     assert_untouched(folder, existing)
+    assert (folder / ".out.recall-work" / "journal.jsonl").read_text().count('"unit"') >= 2
 
 
 @pytest.mark.parametrize("existing", [False, True])
-def test_termination(existing, stopped):
-    status, err, folder = stopped[signal.SIGTERM, existing]
-    assert status in (143, -signal.SIGTERM)
-    assert err.count("\n") <= 1 and "Traceback" not in err
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_resume_goes_on_to_the_identical_bytes(number, existing, stopped, recall, recipe, tmp_path):
+    _, _, folder = stopped[number, existing]
     assert_untouched(folder, existing)
+    force = ["--force"] if existing else []
+    done = recall("merge", recipe, folder / "out", "--resume", *force)
+    assert done.status == 0, done.err
+    assert done.err == ""
+    whole = recall("merge", recipe, tmp_path / "out")
+    assert whole.status == 0, whole.err
+    resumed, fresh = tree(folder / "out"), tree(tmp_path / "out")
+    assert resumed.keys() == fresh.keys()
+    assert {name for name in fresh if resumed[name] != fresh[name]} <= TIMED
+    report = json.loads(resumed["recall_report.json"])
+    expected = json.loads(fresh["recall_report.json"])
+    assert report["weights"] == expected["weights"]
+    assert 2 <= report["resumed_units"] < len(report["units"])
+    assert expected["resumed_units"] == 0
+    assert report["bytes"]["written"] < expected["bytes"]["written"]
+    assert os.listdir(folder) == ["out"]
 
 
 def assert_untouched(folder: Path, existing: bool) -> None:
-    expected = {"out": None} | {f"out/{name}": content for name, content in OLD.items()}
-    assert tree(folder) == (expected if existing else {})
+    found = tree(folder / "out") if existing else (folder / "out").exists()
+    assert found == (OLD if existing else False)
 
 
-@pytest.mark.parametrize("existing", [False, True])
-def test_a_kill_leaves_no_half_result(existing, stopped, recall, recipe):
-    _, _, folder = stopped[signal.SIGKILL, existing]
-    if existing:
-        assert tree(folder / "out") == OLD
-    else:
-        assert not (folder / "out").exists()
-    # what it left is in nobody's way
-    force = ["--force"] if existing else []
-    done = recall("merge", recipe, folder / "out", *force)
+def test_without_resume_it_starts_afresh(recipe, recall, cache, tmp_path):
+    process = start_stalled(["merge", recipe, tmp_path / "out"], tmp_path, cache)
+    stop(process, signal.SIGKILL)
+    done = recall("merge", recipe, tmp_path / "out")
     assert done.status == 0, done.err
-    assert (folder / "out" / "recall_report.json").exists()
+    report = json.loads((tmp_path / "out" / "recall_report.json").read_text())
+    assert report["resumed_units"] == 0
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_resume_with_nothing_to_resume_is_a_merge(recipe, recall, tmp_path):
+    done = recall("merge", recipe, tmp_path / "out", "--resume")
+    assert done.status == 0, done.err
+    assert os.listdir(tmp_path) == ["out"]

@@ -60,7 +60,7 @@ def test_bad_input_is_one_line_and_status_two(run, toys, tmp_path):
     assert tree(tmp_path) == before
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(run, toys, tmp_path):
+def test_a_full_disk_is_one_line_and_keeps_what_is_done(run, toys, tmp_path):
     recipe = tmp_path / "recipe.yml"
     models = [{"model": model} for model in toys.llama]
     recipe.write_text(json.dumps({"merge_method": "average", "models": models}))
@@ -69,8 +69,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run, toys, tmp_path):
     done = run("merge", recipe, "out", before="ulimit -f 100")
     assert done.returncode == 2, done
     assert done.stderr.startswith("recall: ") and done.stderr.count("\n") == 1
-    assert "model.safetensors" in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yml"]
+    assert "model.safetensors" in done.stderr and "--resume" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yml", ".out.recall-work"}
+    done = run("merge", recipe, "out", "--resume")
+    assert done.returncode == 0, done
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yml", "out"}
 
 
 def test_a_reader_may_leave_early(toys, cache):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from toys import UNITS, copy_model
 
-from recall_jax import job, merge_trees, recall_merge
+from recall_jax import job, merge_trees, outcome, recall_merge
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import ShardedWriter
@@ -102,7 +102,7 @@ def test_permuted_models_have_permuted_weights_and_one_result(order, toys, tmp_p
         out_dtype="float32",
     )
     plain, other = (
-        json.loads((tmp_path / name / job.REPORT).read_text()) for name in ("plain", "shuffled")
+        json.loads((tmp_path / name / outcome.REPORT).read_text()) for name in ("plain", "shuffled")
     )
     assert other["reference"] == moved
     assert other["typical_samples"] == plain["typical_samples"]

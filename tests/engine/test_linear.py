@@ -10,6 +10,7 @@ from toys import LAYERS
 
 from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
+from recall_jax.engine import prepare
 from recall_jax.recipe import make_recipe
 
 MLP_FIRST = [{"filter": "mlp", "value": [0.0, 1.0]}, {"filter": "norm", "value": 3}, {"value": 0.5}]
@@ -138,7 +139,12 @@ def test_the_average_reads_every_byte_once(toys, tmp_path):
     assert Path(tmp_path / "out" / "model.safetensors").is_file()
 
 
-def test_recall_reads_every_byte_once_and_the_newest_twice(toys, tmp_path):
+@pytest.mark.parametrize("fits", [True, False])
+def test_recall_reads_every_byte_once_unless_the_newest_does_not_fit(
+    fits, toys, tmp_path, monkeypatch
+):
+    if not fits:
+        monkeypatch.setattr(prepare, "hidden_bytes_of", lambda *_: 1 << 60)
     values = {"merge_method": "recall", "models": [{"model": name} for name in toys.qwen2]}
     values["samples"] = {"data": toys.data, "count": 8}
     report = job.merge(make_recipe(values), tmp_path / "out")
@@ -149,12 +155,14 @@ def test_recall_reads_every_byte_once_and_the_newest_twice(toys, tmp_path):
         for name, spec in open_checkpoint(toys.qwen2[-1]).specs.items()
         if name in ("model.norm.weight", "lm_head.weight")
     )
-    assert report["selection_passes"] == 1
-    assert report["bytes"]["read"] == sum(sizes) + sizes[-1] - head
+    assert report["selection_passes"] == (0 if fits else 1)
+    assert report["bytes"]["read"] == sum(sizes) + (0 if fits else sizes[-1] - head)
+    assert report["bytes"]["written"] == sizes[-1]
     values["samples"] = {"typical": str(tmp_path / "out" / "typical.jsonl")}
-    report = job.merge(make_recipe(values), tmp_path / "given")
-    assert report["selection_passes"] == 0
-    assert report["bytes"]["read"] == sum(sizes)
+    given = job.merge(make_recipe(values), tmp_path / "given")
+    assert given["selection_passes"] == 0
+    assert given["bytes"]["read"] == sum(sizes)
+    assert given["weights"] == report["weights"]
 
 
 def test_any_architecture_may_be_averaged(tmp_path):

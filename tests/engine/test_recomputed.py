@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from recall_jax import job
+from recall_jax import job, outcome
 from recall_jax.recipe import make_recipe, read_recipe
 
 CASES = {
@@ -71,7 +71,7 @@ def merged(request, toys, folded, tmp_path_factory):
     recipe = make_recipe(values)
     out = tmp_path_factory.mktemp("merged") / "out"
     report = job.merge(recipe, out, options=job.Options(shard_bytes=30_000))
-    assert report == json.loads((out / job.REPORT).read_text())
+    assert report == json.loads((out / outcome.REPORT).read_text())
     return recipe, plain, out
 
 
@@ -169,7 +169,7 @@ def unit_index(name, num_units) -> int:
 
 def test_similarity_sigma_and_weights(merged):
     recipe, models, out = merged
-    report = json.loads((out / job.REPORT).read_text())
+    report = json.loads((out / outcome.REPORT).read_text())
     texts = texts_of(recipe, report)
     # the folder with peft's result has no tokenizer; all these models have the same one
     tokens = tokenize(models[0], texts, recipe.samples.max_tokens)
@@ -192,7 +192,7 @@ def test_similarity_sigma_and_weights(merged):
 
 def test_every_merged_tensor(merged):
     recipe, models, out = merged
-    report = json.loads((out / job.REPORT).read_text())
+    report = json.loads((out / outcome.REPORT).read_text())
     weights = np.asarray(report["weights"])
     result = read_tensors(out)
     inputs = [read_tensors(folder) for folder in models]
@@ -242,7 +242,7 @@ KEYS = {
 
 def test_the_report_keeps_its_contract(merged):
     recipe, models, out = merged
-    report = json.loads((out / job.REPORT).read_text())
+    report = json.loads((out / outcome.REPORT).read_text())
     assert report.keys() >= KEYS
     assert (report["format"], report["method"]) == (1, "recall")
     assert report["models"] == [entry.model for entry in recipe.models]
@@ -298,12 +298,12 @@ def test_out_holds_every_file_of_the_contract(merged):
     }
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == shards
-    report = json.loads((out / job.REPORT).read_text())
+    report = json.loads((out / outcome.REPORT).read_text())
     rows = [json.loads(line) for line in (out / "typical.jsonl").read_text().splitlines()]
     texts = texts_of(recipe, report)
     numbered = zip(texts, report["typical_samples"], strict=True)
     assert rows == [{"text": text, "row": row} for text, row in numbered]
-    page = (out / job.PAGE).read_text()
+    page = (out / outcome.PAGE).read_text()
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
 
 
@@ -322,7 +322,7 @@ def test_checksums_cover_every_file(merged):
 def test_the_resolved_recipe_repeats_the_run_from_anywhere(merged, tmp_path, monkeypatch):
     *_, out = merged
     monkeypatch.chdir(tmp_path)
-    recipe = read_recipe(out / job.RECIPE)
+    recipe = read_recipe(out / outcome.RECIPE)
     job.merge(recipe, Path("again"), options=job.Options(shard_bytes=30_000))
     same = [p.name for p in out.iterdir() if p.suffix in {".safetensors", ".jsonl", ".yml"}]
     assert len(same) > 3

@@ -1,0 +1,71 @@
+"""Threads of the streamed engine: one works ahead of its user, one behind."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Generator[_Result, None, None]:
+    """`function` of each item in order, computed one item ahead in a thread of its own."""
+    with ThreadPoolExecutor(1, "ahead") as pool:
+        coming: Future[_Result] | None = None
+        for item in items:
+            following = pool.submit(function, item)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()
+
+
+class Lane:
+    """Context manager over a thread that does what it is given, one after the other.
+
+    Its first error ends it, and reaches whoever hands over the next work or leaves the block.
+    """
+
+    def __init__(self, backlog: int) -> None:
+        """At most `backlog` pieces of work wait; handing over another one waits for the oldest."""
+        self._pool = ThreadPoolExecutor(1, "behind")
+        self._backlog = backlog
+        self._waiting: deque[Future[Any]] = deque()
+        self._failed = False
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Hand over `work(*arguments)`; raises what earlier work raised."""
+        while len(self._waiting) >= self._backlog:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._do, work, *arguments))
+
+    def _do(self, work: Callable[..., Any], *arguments: Any) -> None:
+        if self._failed:  # what waited behind an error is not to be done
+            return
+        try:
+            work(*arguments)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def __enter__(self) -> Self:
+        """The thread starts with the first work."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Wait for all work; if the block failed, only for what is running."""
+        try:
+            while kind is None and self._waiting:
+                self._waiting.popleft().result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)

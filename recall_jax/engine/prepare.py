@@ -1,0 +1,135 @@
+"""RECALL made ready to walk: typical samples chosen, the forward cut to fit the memory."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
+
+import jax
+import numpy as np
+
+from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.cut import Cut, cut_forward, cut_rows, hidden_bytes_of
+from recall_jax.engine.device import to_device
+from recall_jax.engine.forward import StreamedForward
+from recall_jax.engine.inputs import (
+    TypicalSamples,
+    common_architecture,
+    compute_dtype,
+    find_typical,
+    read_samples,
+)
+from recall_jax.engine.journal import Journal
+from recall_jax.engine.progress import Clock, Progress
+from recall_jax.engine.recall import Comparer
+from recall_jax.engine.resident import Resident
+from recall_jax.engine.rules import Prepared, Rule, Stored
+from recall_jax.models.convert import state_tensors
+from recall_jax.recipe import Samples
+from recall_jax.similarity.compare import Comparison, check_samples
+
+
+def prepare_recall(
+    models: Sequence[Checkpoint],
+    settings: Samples,
+    comparison: Comparison,
+    *,
+    temperature: float,
+    dtype_name: str | None,
+    ignore_config: Collection[str],
+    journal: Journal,
+    budget: int,
+    beside: int,
+    clock: Clock,
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> Prepared:
+    """Choose the typical samples, or take them from the journal, and set up the comparison.
+
+    `beside` are bytes of memory that the merge takes beside the forward. The model that chooses is
+    kept in memory for the merge where it fits, and then read only once.
+    """
+    reference = None if comparison.reference == "pairwise" else comparison.reference
+    teacher = models[-1 if reference is None else reference]
+    arch = common_architecture(models, ignore_config)
+    dtype = compute_dtype(dtype_name, models[-1])
+    itemsize = np.dtype(dtype).itemsize
+    with clock.stage("select"):
+        pool = read_samples(settings, teacher, arch)
+        lengths = sorted(map(len, pool.token_ids))
+        wanted = len(lengths) if settings.typical else min(settings.count, len(lengths))
+        check_samples(wanted, comparison)
+        cut = cut_forward(
+            arch,
+            lengths[-wanted:],  # whichever are chosen, they are no longer than these
+            num_models=len(models),
+            batch_size=settings.batch_size,
+            itemsize=itemsize,
+            budget=budget,
+            beside=beside,
+        )
+        fits = (
+            beside + teacher.nbytes + hidden_bytes_of(arch, lengths, settings.batch_size, itemsize)
+            <= budget
+        )
+        kept = Resident(teacher)
+        if journal.prepared is not None:
+            samples = TypicalSamples.from_json(journal.prepared["samples"], pool)
+            cut = Cut(**journal.prepared["cut"])
+        announce(
+            f"forward: {wanted} rows of up to {lengths[-1]} tokens in batches of "
+            f"{cut.batch_size}, {cut.models_at_once} of {len(models)} models at a time"
+        )
+        if journal.prepared is None:
+            if wanted < len(lengths):
+                _, blocks = cut_rows(
+                    arch,
+                    lengths,
+                    batch_size=settings.batch_size,
+                    itemsize=itemsize,
+                    budget=budget,
+                )
+                announce(_describe_selection(teacher.name, len(lengths), len(blocks), fits))
+            samples = find_typical(
+                settings,
+                pool,
+                kept if fits else teacher,
+                arch,
+                dtype=dtype,
+                budget=budget,
+                progress=progress,
+            )
+            samples = replace(samples, passes=0) if fits else samples
+            journal.record_prepared({"samples": samples.to_json(), "cut": asdict(cut)})
+        kept.release()
+    comparer = Comparer(
+        StreamedForward.of(
+            arch,
+            samples.samples.token_ids,
+            batch_size=cut.batch_size,
+            dtype=dtype,
+            num_models=len(models),
+            models_at_once=cut.models_at_once,
+        ),
+        [model.name for model in models],
+        comparison,
+        temperature,
+    )
+
+    def place(unit: str, stored: Stored) -> list[dict[str, jax.Array]]:
+        names = state_tensors(arch, unit)
+        return [{name: to_device(model[name]) for name in names} for model in stored]
+
+    return Prepared(
+        Rule(comparer.weigh, comparer.findings, place),
+        [kept if model is teacher else model for model in models],
+        needed=cut.needed,
+        cut={"batch_size": cut.batch_size, "models_at_once": cut.models_at_once},
+        reference=reference,
+        compute_dtype=np.dtype(dtype).name,
+        samples=samples,
+    )
+
+
+def _describe_selection(teacher: str, rows: int, passes: int, fits: bool) -> str:
+    how = "which stays in memory for the merge" if fits else "which the merge reads again"
+    times = "pass" if passes == 1 else "passes"
+    return f"typical samples: from {rows} rows in {passes} {times} over {teacher}, {how}"

@@ -1,0 +1,146 @@
+"""What a merge leaves beside the weights: its report, its recipe, and the files of the model."""
+
+import platform
+import resource
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from recall_jax.checkpoint.companions import copy_companions
+from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.findings import Findings, report_entries
+from recall_jax.engine.plan import DTYPES
+from recall_jax.merging.methods import RecallParameters
+from recall_jax.recipe import Recipe
+from recall_jax.report.card import model_card
+from recall_jax.report.html import render_html
+from recall_jax.report.record import write_report
+from recall_jax.representations.data import write_jsonl
+from recall_jax.similarity.diagnostics import similarity_warnings
+
+if TYPE_CHECKING:
+    from recall_jax.engine.inputs import TypicalSamples
+
+REPORT = "recall_report.json"
+PAGE = "recall_report.html"
+RECIPE = "recall_recipe.yml"
+TYPICAL = "typical.jsonl"
+
+
+def make_report(
+    recipe: Recipe,
+    *,
+    models: Sequence[str],
+    units: Sequence[str],
+    reference: int | None,
+    found: Findings,
+    samples: "TypicalSamples | None",
+    told: dict[str, Any],
+    compute_dtype: str | None,
+) -> dict[str, Any]:
+    """The report, but for what the run itself took.
+
+    `samples` are those that the models were compared on; where none were, `told` has what a report
+    of an earlier run says of its own.
+    """
+    typical = samples and samples.typical
+    warnings = typical.warnings() if typical else []
+    warnings += similarity_warnings(found.similarity, list(units), reference)
+    settings = recipe.model_dump(mode="json", exclude={"merge_method", "models", "parameters"})
+    rows = samples.samples.indices.tolist() if samples else told.get("typical_samples", [])
+    return {
+        "format": 1,
+        "method": recipe.merge_method,
+        "models": list(models),
+        "reference": reference,
+        "units": list(units),
+        "typical_samples": rows,
+        **report_entries(found),
+        "typical": typical.summary() if typical else told.get("typical"),
+        "warnings": warnings,
+        "settings": {
+            **recipe.parameters.model_dump(mode="json"),
+            **settings,
+            "compute_dtype": compute_dtype,
+        },
+        "versions": versions(),
+        "device": device(),
+        "selection_passes": samples.passes if samples else 0,
+    }
+
+
+def write_outcome(
+    folder: Path,
+    out_name: str,
+    recipe: Recipe,
+    newest: Checkpoint,
+    samples: "TypicalSamples | None",
+    report: dict[str, Any],
+) -> None:
+    """Everything in OUT beside the weights and their checksums; `recipe` is resolved."""
+    out_dtype = recipe.out_dtype or recipe.dtype
+    copy_companions(
+        newest.folder,
+        folder,
+        config=newest.config,
+        tokenizers=newest.tokenizer_folders,
+        dtype=DTYPES[out_dtype] if out_dtype else None,
+    )
+    texts: Sequence[str] = ()
+    if samples is not None:
+        texts = samples.samples.texts
+        write_jsonl(folder / TYPICAL, samples.samples.typical_rows())
+    (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+    write_report(folder / REPORT, report)
+    (folder / PAGE).write_text(render_html(report, texts), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(report, out_name), encoding="utf-8")
+
+
+def resolved(recipe: Recipe, models: Sequence[Checkpoint], compute_dtype: str | None) -> Recipe:
+    """The recipe with every local path absolute, so that it runs from anywhere."""
+    names = ["+".join(str(p.resolve()) for p in (m.folder, *m.adapters)) for m in models]
+    parameters = recipe.parameters
+    if isinstance(parameters, RecallParameters):
+        by_name = dict(zip((entry.model for entry in recipe.models), names, strict=True))
+        reference = by_name.get(str(parameters.reference), parameters.reference)
+        parameters = parameters.model_copy(update={"reference": reference})
+    samples = recipe.samples
+    if samples is not None:
+        paths = {"data": _absolute(samples.data), "typical": _absolute(samples.typical)}
+        samples = samples.model_copy(update=paths)
+    update: dict[str, Any] = {
+        "models": tuple(
+            entry.model_copy(update={"model": name})
+            for entry, name in zip(recipe.models, names, strict=True)
+        ),
+        "parameters": parameters,
+        "samples": samples,
+        "weights": _absolute(recipe.weights),
+        "compute_dtype": compute_dtype,
+    }
+    return recipe.model_copy(update=update)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages whose arithmetic is in the result."""
+    packages = ("recall-jax", "jax", "jaxlib", "flax", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def device() -> str:
+    """What runs the models, as JAX names it."""
+    return jax.devices()[0].device_kind
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process in bytes, mapped input files included."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())

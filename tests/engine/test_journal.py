@@ -1,0 +1,81 @@
+"""The journal tells what is finished, whatever a kill did to its last line."""
+
+import pytest
+
+from recall_jax.checkpoint.writer import Mark
+from recall_jax.engine.journal import Journal, resume_journal
+from recall_jax.errors import InputError
+
+IDENTITY = {
+    "inputs": {"/m/model.safetensors": [12, 34, "ab"], "/d.jsonl": [5, 6]},
+    "recipe": {"merge_method": "recall", "samples": {"count": 20}},
+    "program": {"jax": "1"},
+}
+MARKS = [Mark(2 * n, "model.safetensors", 100 * n, f"{n:08x}") for n in range(1, 4)]
+PREPARED = {"rows": [1, 2], "inertia": 0.1}
+
+
+@pytest.fixture
+def path(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl", IDENTITY)
+    journal.record_prepared(PREPARED)
+    for name, mark in zip("abc", MARKS, strict=True):
+        journal.record_unit(name, mark)
+    return journal.path
+
+
+def test_what_was_recorded_is_read_back(path):
+    journal = resume_journal(path, IDENTITY)
+    assert journal.prepared == PREPARED
+    assert journal.units == dict(zip("abc", MARKS, strict=True))
+
+
+def test_without_a_journal_there_is_nothing(tmp_path):
+    journal = resume_journal(tmp_path / "none", IDENTITY)
+    assert journal.prepared is None and not journal.units
+    (tmp_path / "empty").touch()
+    assert not resume_journal(tmp_path / "empty", IDENTITY).units
+
+
+def test_nothing_is_written_before_something_is_done(tmp_path):
+    Journal(tmp_path / "journal.jsonl", IDENTITY).keep(0)
+    assert not (tmp_path / "journal.jsonl").exists()
+
+
+def test_any_cut_leaves_the_lines_before_it(path):
+    whole = path.read_bytes()
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        lines = sum(end <= cut for end in ends)
+        journal = resume_journal(path, IDENTITY)
+        assert list(journal.units) == list("abc")[: max(lines - 2, 0)]
+        assert (journal.prepared is not None) == (lines >= 2)
+
+
+def test_after_a_cut_it_can_be_continued(path):
+    path.write_bytes(path.read_bytes()[:-7])
+    journal = resume_journal(path, IDENTITY)
+    journal.keep(1)
+    journal.record_unit("z", MARKS[1])
+    again = resume_journal(path, IDENTITY)
+    assert list(again.units) == ["a", "z"] and again.prepared == PREPARED
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"inputs": IDENTITY["inputs"] | {"/d.jsonl": [5, 7]}}, "/d.jsonl is not what it was"),
+        ({"inputs": IDENTITY["inputs"] | {"/new": [5, 7]}}, "/new is not what it was"),
+        ({"recipe": {"merge_method": "recall", "samples": {"count": 3}}}, "another samples.count"),
+        ({"recipe": {"merge_method": "recall", "samples": None}}, "another samples"),
+        ({"program": {"jax": "2"}}, "another jax"),
+    ],
+)
+def test_another_merge_or_changed_inputs_are_refused(change, words, path):
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="run without --resume to start afresh") as caught:
+        resume_journal(path, IDENTITY | change)
+    assert words in str(caught.value)
+    assert path.read_bytes() == before
