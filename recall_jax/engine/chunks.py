@@ -50,8 +50,8 @@ def merge_pieces(
     wide = np.dtype(np.float64) in {dtype, *(row.dtype for row in rows)}
     for start, size, skip in spans(rows[-1].size, chunk):
         with jax.enable_x64(wide):
-            # On CPU a piece that lies aligned in its file is used where it is mapped.
-            pieces = [jax.device_put(row[start : start + size]) for row in rows]
+            # On CPU jax uses a piece that lies aligned in its file where it is mapped.
+            pieces = [row[start : start + size] for row in rows]
             elements, finite = _merge(pieces, weights, kernel, reference, dtype)
         yield Piece(elements, finite, skip)
 
@@ -69,7 +69,7 @@ def spans(size: int, chunk: int) -> Iterator[tuple[int, int, int]]:
 
 @partial(jax.jit, static_argnames=("kernel", "reference", "dtype"))
 def _merge(
-    pieces: list[jax.Array], weights: jax.Array, kernel: Kernel, reference: int, dtype: Any
+    pieces: Sequence[Any], weights: Any, kernel: Kernel, reference: int, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
     merged = kernel(pieces, weights, reference=reference, dtype=dtype)
     return merged, jnp.all(jnp.isfinite(merged))
