@@ -1,0 +1,165 @@
+"""SIGKILL at any moment of a merge: OUT is absent or whole, and --resume ends in the same bytes.
+
+The moments are spread over the whole life of the process, from its start to a little after its end.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from toys import SIZES, environment, make_tokenizer, tree, write_rows
+
+from recall_jax.verification import verify
+
+RECALL = str(Path(sys.executable).with_name("recall"))
+# large enough that the walk is no mere moment
+DEEP = SIZES | {"hidden_size": 320, "intermediate_size": 1024, "num_hidden_layers": 14}
+# what differs from run to run: timings, and the files that show them
+TIMED = {"recall_report.json", "recall_report.html", "README.md", "checksums.json"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A merge, and what it comes to when nothing disturbs it."""
+
+    recipe: Path
+    cache: Path
+    seconds: float = 0.0
+    whole: Mapping[str, bytes | None] = field(default_factory=dict)
+
+    def run(
+        self, out: Path, *options: str, seconds: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """`recall merge` as a user runs it, killed after `seconds` if it still runs."""
+        command = [RECALL, "merge", str(self.recipe), str(out), "--shard-size", "4MB", *options]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(self.cache)
+        )
+        try:
+            texts = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            texts = process.communicate()
+        return subprocess.CompletedProcess(
+            command, process.returncode, *(text.decode() for text in texts)
+        )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> list[str]:
+    """Three relatives in bfloat16."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**DEEP)).to(torch.bfloat16)
+    for k in range(3):
+        model.save_pretrained(folder / str(k))
+        make_tokenizer().save_pretrained(folder / str(k))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+    return [str(folder / str(k)) for k in range(3)]
+
+
+@pytest.fixture(scope="module", params=["linear", "recall"])
+def job(request, models, cache, tmp_path_factory) -> Job:
+    """A linear merge, or a RECALL merge that chooses its typical samples."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "linear":
+        entries = [{"model": model, "parameters": {"weight": 0.3}} for model in models]
+        values = {"models": entries, "out_dtype": "float32"}
+    else:
+        rows = random.Random(0)
+        texts = ["".join(rows.choices("abcdef XYZ01", k=rows.randint(10, 60))) for _ in range(48)]
+        data = str(write_rows(folder / "data.jsonl", texts))
+        entries = [{"model": model} for model in models[:2]]
+        values = {"models": entries, "samples": {"data": data, "count": 8}}
+    recipe = folder / "recipe.yml"
+    recipe.write_text(json.dumps({"merge_method": request.param} | values))
+    job = Job(recipe, cache)
+    assert job.run(folder / "first" / "out").returncode == 0  # compiles the programs
+    start = time.monotonic()
+    outs = [folder / name / "out" for name in ("a", "b")]
+    with ThreadPoolExecutor(2) as pool:  # as they will run below
+        assert [done.returncode for done in pool.map(job.run, outs)] == [0, 0]
+    seconds = time.monotonic() - start
+    whole = untimed(folder / "first" / "out")
+    assert len([name for name in whole if name.endswith(".safetensors")]) > 5
+    assert all(untimed(out) == whole for out in outs)
+    return Job(recipe, cache, seconds, whole)
+
+
+@pytest.mark.parametrize(
+    "kills", [5, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
+)
+def test_a_killed_merge_is_resumed_to_the_identical_bytes(kills, job, toys, tmp_path):
+    chance = random.Random(kills)
+
+    def moment(number: int) -> float:
+        """Uniform over the life of the process; together the kills cover it evenly."""
+        return 1.1 * job.seconds * (number + chance.random()) / kills
+
+    trials = []
+    for number in range(kills):
+        moments = [moment(number)]
+        if number % 3 == 2:  # the resumed run is killed too
+            moments.append(moment(chance.randrange(kills)))
+        old = Path(toys.llama[0]) if number % 2 else None
+        trials.append((job, tmp_path / str(number), moments, old))
+    with ThreadPoolExecutor(2) as pool:
+        resumed = list(pool.map(lambda trial: kill_and_resume(*trial), trials))
+    if kills >= 50:  # some moments were in the walk
+        assert any(resumed)
+
+
+def kill_and_resume(job: Job, folder: Path, moments: Sequence[float], old: Path | None) -> int:
+    """Kill a merge, resume it and kill that at each further moment, then let it end.
+
+    The merge replaces `old` where that is given. Returns how many units the last run took over.
+    """
+    out = folder / "out"
+    options = []
+    if old is not None:
+        shutil.copytree(old, out)
+        options = ["--force"]
+    for seconds in [*moments, None]:
+        finished = old is None and out.exists()  # the kill came between publishing and the end
+        done = job.run(out, *options, seconds=seconds)
+        killed = done.returncode == -signal.SIGKILL
+        assert killed or done.returncode == (2 if finished else 0), done
+        assert (f"{out} exists" in done.stderr) == (finished and not killed)
+        if not (tree(out) == tree(old) if old else not out.exists()):
+            assert_whole(out, job.whole)
+        options = [*options, "--resume"]
+    assert not killed
+    assert_whole(out, job.whole)
+    assert os.listdir(folder) == ["out"]
+    report = json.loads((out / "recall_report.json").read_text())
+    shutil.rmtree(folder)
+    return report["resumed_units"]
+
+
+def assert_whole(out: Path, whole: Mapping[str, bytes | None]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert verify(out).faults == ()
+    found = untimed(out)
+    assert found.keys() == whole.keys()
+    assert [name for name in whole if found[name] != whole[name]] == []
+    AutoModelForCausalLM.from_pretrained(out)
+
+
+def untimed(out: Path) -> dict[str, bytes | None]:
+    return {name: content for name, content in tree(out).items() if name not in TIMED}
