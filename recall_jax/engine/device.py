@@ -15,12 +15,12 @@ def not_finite(model: str, tensors: Mapping[str, Any]) -> str | None:
     return None
 
 
-def to_device(array: np.ndarray) -> jax.Array:
-    """A tensor of a checkpoint on the default device; float64 becomes float32 there.
+def to_device(array: np.ndarray, device: jax.Device) -> jax.Array:
+    """A tensor of a checkpoint on a device; float64 becomes float32 there.
 
     On CPU a tensor that lies aligned in its file is used where it is mapped, without a copy.
     """
     if array.dtype == np.float64:
         with np.errstate(over="ignore"):  # infinity, which the forward will find
             array = array.astype(np.float32)
-    return jax.device_put(array)
+    return jax.device_put(array, device)

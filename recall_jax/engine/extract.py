@@ -42,12 +42,10 @@ def pooled_states(
             arch, [token_ids[row] for row in rows], batch_size=batch_size, dtype=dtype
         )
         states = {}
-        for index, (unit, means) in enumerate(forward.pooled_units(model), start=1):
+        for index, (unit, means) in enumerate(forward.pooled_units(model, units[-1]), start=1):
             steps = done * num_units + index, len(blocks) * num_units
             progress(f"{model.name}: {unit}", *steps, read=model.bytes_read)
             if unit in units:
                 states[unit] = means
-            if unit == units[-1]:
-                break
         pooled.append(np.stack([states[unit] for unit in units]))
     return np.concatenate(pooled, axis=1), len(blocks)

@@ -6,9 +6,10 @@ models over a mesh of devices, some models side by side and the rows of each spl
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from recall_jax.engine.device import not_finite, to_device
+from recall_jax.engine.lane import ahead
 from recall_jax.engine.plan import NamedModel
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
@@ -33,6 +35,14 @@ HiddenStates = tuple[jax.Array, ...]
 # Of the models on one device, each with its parameters in the order of `state_tensors`. On several
 # devices an array holds, along its first axis, one model's parameter after the other's.
 Parameters = list[list[jax.Array]]
+
+
+class Placed(NamedTuple):
+    """A unit of K models: its tensors as on disk, and on the devices for each group of models."""
+
+    stored: Sequence[Mapping[str, np.ndarray]]
+    groups: Sequence[Parameters]
+
 
 _MODELS, _ROWS = PartitionSpec("models"), PartitionSpec("rows")
 _MODELS_AND_ROWS = PartitionSpec("models", "rows")
@@ -91,73 +101,78 @@ class StreamedForward:
             max(n for n in range(1, models_at_once + 1) if rounds % n == 0),
         )
 
+    def place(self, unit: str, tensors: Sequence[Mapping[str, np.ndarray]]) -> Placed:
+        """Bring what the forward needs of a unit of all K models, given as on disk, to the devices.
+
+        Can be done for the next unit, in another thread, while one is computed.
+        """
+        names = state_tensors(self.arch, unit)
+        own = [{name: model[name] for name in names} for model in tensors]
+        group = self.mesh.shape["models"] * self.models_each
+        starts = range(0, len(own), group)
+        return Placed(own, [self._spread(own[start : start + group]) for start in starts])
+
     def advance(
-        self,
-        unit: str,
-        tensors: Sequence[Mapping[str, jax.Array]],
-        states: Sequence[HiddenStates],
-        models: Sequence[str],
+        self, unit: str, placed: Placed, states: Sequence[HiddenStates], models: Sequence[str]
     ) -> tuple[list[HiddenStates], np.ndarray]:
         """Run `unit` of all K models: (states after it, their pooled means (K, n, E) float32).
 
-        `tensors` has the unit's parameters of each model as on disk. `states` are those after the
-        unit before, () for `embed`; they are consumed. Raises InputError, with the name of one of
-        the `models`, where its means are not finite.
+        `states` are those after the unit before, () for `embed`; they are consumed. Raises
+        InputError, with the name of one of the `models`, where its means are not finite.
         """
-        names = state_tensors(self.arch, unit)
-        group = self.mesh.shape["models"] * self.models_each
-        starts = range(0, len(models), group)
         after, means = [], []
-        for start, given in zip(starts, states or [self.input_ids] * len(starts), strict=True):
-            run = self._program(unit, self._place(tensors[start : start + group], names))
+        starts = states or [self.input_ids] * len(placed.groups)
+        for parameters, given in zip(placed.groups, starts, strict=True):
+            run = self._program(unit, parameters)
             results = [run(rows, ctx) for rows, ctx in zip(given, self.contexts, strict=True)]
             hidden, pooled = zip(*results, strict=True)
             after.append(hidden)
             means.append(np.concatenate([np.asarray(mean) for mean in pooled], axis=1))
         pooled_means = np.concatenate(means)[:, self.batches.order]
-        for model, own, mean in zip(models, tensors, pooled_means, strict=True):
+        for model, own, mean in zip(models, placed.stored, pooled_means, strict=True):
             if not np.isfinite(mean).all():
                 raise InputError(
-                    not_finite(model, {name: own[name] for name in names})
+                    not_finite(model, own)
                     or f"{model}: hidden states overflow in unit {unit}, "
                     "though its weights are finite"
                 )
         return after, pooled_means
 
-    def pooled_units(self, model: NamedModel) -> Iterator[tuple[str, np.ndarray]]:
-        """Each unit of the only model in turn with its pooled means (n, E); reads it when asked."""
-        states: Sequence[HiddenStates] = ()
-        for unit in self.arch.units:
-            names = state_tensors(self.arch, unit)
-            tensors = {name: to_device(model.read(name)) for name in names}
-            states, pooled = self.advance(unit, [tensors], states, [model.name])
-            yield unit, pooled[0]
+    def pooled_units(self, model: NamedModel, last: str) -> Iterator[tuple[str, np.ndarray]]:
+        """Each unit of the only model up to `last` and its pooled means (n, E); reads one ahead."""
 
-    def _place(
-        self, tensors: Sequence[Mapping[str, jax.Array]], names: Sequence[str]
-    ) -> Parameters:
+        def read(unit: str) -> Placed:
+            return self.place(
+                unit, [{name: model.read(name) for name in state_tensors(self.arch, unit)}]
+            )
+
+        states: Sequence[HiddenStates] = ()
+        units = self.arch.units[: self.arch.units.index(last) + 1]
+        with closing(ahead(read, units)) as coming:
+            for unit, placed in zip(units, coming, strict=True):
+                states, pooled = self.advance(unit, placed, states, [model.name])
+                yield unit, pooled[0]
+
+    def _spread(self, models: Sequence[Mapping[str, np.ndarray]]) -> Parameters:
         """The parameters of a group, each on the devices of its model and on no others."""
         sharding = NamedSharding(self.mesh, _MODELS)
 
-        def spread(models: Sequence[jax.Array]) -> jax.Array:
+        def spread(arrays: Sequence[np.ndarray]) -> jax.Array:
             """One array of the same parameter of models side by side."""
             shards = [
-                jax.device_put(array, device)
-                for array, devices in zip(models, self.mesh.devices, strict=True)
+                to_device(array, device)
+                for array, devices in zip(arrays, self.mesh.devices, strict=True)
                 for device in devices
             ]
-            length, *rest = models[0].shape
+            length, *rest = arrays[0].shape
             return jax.make_array_from_single_device_arrays(
-                (length * len(models), *rest), sharding, shards
+                (length * len(arrays), *rest), sharding, shards
             )
 
         # The models of one device follow one another in the group, as their hidden states do.
         return [
-            [
-                spread([model[name] for model in tensors[first :: self.models_each]])
-                for name in names
-            ]
-            for first in range(self.models_each)
+            [spread([model[name] for model in models[first :: self.models_each]]) for name in model]
+            for first, model in enumerate(models[: self.models_each])
         ]
 
     def _program(

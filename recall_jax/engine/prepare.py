@@ -3,12 +3,10 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 
-import jax
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.cut import Cut, cut_forward, cut_rows, hidden_bytes_of
-from recall_jax.engine.device import to_device
 from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.inputs import (
     TypicalSamples,
@@ -21,8 +19,7 @@ from recall_jax.engine.journal import Journal
 from recall_jax.engine.progress import Clock, Progress
 from recall_jax.engine.recall import Comparer
 from recall_jax.engine.resident import Resident
-from recall_jax.engine.rules import Prepared, Rule, Stored
-from recall_jax.models.convert import state_tensors
+from recall_jax.engine.rules import Prepared, Rule
 from recall_jax.recipe import Samples
 from recall_jax.similarity.compare import Comparison, check_samples
 
@@ -100,26 +97,17 @@ def prepare_recall(
             samples = replace(samples, passes=0) if fits else samples
             journal.record_prepared({"samples": samples.to_json(), "cut": asdict(cut)})
         kept.release()
-    comparer = Comparer(
-        StreamedForward.of(
-            arch,
-            samples.samples.token_ids,
-            batch_size=cut.batch_size,
-            dtype=dtype,
-            num_models=len(models),
-            models_at_once=cut.models_at_once,
-        ),
-        [model.name for model in models],
-        comparison,
-        temperature,
+    forward = StreamedForward.of(
+        arch,
+        samples.samples.token_ids,
+        batch_size=cut.batch_size,
+        dtype=dtype,
+        num_models=len(models),
+        models_at_once=cut.models_at_once,
     )
-
-    def place(unit: str, stored: Stored) -> list[dict[str, jax.Array]]:
-        names = state_tensors(arch, unit)
-        return [{name: to_device(model[name]) for name in names} for model in stored]
-
+    comparer = Comparer(forward, [model.name for model in models], comparison, temperature)
     return Prepared(
-        Rule(comparer.weigh, comparer.findings, place),
+        Rule(comparer.weigh, comparer.findings, forward.place),
         [kept if model is teacher else model for model in models],
         needed=cut.needed,
         cut={"batch_size": cut.batch_size, "models_at_once": cut.models_at_once},

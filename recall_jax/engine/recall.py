@@ -1,14 +1,13 @@
 """RECALL's rule in the streamed engine: compare the models unit by unit, and weigh them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from recall_jax.engine.findings import Findings, adjacent_similarities
-from recall_jax.engine.forward import HiddenStates, StreamedForward
+from recall_jax.engine.forward import HiddenStates, Placed, StreamedForward
 from recall_jax.merging.weights import layer_weights
 from recall_jax.similarity.compare import Comparison, check_sigma, compare_unit
 
@@ -38,9 +37,9 @@ class Comparer:
         self._states: Sequence[HiddenStates] = ()
         self._found: list[_UnitFinding] = []
 
-    def weigh(self, unit: str, tensors: Sequence[Mapping[str, jax.Array]]) -> np.ndarray:
-        """Weights (K,) of the models in `unit`, given its tensors of each model by name."""
-        self._states, reps = self._forward.advance(unit, tensors, self._states, self._models)
+    def weigh(self, unit: str, placed: Placed) -> np.ndarray:
+        """Weights (K,) of the models in `unit`, as the forward has placed it."""
+        self._states, reps = self._forward.advance(unit, placed, self._states, self._models)
         similarity, sigma = compare_unit(jnp.asarray(reps), self._comparison)
         check_sigma(sigma, self._comparison, [unit])
         weights = np.asarray(layer_weights(similarity, temperature=self._temperature))

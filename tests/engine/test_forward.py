@@ -60,7 +60,7 @@ def walk(models, num_devices=1, models_at_once=1, batch_size=4):
         )
     states, pooled = (), []
     for unit in ARCH.units:
-        states, means = run.advance(unit, models, states, NAMES[: len(models)])
+        states, means = run.advance(unit, run.place(unit, models), states, NAMES[: len(models)])
         chex.assert_shape(means, (len(models), len(ROWS), ARCH.hidden_size))
         pooled.append(means)
     return np.stack(pooled, axis=1), run
@@ -119,7 +119,7 @@ def test_one_program_serves_all_blocks_and_all_groups():
 def test_a_device_gets_only_its_own_models_parameters():
     _, run = walk(MODELS, num_devices=8)
     name = state_tensors(ARCH, "layers.1")[1]
-    ((placed,),) = run._place(MODELS[:2], [name])
+    ((placed,),) = run._spread([{name: model[name]} for model in MODELS[:2]])
     for shard in placed.addressable_shards:
         row = np.argwhere(run.mesh.devices == shard.device)[0, 0]
         np.testing.assert_array_equal(shard.data, MODELS[row][name])
@@ -128,7 +128,7 @@ def test_a_device_gets_only_its_own_models_parameters():
 def test_a_parameter_in_the_compute_dtype_is_used_where_it_lies():
     _, run = walk(MODELS[:1])
     name = state_tensors(ARCH, "layers.1")[1]
-    ((used,),) = streamed._in_dtype(run._place(MODELS[:1], [name]), run.dtype)
+    ((used,),) = streamed._in_dtype(run._spread([{name: MODELS[0][name]}]), run.dtype)
     assert used.unsafe_buffer_pointer() == MODELS[0][name].unsafe_buffer_pointer()
 
 
