@@ -50,17 +50,13 @@ from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax
 from recall_jax.models.forward import forward, init_params, logits
 from recall_jax.output import output_folder
+from recall_jax.representations.tokens import QWEN2_PIECES
 
 END = "<|endoftext|>"
 TASK_TOKENS = tuple(f"{task} " for task in TASKS)
 BYTES = tuple(sorted(pre_tokenizers.ByteLevel.alphabet()))
 VOCABULARY = (*BYTES, END, *TASK_TOKENS)
 """A task's name with the space after it is one token; else every byte is one by itself."""
-
-QWEN2_PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],

@@ -30,7 +30,7 @@ class _Pipeline:
 
 
 # transformers/models/qwen2/tokenization_qwen2.py
-_QWEN2_PIECES = (
+QWEN2_PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -42,7 +42,7 @@ _QWEN2 = _Pipeline(
             "pretokenizers": [
                 {
                     "type": "Split",
-                    "pattern": {"Regex": _QWEN2_PIECES},
+                    "pattern": {"Regex": QWEN2_PIECES},
                     "behavior": "Isolated",
                     "invert": False,
                 },

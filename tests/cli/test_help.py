@@ -69,6 +69,26 @@ print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
     assert HEAVY & set(json.loads(done.stdout.splitlines()[-1])) == set()
 
 
+def test_a_merge_that_runs_no_model_loads_only_what_it_needs(toys, tmp_path, cache):
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(json.dumps({"merge_method": "average", "models": [{"model": toys.llama[0]}]}))
+    code = """
+import json, sys
+from recall_jax.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+    done = run("-c", code, "merge", str(recipe), str(tmp_path / "out"), "--quiet", cache=cache)
+    assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    forward = {"flax", "chex", "optax", "tokenizers", "transformers", "torch", "sklearn"}
+    assert not loaded & (forward | {"rich", "pyarrow", "huggingface_hub", "orbax"})
+    assert "jax" in loaded
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command, recall):
     done = recall(command, "--help")
