@@ -242,7 +242,7 @@ def _describe(models: Sequence[Checkpoint], plan: Plan, budget: int, resumed: in
     written = sum(spec.nbytes for spec in plan.specs.values()) / 1e6
     units = f"{len(plan.units)} units" + (f", {resumed} of them written already" * bool(resumed))
     return (
-        f"plan: {len(models)} models of {units}; {read:,.1f} MB to read, {written:,.1f} MB to "
+        f"{len(models)} models of {units}: {read:,.1f} MB to read, {written:,.1f} MB to "
         f"write, {budget / 1e6:,.0f} MB of memory allowed"
     )
 

@@ -294,6 +294,7 @@ def _run(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         "peak memory": report["peak_memory_bytes"],
     }
     rows = [(name, wording.size(count)) for name, count in sizes.items() if count is not None]
+    rows += [("plan", "; ".join(report["plan"]))] if report.get("plan") else []
     return rows + [
         (key.replace("_", " "), str(value))
         for key, value in report.items()
