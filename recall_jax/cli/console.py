@@ -149,5 +149,5 @@ def _choose_device(device: str) -> None:
         jax.devices()
     except RuntimeError as error:
         raise InputError(
-            f"JAX finds no {device} here: install the jax of your {device}, or leave --device out"
+            f"JAX finds no {device} here: install its plugin for it, or leave --device out"
         ) from error
