@@ -12,7 +12,7 @@ import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
-from recall_jax.engine.budget import cut_pieces, memory_budget
+from recall_jax.engine.budget import cut_pieces, held_bytes, memory_budget
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.journal import Journal, resume_journal
 from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models
@@ -97,13 +97,13 @@ def merge(
                 if options.resume
                 else Journal(work.journal, identity)
             )
-            chunk, needed = cut_pieces(models, BACKLOG, budget)
+            chunk, added = cut_pieces(models, plan.specs, BACKLOG, budget)
             with ShardedWriter(work.folder, plan.specs, options.shard_bytes) as writer:
                 resumed = writer.resume(list(journal.units.values())) if journal.units else 0
                 journal.keep(resumed)
                 tell(_describe(models, plan, budget, resumed))
                 prepared = _prepare(
-                    recipe, models, plan, journal, budget, needed, clock, progress, tell
+                    recipe, models, plan, journal, budget, added, clock, progress, tell
                 )
                 merge_stream(
                     replace(plan, models=prepared.models),
@@ -165,13 +165,13 @@ def _prepare(
     plan: Plan,
     journal: Journal,
     budget: int,
-    needed: int,
+    added: int,
     clock: Clock,
     progress: Progress,
     announce: Callable[[str], None],
 ) -> Prepared:
     if recipe.weights is not None:
-        return _given(Path(recipe.weights), models, plan, needed)
+        return _given(Path(recipe.weights), models, plan, held_bytes() + added)
     if METHODS[recipe.merge_method].compares_models:
         # The models' forward, and all it imports, is for methods that run the models.
         from recall_jax.engine.prepare import prepare_recall
@@ -187,7 +187,7 @@ def _prepare(
             ignore_config=recipe.ignore_config,
             journal=journal,
             budget=budget,
-            beside=needed,
+            beside=added,
             clock=clock,
             progress=progress,
             announce=announce,
@@ -196,7 +196,7 @@ def _prepare(
         weights = linear_weights(recipe, plan.specs)
     else:
         weights = dict.fromkeys(plan.specs, np.full(len(models), 1 / len(models), np.float32))
-    return Prepared(weights_by_tensor(weights, plan.specs), models, needed)
+    return Prepared(weights_by_tensor(weights, plan.specs), models, held_bytes() + added)
 
 
 def _given(path: Path, models: Sequence[Checkpoint], plan: Plan, needed: int) -> Prepared:

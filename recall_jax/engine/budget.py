@@ -1,29 +1,33 @@
 """The memory budget of a run: what is free, and how large the pieces of a merge may be.
 
-The budget is of the memory that runs the models: the host's on CPU, each device's elsewhere. Maps
-of checkpoint files do not count: the system takes their pages back when it needs them.
+The budget is of the memory that runs the models, and is all that this process may hold of it: the
+host's on CPU, each device's elsewhere. Maps of checkpoint files do not count: the system takes
+their pages back when it needs them.
 """
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 
 from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.plan import units_of
 from recall_jax.errors import InputError
 
 SHARE = 0.6  # of what is free
-_COMPILER = 200 << 20  # what compiling and its programs take beside the arrays
-_SMALLEST_CHUNK = 1 << 14
 MIB = 1 << 20
+_PROGRAMS = 32 * MIB  # what compiling the merge takes: 26 MiB measured
+_SMALLEST_CHUNK = 1 << 14
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def memory_budget(asked: int | None) -> int:
-    """Bytes that a run may take: as asked, or a share of what is free."""
-    return int(SHARE * free_bytes()) if asked is None else asked
+    """Bytes that a run may hold: as asked, or what it holds by now and a share of what is free."""
+    return held_bytes() + int(SHARE * free_bytes()) if asked is None else asked
 
 
 def free_bytes() -> int:
@@ -36,24 +40,28 @@ def free_bytes() -> int:
     return min([_free_on_host(), *_limits()])
 
 
-def taken_bytes() -> int:
-    """Anonymous memory that this process holds already, and will need to compile."""
+def held_bytes() -> int:
+    """Anonymous memory that this process holds by now."""
     if jax.default_backend() != "cpu":
         return 0
-    return _field("/proc/self/status", "RssAnon") + _COMPILER
+    return _field("/proc/self/status", "RssAnon")
 
 
-def cut_pieces(models: Sequence[Checkpoint], backlog: int, budget: int) -> tuple[int, int]:
-    """The largest pieces to merge in, up to CHUNK elements, and the bytes that merging needs.
+def cut_pieces(
+    models: Sequence[Checkpoint], merged: Mapping[str, TensorSpec], backlog: int, budget: int
+) -> tuple[int, int]:
+    """The largest pieces to merge in, up to CHUNK elements, and the bytes merging adds to `held`.
 
-    `backlog` merged pieces exist at once. Raises InputError where even the smallest do not fit.
+    `backlog` pieces of the `merged` tensors exist at once, beside one in work and one handed over.
+    Raises InputError where even the smallest do not fit.
     """
-    folded = sum(2 * _largest_unit(model) for model in models if model.adapters)
+    element = sum(widest(specs) for specs in (merged, *(model.specs for model in models)))
+    folded = _folded_bytes(models)
     chunk = CHUNK
     while True:
-        needed = taken_bytes() + folded + (backlog + 2) * (len(models) + 1) * chunk * 4
-        if needed <= budget:
-            return chunk, needed
+        added = _PROGRAMS + folded + (backlog + 2) * chunk * element
+        if (needed := held_bytes() + added) <= budget:
+            return chunk, added
         if chunk <= _SMALLEST_CHUNK:
             raise InputError(
                 f"this merge needs {needed / MIB:,.0f} MiB of memory and may take "
@@ -62,11 +70,22 @@ def cut_pieces(models: Sequence[Checkpoint], backlog: int, budget: int) -> tuple
         chunk //= 4
 
 
-def _largest_unit(model: Checkpoint) -> int:
-    """Bytes of a model's largest unit: adapters are folded into memory a unit at a time."""
-    return max(
-        sum(model.specs[name].nbytes for name in names) for names in units_of(model.specs).values()
-    )
+def _folded_bytes(models: Sequence[Checkpoint]) -> int:
+    """What adapters take: they are folded into memory a unit at a time, while one is in use."""
+    units = tensors = 0
+    for model in models:
+        if model.adapters:
+            units += 2 * max(
+                sum(model.specs[name].nbytes for name in names)
+                for names in units_of(model.specs).values()
+            )
+            tensors = max(tensors, *(4 * math.prod(spec.shape) for spec in model.specs.values()))
+    return units + 3 * tensors  # the base's, the update and its square, in float32
+
+
+def widest(specs: Mapping[str, TensorSpec]) -> int:
+    """Bytes of an element of the widest tensor."""
+    return max(spec.dtype.itemsize for spec in specs.values())
 
 
 def _free_on_host() -> int:
@@ -83,11 +102,10 @@ def _limits() -> list[int]:
     soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if soft != resource.RLIM_INFINITY:
         left.append(soft - _field("/proc/self/status", "VmData"))
-    group = Path("/sys/fs/cgroup")
     try:
-        limit = (group / "memory.max").read_text().strip()
+        limit = (_CONTROL_GROUP / "memory.max").read_text().strip()
         if limit != "max":
-            left.append(int(limit) - int((group / "memory.current").read_text()))
+            left.append(int(limit) - int((_CONTROL_GROUP / "memory.current").read_text()))
     except (OSError, ValueError):
         pass  # no such container here
     return [max(each, 0) for each in left]

@@ -2,15 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from recall_jax.engine.budget import MIB, taken_bytes
-from recall_jax.engine.memory import block_bytes, hidden_bytes, working_bytes
+from recall_jax.engine.budget import MIB, held_bytes
+from recall_jax.engine.memory import (
+    block_bytes,
+    hidden_bytes,
+    largest_unit_bytes,
+    working_bytes,
+)
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
 from recall_jax.representations.batches import make_batches, padded_length
+
+_FLOAT32 = 4
+_PROGRAMS = 160 * MIB  # what compiling the forward, the comparison and k-means takes
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,14 @@ class Cut:
     needed: int
 
 
+class Passes(NamedTuple):
+    """Rows in a batch, the row numbers of each pass over one model, and the bytes needed in all."""
+
+    batch_size: int
+    rows: list[np.ndarray]
+    needed: int
+
+
 def cut_forward(
     arch: Architecture,
     lengths: Sequence[int],
@@ -29,20 +46,24 @@ def cut_forward(
     num_models: int,
     batch_size: int,
     itemsize: int,
+    stored: int,
     budget: int,
     beside: int,
 ) -> Cut:
     """The widest cut of a forward of `num_models` models over rows of these lengths that fits.
 
-    `beside` are bytes that the run needs beside the forward. Batches are never larger than asked.
-    Models go side by side on accelerators only: on CPU that gains nothing. Raises InputError,
-    before anything is read, where not even one row of one model at a time fits.
+    A parameter takes `stored` bytes on disk and `itemsize` where it is computed with. `beside` are
+    bytes that the run adds, beside the forward, to what the process holds by now. Batches are never
+    larger than asked. Models go side by side on accelerators only: on CPU that gains nothing.
+    Raises InputError, before anything is read, where not even one row of one model at a time fits.
     """
     side_by_side = 1 if jax.default_backend() == "cpu" else num_models
+    beside += held_bytes() + _PROGRAMS
     for rows in _halvings(min(batch_size, len(lengths))):
         states = num_models * hidden_bytes_of(arch, lengths, rows, itemsize)
         for models_at_once in range(side_by_side, 0, -1):
             step = _one_step(arch, lengths, rows, models_at_once, itemsize)
+            step += _placed_bytes(arch, num_models, models_at_once, stored)
             cut = Cut(rows, models_at_once, beside + states + step)
             if cut.needed <= budget:
                 return cut
@@ -58,29 +79,34 @@ def cut_rows(
     arch: Architecture,
     lengths: Sequence[int],
     *,
+    num_units: int,
     batch_size: int,
     itemsize: int,
+    stored: int,
     budget: int,
-) -> tuple[int, list[np.ndarray]]:
-    """Batch size, and row numbers in as few equal blocks as fit: a pass over one model for each.
+) -> Passes:
+    """Rows in as few equal blocks as fit, to keep the pooled states of `num_units` units of each.
 
     Raises InputError where not even one batch of one row fits.
     """
-    beside = taken_bytes()
     longest = sorted(lengths)[-batch_size:]
-    batch_size = cut_forward(
+    # as they are gathered, laid together, and as the points to be clustered
+    pooled = 3 * num_units * len(lengths) * arch.hidden_size * _FLOAT32
+    cut = cut_forward(
         arch,
         longest,
         num_models=1,
         batch_size=batch_size,
         itemsize=itemsize,
+        stored=stored,
         budget=budget,
-        beside=beside,
-    ).batch_size
-    total = hidden_bytes_of(arch, lengths, batch_size, itemsize)
-    room = budget - beside - _one_step(arch, lengths, batch_size, 1, itemsize)
-    passes = min(-(-total // room), len(lengths))
-    return batch_size, np.array_split(np.arange(len(lengths)), passes)
+        beside=pooled,
+    )
+    states = hidden_bytes_of(arch, longest, cut.batch_size, itemsize)
+    total = hidden_bytes_of(arch, lengths, cut.batch_size, itemsize)
+    passes = min(-(-total // (budget - cut.needed + states)), len(lengths))
+    rows = np.array_split(np.arange(len(lengths)), passes)
+    return Passes(cut.batch_size, rows, cut.needed - states + -(-total // passes))
 
 
 def hidden_bytes_of(
@@ -98,6 +124,16 @@ def _one_step(
     longest = padded_length(max(lengths))
     params = models_at_once * block_bytes(arch, itemsize)
     return params + working_bytes(arch, rows, longest, models_at_once, itemsize)
+
+
+def _placed_bytes(arch: Architecture, num_models: int, models_at_once: int, stored: int) -> int:
+    """Parameters on their way into the forward, as stored.
+
+    On CPU they are those of the models that run, which may not be aligned in their files; elsewhere
+    those of all models, of a unit and of the next.
+    """
+    models = models_at_once if jax.default_backend() == "cpu" else 2 * num_models
+    return models * largest_unit_bytes(arch, stored)
 
 
 def _halvings(rows: int) -> list[int]:

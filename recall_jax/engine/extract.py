@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.typing import DTypeLike
 
+from recall_jax.engine.budget import widest
 from recall_jax.engine.cut import cut_rows
 from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.plan import NamedModel
@@ -28,11 +29,13 @@ def pooled_states(
     `units` are in the order of the forward pass, which ends with the last of them. A pass reads the
     model once, for as many rows as fit the budget of memory, in bytes.
     """
-    batch_size, blocks = cut_rows(
+    batch_size, blocks, _ = cut_rows(
         arch,
         [len(ids) for ids in token_ids],
+        num_units=len(units),
         batch_size=batch_size,
         itemsize=np.dtype(dtype).itemsize,
+        stored=widest(model.specs),
         budget=budget,
     )
     pooled = []

@@ -5,10 +5,11 @@ block, head) and each padded length, whatever the depth and the number of models
 models over a mesh of devices, some models side by side and the rows of each split.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +42,7 @@ class Placed(NamedTuple):
     """A unit of K models: its tensors as on disk, and on the devices for each group of models."""
 
     stored: Sequence[Mapping[str, np.ndarray]]
-    groups: Sequence[Parameters]
+    groups: Iterable[Parameters]  # to be taken once
 
 
 _MODELS, _ROWS = PartitionSpec("models"), PartitionSpec("rows")
@@ -104,13 +105,16 @@ class StreamedForward:
     def place(self, unit: str, tensors: Sequence[Mapping[str, np.ndarray]]) -> Placed:
         """Bring what the forward needs of a unit of all K models, given as on disk, to the devices.
 
-        Can be done for the next unit, in another thread, while one is computed.
+        Can be done for the next unit, in another thread, while one is computed. On CPU a group is
+        placed only when its turn comes: what is not aligned in its file is copied, and one group's
+        copies at a time are enough.
         """
         names = state_tensors(self.arch, unit)
         own = [{name: model[name] for name in names} for model in tensors]
         group = self.mesh.shape["models"] * self.models_each
         starts = range(0, len(own), group)
-        return Placed(own, [self._spread(own[start : start + group]) for start in starts])
+        groups = (self._spread(own[start : start + group]) for start in starts)
+        return Placed(own, groups if jax.default_backend() == "cpu" else list(groups))
 
     def advance(
         self, unit: str, placed: Placed, states: Sequence[HiddenStates], models: Sequence[str]
@@ -120,14 +124,8 @@ class StreamedForward:
         `states` are those after the unit before, () for `embed`; they are consumed. Raises
         InputError, with the name of one of the `models`, where its means are not finite.
         """
-        after, means = [], []
-        starts = states or [self.input_ids] * len(placed.groups)
-        for parameters, given in zip(placed.groups, starts, strict=True):
-            run = self._program(unit, parameters)
-            results = [run(rows, ctx) for rows, ctx in zip(given, self.contexts, strict=True)]
-            hidden, pooled = zip(*results, strict=True)
-            after.append(hidden)
-            means.append(np.concatenate([np.asarray(mean) for mean in pooled], axis=1))
+        runs = map(partial(self._run, unit), placed.groups, states or repeat(self.input_ids))
+        after, means = zip(*runs, strict=True)
         pooled_means = np.concatenate(means)[:, self.batches.order]
         for model, own, mean in zip(models, placed.stored, pooled_means, strict=True):
             if not np.isfinite(mean).all():
@@ -136,7 +134,16 @@ class StreamedForward:
                     or f"{model}: hidden states overflow in unit {unit}, "
                     "though its weights are finite"
                 )
-        return after, pooled_means
+        return list(after), pooled_means
+
+    def _run(
+        self, unit: str, parameters: Parameters, given: Sequence[jax.Array]
+    ) -> tuple[HiddenStates, np.ndarray]:
+        """Run `unit` of a group on every batch: (states after it, their pooled means (G, n, E))."""
+        run = self._program(unit, parameters)
+        results = [run(rows, ctx) for rows, ctx in zip(given, self.contexts, strict=True)]
+        hidden, pooled = zip(*results, strict=True)
+        return hidden, np.concatenate([np.asarray(mean) for mean in pooled], axis=1)
 
     def pooled_units(self, model: NamedModel, last: str) -> Iterator[tuple[str, np.ndarray]]:
         """Each unit of the only model up to `last` and its pooled means (n, E); reads one ahead."""

@@ -6,7 +6,7 @@ from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import state_tensors, tensor_shapes
 from recall_jax.models.decoder import QUERY_BLOCK
 from recall_jax.representations.batches import Batches
-from recall_jax.units import layer_unit
+from recall_jax.units import EMBED, HEAD, layer_unit
 
 _FLOAT32 = 4
 
@@ -15,6 +15,15 @@ def block_bytes(arch: Architecture, itemsize: int) -> int:
     """The parameters of one block, in a dtype of `itemsize` bytes."""
     shapes = tensor_shapes(arch)
     return itemsize * sum(math.prod(shapes[name]) for name in state_tensors(arch, layer_unit(0)))
+
+
+def largest_unit_bytes(arch: Architecture, itemsize: int) -> int:
+    """The parameters of the largest unit that the forward uses, in a dtype of `itemsize` bytes."""
+    shapes = tensor_shapes(arch)
+    return itemsize * max(
+        sum(math.prod(shapes[name]) for name in state_tensors(arch, unit))
+        for unit in (EMBED, layer_unit(0), HEAD)
+    )
 
 
 def hidden_bytes(arch: Architecture, batches: Batches, itemsize: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.budget import widest
 from recall_jax.engine.cut import Cut, cut_forward, cut_rows, hidden_bytes_of
 from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.inputs import (
@@ -20,6 +21,7 @@ from recall_jax.engine.progress import Clock, Progress
 from recall_jax.engine.recall import Comparer
 from recall_jax.engine.resident import Resident
 from recall_jax.engine.rules import Prepared, Rule
+from recall_jax.engine.select import clustered_units
 from recall_jax.recipe import Samples
 from recall_jax.similarity.compare import Comparison, check_samples
 
@@ -41,14 +43,16 @@ def prepare_recall(
 ) -> Prepared:
     """Choose the typical samples, or take them from the journal, and set up the comparison.
 
-    `beside` are bytes of memory that the merge takes beside the forward. The model that chooses is
-    kept in memory for the merge where it fits, and then read only once.
+    `beside` are bytes of memory that the merge takes beside the forward, and beside what is held by
+    now. The model that chooses is kept in memory for the merge where it fits, and then read only
+    once.
     """
     reference = None if comparison.reference == "pairwise" else comparison.reference
     teacher = models[-1 if reference is None else reference]
     arch = common_architecture(models, ignore_config)
     dtype = compute_dtype(dtype_name, models[-1])
     itemsize = np.dtype(dtype).itemsize
+    stored = max(widest(model.specs) for model in models)
     with clock.stage("select"):
         pool = read_samples(settings, teacher, arch)
         lengths = sorted(map(len, pool.token_ids))
@@ -60,13 +64,13 @@ def prepare_recall(
             num_models=len(models),
             batch_size=settings.batch_size,
             itemsize=itemsize,
+            stored=stored,
             budget=budget,
             beside=beside,
         )
-        fits = (
-            beside + teacher.nbytes + hidden_bytes_of(arch, lengths, settings.batch_size, itemsize)
-            <= budget
-        )
+        needed = cut.needed
+        states = hidden_bytes_of(arch, lengths, settings.batch_size, itemsize)
+        fits = needed + teacher.nbytes + states <= budget
         kept = Resident(teacher)
         if journal.prepared is not None:
             samples = TypicalSamples.from_json(journal.prepared["samples"], pool)
@@ -77,14 +81,19 @@ def prepare_recall(
         )
         if journal.prepared is None:
             if wanted < len(lengths):
-                _, blocks = cut_rows(
+                passes = cut_rows(
                     arch,
                     lengths,
+                    num_units=len(clustered_units(settings.unit, arch)),
                     batch_size=settings.batch_size,
                     itemsize=itemsize,
+                    stored=stored,
                     budget=budget,
                 )
-                announce(_describe_selection(teacher.name, len(lengths), len(blocks), fits))
+                announce(_describe_selection(teacher.name, len(lengths), len(passes.rows), fits))
+                needed = max(needed, passes.needed)
+                if fits and teacher.adapters:  # folded, it is no map of a file
+                    needed += teacher.nbytes
             samples = find_typical(
                 settings,
                 pool,
@@ -109,7 +118,7 @@ def prepare_recall(
     return Prepared(
         Rule(comparer.weigh, comparer.findings, forward.place),
         [kept if model is teacher else model for model in models],
-        needed=cut.needed,
+        needed=needed,
         cut={"batch_size": cut.batch_size, "models_at_once": cut.models_at_once},
         reference=reference,
         compute_dtype=np.dtype(dtype).name,

@@ -30,7 +30,7 @@ def test_the_output_projection_is_not_read(model):
 
 
 def test_a_tight_budget_takes_more_passes_to_the_same_states(model, monkeypatch):
-    monkeypatch.setattr(cut, "taken_bytes", lambda: 0)
+    monkeypatch.setattr(cut, "held_bytes", lambda: 0)
     arch = read_architecture(model.config)
     loose, _ = pooled_states(
         model, arch, ROWS, arch.units, batch_size=1, dtype=np.float32, budget=1 << 40
@@ -48,7 +48,8 @@ def test_a_tight_budget_takes_more_passes_to_the_same_states(model, monkeypatch)
 
 def _fits(arch, budget: int) -> bool:
     try:
-        cut.cut_rows(arch, [4, 2], batch_size=1, itemsize=4, budget=budget)
+        sizes = {"num_units": len(arch.units), "itemsize": 4, "stored": 2}
+        cut.cut_rows(arch, [len(row) for row in ROWS], batch_size=1, budget=budget, **sizes)
     except InputError:
         return False
     return True
