@@ -14,6 +14,7 @@ from recall_jax.checkpoint.companions import copy_companions
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.findings import Findings, report_entries
 from recall_jax.engine.plan import DTYPES
+from recall_jax.errors import storage_faults
 from recall_jax.merging.methods import RecallParameters
 from recall_jax.recipe import Recipe
 from recall_jax.report.card import model_card
@@ -81,7 +82,10 @@ def write_outcome(
     samples: "TypicalSamples | None",
     report: dict[str, Any],
 ) -> None:
-    """Everything in OUT beside the weights and their checksums; `recipe` is resolved."""
+    """Everything in OUT beside the weights and their checksums; `recipe` is resolved.
+
+    Raises InputError where a file cannot be copied or written, StorageError if the disk fails.
+    """
     out_dtype = recipe.out_dtype or recipe.dtype
     copy_companions(
         newest.folder,
@@ -90,14 +94,15 @@ def write_outcome(
         tokenizers=newest.tokenizer_folders,
         dtype=DTYPES[out_dtype] if out_dtype else None,
     )
-    texts: Sequence[str] = ()
-    if samples is not None:
-        texts = samples.samples.texts
-        write_jsonl(folder / TYPICAL, samples.samples.typical_rows())
-    (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
-    write_report(folder / REPORT, report)
-    (folder / PAGE).write_text(render_html(report, texts), encoding="utf-8")
-    (folder / "README.md").write_text(model_card(report, out_name), encoding="utf-8")
+    texts: Sequence[str] = samples.samples.texts if samples else ()
+    page, card = render_html(report, texts), model_card(report, out_name)
+    with storage_faults(f"write {folder}"):
+        if samples is not None:
+            write_jsonl(folder / TYPICAL, samples.samples.typical_rows())
+        (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        write_report(folder / REPORT, report)
+        (folder / PAGE).write_text(page, encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def resolved(recipe: Recipe, models: Sequence[Checkpoint], compute_dtype: str | None) -> Recipe:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.json_objects import read_json_object
-from recall_jax.errors import InputError
+from recall_jax.errors import storage_faults
 
 CONFIG_NAME = "config.json"
 
@@ -46,7 +46,7 @@ def copy_companions(
     `config` stands in for the source's own, as an adapter may change it; the tokenizer comes from
     the first folder of `tokenizers` that has one, else from the source. With `dtype`, the copied
     config says that the weights are of it. InputError if the config is missing or malformed, or a
-    file cannot be copied.
+    file cannot be copied, StorageError if the disk fails.
     """
     own = read_json_object(source / CONFIG_NAME)
     written = dict(own if config is None else config)
@@ -60,16 +60,15 @@ def copy_companions(
     copies |= {name: with_tokenizer / name for name in names}
     if (source / _GENERATION).is_file():
         copies[_GENERATION] = source / _GENERATION
-    try:
-        if CONFIG_NAME not in copies:
+    if CONFIG_NAME not in copies:
+        with storage_faults(f"write {target / CONFIG_NAME}"):
             text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
             (target / CONFIG_NAME).write_text(text, encoding="utf-8")
-        if templates:
-            (target / _TEMPLATES).mkdir()
-        for name, path in copies.items():
+    for name, path in copies.items():
+        with storage_faults(f"copy {path} to {target}"):
+            if path in templates:
+                (target / _TEMPLATES).mkdir(exist_ok=True)
             shutil.copyfile(path, target / name)
-    except OSError as error:
-        raise InputError(f"cannot copy {error.filename} to {target}: {error.strerror}") from error
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, storage_faults
 
 
 def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
@@ -23,10 +23,8 @@ def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in the file at `path`; InputError as above, or if it cannot be read."""
-    try:
+    with storage_faults(f"read {path}"):
         text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
     return parse_json_object(text, str(path))
 
 

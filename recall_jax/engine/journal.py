@@ -50,6 +50,8 @@ class Journal:
             whole.record_unit(unit, mark)
         if fresh.exists():
             fresh.replace(self.path)
+        else:  # of no use: what came after a first line that was cut short could not be read
+            self.path.unlink(missing_ok=True)
 
     def _append(self, record: Mapping[str, Any]) -> None:
         with (
@@ -104,12 +106,12 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise InputError for the first difference between two identities."""
+    for part in ("recipe", "program"):  # another recipe may well have other inputs
+        if keys := _differences(then[part], now[part]):
+            raise InputError(f"the interrupted merge had another {keys[0]}: {_ADVICE}")
     for path in {**then["inputs"], **now["inputs"]}:
         if then["inputs"].get(path) != now["inputs"].get(path):
             raise InputError(f"{path} is not what it was when the merge was interrupted: {_ADVICE}")
-    for part in ("recipe", "program"):
-        if keys := _differences(then[part], now[part]):
-            raise InputError(f"the interrupted merge had another {keys[0]}: {_ADVICE}")
 
 
 def _differences(then: Any, now: Any, name: str = "") -> Sequence[str]:
