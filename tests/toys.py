@@ -173,6 +173,7 @@ def recall(capfd, monkeypatch, cache) -> Recall:
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     before = {name: getattr(jax.config, name) for name in _JAX_OPTIONS}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -42,22 +42,24 @@ def progress_bar(quiet: bool) -> Iterator["Progress"]:
 
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[moved]}"),
         TimeRemainingColumn(),
     )
-    start = time.monotonic()
+    began: float | None = None
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading headers", total=None, moved="")
+        task = bar.add_task("preparing", total=None, moved="")
 
         def show(doing: str, done: int, total: int, *, read: int = 0, written: int = 0) -> None:
-            seconds = max(time.monotonic() - start, 1e-3)
-            moved = f"{read / 1e9:.2f} GB read, {written / 1e9:.2f} GB written"
-            moved += f", {(read + written) / 1e6 / seconds:,.0f} MB/s"
+            nonlocal began
+            began = began or time.monotonic()  # what was done before is no moving of bytes
+            moved = f"{read / 1e9:.2f} GB in, {written / 1e9:.2f} out"
+            if seconds := time.monotonic() - began:
+                moved += f", {(read + written) / 1e6 / seconds:,.0f} MB/s"
             bar.update(
                 task,
-                description=doing,
+                description=doing if len(doing) <= 24 else f"…{doing[-23:]}",
                 completed=done,
                 total=total,
                 moved=moved if read + written else "",
@@ -70,12 +72,6 @@ def say(text: str, quiet: bool) -> None:
     """Print a result on stdout, unless quiet."""
     if not quiet:
         print(text)
-
-
-def announce(line: str, quiet: bool) -> None:
-    """Show a person who waits, on stderr, what is about to be done; a pipe gets the results."""
-    if not quiet and sys.stderr.isatty():
-        sys.stderr.write(line + "\n")
 
 
 def warn(lines: Sequence[str]) -> None:
@@ -125,6 +121,9 @@ def prepare_jax(no_compilation_cache: bool = False, device: str | None = None) -
     """
     import jax
 
+    from recall_jax.cli import signals
+
+    signals.begin()
     if device is not None:
         _choose_device(device)
     # Libraries' warnings are for their callers; what a user must know, we say in words of ours.

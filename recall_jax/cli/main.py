@@ -5,19 +5,15 @@ Exit status: 0 success, 1 a failed check or a fault of ours, 2 a user's error, 1
 """
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from types import FrameType
 
 import typer
 
-from recall_jax.cli import checkpoints, demo, merge, stages
+from recall_jax.cli import checkpoints, demo, merge, signals, stages
 from recall_jax.cli.mapped_files import explain_lost_bytes
 from recall_jax.errors import InputError
-
-_SIGNALS = {130: "interrupted", 143: "terminated"}  # what a shell makes of them: 128 + number
 
 app = typer.Typer(
     name="recall",
@@ -43,10 +39,7 @@ app.command("verify")(checkpoints.verify)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status."""
     arguments = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    # typer would catch a KeyboardInterrupt, and lose the notes on how to go on
-    for number in (signal.SIGTERM, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as in a shell's background job
-            signal.signal(number, _stop)
+    signals.catch()
     explain_lost_bytes()
     # XLA and transformers report their own affairs there; errors that matter come as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -73,9 +66,9 @@ def _run(arguments: Sequence[str]) -> int:
     try:
         result = app(arguments, prog_name="recall", standalone_mode=False)
     except SystemExit as end:
-        if end.code not in _SIGNALS:
+        if end.code not in signals.STATUSES:
             raise
-        return _complain(_SIGNALS[end.code], end.code, end)
+        return _complain(signals.STATUSES[end.code], end.code, end)
     except Exception as error:
         if hasattr(error, "format_message"):  # a usage error of click's
             return _complain(_usage(error), 2, error)
@@ -102,7 +95,3 @@ def _usage(error: Exception) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "recall"
     return f"{error.format_message().rstrip('.')}; see {command} --help"  # type: ignore[attr-defined]
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

@@ -1,5 +1,6 @@
 """`recall merge` and `recall quick`."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -162,24 +163,25 @@ def _run(recipe: "Recipe", out: Path, inputs: list[Path], run: _Run) -> None:
         memory=console.optional_size(run.memory),
         inputs=inputs,
     )
+    # A person is told the plan at once; a file or a pipe gets it with the result.
+    watched = sys.stdout.isatty()
     with console.progress_bar(run.quiet) as progress:
         report = job.merge(
             recipe,
             out,
             options=options,
             progress=progress,
-            announce=lambda line: console.announce(line, run.quiet),
+            announce=lambda line: console.say(line, run.quiet or not watched),
         )
     console.warn(report["warnings"])
+    if not watched:
+        console.say("\n".join(report["plan"]), run.quiet)
     console.say(_summary(report, out, out / PAGE), run.quiet)
 
 
 def _summary(report: dict[str, Any], out: Path, page: Path) -> str:
     """A few lines on a finished merge."""
-    lines = [
-        *report["plan"],
-        f"merged {len(report['models'])} models into {out} by {report['method']}",
-    ]
+    lines = [f"merged {len(report['models'])} models into {out} by {report['method']}"]
     width = max(len(name) for name in report["models"])
     for name, weights in zip(report["models"], report["weights"], strict=True):
         mean = sum(weights) / len(weights)

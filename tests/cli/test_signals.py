@@ -101,3 +101,50 @@ main(["inspect", sys.argv[1]])
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "llama" in done.stdout
+
+
+SWALLOWED = """
+import os, signal, sys, time, weakref
+from recall_jax import conversion
+from recall_jax.cli.main import main
+
+class Thing:
+    pass
+
+def describe(model):
+    thing = Thing()
+    weakref.finalize(thing, os.kill, os.getpid(), signal.SIGINT)
+    del thing  # the handler's exception is raised in a callback, where Python drops it
+    time.sleep(30)
+
+conversion.describe = describe
+main(sys.argv[1:])
+"""
+
+
+def test_a_signal_in_a_callback_of_memory_management_is_not_lost(toys, cache):
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED, "inspect", toys.llama[0]],
+        capture_output=True,
+        text=True,
+        env=environment(cache),
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (130, "recall: interrupted\n")
+
+
+def test_before_anything_is_begun_the_command_just_ends(cache):
+    code = """
+import os, signal
+from recall_jax.cli import signals
+signals.catch()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+finally:
+    print("unwound")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(cache)
+    )
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == "recall: terminated\n"
