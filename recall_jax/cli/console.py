@@ -55,7 +55,7 @@ def progress_bar(quiet: bool) -> Iterator["Progress"]:
             nonlocal began
             began = began or time.monotonic()  # what was done before is no moving of bytes
             moved = f"{read / 1e9:.2f} GB in, {written / 1e9:.2f} out"
-            if seconds := time.monotonic() - began:
+            if (seconds := time.monotonic() - began) > 0.1:
                 moved += f", {(read + written) / 1e6 / seconds:,.0f} MB/s"
             bar.update(
                 task,
