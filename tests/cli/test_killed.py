@@ -1,6 +1,7 @@
 """SIGKILL at any moment of a merge: OUT is absent or whole, and --resume ends in the same bytes.
 
-The moments are spread over the whole life of the process, from its start to a little after its end.
+The moments are spread over the whole life of the process, from its start to a little after its end;
+then there is one before each step that changes something on disk.
 """
 
 import json
@@ -21,6 +22,7 @@ from toys import SIZES, environment, make_tokenizer, tree, write_rows
 
 from recall_jax.verification import verify
 
+SOAK = [pytest.mark.soak, pytest.mark.timeout(1800)]
 RECALL = str(Path(sys.executable).with_name("recall"))
 # large enough that the walk is no mere moment
 DEEP = SIZES | {"hidden_size": 320, "intermediate_size": 1024, "num_hidden_layers": 14}
@@ -101,9 +103,7 @@ def job(request, models, cache, tmp_path_factory) -> Job:
     return Job(recipe, cache, seconds, whole)
 
 
-@pytest.mark.parametrize(
-    "kills", [5, pytest.param(50, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])]
-)
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=SOAK)])
 def test_a_killed_merge_is_resumed_to_the_identical_bytes(kills, job, toys, tmp_path):
     chance = random.Random(kills)
 
@@ -149,6 +149,83 @@ def kill_and_resume(job: Job, folder: Path, moments: Sequence[float], old: Path 
     report = json.loads((out / "recall_report.json").read_text())
     shutil.rmtree(folder)
     return report["resumed_units"]
+
+
+# The command line, killed before the given step on disk; without one it prints the steps.
+STEPS = """
+import os, signal, sys
+from recall_jax.cli.main import main
+
+folder, last = sys.argv[1], int(sys.argv[2])
+steps = []
+
+def is_step(event, arguments):
+    if event == "ctypes.dlsym":
+        return arguments[1] == "renameat2"
+    if event in {"os.remove", "os.rmdir"} and not os.path.isabs(arguments[0]):
+        return True  # of shutil.rmtree
+    if event in {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}:
+        return str(arguments[0]).startswith(folder)
+
+def step(event, arguments):
+    if is_step(event, arguments):
+        steps.append(event)
+        if len(steps) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(step)
+try:
+    main(sys.argv[3:])
+finally:
+    print(*steps)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the rename is Linux's")
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=SOAK)])
+def test_a_kill_before_any_step_leaves_what_was_or_what_is_to_be(
+    every, existing, toys, recall, cache, tmp_path
+):
+    recipe = tmp_path / "recipe.yml"
+    models = [{"model": model} for model in toys.qwen2]
+    recipe.write_text(json.dumps({"merge_method": "average", "models": models}))
+    options = ["--shard-size", "20KB", "--quiet", *["--force"] * existing]
+    before = tree(Path(toys.llama[0])) if existing else {}
+
+    def run(last: int) -> subprocess.CompletedProcess[str]:
+        out = tmp_path / str(last) / "out"
+        if existing:
+            shutil.copytree(toys.llama[0], out)
+        command = [sys.executable, "-c", STEPS, str(out.parent), str(last), "merge"]
+        return subprocess.run(
+            [*command, str(recipe), str(out), *options],
+            capture_output=True,
+            text=True,
+            env=environment(cache),
+            timeout=120,
+        )
+
+    done = run(0)
+    assert done.returncode == 0, done
+    steps = done.stdout.split()
+    published = steps.index("ctypes.dlsym") + 1
+    whole = untimed(tmp_path / "0" / "out")
+    chosen = {*range(1, len(steps) + 1, every), *range(published, published + 3), len(steps)}
+    with ThreadPoolExecutor(2) as pool:
+        ends = dict(zip(chosen, pool.map(run, chosen), strict=True))
+    for last, done in ends.items():
+        assert done.returncode == -signal.SIGKILL, done
+        out = tmp_path / str(last) / "out"
+        if last <= published:
+            assert tree(out) == before
+        else:
+            assert_whole(out, whole)
+        finished = not existing and last > published
+        again = recall("merge", recipe, out, *options, "--resume")
+        assert again.status == (2 if finished else 0), again
+        assert_whole(out, whole)
+        assert os.listdir(out.parent) == ["out"]
 
 
 def assert_whole(out: Path, whole: Mapping[str, bytes | None]) -> None:
