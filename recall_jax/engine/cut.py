@@ -19,7 +19,8 @@ from recall_jax.models.architecture import Architecture
 from recall_jax.representations.batches import make_batches, padded_length
 
 _FLOAT32 = 4
-_PROGRAMS = 160 * MIB  # what compiling the forward, the comparison and k-means takes
+SELECTION = 112 * MIB  # what compiling the selection of typical samples takes
+_PROGRAMS = 64 * MIB  # what compiling the forward and the comparison takes
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def cut_rows(
         itemsize=itemsize,
         stored=stored,
         budget=budget,
-        beside=pooled,
+        beside=SELECTION + pooled,
     )
     states = hidden_bytes_of(arch, longest, cut.batch_size, itemsize)
     total = hidden_bytes_of(arch, lengths, cut.batch_size, itemsize)

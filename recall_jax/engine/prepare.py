@@ -7,7 +7,7 @@ import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.budget import widest
-from recall_jax.engine.cut import Cut, cut_forward, cut_rows, hidden_bytes_of
+from recall_jax.engine.cut import SELECTION, Cut, cut_forward, cut_rows, hidden_bytes_of
 from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.inputs import (
     TypicalSamples,
@@ -66,7 +66,7 @@ def prepare_recall(
             itemsize=itemsize,
             stored=stored,
             budget=budget,
-            beside=beside,
+            beside=beside + SELECTION * (wanted < len(lengths)),
         )
         needed = cut.needed
         states = hidden_bytes_of(arch, lengths, settings.batch_size, itemsize)

@@ -1,0 +1,187 @@
+"""The plan fits the memory allowed: smaller batches, then more passes, then a refusal in a line."""
+
+import ctypes
+import mmap
+import os
+import resource
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from deep_models import watch, write_adapter, write_model
+
+from recall_jax import job
+from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from recall_jax.engine import budget, cut
+from recall_jax.engine.chunks import CHUNK
+from recall_jax.errors import InputError
+from recall_jax.models.config import read_architecture
+from recall_jax.recipe import make_recipe
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def holding_nothing(monkeypatch):
+    """As if this process held nothing and compiled for nothing, so that arrays are all there is."""
+    for module in (budget, cut):
+        monkeypatch.setattr(module, "held_bytes", lambda: 0)
+        monkeypatch.setattr(module, "_PROGRAMS", 0)
+    monkeypatch.setattr(cut, "SELECTION", 0)
+
+
+def recall_recipe(toys):
+    values = {"merge_method": "recall", "models": [{"model": name} for name in toys.qwen2]}
+    return make_recipe(values | {"samples": {"data": toys.data, "count": 12, "pool": 30}})
+
+
+@pytest.mark.parametrize("method", ["recall", "linear"])
+def test_too_little_is_refused_before_a_weight_is_read(method, toys, tmp_path, monkeypatch, recall):
+    monkeypatch.setattr(Checkpoint, "read", lambda self, name: pytest.fail("a weight is read"))
+    if method == "recall":
+        command = ["quick", *toys.qwen2, "--data", toys.data, "--out", tmp_path / "out"]
+    else:
+        recipe = tmp_path / "average.yml"
+        models = "".join(f"- model: {name}\n" for name in toys.qwen2)
+        recipe.write_text(f"merge_method: average\nmodels:\n{models}")
+        command = ["merge", recipe, tmp_path / "out"]
+    done = recall(*command, "--memory", "3MiB")
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert " MiB of memory and may take 3 MiB: " in done.err and "--memory" in done.err
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_the_forward_is_cut_finer_and_then_refused(toys, holding_nothing):
+    arch = read_architecture(open_checkpoint(toys.qwen2[0]).config)
+    sizes = {"num_models": 2, "batch_size": 8, "itemsize": 4, "stored": 2, "beside": 0}
+    whole = cut.cut_forward(arch, [40] * 20, budget=1 << 40, **sizes)
+    assert whole.batch_size == 8
+    seen = [whole]
+    while True:
+        try:
+            finer = cut.cut_forward(arch, [40] * 20, budget=seen[-1].needed - 1, **sizes)
+        except InputError as refusal:
+            assert "\n" not in str(refusal)
+            break
+        assert finer.needed < seen[-1].needed
+        seen.append(finer)
+    assert [each.batch_size for each in seen] == [8, 4, 2, 1]
+
+
+def test_selection_takes_more_passes_within_the_budget(toys, holding_nothing):
+    arch = read_architecture(open_checkpoint(toys.qwen2[0]).config)
+    sizes = {"num_units": 1, "batch_size": 4, "itemsize": 4, "stored": 2}
+    lengths = [40] * 400
+    whole = cut.cut_rows(arch, lengths, budget=1 << 40, **sizes)
+    assert len(whole.rows) == 1
+    halved = cut.cut_rows(arch, lengths, budget=whole.needed - 1, **sizes)
+    assert len(halved.rows) == 2 and halved.needed < whole.needed
+    assert halved.batch_size == whole.batch_size
+    np.testing.assert_array_equal(np.concatenate(halved.rows), np.arange(400))
+
+
+def test_pieces_become_smaller_before_a_merge_is_refused(toys, holding_nothing):
+    models = [open_checkpoint(name) for name in toys.qwen2]
+    specs = models[-1].specs
+    chunk, most = budget.cut_pieces(models, specs, 8, 1 << 40)
+    assert chunk == CHUNK and most == 10 * CHUNK * 4 * 2  # four bfloat16 elements at a time
+    smaller, least = budget.cut_pieces(models, specs, 8, most - 1)
+    assert smaller < chunk and least < most
+    with pytest.raises(InputError, match=r"needs .* may take .*--memory"):
+        budget.cut_pieces(models, specs, 8, 1000)
+
+
+def test_a_cut_merge_agrees_with_a_whole_one(toys, tmp_path, monkeypatch, holding_nothing):
+    recipe = recall_recipe(toys)
+    whole = job.merge(recipe, tmp_path / "whole", options=job.Options(memory=1 << 40))
+    tight = None
+    for allowed in range(16 << 10, 8 << 20, 16 << 10):  # the least that is not refused
+        try:
+            options = job.Options(memory=allowed)
+            tight = job.merge(recipe, tmp_path / "tight", options=options)
+            break
+        except InputError:
+            continue
+    assert tight is not None
+    assert whole["memory"]["batch_size"] == 8 and tight["memory"]["batch_size"] == 1
+    assert tight["memory"]["chunk_elements"] < whole["memory"]["chunk_elements"]
+    assert tight["memory"]["planned_bytes"] <= allowed
+    assert (whole["selection_passes"], tight["selection_passes"]) == (0, 1)
+    assert tight["typical_samples"] == whole["typical_samples"]
+    np.testing.assert_allclose(tight["weights"], whole["weights"], atol=1e-6)
+
+
+def test_what_is_free_ends_at_the_limits_of_process_and_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "_CONTROL_GROUP", tmp_path)
+    unlimited = budget.free_bytes()
+    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert budget.free_bytes() > 100 * MIB and unlimited > 100 * MIB
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert budget.free_bytes() == 4000
+    (tmp_path / "memory.max").write_text("500\n")  # which the group has passed
+    assert budget.free_bytes() == 0
+    (tmp_path / "memory.max").unlink()
+    held = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (held + 64 * MIB, -1))
+    assert 48 * MIB < budget.free_bytes() < 80 * MIB
+    assert budget.memory_budget(None) >= budget.held_bytes()
+    assert budget.memory_budget(12345) == 12345
+
+
+def cached_share(folder: Path) -> float:
+    """Of the pages of a model's files, how many the system keeps."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pages = kept = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        array = np.frombuffer(mapped, np.uint8)
+        found = np.zeros(-(-array.size // mmap.PAGESIZE), np.uint8)
+        arguments = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.size)
+        assert libc.mincore(*arguments, ctypes.c_void_p(found.ctypes.data)) == 0
+        pages, kept = pages + found.size, kept + int((found & 1).sum())
+    return kept / pages
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mincore and the page cache are Linux's")
+def test_models_larger_than_the_memory_do_not_stay_in_the_cache(toys, tmp_path):
+    config = {"num_hidden_layers": 12, "vocab_size": 97}
+    models = [
+        write_model(toys.llama[0], tmp_path / str(k), ml_dtypes.bfloat16, seed=k, **config)
+        for k in range(2)
+    ]
+    os.sync()  # what is not on disk yet cannot be dropped
+    size = sum(open_checkpoint(model).nbytes for model in models)
+    recipe = make_recipe({"merge_method": "average", "models": [{"model": str(m)} for m in models]})
+    job.merge(recipe, tmp_path / "roomy", options=job.Options(memory=1 << 40))
+    assert min(map(cached_share, models)) == 1
+    # all that this process holds counts, which is more than these models: so count nothing
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget, "held_bytes", lambda: 0)
+        patch.setattr(budget, "_PROGRAMS", 0)
+        job.merge(recipe, tmp_path / "tight", options=job.Options(memory=size - 1))
+    # the last units are still in use when the walk ends
+    assert max(map(cached_share, models)) < 0.25
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
+def test_adapters_are_in_the_plan(toys, tmp_path, cache):
+    """Two models of one base, each with an adapter: folded into memory a unit at a time."""
+    base = write_model(
+        toys.llama[0],
+        tmp_path / "base",
+        ml_dtypes.bfloat16,
+        seed=0,
+        num_hidden_layers=4,
+        intermediate_size=8192,
+    )
+    models = [f"{base}+{write_adapter(base, tmp_path / f'adapter-{k}', seed=k)}" for k in range(2)]
+    out = tmp_path / "out"
+    watched = watch(cache, out, "quick", *models, "--data", toys.data, "--out", out)
+    planned = watched.report["memory"]["planned_bytes"]
+    print(watched.peak / MIB, planned / MIB)
+    assert watched.peak <= planned <= 2.5 * watched.peak
