@@ -278,7 +278,7 @@ def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
 
 def test_a_disk_that_fills_up_anywhere_is_one_line_and_loses_nothing(kept, disk, recall, tmp_path):
     """From a disk that has room for nothing to one that has room for all, block by block."""
-    block, taken_over = 4096, []
+    block, taken_over = 2 * os.sysconf("SC_PAGE_SIZE"), []
     for blocks in range(1, 1000):
         folder = disk(f"size={blocks * block}")
         done = recall("merge", kept.recipe, folder / "out", *SHARDS)
