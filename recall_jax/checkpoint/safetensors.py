@@ -12,8 +12,10 @@ import math
 import mmap
 import os
 import sys
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from reprlib import repr as shown  # values from a hostile header may be long
 from typing import Any, BinaryIO
@@ -29,6 +31,9 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
 _LENGTH_BYTES = 8
 _MAX_DIMENSIONS = 64  # numpy's
 _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which Python's mmap does not name yet
+# Where off_t of sys/mman.h is known to have 64 bits.
+_MAPS_BY_CTYPES = sys.platform in ("linux", "darwin") and sys.maxsize > 2**32
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class SafetensorsFile:
@@ -53,11 +58,11 @@ class SafetensorsFile:
     def read(self, name: str) -> np.ndarray:
         """A read-only view of tensor `name`, mapped for as long as the array lives.
 
-        Each tensor has a map of its own, so its pages leave the process when the array does. Where
-        the system can (Linux 5.14) its bytes are in memory by then: it is this thread that waits
-        for the disk, and what the disk refuses is a StorageError here, not a SIGBUS where the array
-        is used. Bytes that are not aligned for their dtype are copied. InputError if the file is
-        no longer the one that was opened.
+        Each tensor has a map of its own, so its pages leave the process when the array does; no
+        file stays open for it. Where the system can (Linux 5.14) its bytes are in memory by then:
+        it is this thread that waits for the disk, and what the disk refuses is a StorageError here,
+        not a SIGBUS where the array is used. Bytes that are not aligned for their dtype are copied.
+        InputError if the file is no longer the one that was opened.
         """
         spec, start = self.specs[name], self._starts[name]
         if spec.nbytes == 0:
@@ -66,7 +71,7 @@ class SafetensorsFile:
         with storage_faults(f"read {self.path}"), self.path.open("rb") as file:
             self._refuse_changed(file)
             length = start - page + spec.nbytes
-            mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=page)
+            mapped = _map(file.fileno(), page, length)
             fault = _populate(mapped)
             self._refuse_changed(file)  # first of all the reasons why bytes may be missing
             if fault:
@@ -93,16 +98,46 @@ class SafetensorsFile:
             )
 
 
-def _populate(mapped: mmap.mmap) -> int:
+class _Pages:
+    """Mapped memory, as numpy takes it: read-only bytes at an address."""
+
+    def __init__(self, address: int, length: int) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (length,),
+            "data": (address, True),
+        }
+
+
+def _map(descriptor: int, start: int, length: int) -> np.ndarray:
+    """Bytes of a file, shape (length,), that are unmapped with the last array on them.
+
+    Python's own map keeps the file open, which one map for each of thousands of tensors cannot: a
+    process may have 256 open files on macOS, 1024 on most of Linux. The system needs it no longer.
+    """
+    if not _MAPS_BY_CTYPES:
+        kept = mmap.mmap(descriptor, length, access=mmap.ACCESS_READ, offset=start)
+        return np.frombuffer(kept, np.uint8)
+    library = _libc()
+    address = library.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, start)
+    if address == _MAP_FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    pages = _Pages(address, length)
+    unmap = weakref.finalize(pages, library.munmap, address, length)
+    unmap.atexit = False  # then other threads may still compute with them
+    return np.asarray(pages)
+
+
+def _populate(mapped: np.ndarray) -> int:
     """Read and map every page of a map now: 0, or the errno of a read that failed.
 
     Through ctypes, as mmap.madvise would hold the interpreter's lock until the disk has answered.
     """
     if sys.platform != "linux":
         return 0
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    pages = np.frombuffer(mapped, np.uint8)
-    address, length = ctypes.c_void_p(pages.ctypes.data), ctypes.c_size_t(pages.size)
+    madvise, address, length = _libc().madvise, mapped.ctypes.data, mapped.size
     madvise(address, length, mmap.MADV_WILLNEED)  # all at once, not a window after another
     if madvise(address, length, _POPULATE_READ) == 0:
         return 0
@@ -110,6 +145,17 @@ def _populate(mapped: mmap.mmap) -> int:
     if code in (errno.EINVAL, errno.ENOSYS):  # an older kernel: pages come as they are touched
         return 0
     return errno.EIO if code == errno.EFAULT else code  # where a touch would raise SIGBUS
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """The system's C library, with the signatures of sys/mman.h."""
+    library, size = ctypes.CDLL(None, use_errno=True), ctypes.c_size_t
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, size, *[ctypes.c_int] * 3, ctypes.c_int64]
+    library.munmap.argtypes = [ctypes.c_void_p, size]
+    library.madvise.argtypes = [ctypes.c_void_p, size, ctypes.c_int]
+    return library
 
 
 def _read_header(file: BinaryIO, file_bytes: int, path: Path) -> bytes:

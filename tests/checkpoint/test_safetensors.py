@@ -99,18 +99,67 @@ def test_specs_stand_in_the_order_of_the_bytes(tmp_path):
     assert list(SafetensorsFile(path).specs) == ["first", "empty", "last"]
 
 
-def test_a_tensor_is_mapped_only_while_its_array_lives(tmp_path):
+@pytest.fixture(params=[True, False], ids=["ctypes", "mmap"])
+def either_map(request, monkeypatch) -> None:
+    """Both ways to map a file, each where it can be used."""
+    if request.param and not reading._MAPS_BY_CTYPES:
+        pytest.skip("no sys/mman.h that we know")
+    monkeypatch.setattr(reading, "_MAPS_BY_CTYPES", request.param)
+
+
+def test_a_tensor_is_mapped_only_while_an_array_on_it_lives(either_map, tmp_path):
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("no /proc here")
     path = tmp_path / "x.safetensors"
-    safetensors.numpy.save_file({"w": np.zeros(100_000, np.float32)}, path)
+    safetensors.numpy.save_file({"w": np.arange(100_000, dtype=np.float32)}, path)
     file = SafetensorsFile(path)
     array = file.read("w")
     assert str(path) in maps.read_text()
-    assert not array.flags.writeable
-    del array
+    rows = array.reshape(100, 1000)[50:]
+    del file, array
+    path.unlink()
+    np.testing.assert_array_equal(rows[:, 0], np.arange(50, 100) * 1000.0)
+    del rows
     assert str(path) not in maps.read_text()
+
+
+def test_a_tensor_cannot_be_written_to(either_map, tmp_path):
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"w": np.zeros(4, np.float32)}, path)
+    array = SafetensorsFile(path).read("w")
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 1
+    with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+        array.flags.writeable = True
+
+
+@pytest.mark.skipif(not reading._MAPS_BY_CTYPES, reason="maps keep their file open here")
+def test_arrays_keep_no_file_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({str(k): np.full(2000, k, np.float32) for k in range(500)}, path)
+    file = SafetensorsFile(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with path.open("rb") as probe:
+        lowest_free = probe.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 4, hard))
+    try:
+        held = [file.read(name) for name in file.specs]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [str(int(array[-1])) for array in held] == list(file.specs)
+
+
+@pytest.mark.skipif(not reading._MAPS_BY_CTYPES, reason="Python's own map")
+def test_what_cannot_be_mapped_is_the_systems_error():
+    ends = os.pipe()
+    try:
+        with pytest.raises(OSError, match=r"No such device|not supported"):
+            reading._map(ends[0], 0, mmap.PAGESIZE)
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 def test_a_file_changed_after_it_was_opened_is_refused(tmp_path):
@@ -202,7 +251,7 @@ def test_a_file_cut_short_while_it_is_mapped_is_refused(tmp_path, monkeypatch):
     safetensors.numpy.save_file({"w": np.zeros(100_000, np.float32)}, path)
     populate = reading._populate
 
-    def cut_first(mapped: mmap.mmap) -> int:
+    def cut_first(mapped: np.ndarray) -> int:
         os.truncate(path, 5000)
         return populate(mapped)
 
@@ -218,7 +267,7 @@ def test_pages_that_cannot_be_read_are_an_error_number_and_no_signal(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(bytes(100_000))
     with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = reading._map(file.fileno(), 0, 100_000)
     assert reading._populate(mapped) == 0
     os.truncate(path, 10)
     assert reading._populate(mapped) == errno.EIO
