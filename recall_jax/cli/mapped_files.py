@@ -15,6 +15,10 @@ import threading
 
 _SA_SIGINFO = 4
 _ADDRESS_OFFSET = 16 if sys.maxsize > 2**32 else 12  # of si_addr in siginfo_t, signal.h
+_ADVICE = (  # for a disk that failed, and for a file that was changed
+    "restore it, then run the same command again "
+    "(--resume goes on where a merge stopped, if the file is as it was)\n"
+)
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _first = threading.Lock()
@@ -50,7 +54,7 @@ def _explain(number: int, info: int, context: int) -> None:
         # a progress bar leaves its line, and the cursor hidden
         clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
         line = f"{clear}recall: {path} was cut short or could not be read while it was in use: "
-        os.write(2, os.fsencode(f"{line}restore it and start again\n"))
+        os.write(2, os.fsencode(line + _ADVICE))
     finally:
         os._exit(2)
 
