@@ -62,7 +62,7 @@ def verify(folder: Path, progress: Progress = silent) -> Verification:
     findings = _Findings()
     checksums: dict[str, FileChecksum] = {}
     if CHECKSUMS_NAME not in names:
-        findings.notes.append(f"no {CHECKSUMS_NAME}: only the structure was checked")
+        findings.notes.append(f"no {CHECKSUMS_NAME}: the bytes were not checked")
     elif checksums := _read_checksums(folder / CHECKSUMS_NAME, findings):
         _check_bytes(folder, checksums, findings, progress)
         _check_others(folder, checksums, findings)

@@ -120,8 +120,10 @@ def verify(
         verdict = {"good": not found.faults, **dataclasses.asdict(found)}
         console.say(json.dumps(verdict, indent=1), quiet)
     else:
-        checked = f"{found.kind}, {found.files} files checked, {_megabytes(found.nbytes)}"
-        lines = [f"{folder}: {faults if found.faults else 'good'} ({checked})"]
+        checked = "config checked" if found.kind == "orbax" else "structure checked"
+        if found.files:
+            checked = f"{found.files} files checked, {_megabytes(found.nbytes)}"
+        lines = [f"{folder}: {faults if found.faults else 'good'} ({found.kind}, {checked})"]
         lines += [f"  fault: {fault}" for fault in found.faults]
         lines += [f"  note: {note}" for note in found.notes]
         console.say("\n".join(lines), quiet)

@@ -192,8 +192,20 @@ def test_a_folder_without_checksums_is_checked_for_structure(recall, toys):
     for model in (*toys.llama, *toys.qwen2):
         done = recall("verify", model)
         assert (done.status, done.err) == (0, "")
-        assert "good (model, 0 files" in done.out
-        assert "note: no checksums.json: only the structure was checked" in done.out
+        assert done.out.startswith(f"{model}: good (model, structure checked)\n")
+        assert "note: no checksums.json: the bytes were not checked" in done.out
+
+
+def test_of_an_orbax_folder_without_checksums_the_config_is_checked(recall, toys, tmp_path):
+    out = tmp_path / "orbax"
+    assert recall("convert", toys.qwen2[0], out, "--to", "orbax").status == 0
+    (out / CHECKSUMS).unlink()
+    done = recall("verify", out)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.startswith(f"{out}: good (orbax, config checked)\n")
+    (out / "config.json").write_text("{oops")
+    (line,) = assert_failed(recall("verify", out), out, 1)
+    assert "not valid JSON" in line
 
 
 def damage(name: str, folder: Path) -> None:
