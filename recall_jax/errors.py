@@ -4,15 +4,19 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Full, failing or lost: of a disk here, or one on the network.
-_OF_THE_DISK = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EROFS,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
+# What the user can put right before the work: names, kinds and permissions. All else is the disk's.
+_OF_THE_USER = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENOTEMPTY,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.EXDEV,
 }
 
 
@@ -23,11 +27,15 @@ class InputError(ValueError):
     """
 
 
-class StorageError(InputError):
-    """A disk that is full or cannot be read: nothing is wrong with the input as far as it went.
+class UnfinishedError(InputError):
+    """The work cannot go on here and now, though nothing is wrong with it as far as it went.
 
-    Work that was finished before is worth keeping.
+    What was finished before is worth keeping.
     """
+
+
+class StorageError(UnfinishedError):
+    """A disk that is full, or cannot be read or written."""
 
 
 @contextmanager
@@ -36,5 +44,5 @@ def storage_faults(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = StorageError if error.errno in _OF_THE_DISK else InputError
+        kind = InputError if error.errno in _OF_THE_USER else StorageError
         raise kind(f"cannot {doing}: {error.strerror or error}") from error

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from recall_jax.checkpoint.companions import companions
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
-from recall_jax.engine.budget import cut_pieces, held_bytes, memory_budget
+from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.journal import Journal, resume_journal
 from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models
@@ -36,7 +37,7 @@ from recall_jax.outcome import (
     versions,
     write_outcome,
 )
-from recall_jax.output import journal_of, work_folder
+from recall_jax.output import work_folder
 from recall_jax.recipe import Recipe
 from recall_jax.report.record import load_report
 
@@ -71,7 +72,7 @@ def merge(
 
     `announce` hears the plan before weights are read. Returns the report, as `recall_report.json`
     holds it. Raises InputError for whatever is wrong with the recipe, the models, the data or
-    `out`; StorageError, which leaves what is done for `resume`, where a disk fails.
+    `out`; UnfinishedError, which leaves what is done for `resume`, where disk or memory fail.
     """
     clock, lines = Clock(), []
 
@@ -85,48 +86,40 @@ def merge(
         plan = make_plan(
             models, tied=is_tied(models[-1]), out_dtype=recipe.out_dtype or recipe.dtype
         )
-        plan = replace(plan, larger_than_memory=sum(model.nbytes for model in models) > budget)
+        size = sum(model.nbytes for model in models)
+        plan = replace(plan, larger_than_memory=size > cacheable_bytes(budget))
+        chunk, beside = cut_pieces(models, plan.specs, BACKLOG, budget)
         identity = _identity(recipe, models, options)
-        if options.resume:
-            resume_journal(journal_of(out), identity)  # refused before anything is touched
     inputs = [*options.inputs, *_input_paths(recipe, models)]
     with work_folder(out, force=options.force, resume=options.resume, inputs=inputs) as work:
-        with clock.stage("total"):
-            journal = (
-                resume_journal(work.journal, identity)
-                if options.resume
-                else Journal(work.journal, identity)
+        with (
+            clock.stage("total"),
+            ShardedWriter(work.folder, plan.specs, options.shard_bytes) as writer,
+        ):
+            journal = Journal(work.journal, identity)
+            if options.resume:
+                journal = resume_journal(work.journal, identity, list(plan.units))
+                journal.keep(writer.resume(list(journal.units.values())))
+            if work.discarded:
+                tell("an interrupted merge was discarded: --resume would have gone on with it")
+            resumed = len(journal.units)
+            tell(_describe(models, plan, budget, resumed))
+            prepared = _prepare(
+                recipe, models, plan, journal, budget, beside, clock, progress, tell
             )
-            chunk, added = cut_pieces(models, plan.specs, BACKLOG, budget)
-            with ShardedWriter(work.folder, plan.specs, options.shard_bytes) as writer:
-                resumed = writer.resume(list(journal.units.values())) if journal.units else 0
-                journal.keep(resumed)
-                tell(_describe(models, plan, budget, resumed))
-                prepared = _prepare(
-                    recipe, models, plan, journal, budget, added, clock, progress, tell
-                )
-                merge_stream(
-                    replace(plan, models=prepared.models),
-                    prepared.rule,
-                    writer,
-                    kernel=METHODS[recipe.merge_method].kernel(recipe.parameters),
-                    reference=-1 if prepared.reference is None else prepared.reference,
-                    clock=clock,
-                    finished=lambda unit: _finish_unit(unit, models, journal, writer),
-                    resumed=resumed,
-                    chunk=chunk,
-                    progress=progress,
-                )
-        report = make_report(
-            recipe,
-            models=[model.name for model in models],
-            units=list(plan.units),
-            reference=prepared.reference,
-            found=prepared.rule.findings(),
-            samples=prepared.samples,
-            told=dict(prepared.told),
-            compute_dtype=prepared.compute_dtype,
-        )
+            merge_stream(
+                replace(plan, models=prepared.models),
+                prepared.rule,
+                writer,
+                kernel=METHODS[recipe.merge_method].kernel(recipe.parameters),
+                reference=-1 if prepared.reference is None else prepared.reference,
+                clock=clock,
+                finished=lambda unit: _finish_unit(unit, models, journal, writer),
+                resumed=resumed,
+                chunk=chunk,
+                progress=progress,
+            )
+        report = make_report(recipe, prepared, [model.name for model in models], list(plan.units))
         report |= {
             "timing_s": clock.seconds,
             "bytes": {
@@ -165,13 +158,15 @@ def _prepare(
     plan: Plan,
     journal: Journal,
     budget: int,
-    added: int,
+    beside: int,
     clock: Clock,
     progress: Progress,
     announce: Callable[[str], None],
 ) -> Prepared:
+    """The rule that the recipe asks for; `beside` are bytes that merging takes."""
+    needed = held_bytes() + beside
     if recipe.weights is not None:
-        return _given(Path(recipe.weights), models, plan, held_bytes() + added)
+        return _given(Path(recipe.weights), models, plan, needed)
     if METHODS[recipe.merge_method].compares_models:
         # The models' forward, and all it imports, is for methods that run the models.
         from recall_jax.engine.prepare import prepare_recall
@@ -187,7 +182,7 @@ def _prepare(
             ignore_config=recipe.ignore_config,
             journal=journal,
             budget=budget,
-            beside=added,
+            beside=beside,
             clock=clock,
             progress=progress,
             announce=announce,
@@ -196,7 +191,7 @@ def _prepare(
         weights = linear_weights(recipe, plan.specs)
     else:
         weights = dict.fromkeys(plan.specs, np.full(len(models), 1 / len(models), np.float32))
-    return Prepared(weights_by_tensor(weights, plan.specs), models, held_bytes() + added)
+    return Prepared(weights_by_tensor(weights, plan.specs), models, needed)
 
 
 def _given(path: Path, models: Sequence[Checkpoint], plan: Plan, needed: int) -> Prepared:
@@ -219,10 +214,9 @@ def _identity(recipe: Recipe, models: Sequence[Checkpoint], options: Options) ->
     inputs: dict[str, Any] = {}
     for model in models:
         inputs |= model.fingerprint()
-    files = [path for path in _input_files(recipe) if path.is_file()]
-    for folder in models[-1].tokenizer_folders:
-        files += sorted(path for path in folder.glob("*token*") if path.is_file())
-    for path in files:
+    newest = models[-1]
+    copied = companions(newest.folder, newest.tokenizer_folders).values()
+    for path in (*copied, *filter(Path.is_file, _input_files(recipe))):
         status = path.stat()
         inputs[str(path.resolve())] = [status.st_size, status.st_mtime_ns]
     return {
@@ -239,7 +233,8 @@ def _identity(recipe: Recipe, models: Sequence[Checkpoint], options: Options) ->
 def _describe(models: Sequence[Checkpoint], plan: Plan, budget: int, resumed: int) -> str:
     """The plan of a merge in a line."""
     read = sum(model.nbytes for model in models) / 1e6
-    written = sum(spec.nbytes for spec in plan.specs.values()) / 1e6
+    rest = [name for names in list(plan.units.values())[resumed:] for name in names]
+    written = sum(plan.specs[name].nbytes for name in rest) / 1e6
     units = f"{len(plan.units)} units" + (f", {resumed} of them written already" * bool(resumed))
     return (
         f"{len(models)} models of {units}: {read:,.1f} MB to read, {written:,.1f} MB to "

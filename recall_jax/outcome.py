@@ -12,8 +12,9 @@ import jax
 
 from recall_jax.checkpoint.companions import copy_companions
 from recall_jax.checkpoint.folder import Checkpoint
-from recall_jax.engine.findings import Findings, report_entries
+from recall_jax.engine.findings import report_entries
 from recall_jax.engine.plan import DTYPES
+from recall_jax.engine.rules import Prepared
 from recall_jax.errors import storage_faults
 from recall_jax.merging.methods import RecallParameters
 from recall_jax.recipe import Recipe
@@ -33,31 +34,20 @@ TYPICAL = "typical.jsonl"
 
 
 def make_report(
-    recipe: Recipe,
-    *,
-    models: Sequence[str],
-    units: Sequence[str],
-    reference: int | None,
-    found: Findings,
-    samples: "TypicalSamples | None",
-    told: dict[str, Any],
-    compute_dtype: str | None,
+    recipe: Recipe, prepared: Prepared, models: Sequence[str], units: Sequence[str]
 ) -> dict[str, Any]:
-    """The report, but for what the run itself took.
-
-    `samples` are those that the models were compared on; where none were, `told` has what a report
-    of an earlier run says of its own.
-    """
+    """The report of a walk that has ended, but for what the run itself took."""
+    samples, told, found = prepared.samples, prepared.told, prepared.rule.findings()
     typical = samples and samples.typical
     warnings = typical.warnings() if typical else []
-    warnings += similarity_warnings(found.similarity, list(units), reference)
+    warnings += similarity_warnings(found.similarity, list(units), prepared.reference)
     settings = recipe.model_dump(mode="json", exclude={"merge_method", "models", "parameters"})
     rows = samples.samples.indices.tolist() if samples else told.get("typical_samples", [])
     return {
         "format": 1,
         "method": recipe.merge_method,
         "models": list(models),
-        "reference": reference,
+        "reference": prepared.reference,
         "units": list(units),
         "typical_samples": rows,
         **report_entries(found),
@@ -66,7 +56,7 @@ def make_report(
         "settings": {
             **recipe.parameters.model_dump(mode="json"),
             **settings,
-            "compute_dtype": compute_dtype,
+            "compute_dtype": prepared.compute_dtype,
         },
         "versions": versions(),
         "device": device(),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from recall_jax.errors import InputError, StorageError, storage_faults
+from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.publish import publish_file, publish_folder, sync_tree
 
 _JOURNAL, _LOCK = "journal.jsonl", "lock"
@@ -32,6 +32,7 @@ class Work:
 
     folder: Path
     journal: Path
+    discarded: bool = False  # what an interrupted work had left
 
 
 @contextmanager
@@ -64,9 +65,9 @@ def work_folder(
 ) -> Iterator[Work]:
     """Yield the place of a long work whose folder becomes `out` when the block ends without error.
 
-    What an interrupted work has left is taken up with `resume`, else removed. A StorageError, a
-    signal (KeyboardInterrupt, SystemExit) or a kill leaves it for the next resume; an exception
-    that can be caught gets a note that says so. Any other removes it. InputError as for
+    What an interrupted work has left is taken up with `resume`, else removed. An InputError removes
+    it too; a kill and every other exception (UnfinishedError, a signal, a fault of ours) leaves it
+    for the next resume, and the exception gets a note that says so. InputError as for
     `output_folder`, and while another process works on the same `out`.
     """
     target = _target(out)
@@ -77,17 +78,18 @@ def work_folder(
                 _remove(home)
     _refuse_folder(target, out, force, inputs)
     with _parents_of(target, out), _alone(home, out):
-        work = Work(home / "out", home / _JOURNAL)
+        found = _is_resumable(home)
+        work = Work(home / "out", home / _JOURNAL, discarded=found and not resume)
         try:
             with _faults_of(out):
-                if not (resume and _is_resumable(home)):
+                if not (resume and found):
                     _clear(home)
                 work.folder.mkdir(exist_ok=True)
             yield work
             with _faults_of(out):
                 sync_tree(work.folder)
-                work.journal.unlink(missing_ok=True)  # `folder` is soon the old `out`
-                publish_folder(work.folder, target, replace=force)
+                with _set_aside(work.journal):  # `folder` is soon the old `out`
+                    publish_folder(work.folder, target, replace=force)
         except BaseException as error:
             if _outlived(error) and _is_resumable(home):
                 error.add_note(_advice(error))
@@ -95,11 +97,6 @@ def work_folder(
                 _remove(home)
             raise
         _remove(home)
-
-
-def journal_of(out: Path) -> Path:
-    """Where the journal of a work on `out` lies, if one was interrupted."""
-    return _home(_target(out)) / _JOURNAL
 
 
 @contextmanager
@@ -191,15 +188,29 @@ def _is_resumable(home: Path) -> bool:
 
 
 def _outlived(error: BaseException) -> bool:
-    """Whether the work done until `error` is worth keeping: nothing is wrong with it."""
-    return isinstance(error, StorageError | KeyboardInterrupt | SystemExit)
+    """Whether the work done until `error` is worth keeping: only its input can be wrong with it."""
+    return isinstance(error, UnfinishedError) or not isinstance(error, InputError)
+
+
+@contextmanager
+def _set_aside(path: Path) -> Iterator[None]:
+    """Give a file, if there is one, another name for good; its own again if the block fails."""
+    aside = path.with_suffix(".done")
+    with suppress(FileNotFoundError):
+        path.replace(aside)
+    try:
+        yield
+    except BaseException:
+        with suppress(FileNotFoundError):
+            aside.replace(path)
+        raise
 
 
 def _advice(error: BaseException) -> str:
-    if isinstance(error, StorageError):
-        cure = "free the disk or fix the cause, then run the same command with --resume"
-    else:
+    if isinstance(error, KeyboardInterrupt | SystemExit):
         cure = "run the same command with --resume to go on"
+    else:
+        cure = "mend the cause, then run the same command with --resume"
     return f"what is done is kept: {cure}"
 
 

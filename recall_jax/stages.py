@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from recall_jax.engine.budget import memory_budget
+from recall_jax.engine.budget import folded_bytes, memory_budget, widest
+from recall_jax.engine.cut import cut_rows
 from recall_jax.engine.extract import pooled_states
 from recall_jax.engine.findings import compare_representations, report_entries
 from recall_jax.engine.inputs import (
@@ -26,6 +27,7 @@ from recall_jax.engine.inputs import (
 from recall_jax.engine.plan import open_models
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.rules import recall_comparison
+from recall_jax.engine.select import plan_selection
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import RecallParameters
 from recall_jax.recipe import Samples
@@ -56,14 +58,12 @@ def select(
     models = open_models([model])
     arch = common_architecture(models, ignore_config)
     dtype = compute_dtype(dtype_name, models[0])
+    pool = read_samples(samples, models[0], arch)
+    lengths = [len(ids) for ids in pool.token_ids]
+    budget = memory_budget(memory)
+    passes = plan_selection(samples, lengths, models[0], arch, dtype=dtype, budget=budget)
     return find_typical(
-        samples,
-        read_samples(samples, models[0], arch),
-        models[0],
-        arch,
-        dtype=dtype,
-        budget=memory_budget(memory),
-        progress=progress,
+        samples, pool, models[0], arch, passes=passes, dtype=dtype, progress=progress
     )
 
 
@@ -84,17 +84,26 @@ def extract(
     arch = common_architecture(models, ignore_config)
     tokenized = read_samples(samples, models[-1], arch)
     dtype = compute_dtype(dtype_name, models[-1])
+    passes = cut_rows(
+        arch,
+        [len(ids) for ids in tokenized.token_ids],
+        num_units=len(arch.units),
+        batch_size=samples.batch_size,
+        itemsize=np.dtype(dtype).itemsize,
+        stored=max(widest(model.specs) for model in models),
+        budget=memory_budget(memory),
+        beside=max(folded_bytes([model]) for model in models),
+    )
     states = [
         pooled_states(
             model,
             arch,
             tokenized.token_ids,
             arch.units,
-            batch_size=samples.batch_size,
+            passes=passes,
             dtype=dtype,
-            budget=memory_budget(memory),
             progress=progress,
-        )[0]
+        )
         for model in models
     ]
     return Representations(np.stack(states), tokenized.indices, arch.units, tuple(specs))

@@ -52,23 +52,26 @@ def copy_companions(
     written = dict(own if config is None else config)
     if dtype is not None:
         written.update(dict.fromkeys(_dtype_keys(written), dtype.name))
-    with_tokenizer = next(filter(has_tokenizer, tokenizers), source)
-    templates = sorted((with_tokenizer / _TEMPLATES).glob("*.jinja"))
-    names = [name for name in _TOKENIZER if (with_tokenizer / name).is_file()]
-    names += [f"{_TEMPLATES}/{path.name}" for path in templates]
-    copies = {CONFIG_NAME: source / CONFIG_NAME} if written == own else {}
-    copies |= {name: with_tokenizer / name for name in names}
-    if (source / _GENERATION).is_file():
-        copies[_GENERATION] = source / _GENERATION
-    if CONFIG_NAME not in copies:
+    copies = companions(source, tokenizers)
+    if written == own:
+        copies[CONFIG_NAME] = source / CONFIG_NAME
+    else:
         with storage_faults(f"write {target / CONFIG_NAME}"):
             text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
             (target / CONFIG_NAME).write_text(text, encoding="utf-8")
     for name, path in copies.items():
         with storage_faults(f"copy {path} to {target}"):
-            if path in templates:
-                (target / _TEMPLATES).mkdir(exist_ok=True)
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target / name)
+
+
+def companions(source: Path, tokenizers: Sequence[Path] = ()) -> dict[str, Path]:
+    """What is copied beside the config, by its name in the model folder."""
+    with_tokenizer = next(filter(has_tokenizer, tokenizers), source)
+    templates = sorted((with_tokenizer / _TEMPLATES).glob("*.jinja"))
+    names = [*_TOKENIZER, *(f"{_TEMPLATES}/{path.name}" for path in templates)]
+    found = {name: with_tokenizer / name for name in names} | {_GENERATION: source / _GENERATION}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def has_tokenizer(folder: Path) -> bool:

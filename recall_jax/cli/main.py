@@ -79,6 +79,9 @@ def _run(arguments: Sequence[str]) -> int:
         if isinstance(error, OSError) and error.strerror:  # a full disk, a lost folder
             where = f"{error.filename}: " if error.filename else ""
             return _complain(f"{where}{error.strerror}", 2, error)
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            message = "out of memory: allow less with --memory, or take fewer or shorter samples"
+            return _complain(message, 2, error)
         fault = f"{type(error).__name__}: {error}"
         return _complain(f"fault of recall's own, please report it with --debug: {fault}", 1, error)
     return result if isinstance(result, int) else 0

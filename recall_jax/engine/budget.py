@@ -16,7 +16,7 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.plan import units_of
-from recall_jax.errors import InputError
+from recall_jax.errors import UnfinishedError
 
 SHARE = 0.6  # of what is free
 MIB = 1 << 20
@@ -40,6 +40,13 @@ def free_bytes() -> int:
     return min([_free_on_host(), *_limits()])
 
 
+def cacheable_bytes(budget: int) -> int:
+    """How much of the models' files the host can keep in memory, within a run's budget."""
+    if jax.default_backend() == "cpu":
+        return budget
+    return int(SHARE * min([_free_on_host(), *_limits()]))
+
+
 def held_bytes() -> int:
     """Anonymous memory that this process holds by now."""
     if jax.default_backend() != "cpu":
@@ -53,29 +60,29 @@ def cut_pieces(
     """The largest pieces to merge in, up to CHUNK elements, and the bytes merging adds to `held`.
 
     `backlog` pieces of the `merged` tensors exist at once, beside one in work and one handed over.
-    Raises InputError where even the smallest do not fit.
+    Raises UnfinishedError where even the smallest do not fit.
     """
     element = sum(widest(specs) for specs in (merged, *(model.specs for model in models)))
-    folded = _folded_bytes(models)
+    folded = folded_bytes(models)
     chunk = CHUNK
     while True:
         added = _PROGRAMS + folded + (backlog + 2) * chunk * element
         if (needed := held_bytes() + added) <= budget:
             return chunk, added
         if chunk <= _SMALLEST_CHUNK:
-            raise InputError(
+            raise UnfinishedError(
                 f"this merge needs {needed / MIB:,.0f} MiB of memory and may take "
                 f"{budget / MIB:,.0f} MiB: allow more with --memory"
             )
         chunk //= 4
 
 
-def _folded_bytes(models: Sequence[Checkpoint]) -> int:
-    """What adapters take: they are folded into memory a unit at a time, while one is in use."""
+def folded_bytes(models: Sequence[Checkpoint]) -> int:
+    """What adapters take: they are folded a unit at a time, while one is in use and one let go."""
     units = tensors = 0
     for model in models:
         if model.adapters:
-            units += 2 * max(
+            units += 3 * max(
                 sum(model.specs[name].nbytes for name in names)
                 for names in units_of(model.specs).values()
             )
@@ -105,10 +112,18 @@ def _limits() -> list[int]:
     try:
         limit = (_CONTROL_GROUP / "memory.max").read_text().strip()
         if limit != "max":
-            left.append(int(limit) - int((_CONTROL_GROUP / "memory.current").read_text()))
+            taken = int((_CONTROL_GROUP / "memory.current").read_text())
+            left.append(int(limit) - taken + _cached_files())
     except (OSError, ValueError):
         pass  # no such container here
     return [max(each, 0) for each in left]
+
+
+def _cached_files() -> int:
+    """Bytes of files that a container counts as its memory, and gives back when it is needed."""
+    lines = (_CONTROL_GROUP / "memory.stat").read_text().splitlines()
+    stat = dict(line.split() for line in lines)
+    return int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
 
 
 def _field(path: str, name: str) -> int:

@@ -14,7 +14,7 @@ from recall_jax.engine.memory import (
     largest_unit_bytes,
     working_bytes,
 )
-from recall_jax.errors import InputError
+from recall_jax.errors import UnfinishedError
 from recall_jax.models.architecture import Architecture
 from recall_jax.representations.batches import make_batches, padded_length
 
@@ -56,23 +56,24 @@ def cut_forward(
     A parameter takes `stored` bytes on disk and `itemsize` where it is computed with. `beside` are
     bytes that the run adds, beside the forward, to what the process holds by now. Batches are never
     larger than asked. Models go side by side on accelerators only: on CPU that gains nothing.
-    Raises InputError, before anything is read, where not even one row of one model at a time fits.
+    Raises UnfinishedError, before anything is read, where not even one row of one model at a time
+    fits.
     """
     side_by_side = 1 if jax.default_backend() == "cpu" else num_models
     beside += held_bytes() + _PROGRAMS
     for rows in _halvings(min(batch_size, len(lengths))):
         states = num_models * hidden_bytes_of(arch, lengths, rows, itemsize)
-        for models_at_once in range(side_by_side, 0, -1):
+        for models_at_once in _divisors(side_by_side):
             step = _one_step(arch, lengths, rows, models_at_once, itemsize)
             step += _placed_bytes(arch, num_models, models_at_once, stored)
             cut = Cut(rows, models_at_once, beside + states + step)
             if cut.needed <= budget:
                 return cut
-    raise InputError(
-        f"this needs {cut.needed / MIB:,.0f} MiB of memory and may take "
-        f"{budget / MIB:,.0f} MiB: the hidden states of {len(lengths)} rows in {num_models} "
-        f"models take {states / MIB:,.0f} MiB; allow "
-        "more with --memory, or take fewer (--count) or shorter (--max-tokens) samples"
+    raise UnfinishedError(
+        f"this needs {cut.needed / MIB:,.0f} MiB of memory and may take {budget / MIB:,.0f} MiB, "
+        f"{states / MIB:,.0f} MiB of it for the hidden states of {len(lengths)} rows in "
+        f"{num_models} model{'s' * (num_models > 1)}: allow more with --memory, or take fewer or "
+        "shorter samples (count, max_tokens)"
     )
 
 
@@ -85,10 +86,12 @@ def cut_rows(
     itemsize: int,
     stored: int,
     budget: int,
+    beside: int,
 ) -> Passes:
     """Rows in as few equal blocks as fit, to keep the pooled states of `num_units` units of each.
 
-    Raises InputError where not even one batch of one row fits.
+    `beside` are bytes that the run adds, beside, to what the process holds by now.
+    Raises UnfinishedError where not even one batch of one row fits.
     """
     longest = sorted(lengths)[-batch_size:]
     # as they are gathered, laid together, and as the points to be clustered
@@ -101,12 +104,14 @@ def cut_rows(
         itemsize=itemsize,
         stored=stored,
         budget=budget,
-        beside=SELECTION + pooled,
+        beside=beside + SELECTION + pooled,
     )
     states = hidden_bytes_of(arch, longest, cut.batch_size, itemsize)
     total = hidden_bytes_of(arch, lengths, cut.batch_size, itemsize)
     passes = min(-(-total // (budget - cut.needed + states)), len(lengths))
-    rows = np.array_split(np.arange(len(lengths)), passes)
+    # dealt out by length, so that no pass gets all the long ones
+    by_length = np.argsort(lengths, kind="stable")
+    rows = [np.sort(by_length[first::passes]) for first in range(passes)]
     return Passes(cut.batch_size, rows, cut.needed - states + -(-total // passes))
 
 
@@ -135,6 +140,11 @@ def _placed_bytes(arch: Architecture, num_models: int, models_at_once: int, stor
     """
     models = models_at_once if jax.default_backend() == "cpu" else 2 * num_models
     return models * largest_unit_bytes(arch, stored)
+
+
+def _divisors(number: int) -> list[int]:
+    """From the largest to 1: groups of models are all of one size."""
+    return [each for each in range(number, 0, -1) if number % each == 0]
 
 
 def _halvings(rows: int) -> list[int]:

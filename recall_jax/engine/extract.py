@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.typing import DTypeLike
 
-from recall_jax.engine.budget import widest
-from recall_jax.engine.cut import cut_rows
+from recall_jax.engine.cut import Passes
 from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.progress import Progress, silent
@@ -19,36 +18,27 @@ def pooled_states(
     token_ids: Sequence[Sequence[int]],
     units: Sequence[str],
     *,
-    batch_size: int,
+    passes: Passes,
     dtype: DTypeLike,
-    budget: int,
     progress: Progress = silent,
-) -> tuple[np.ndarray, int]:
-    """Pooled states (U, n, E) float32 of the rows in `units`, and the passes it took.
+) -> np.ndarray:
+    """Pooled states (U, n, E) float32 of the rows in `units`.
 
     `units` are in the order of the forward pass, which ends with the last of them. A pass reads the
-    model once, for as many rows as fit the budget of memory, in bytes.
+    model once, for its rows.
     """
-    batch_size, blocks, _ = cut_rows(
-        arch,
-        [len(ids) for ids in token_ids],
-        num_units=len(units),
-        batch_size=batch_size,
-        itemsize=np.dtype(dtype).itemsize,
-        stored=widest(model.specs),
-        budget=budget,
-    )
     pooled = []
     num_units = arch.units.index(units[-1]) + 1
-    for done, rows in enumerate(blocks):
+    for done, rows in enumerate(passes.rows):
         forward = StreamedForward.of(
-            arch, [token_ids[row] for row in rows], batch_size=batch_size, dtype=dtype
+            arch, [token_ids[row] for row in rows], batch_size=passes.batch_size, dtype=dtype
         )
         states = {}
         for index, (unit, means) in enumerate(forward.pooled_units(model, units[-1]), start=1):
-            steps = done * num_units + index, len(blocks) * num_units
+            steps = done * num_units + index, len(passes.rows) * num_units
             progress(f"{model.name}: {unit}", *steps, read=model.bytes_read)
             if unit in units:
                 states[unit] = means
         pooled.append(np.stack([states[unit] for unit in units]))
-    return np.concatenate(pooled, axis=1), len(blocks)
+    places = np.argsort(np.concatenate(passes.rows))
+    return np.concatenate(pooled, axis=1)[:, places]

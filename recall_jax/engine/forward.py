@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from recall_jax.engine.device import not_finite, to_device
-from recall_jax.engine.lane import ahead
+from recall_jax.engine.lane import prefetch
 from recall_jax.engine.plan import NamedModel
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
@@ -155,7 +155,7 @@ class StreamedForward:
 
         states: Sequence[HiddenStates] = ()
         units = self.arch.units[: self.arch.units.index(last) + 1]
-        with closing(ahead(read, units)) as coming:
+        with closing(prefetch(read, units)) as coming:
             for unit, placed in zip(units, coming, strict=True):
                 states, pooled = self.advance(unit, placed, states, [model.name])
                 yield unit, pooled[0]

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.cut import Passes
 from recall_jax.engine.plan import DTYPES, ConfiguredModel, NamedModel
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.select import choose_typical
@@ -26,7 +27,7 @@ from recall_jax.representations.samples import (
     read_typical,
 )
 from recall_jax.representations.tokens import load_tokenizer
-from recall_jax.representations.typical import Typical
+from recall_jax.representations.typical import Typical, every_row
 
 
 def common_architecture(
@@ -91,30 +92,23 @@ class TypicalSamples:
 
 def find_typical(
     settings: Samples,
-    samples: Tokenized,
+    pool: Tokenized,
     model: NamedModel,
     arch: Architecture,
     *,
+    passes: Passes | None,
     dtype: DTypeLike,
-    budget: int,
     progress: Progress = silent,
 ) -> TypicalSamples:
-    """The typical ones of the samples that were read: chosen by `model`, or all as given."""
+    """The typical rows of the pool: chosen by `model` in the passes planned, or all of them."""
     if settings.typical is not None:
-        return TypicalSamples(samples, None, 0)
-    typical, passes = choose_typical(
-        model,
-        arch,
-        samples.token_ids,
-        count=settings.count,
-        unit=settings.unit,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        dtype=dtype,
-        budget=budget,
-        progress=progress,
+        return TypicalSamples(pool, None, 0)
+    if passes is None:
+        return TypicalSamples(pool, every_row(len(pool.rows)), 0)
+    typical = choose_typical(
+        settings, pool.token_ids, model, arch, passes=passes, dtype=dtype, progress=progress
     )
-    return TypicalSamples(samples.take(typical.rows), typical, passes)
+    return TypicalSamples(pool.take(typical.rows), typical, len(passes.rows))
 
 
 def read_samples(settings: Samples, model: Checkpoint, arch: Architecture) -> Tokenized:

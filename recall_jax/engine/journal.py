@@ -6,13 +6,12 @@ finished unit with the writer's mark. A line that a kill cut short is as if it w
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.writer import Mark
-from recall_jax.errors import InputError, storage_faults
+from recall_jax.errors import UnfinishedError, storage_faults
 
 FORMAT = 1
 _ADVICE = "run without --resume to start afresh"
@@ -40,18 +39,21 @@ class Journal:
     def keep(self, count: int) -> None:
         """Forget all but the first `count` units, here and on disk."""
         self.units = dict(list(self.units.items())[:count])
-        fresh = self.path.with_suffix(".new")
-        whole = Journal(fresh, self.identity)
-        with suppress(FileNotFoundError):
-            fresh.unlink()
+        records: list[Mapping[str, Any]] = []
         if self.prepared is not None:
-            whole.record_prepared(self.prepared)
-        for unit, mark in self.units.items():
-            whole.record_unit(unit, mark)
-        if fresh.exists():
-            fresh.replace(self.path)
-        else:  # of no use: what came after a first line that was cut short could not be read
-            self.path.unlink(missing_ok=True)
+            records.append({"prepared": self.prepared})
+        records += [{"unit": unit, **mark._asdict()} for unit, mark in self.units.items()]
+        fresh = self.path.with_suffix(".new")
+        with storage_faults(f"write {self.path}"):
+            if records:
+                lines = map(_line, [self._header(), *records])
+                fresh.write_text("".join(lines), encoding="utf-8")
+                fresh.replace(self.path)
+            else:
+                self.path.unlink(missing_ok=True)
+
+    def _header(self) -> dict[str, Any]:
+        return {"format": FORMAT, "identity": self.identity}
 
     def _append(self, record: Mapping[str, Any]) -> None:
         with (
@@ -59,26 +61,28 @@ class Journal:
             self.path.open("a", encoding="utf-8") as file,
         ):
             if file.tell() == 0:
-                file.write(_line({"format": FORMAT, "identity": self.identity}))
+                file.write(_line(self._header()))
             file.write(_line(record))
 
 
-def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
-    """The journal of an interrupted merge, empty if there is none that can be read.
+def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]) -> Journal:
+    """The journal of an interrupted merge of these units, empty if there is none to be read.
 
-    Raises InputError where it is of another merge, or an input has changed since.
+    Raises UnfinishedError where it is of another merge, or an input has changed since.
     """
-    records = _records(path)
     journal = Journal(path, identity)
-    if not records or records[0].get("format") != FORMAT:
+    records = _records(path)
+    if not records or records[0].get("format") != FORMAT or "identity" not in records[0]:
         return journal
     _check_same(records[0]["identity"], json.loads(json.dumps(identity)))
+    due = iter(units)
     for record in records[1:]:
         if "prepared" in record:
             journal.prepared = record["prepared"]
-        else:
-            unit = record.pop("unit")
-            journal.units[unit] = Mark(**record)
+        elif record.keys() == {"unit", *Mark._fields} and record["unit"] == next(due, None):
+            journal.units[record["unit"]] = Mark(*(record[key] for key in Mark._fields))
+        else:  # damaged: what follows it is not to be believed
+            break
     return journal
 
 
@@ -105,13 +109,15 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise InputError for the first difference between two identities."""
+    """Raise UnfinishedError for the first difference between two identities."""
     for part in ("recipe", "program"):  # another recipe may well have other inputs
         if keys := _differences(then[part], now[part]):
-            raise InputError(f"the interrupted merge had another {keys[0]}: {_ADVICE}")
+            raise UnfinishedError(f"the interrupted merge had another {keys[0]}: {_ADVICE}")
     for path in {**then["inputs"], **now["inputs"]}:
         if then["inputs"].get(path) != now["inputs"].get(path):
-            raise InputError(f"{path} is not what it was when the merge was interrupted: {_ADVICE}")
+            raise UnfinishedError(
+                f"{path} is not what it was when the merge was interrupted: {_ADVICE}"
+            )
 
 
 def _differences(then: Any, now: Any, name: str = "") -> Sequence[str]:

@@ -10,11 +10,11 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def ahead(
+def prefetch(
     function: Callable[[_Item], _Result], items: Iterable[_Item]
 ) -> Generator[_Result, None, None]:
     """`function` of each item in order, computed one item ahead in a thread of its own."""
-    with ThreadPoolExecutor(1, "ahead") as pool:
+    with ThreadPoolExecutor(1, "prefetch") as pool:
         coming: Future[_Result] | None = None
         for item in items:
             following = pool.submit(function, item)

@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
-from recall_jax.engine.budget import widest
-from recall_jax.engine.cut import SELECTION, Cut, cut_forward, cut_rows, hidden_bytes_of
+from recall_jax.engine.budget import cacheable_bytes, widest
+from recall_jax.engine.cut import SELECTION, Cut, cut_forward
 from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.inputs import (
     TypicalSamples,
@@ -21,8 +21,10 @@ from recall_jax.engine.progress import Clock, Progress
 from recall_jax.engine.recall import Comparer
 from recall_jax.engine.resident import Resident
 from recall_jax.engine.rules import Prepared, Rule
-from recall_jax.engine.select import clustered_units
+from recall_jax.engine.select import plan_selection
+from recall_jax.errors import UnfinishedError
 from recall_jax.recipe import Samples
+from recall_jax.representations.samples import Tokenized
 from recall_jax.similarity.compare import Comparison, check_samples
 
 
@@ -45,66 +47,60 @@ def prepare_recall(
 
     `beside` are bytes of memory that the merge takes beside the forward, and beside what is held by
     now. The model that chooses is kept in memory for the merge where it fits, and then read only
-    once.
+    once. Raises UnfinishedError where the memory is too small, or an interrupted merge saw other
+    texts.
     """
     reference = None if comparison.reference == "pairwise" else comparison.reference
-    teacher = models[-1 if reference is None else reference]
+    chooser = models[-1 if reference is None else reference]
     arch = common_architecture(models, ignore_config)
     dtype = compute_dtype(dtype_name, models[-1])
-    itemsize = np.dtype(dtype).itemsize
-    stored = max(widest(model.specs) for model in models)
+    kept = Resident(chooser)
     with clock.stage("select"):
-        pool = read_samples(settings, teacher, arch)
-        lengths = sorted(map(len, pool.token_ids))
+        pool = read_samples(settings, chooser, arch)
+        lengths = [len(ids) for ids in pool.token_ids]
         wanted = len(lengths) if settings.typical else min(settings.count, len(lengths))
         check_samples(wanted, comparison)
-        cut = cut_forward(
-            arch,
-            lengths[-wanted:],  # whichever are chosen, they are no longer than these
-            num_models=len(models),
-            batch_size=settings.batch_size,
-            itemsize=itemsize,
-            stored=stored,
-            budget=budget,
-            beside=beside + SELECTION * (wanted < len(lengths)),
-        )
-        needed = cut.needed
-        states = hidden_bytes_of(arch, lengths, settings.batch_size, itemsize)
-        fits = needed + teacher.nbytes + states <= budget
-        kept = Resident(teacher)
         if journal.prepared is not None:
-            samples = TypicalSamples.from_json(journal.prepared["samples"], pool)
-            cut = Cut(**journal.prepared["cut"])
-        announce(
-            f"forward: {wanted} rows of up to {lengths[-1]} tokens in batches of "
-            f"{cut.batch_size}, {cut.models_at_once} of {len(models)} models at a time"
-        )
-        if journal.prepared is None:
-            if wanted < len(lengths):
-                passes = cut_rows(
-                    arch,
-                    lengths,
-                    num_units=len(clustered_units(settings.unit, arch)),
-                    batch_size=settings.batch_size,
-                    itemsize=itemsize,
-                    stored=stored,
-                    budget=budget,
+            if journal.prepared.get("texts") != pool.digest():
+                raise UnfinishedError(
+                    f"the texts or the tokenizer of {chooser.name} are not what they were when the "
+                    "merge was interrupted: run without --resume to start afresh"
                 )
-                announce(_describe_selection(teacher.name, len(lengths), len(passes.rows), fits))
-                needed = max(needed, passes.needed)
-                if fits and teacher.adapters:  # folded, it is no map of a file
-                    needed += teacher.nbytes
+            cut = Cut(**journal.prepared["cut"])
+            samples = TypicalSamples.from_json(journal.prepared["samples"], pool)
+            announce(_describe_forward(samples.samples, cut, len(models)))
+        else:
+            passes = plan_selection(settings, lengths, chooser, arch, dtype=dtype, budget=budget)
+            cut = cut_forward(
+                arch,
+                sorted(lengths)[-wanted:],  # whichever are chosen, they are no longer than these
+                num_models=len(models),
+                batch_size=settings.batch_size,
+                itemsize=np.dtype(dtype).itemsize,
+                stored=max(widest(model.specs) for model in models),
+                budget=budget,
+                beside=beside + (SELECTION if passes else 0),
+            )
+            needed = max(cut.needed, passes.needed if passes else 0)
+            cut = replace(cut, needed=needed)
+            # Folded adapters would stay as arrays of their own, not as maps of files.
+            fits = not chooser.adapters and needed + chooser.nbytes <= cacheable_bytes(budget)
+            announce(_describe_forward(pool, cut, len(models)))
+            if passes:
+                announce(_describe_selection(chooser.name, len(lengths), len(passes.rows), fits))
             samples = find_typical(
                 settings,
                 pool,
-                kept if fits else teacher,
+                kept if fits else chooser,
                 arch,
+                passes=passes,
                 dtype=dtype,
-                budget=budget,
                 progress=progress,
             )
             samples = replace(samples, passes=0) if fits else samples
-            journal.record_prepared({"samples": samples.to_json(), "cut": asdict(cut)})
+            journal.record_prepared(
+                {"texts": pool.digest(), "samples": samples.to_json(), "cut": asdict(cut)}
+            )
         kept.release()
     forward = StreamedForward.of(
         arch,
@@ -117,16 +113,24 @@ def prepare_recall(
     comparer = Comparer(forward, [model.name for model in models], comparison, temperature)
     return Prepared(
         Rule(comparer.weigh, comparer.findings, forward.place),
-        [kept if model is teacher else model for model in models],
-        needed=needed,
-        cut={"batch_size": cut.batch_size, "models_at_once": cut.models_at_once},
+        [kept if model is chooser else model for model in models],
+        needed=cut.needed,
+        cut={"batch_size": cut.batch_size, "models_at_once": forward.models_each},
         reference=reference,
         compute_dtype=np.dtype(dtype).name,
         samples=samples,
     )
 
 
-def _describe_selection(teacher: str, rows: int, passes: int, fits: bool) -> str:
+def _describe_forward(samples: Tokenized, cut: Cut, num_models: int) -> str:
+    longest = max(map(len, samples.token_ids))
+    return (
+        f"forward: rows of up to {longest} tokens in batches of {cut.batch_size}, "
+        f"{cut.models_at_once} of {num_models} models at a time"
+    )
+
+
+def _describe_selection(chooser: str, rows: int, passes: int, fits: bool) -> str:
     how = "which stays in memory for the merge" if fits else "which the merge reads again"
     times = "pass" if passes == 1 else "passes"
-    return f"typical samples: from {rows} rows in {passes} {times} over {teacher}, {how}"
+    return f"typical samples: from {rows} rows in {passes} {times} over {chooser}, {how}"

@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.budget import folded_bytes, widest
+from recall_jax.engine.cut import Passes, cut_rows
 from recall_jax.engine.extract import pooled_states
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
-from recall_jax.representations.typical import Typical, every_row, select_typical
+from recall_jax.recipe import Samples
+from recall_jax.representations.typical import Typical, select_typical
 from recall_jax.units import layer_unit
 
 
@@ -31,35 +34,49 @@ def clustered_units(unit: str | int, arch: Architecture) -> tuple[str, ...]:
     )
 
 
+def plan_selection(
+    settings: Samples,
+    lengths: Sequence[int],
+    model: Checkpoint,
+    arch: Architecture,
+    *,
+    dtype: DTypeLike,
+    budget: int,
+) -> Passes | None:
+    """The passes over `model` that choose typical rows among rows of these lengths.
+
+    None where there is nothing to choose: the samples are given, or all rows are typical. Raises
+    InputError for a unit that the model does not have.
+    """
+    wanted = clustered_units(settings.unit, arch)
+    if settings.typical is not None or len(lengths) <= settings.count:
+        return None
+    return cut_rows(
+        arch,
+        lengths,
+        num_units=len(wanted),
+        batch_size=settings.batch_size,
+        itemsize=np.dtype(dtype).itemsize,
+        stored=widest(model.specs),
+        budget=budget,
+        beside=folded_bytes([model]),
+    )
+
+
 def choose_typical(
+    settings: Samples,
+    token_ids: Sequence[Sequence[int]],
     model: NamedModel,
     arch: Architecture,
-    token_ids: Sequence[Sequence[int]],
     *,
-    count: int,
-    unit: str | int = "last",
-    seed: int = 0,
-    batch_size: int = 8,
-    dtype: DTypeLike = jnp.float32,
-    budget: int,
+    passes: Passes,
+    dtype: DTypeLike,
     progress: Progress = silent,
-) -> tuple[Typical, int]:
-    """Typical rows among `token_ids` by the model's pooled states of `unit`: (rows, passes).
-
-    With no more rows than clusters all are typical, after no pass.
-    """
-    wanted = clustered_units(unit, arch)
-    if len(token_ids) <= count:
-        return every_row(len(token_ids)), 0
-    states, passes = pooled_states(
-        model,
-        arch,
-        token_ids,
-        wanted,
-        batch_size=batch_size,
-        dtype=dtype,
-        budget=budget,
-        progress=progress,
+) -> Typical:
+    """Typical rows among `token_ids` by the model's pooled states of the unit to be clustered."""
+    wanted = clustered_units(settings.unit, arch)
+    states = pooled_states(
+        model, arch, token_ids, wanted, passes=passes, dtype=dtype, progress=progress
     )
     points = np.concatenate(list(states), axis=1)  # (n, E), or (n, U E) for "all"
-    return select_typical(points, count, seed=seed), passes
+    return select_typical(points, settings.count, seed=settings.seed)

@@ -9,13 +9,14 @@ samples, whatever the depth.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
+from recall_jax.checkpoint.writer import ShardedWriter
 from recall_jax.engine.chunks import CHUNK, Piece, merge_pieces
 from recall_jax.engine.device import not_finite
-from recall_jax.engine.lane import Lane, ahead
+from recall_jax.engine.lane import Lane, prefetch
 from recall_jax.engine.plan import Plan
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import Rule
@@ -23,17 +24,6 @@ from recall_jax.errors import InputError
 from recall_jax.merging.methods import Kernel
 
 BACKLOG = 8  # merged pieces that wait for the writer
-
-
-class Sink(Protocol):
-    """Where merged tensors go, in the order of the plan."""
-
-    @property
-    def bytes_written(self) -> int:
-        """So far."""
-
-    def write_piece(self, name: str, piece: np.ndarray) -> None:
-        """Take the next elements (n,) of the tensor that is due."""
 
 
 class _Unit(NamedTuple):
@@ -45,7 +35,7 @@ class _Unit(NamedTuple):
 def merge_stream(
     plan: Plan,
     rule: Rule,
-    sink: Sink,
+    writer: ShardedWriter,
     *,
     kernel: Kernel,
     reference: int,
@@ -68,8 +58,9 @@ def merge_stream(
 
     def read(unit: str) -> _Unit:
         with clock.stage("read"):
-            if plan.larger_than_memory and (at := names.index(unit)) >= 2:
-                _drop(plan, units[names[at - 2]])
+            # The unit before this one is being computed, the one before that may be in use yet.
+            if plan.larger_than_memory and (at := names.index(unit)) >= 3:
+                _drop(plan, units[names[at - 3]])
             stored = [{name: model.read(name) for name in units[unit]} for model in plan.models]
             return _Unit(unit, stored, rule.place(unit, stored) if rule.place else stored)
 
@@ -79,12 +70,16 @@ def merge_stream(
         if not finite:
             raise InputError(_why_not_finite(plan, name, stored))
         with clock.stage("write"):
-            sink.write_piece(name, elements[piece.skip :])
+            writer.write_piece(name, elements[piece.skip :])
 
-    with closing(ahead(read, walked)) as coming, Lane(BACKLOG) as writing:
+    def tell(unit: str, done: int) -> None:
+        read = sum(model.bytes_read for model in plan.models)
+        progress(unit, done, len(names), read=read, written=writer.bytes_written)
+
+    with closing(prefetch(read, walked)) as coming, Lane(BACKLOG) as writing:
         for unit, stored, placed in coming:
             done = names.index(unit)
-            _tell(progress, unit, done, plan, sink)
+            tell(unit, done)
             with clock.stage("forward"):
                 weights = np.asarray(rule.weigh(unit, placed), np.float32)
             if done < resumed:
@@ -98,12 +93,7 @@ def merge_stream(
                 ):
                     writing.run(write, name, piece, arrays)
             writing.run(finished, unit)
-    _tell(progress, "", len(names), plan, sink)
-
-
-def _tell(progress: Progress, unit: str, done: int, plan: Plan, sink: Sink) -> None:
-    read = sum(model.bytes_read for model in plan.models)
-    progress(unit, done, len(plan.units), read=read, written=sink.bytes_written)
+    tell("", len(names))
 
 
 def _drop(plan: Plan, names: Sequence[str]) -> None:

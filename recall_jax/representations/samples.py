@@ -1,5 +1,6 @@
 """Samples: rows of a data file as token ids, ready for a forward pass."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,13 @@ class Tokenized:
             tuple(self.texts[place] for place in places),
             tuple(self.token_ids[place] for place in places),
         )
+
+    def digest(self) -> str:
+        """A checksum of the rows' numbers and token ids."""
+        ids = np.concatenate([np.asarray(row, np.int64) for row in self.token_ids])
+        lengths = np.asarray([len(row) for row in self.token_ids], np.int64)
+        content = b"".join(array.tobytes() for array in (self.indices, lengths, ids))
+        return hashlib.sha256(content).hexdigest()
 
     def typical_rows(self) -> list[dict[str, Any]]:
         """The rows as `typical.jsonl` holds them: as they were, plus their number."""

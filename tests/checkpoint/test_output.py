@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from recall_jax import publish
-from recall_jax.errors import InputError, StorageError
-from recall_jax.output import journal_of, output_file, output_folder, work_folder
+from recall_jax.errors import InputError, StorageError, UnfinishedError
+from recall_jax.output import output_file, output_folder, work_folder
 
 
 @pytest.fixture(params=["renameat2", "plain renames"])
@@ -221,7 +221,7 @@ def test_readers_find_the_folder_at_every_moment(tmp_path):
 BLOCKED = """
 import sys, time
 from pathlib import Path
-from recall_jax.output import journal_of, output_file, output_folder, work_folder
+from recall_jax.output import output_file, output_folder, work_folder
 use = {"folder": output_folder, "file": output_file}[sys.argv[1]]
 with use(Path(sys.argv[2]), force=True) as hidden:
     (hidden / "a" if sys.argv[1] == "folder" else hidden).write_text("half")
@@ -271,7 +271,14 @@ def leave_unfinished(out: Path, error: BaseException, journal: str = "one\n") ->
     return caught.value
 
 
-STOPS = [StorageError("full"), KeyboardInterrupt(), SystemExit(143)]
+STOPS = [
+    StorageError("full"),
+    UnfinishedError("too little memory"),
+    KeyboardInterrupt(),
+    SystemExit(143),
+    MemoryError(),
+    RuntimeError("a fault of ours"),
+]
 KEPT = {
     ".out.recall-work": "",
     ".out.recall-work/out": "",
@@ -284,7 +291,7 @@ KEPT = {
 def test_a_work_folder_appears_when_the_block_ends(tmp_path, renames):
     out = tmp_path / "new" / "out"
     with work_folder(out) as work:
-        assert work.journal == journal_of(out)
+        assert work.journal == out.parent / ".out.recall-work" / "journal.jsonl"
         (work.folder / "sub").mkdir()
         (work.folder / "sub" / "a").write_text("1")
         work.journal.write_text("one\n")
@@ -306,12 +313,12 @@ def test_force_replaces_by_a_work_folder(tmp_path, renames):
 
 
 @pytest.mark.parametrize("error", STOPS, ids=lambda error: type(error).__name__)
-def test_a_disk_or_a_signal_keeps_the_work_and_says_so(error, tmp_path):
+def test_all_but_a_wrong_input_keeps_the_work_and_says_so(error, tmp_path):
     caught = leave_unfinished(tmp_path / "out", error)
     assert tree(tmp_path) == KEPT
     (note,) = caught.__notes__
     assert note.startswith("what is done is kept: ") and "--resume" in note
-    assert ("free the disk" in note) == isinstance(error, StorageError)
+    assert ("mend the cause" in note) == isinstance(error, Exception)
 
 
 @pytest.mark.parametrize("error", STOPS, ids=lambda error: type(error).__name__)
@@ -326,9 +333,8 @@ def test_nothing_is_kept_without_a_journal(error, journal, tmp_path):
     assert tree(tmp_path) == {}
 
 
-@pytest.mark.parametrize("error", [InputError("bad"), ValueError(), MemoryError()])
-def test_any_other_error_removes_the_work(error, tmp_path):
-    caught = leave_unfinished(tmp_path / "new" / "er" / "out", error)
+def test_a_wrong_input_removes_the_work(tmp_path):
+    caught = leave_unfinished(tmp_path / "new" / "er" / "out", InputError("bad"))
     assert not hasattr(caught, "__notes__")
     assert tree(tmp_path) == {}
 

@@ -20,36 +20,72 @@ def model(toys):
 
 
 def test_the_output_projection_is_not_read(model):
+    states = pooled(model, plan(model, batch_size=2))
     arch = read_architecture(model.config)
-    states, passes = pooled_states(
-        model, arch, ROWS, arch.units, batch_size=2, dtype=np.float32, budget=1 << 40
-    )
-    assert states.shape == (len(arch.units), len(ROWS), arch.hidden_size) and passes == 1
+    assert states.shape == (len(arch.units), len(ROWS), arch.hidden_size)
     assert not arch.tie_word_embeddings
     assert model.bytes_read == model.nbytes - model.specs["lm_head.weight"].nbytes
 
 
 def test_a_tight_budget_takes_more_passes_to_the_same_states(model, monkeypatch):
     monkeypatch.setattr(cut, "held_bytes", lambda: 0)
-    arch = read_architecture(model.config)
-    loose, _ = pooled_states(
-        model, arch, ROWS, arch.units, batch_size=1, dtype=np.float32, budget=1 << 40
-    )
+    loose = pooled(model, plan(model))
     read = model.bytes_read
     # the smallest budget that is not refused has room for one row at a time
-    least = bisect.bisect_left(range(1 << 30), True, key=lambda budget: _fits(arch, budget))
-    tight, passes = pooled_states(
-        model, arch, ROWS, arch.units, batch_size=1, dtype=np.float32, budget=least
-    )
-    assert passes == len(ROWS)
-    assert model.bytes_read == read * (1 + passes)
+    least = bisect.bisect_left(range(1 << 30), True, key=lambda budget: fits(model, budget))
+    passes = plan(model, budget=least)
+    assert len(passes.rows) == len(ROWS)
+    tight = pooled(model, passes)
+    assert model.bytes_read == read * (1 + len(passes.rows))
     np.testing.assert_array_equal(tight, loose)
 
 
-def _fits(arch, budget: int) -> bool:
+def test_passes_share_the_long_rows(model):
+    arch = read_architecture(model.config)
+    lengths = [16] * 50 + [500] * 50
+    total = cut.hidden_bytes_of(arch, lengths, 4, 4)
+    one = cut.cut_rows(
+        arch, lengths, num_units=1, batch_size=4, itemsize=4, stored=2, beside=0, budget=1 << 40
+    )
+    tight = cut.cut_rows(
+        arch,
+        lengths,
+        num_units=1,
+        batch_size=4,
+        itemsize=4,
+        stored=2,
+        beside=0,
+        budget=one.needed - 1,
+    )
+    assert len(one.rows) == 1 and len(tight.rows) == 2
+    assert sorted(np.concatenate(tight.rows)) == list(range(100))
+    for rows in tight.rows:
+        states = cut.hidden_bytes_of(arch, [lengths[row] for row in rows], 4, 4)
+        assert states <= 0.6 * total
+
+
+def plan(model, *, batch_size: int = 1, budget: int = 1 << 40) -> cut.Passes:
+    arch = read_architecture(model.config)
+    return cut.cut_rows(
+        arch,
+        [len(row) for row in ROWS],
+        num_units=len(arch.units),
+        batch_size=batch_size,
+        itemsize=4,
+        stored=2,
+        beside=0,
+        budget=budget,
+    )
+
+
+def pooled(model, passes: cut.Passes) -> np.ndarray:
+    arch = read_architecture(model.config)
+    return pooled_states(model, arch, ROWS, arch.units, passes=passes, dtype=np.float32)
+
+
+def fits(model, budget: int) -> bool:
     try:
-        sizes = {"num_units": len(arch.units), "itemsize": 4, "stored": 2}
-        cut.cut_rows(arch, [len(row) for row in ROWS], batch_size=1, budget=budget, **sizes)
+        plan(model, budget=budget)
     except InputError:
         return False
     return True

@@ -12,6 +12,7 @@ IDENTITY = {
     "program": {"jax": "1"},
 }
 MARKS = [Mark(2 * n, "model.safetensors", 100 * n, f"{n:08x}") for n in range(1, 4)]
+UNITS = ["a", "b", "c", "d"]
 PREPARED = {"rows": [1, 2], "inertia": 0.1}
 
 
@@ -25,16 +26,16 @@ def path(tmp_path):
 
 
 def test_what_was_recorded_is_read_back(path):
-    journal = resume_journal(path, IDENTITY)
+    journal = resume_journal(path, IDENTITY, UNITS)
     assert journal.prepared == PREPARED
     assert journal.units == dict(zip("abc", MARKS, strict=True))
 
 
 def test_without_a_journal_there_is_nothing(tmp_path):
-    journal = resume_journal(tmp_path / "none", IDENTITY)
+    journal = resume_journal(tmp_path / "none", IDENTITY, UNITS)
     assert journal.prepared is None and not journal.units
     (tmp_path / "empty").touch()
-    assert not resume_journal(tmp_path / "empty", IDENTITY).units
+    assert not resume_journal(tmp_path / "empty", IDENTITY, UNITS).units
 
 
 def test_nothing_is_written_before_something_is_done(tmp_path):
@@ -48,18 +49,18 @@ def test_any_cut_leaves_the_lines_before_it(path):
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         lines = sum(end <= cut for end in ends)
-        journal = resume_journal(path, IDENTITY)
+        journal = resume_journal(path, IDENTITY, UNITS)
         assert list(journal.units) == list("abc")[: max(lines - 2, 0)]
         assert (journal.prepared is not None) == (lines >= 2)
 
 
 def test_after_a_cut_it_can_be_continued(path):
     path.write_bytes(path.read_bytes()[:-7])
-    journal = resume_journal(path, IDENTITY)
+    journal = resume_journal(path, IDENTITY, UNITS)
     journal.keep(1)
-    journal.record_unit("z", MARKS[1])
-    again = resume_journal(path, IDENTITY)
-    assert list(again.units) == ["a", "z"] and again.prepared == PREPARED
+    journal.record_unit("b", MARKS[2])
+    again = resume_journal(path, IDENTITY, UNITS)
+    assert again.units == {"a": MARKS[0], "b": MARKS[2]} and again.prepared == PREPARED
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -76,6 +77,23 @@ def test_after_a_cut_it_can_be_continued(path):
 def test_another_merge_or_changed_inputs_are_refused(change, words, path):
     before = path.read_bytes()
     with pytest.raises(InputError, match="run without --resume to start afresh") as caught:
-        resume_journal(path, IDENTITY | change)
+        resume_journal(path, IDENTITY | change, UNITS)
     assert words in str(caught.value)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "left"),
+    [
+        (2, '{"unit": "b", "tensors": 4, "file": "f", "size": 1, "crc32": "0"}', ""),
+        (3, '{"unit": "b", "tensors": 4}', "a"),
+        (3, '{"unti": "b", "tensors": 4, "file": "f", "size": 1, "crc32": "0"}', "a"),
+        (4, "[]", "ab"),
+        (0, '{"format": 1}', ""),
+    ],
+)
+def test_what_is_no_record_is_not_believed_nor_what_follows(line, instead, left, path):
+    lines = path.read_text().splitlines()
+    lines[line] = instead
+    path.write_text("\n".join(lines) + "\n")
+    assert list(resume_journal(path, IDENTITY, UNITS).units) == list(left)

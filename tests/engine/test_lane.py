@@ -5,17 +5,17 @@ import time
 
 import pytest
 
-from recall_jax.engine.lane import Lane, ahead
+from recall_jax.engine.lane import Lane, prefetch
 
 
-def test_ahead_keeps_the_order_and_is_one_item_ahead():
+def test_ahead_keeps_the_order_and_is_one_item_prefetch():
     started = []
 
     def double(item):
         started.append(item)
         return 2 * item
 
-    results = ahead(double, range(5))
+    results = prefetch(double, range(5))
     assert next(results) == 0
     for _ in range(100):
         if len(started) == 2:
@@ -23,11 +23,11 @@ def test_ahead_keeps_the_order_and_is_one_item_ahead():
         time.sleep(0.01)
     assert started == [0, 1]
     assert list(results) == [2, 4, 6, 8]
-    assert list(ahead(double, [])) == []
+    assert list(prefetch(double, [])) == []
 
 
 def test_an_error_ahead_comes_where_its_item_is_due():
-    results = ahead(lambda item: 1 // item, [1, 0, 1])
+    results = prefetch(lambda item: 1 // item, [1, 0, 1])
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)

@@ -144,7 +144,7 @@ def test_recall_reads_every_byte_once_unless_the_newest_does_not_fit(
     fits, toys, tmp_path, monkeypatch
 ):
     if not fits:
-        monkeypatch.setattr(prepare, "hidden_bytes_of", lambda *_: 1 << 60)
+        monkeypatch.setattr(prepare, "cacheable_bytes", lambda budget: 0)
     values = {"merge_method": "recall", "models": [{"model": name} for name in toys.qwen2]}
     values["samples"] = {"data": toys.data, "count": 8}
     report = job.merge(make_recipe(values), tmp_path / "out")
