@@ -119,6 +119,7 @@ def merge(
                 chunk=chunk,
                 progress=progress,
             )
+        _check_unchanged(identity["inputs"], _inputs(recipe, models))
         report = make_report(recipe, prepared, [model.name for model in models], list(plan.units))
         report |= {
             "timing_s": clock.seconds,
@@ -211,6 +212,15 @@ def _given(path: Path, models: Sequence[Checkpoint], plan: Plan, needed: int) ->
 
 def _identity(recipe: Recipe, models: Sequence[Checkpoint], options: Options) -> dict[str, Any]:
     """What makes a merge the same merge: only then may one go on where another has stopped."""
+    return {
+        "inputs": _inputs(recipe, models),
+        "recipe": resolved(recipe, models, recipe.compute_dtype).model_dump(mode="json"),
+        "program": {**versions(), "device": device(), "shard_size": options.shard_bytes},
+    }
+
+
+def _inputs(recipe: Recipe, models: Sequence[Checkpoint]) -> dict[str, Any]:
+    """What every file that goes into a merge is known by, by its path."""
     inputs: dict[str, Any] = {}
     for model in models:
         inputs |= model.fingerprint()
@@ -219,15 +229,13 @@ def _identity(recipe: Recipe, models: Sequence[Checkpoint], options: Options) ->
     for path in (*copied, *filter(Path.is_file, _input_files(recipe))):
         status = path.stat()
         inputs[str(path.resolve())] = [status.st_size, status.st_mtime_ns]
-    return {
-        "inputs": inputs,
-        "recipe": resolved(recipe, models, recipe.compute_dtype).model_dump(mode="json"),
-        "program": {
-            **versions(),
-            "device": device(),
-            "shard_size": options.shard_bytes,
-        },
-    }
+    return inputs
+
+
+def _check_unchanged(then: dict[str, Any], now: dict[str, Any]) -> None:
+    for path in {**then, **now}:
+        if then.get(path) != now.get(path):
+            raise InputError(f"{path} was changed while it was being merged: start again")
 
 
 def _describe(models: Sequence[Checkpoint], plan: Plan, budget: int, resumed: int) -> str:

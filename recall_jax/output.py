@@ -157,7 +157,7 @@ def _faults_of(out: Path) -> Iterator[None]:
         try:
             yield
         except FileExistsError as error:
-            raise InputError(f"{out} has appeared meanwhile: choose another output") from error
+            raise UnfinishedError(f"{out} has appeared meanwhile: move it away") from error
 
 
 @contextmanager

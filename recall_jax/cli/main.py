@@ -38,6 +38,9 @@ app.command("verify")(checkpoints.verify)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status."""
+    # A shell can close them; what is said then is for nobody.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     arguments = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     signals.catch()
     explain_lost_bytes()

@@ -14,10 +14,10 @@ RECALL = str(Path(sys.executable).with_name("recall"))
 
 @pytest.fixture
 def run(tmp_path, cache):
-    """Run `recall` from a shell, after some commands of the shell."""
+    """Run `recall` from a shell, after some commands of the shell, its streams redirected."""
 
-    def run(*arguments, before=":"):
-        command = shlex.join([RECALL, *map(str, arguments)])
+    def run(*arguments, before=":", after=""):
+        command = f"{shlex.join([RECALL, *map(str, arguments)])} {after}"
         return subprocess.run(
             ["/bin/sh", "-c", f"{before}; {command}"],
             capture_output=True,
@@ -87,3 +87,12 @@ def test_a_reader_may_leave_early(toys, cache):
     )
     assert done.stdout == "{"
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_nobodys_fault(closed, run, toys, tmp_path):
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(json.dumps({"merge_method": "average", "models": [{"model": toys.llama[0]}]}))
+    done = run("merge", "recipe.yml", "out", after=closed)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert (tmp_path / "out" / "recall_report.json").exists()

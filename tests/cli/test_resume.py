@@ -15,6 +15,7 @@ from toys import Finished, copy_model, environment, tree
 
 from recall_jax import job
 from recall_jax.checkpoint.safetensors import SafetensorsFile
+from recall_jax.errors import UnfinishedError
 from recall_jax.recipe import read_recipe
 from recall_jax.verification import verify
 
@@ -171,6 +172,7 @@ def test_another_recipe_is_refused_and_the_work_stays(change, kept, recall, tmp_
     [
         (["--shard-size", "30KB"], "another shard_size"),
         ([*SHARDS, "--compute-dtype", "bfloat16"], "another compute_dtype"),
+        ([*SHARDS, "--memory", "1MiB"], "allow more with --memory"),
     ],
 )
 def test_other_options_are_refused_and_the_work_stays(options, words, kept, recall, tmp_path):
@@ -224,6 +226,61 @@ def test_after_a_cut_in_its_first_line_a_journal_is_kept_again(kept, recall, tmp
     journal.write_bytes(journal.read_bytes()[:100])
     stop(kept.recipe, tmp_path / "out", before="head")
     assert assert_resumed(kept, recall, tmp_path) >= 2
+
+
+def test_a_journal_that_cannot_be_read_takes_its_shards_with_it(kept, recall, tmp_path):
+    """Else shards of another size would be published beside the new ones."""
+    journal = kept.left_in(tmp_path) / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:100])
+    done = recall("merge", kept.recipe, tmp_path / "out", "--resume")
+    assert done.status == 0, done.err
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_without_resume_it_is_said_that_work_is_discarded(kept, recall, tmp_path):
+    kept.left_in(tmp_path)
+    done = recall("merge", kept.recipe, tmp_path / "out", *SHARDS)
+    assert done.status == 0 and "--resume would have gone on with it" in done.out
+    assert untimed(tmp_path / "out") == kept.whole
+
+
+def test_an_out_that_has_appeared_costs_nothing(kept, recall, tmp_path):
+    out = tmp_path / "out"
+
+    def appear(unit: str, done: int, total: int, **moved: int) -> None:
+        if unit == "head":
+            out.mkdir()
+
+    options = job.Options(shard_bytes=20_000)
+    with pytest.raises(UnfinishedError, match="has appeared meanwhile"):
+        job.merge(read_recipe(kept.recipe), out, options=options, progress=appear)
+    out.rmdir()
+    done = recall("merge", kept.recipe, out, "--resume", *SHARDS)
+    assert done.status == 0, done.err
+    assert resumed_units(out) == 5
+    assert untimed(out) == kept.whole
+
+
+def test_another_tokenizer_of_the_reference_is_refused(toys, recall, tmp_path):
+    models = [copy_model(source, tmp_path / str(k)) for k, source in enumerate(toys.llama)]
+    values = {
+        "merge_method": "recall",
+        "models": [{"model": str(model)} for model in models],
+        "parameters": {"reference": 0},
+        "samples": {"data": toys.data, "count": 5},
+    }
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(json.dumps(values))
+    stop(recipe, tmp_path / "out", before="head")
+    path = models[0] / "tokenizer.json"
+    text = path.read_text()
+    first, second = ('"a":', '"b":')
+    swapped = text.replace(first, '"\0":').replace(second, first).replace('"\0":', second)
+    assert swapped != text
+    path.write_text(swapped)
+    done = recall("merge", recipe, tmp_path / "out", "--resume", *SHARDS)
+    assert_refused(done, "the tokenizer of", "without --resume to start afresh")
+    assert (tmp_path / HOME / "journal.jsonl").exists()
 
 
 def test_a_missing_shard_is_redone(kept, recall, tmp_path):
