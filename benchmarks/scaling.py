@@ -28,7 +28,7 @@ CONFIG = {
     "dtype": "bfloat16",
 }
 MODELS, LAYERS = range(2, 9), (9, 18, 27, 36)
-METHODS = ("linear", "recall")
+METHODS = ("average", "recall")
 
 
 def main() -> None:
@@ -68,8 +68,8 @@ def _seconds(method: str, num_models: int, layers: int, runs: int, folder: Path)
     models = make_models(folder, CONFIG | {"num_hidden_layers": layers}, num_models, (8, 64))
     out = folder / "out"
     recall = shutil.which("recall", path=str(Path(sys.executable).parent)) or "recall"
-    if method == "linear":
-        recipe = folder / "linear.yml"
+    if method == "average":
+        recipe = folder / "average.yml"
         entries = "".join(f"- {{model: {model}}}\n" for model in models)
         recipe.write_text(f"merge_method: average\nmodels:\n{entries}")
         command = [recall, "merge", str(recipe), str(out)]

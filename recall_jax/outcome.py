@@ -4,6 +4,7 @@ import platform
 import resource
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,7 @@ def resolved(recipe: Recipe, models: Sequence[Checkpoint], compute_dtype: str | 
     return recipe.model_copy(update=update)
 
 
+@cache
 def versions() -> dict[str, str]:
     """Of Python and of the packages whose arithmetic is in the result."""
     packages = ("recall-jax", "jax", "jaxlib", "flax", "numpy")

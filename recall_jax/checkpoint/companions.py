@@ -61,7 +61,8 @@ def copy_companions(
             (target / CONFIG_NAME).write_text(text, encoding="utf-8")
     for name, path in copies.items():
         with storage_faults(f"copy {path} to {target}"):
-            (target / name).parent.mkdir(exist_ok=True)
+            if path.parent.name == _TEMPLATES:
+                (target / _TEMPLATES).mkdir(exist_ok=True)
             shutil.copyfile(path, target / name)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from recall_jax.engine.plan import is_float
 from recall_jax.merging.methods import Kernel
 
+_ROW = 1024
 CHUNK = 1 << 20  # elements; larger ones gained nothing on CPU, smaller ones cost calls
 
 
@@ -72,4 +73,6 @@ def _merge(
     pieces: Sequence[Any], weights: Any, kernel: Kernel, reference: int, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
     merged = kernel(pieces, weights, reference=reference, dtype=dtype)
-    return merged, jnp.all(jnp.isfinite(merged))
+    # Down the columns first: on CPU a reduction of one long row is not vectorised.
+    finite = jnp.isfinite(merged).reshape(-1, min(merged.size, _ROW))
+    return merged, jnp.all(jnp.all(finite, axis=0))

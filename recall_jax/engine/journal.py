@@ -14,7 +14,7 @@ from recall_jax.checkpoint.writer import Mark
 from recall_jax.errors import UnfinishedError, storage_faults
 
 FORMAT = 1
-_ADVICE = "run without --resume to start afresh"
+_ADVICE = "or run without --resume to start afresh"
 
 
 @dataclass
@@ -112,11 +112,13 @@ def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UnfinishedError for the first difference between two identities."""
     for part in ("recipe", "program"):  # another recipe may well have other inputs
         if keys := _differences(then[part], now[part]):
-            raise UnfinishedError(f"the interrupted merge had another {keys[0]}: {_ADVICE}")
+            raise UnfinishedError(
+                f"the interrupted merge had another {keys[0]}: go back to it, {_ADVICE}"
+            )
     for path in {**then["inputs"], **now["inputs"]}:
         if then["inputs"].get(path) != now["inputs"].get(path):
             raise UnfinishedError(
-                f"{path} is not what it was when the merge was interrupted: {_ADVICE}"
+                f"{path} is not what it was when the merge was interrupted: restore it, {_ADVICE}"
             )
 
 

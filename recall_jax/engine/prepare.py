@@ -64,7 +64,7 @@ def prepare_recall(
             if journal.prepared.get("texts") != pool.digest():
                 raise UnfinishedError(
                     f"the texts or the tokenizer of {chooser.name} are not what they were when the "
-                    "merge was interrupted: run without --resume to start afresh"
+                    "merge was interrupted: restore them, or run without --resume to start afresh"
                 )
             cut = Cut(**journal.prepared["cut"])
             samples = TypicalSamples.from_json(journal.prepared["samples"], pool)

@@ -185,5 +185,4 @@ def test_adapters_are_in_the_plan(toys, tmp_path, cache):
     out = tmp_path / "out"
     watched = watch(cache, out, "quick", *models, "--data", toys.data, "--out", out)
     planned = watched.report["memory"]["planned_bytes"]
-    print(watched.peak / MIB, planned / MIB)
     assert watched.peak <= planned <= 2.5 * watched.peak

@@ -87,7 +87,6 @@ def test_memory_grows_with_the_width_by_few_units(method, dtype, toys, tmp_path,
         peaks.append(min(run.peak for run in runs))
         units.append(largest_unit(models[0]) * 4)
         assert peaks[-1] <= runs[0].report["memory"]["planned_bytes"] <= 2.5 * peaks[-1]
-    print(method, [round(peak / MIB) for peak in peaks], [round(unit / MIB) for unit in units])
     assert peaks[1] - peaks[0] <= 1.5 * 2 * (units[1] - units[0])
 
 
@@ -115,7 +114,6 @@ def test_a_model_may_be_larger_than_the_memory(method, budget, toys, tmp_path, c
             command = ["merge", write_linear_recipe(tmp_path / "linear.yml", models), out]
         watched[limit] = watch(cache, out, *command, "--memory", budget, data_limit=limit)
     free, tight = watched[-1], watched[LIMIT]
-    print(method, *(round(each / MIB) for each in (size, free.peak, tight.peak)))
     assert size > LIMIT
     # kept from the selection to the merge are maps, which take no data
     assert tight.report["selection_passes"] == 0
