@@ -116,7 +116,7 @@ def _why_wrong(name: str, entry: Any) -> str | None:
 def _check_bytes(
     folder: Path, checksums: Mapping[str, FileChecksum], findings: _Findings, progress: Progress
 ) -> None:
-    """Read every file that has a checksum, two at a time, which zlib lets threads do."""
+    """Read every file that has a checksum, two at a time, which the checksum lets threads do."""
     progress("checksums", 0, len(checksums))
     pool = ThreadPoolExecutor(2)
     try:
