@@ -94,14 +94,15 @@ def make_models(
                 values = random.standard_normal(spec.shape, np.float32) * 0.02
                 writer.write(name, values.astype(bfloat16))
         (path / "config.json").write_text(json.dumps(config))
-        words = {f"w{i}": i for i in range(config["vocab_size"])}
-        tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+        words = {"<unk>": 0} | {f"w{i}": i for i in range(1, config["vocab_size"])}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+        tokenizer.add_special_tokens(["<unk>"])
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.save(str(path / "tokenizer.json"))
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}
         (path / "tokenizer_config.json").write_text(json.dumps(settings))
     random = np.random.default_rng(0)
-    rows = random.integers(0, config["vocab_size"], samples)
+    rows = random.integers(1, config["vocab_size"], samples)
     lines = [json.dumps({"text": " ".join(f"w{i}" for i in row)}) for row in rows]
     (folder / "typical.jsonl").write_text("\n".join(lines))
     return paths
