@@ -8,6 +8,7 @@ their pages back when it needs them.
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ SHARE = 0.6  # of what is free
 MIB = 1 << 20
 _PROGRAMS = 32 * MIB  # what compiling the merge takes: 26 MiB measured
 _SMALLEST_CHUNK = 1 << 14
-_CONTROL_GROUP = Path("/sys/fs/cgroup")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def memory_budget(asked: int | None) -> int:
@@ -109,19 +110,27 @@ def _limits() -> list[int]:
     soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if soft != resource.RLIM_INFINITY:
         left.append(soft - _field("/proc/self/status", "VmData"))
-    try:
-        limit = (_CONTROL_GROUP / "memory.max").read_text().strip()
-        if limit != "max":
-            taken = int((_CONTROL_GROUP / "memory.current").read_text())
-            left.append(int(limit) - taken + _cached_files())
-    except (OSError, ValueError):
-        pass  # no such container here
+    own = _CONTROL_GROUPS / _own_group().lstrip("/")
+    for group in (own, *own.parents):  # the limit of any group above holds too
+        with suppress(OSError, ValueError):  # not limited
+            limit = int((group / "memory.max").read_text())
+            taken = int((group / "memory.current").read_text())
+            left.append(limit - taken + _cached_files(group))
     return [max(each, 0) for each in left]
 
 
-def _cached_files() -> int:
+def _own_group() -> str:
+    """The control group (cgroup v2) of this process, as a path from the root of them all."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return "/"
+    return next((line[3:] for line in lines if line.startswith("0::")), "/")
+
+
+def _cached_files(group: Path) -> int:
     """Bytes of files that a container counts as its memory, and gives back when it is needed."""
-    lines = (_CONTROL_GROUP / "memory.stat").read_text().splitlines()
+    lines = (group / "memory.stat").read_text().splitlines()
     stat = dict(line.split() for line in lines)
     return int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
 

@@ -116,7 +116,8 @@ def test_a_cut_merge_agrees_with_a_whole_one(toys, tmp_path, monkeypatch, holdin
 
 
 def test_what_is_free_ends_at_the_limits_of_process_and_group(tmp_path, monkeypatch):
-    monkeypatch.setattr(budget, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(budget, "_CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(budget, "_own_group", lambda: "/job/step")
     unlimited = budget.free_bytes()
     (tmp_path / "memory.current").write_text("1000\n")
     (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 300\nactive_file 400\n")
@@ -124,6 +125,11 @@ def test_what_is_free_ends_at_the_limits_of_process_and_group(tmp_path, monkeypa
     assert budget.free_bytes() > 100 * MIB and unlimited > 100 * MIB
     (tmp_path / "memory.max").write_text("5000\n")
     assert budget.free_bytes() == 4700  # files in the cache can go
+    (tmp_path / "job").mkdir()
+    for name, content in (("max", "2000"), ("current", "500"), ("stat", "anon 500\n")):
+        (tmp_path / "job" / f"memory.{name}").write_text(content)
+    assert budget.free_bytes() == 1500
+    (tmp_path / "job" / "memory.max").unlink()
     (tmp_path / "memory.max").write_text("200\n")  # which the group has passed
     assert budget.free_bytes() == 0
     (tmp_path / "memory.max").unlink()
