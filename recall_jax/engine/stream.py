@@ -23,7 +23,7 @@ from recall_jax.engine.rules import Rule
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import Kernel
 
-BACKLOG = 8  # merged pieces that wait for the writer
+BACKLOG = 4  # merged pieces that wait for the writer
 
 
 class _Unit(NamedTuple):
