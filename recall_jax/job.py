@@ -15,7 +15,7 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
 from recall_jax.engine.findings import Findings
-from recall_jax.engine.journal import Journal, resume_journal
+from recall_jax.engine.journal import Journal, changed_input, resume_journal
 from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import (
@@ -119,7 +119,8 @@ def merge(
                 chunk=chunk,
                 progress=progress,
             )
-        _check_unchanged(identity["inputs"], _inputs(recipe, models))
+        if path := changed_input(identity["inputs"], _inputs(recipe, models)):
+            raise InputError(f"{path} was changed while it was being merged: start again")
         report = make_report(recipe, prepared, [model.name for model in models], list(plan.units))
         report |= {
             "timing_s": clock.seconds,
@@ -230,12 +231,6 @@ def _inputs(recipe: Recipe, models: Sequence[Checkpoint]) -> dict[str, Any]:
         status = path.stat()
         inputs[str(path.resolve())] = [status.st_size, status.st_mtime_ns]
     return inputs
-
-
-def _check_unchanged(then: dict[str, Any], now: dict[str, Any]) -> None:
-    for path in {**then, **now}:
-        if then.get(path) != now.get(path):
-            raise InputError(f"{path} was changed while it was being merged: start again")
 
 
 def _describe(models: Sequence[Checkpoint], plan: Plan, budget: int, resumed: int) -> str:

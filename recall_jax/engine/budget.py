@@ -38,14 +38,14 @@ def free_bytes() -> int:
         known = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if "bytes_limit" in s]
         if known:
             return min(known)
-    return min([_free_on_host(), *_limits()])
+    return _free_on_host()
 
 
 def cacheable_bytes(budget: int) -> int:
     """How much of the models' files the host can keep in memory, within a run's budget."""
     if jax.default_backend() == "cpu":
         return budget
-    return int(SHARE * min([_free_on_host(), *_limits()]))
+    return int(SHARE * _free_on_host())
 
 
 def held_bytes() -> int:
@@ -97,9 +97,10 @@ def widest(specs: Mapping[str, TensorSpec]) -> int:
 
 
 def _free_on_host() -> int:
-    if available := _field("/proc/meminfo", "MemAvailable"):
-        return available
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    """What the machine has, within this process's limits."""
+    available = _field("/proc/meminfo", "MemAvailable")
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min([available or half, *_limits()])
 
 
 def _limits() -> list[int]:

@@ -108,6 +108,11 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def changed_input(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first path at which two records of input files differ, or only one has a file."""
+    return next((path for path in {**then, **now} if then.get(path) != now.get(path)), None)
+
+
 def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UnfinishedError for the first difference between two identities."""
     for part in ("recipe", "program"):  # another recipe may well have other inputs
@@ -115,11 +120,10 @@ def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             raise UnfinishedError(
                 f"the interrupted merge had another {keys[0]}: go back to it, {_ADVICE}"
             )
-    for path in {**then["inputs"], **now["inputs"]}:
-        if then["inputs"].get(path) != now["inputs"].get(path):
-            raise UnfinishedError(
-                f"{path} is not what it was when the merge was interrupted: restore it, {_ADVICE}"
-            )
+    if path := changed_input(then["inputs"], now["inputs"]):
+        raise UnfinishedError(
+            f"{path} is not what it was when the merge was interrupted: restore it, {_ADVICE}"
+        )
 
 
 def _differences(then: Any, now: Any, name: str = "") -> Sequence[str]:
