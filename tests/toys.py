@@ -9,15 +9,19 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
+
+# what differs from run to run: timings, and the files that show them
+TIMED = {"recall_report.json", "recall_report.html", "README.md", "checksums.json"}
 
 LAYERS = 3
 UNITS = ("embed", "layers.0", "layers.1", "layers.2", "head")
@@ -218,3 +222,24 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 def write_rows(path: Path, texts: Sequence[str]) -> Path:
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
+    """Mount a file system of memory with these options, or change them; where it is."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        if os.path.ismount(place):
+            options = f"remount,{options}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "recall", place])
+        assert done.returncode == 0
+        return place
+
+    probe = ["mount", "-t", "tmpfs", "recall", str(place)]
+    if sys.platform != "linux" or subprocess.run(probe, capture_output=True).returncode:
+        pytest.skip("only root of a Linux may mount a small file system")
+    subprocess.run(["umount", place], check=True)
+    yield mount
+    subprocess.run(["umount", place], check=True)

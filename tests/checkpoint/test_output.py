@@ -542,20 +542,14 @@ while done < 20:
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(disk):
     """A file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    return disk("size=64k")
 
 
 @pytest.mark.parametrize("use", [work_folder, output_folder, output_file])
-def test_a_full_disk_is_the_storages_fault_and_leaves_nothing(use, small_disk):
-    subprocess.run(["mount", "-o", "remount,nr_inodes=2", str(small_disk)], check=True)
+def test_a_full_disk_is_the_storages_fault_and_leaves_nothing(use, disk, small_disk):
+    disk("nr_inodes=2")
     (small_disk / "last").touch()
     with (
         pytest.raises(StorageError, match=r"cannot write .*No space left"),
@@ -565,8 +559,8 @@ def test_a_full_disk_is_the_storages_fault_and_leaves_nothing(use, small_disk):
     assert tree(small_disk) == {"last": ""}
 
 
-def test_a_read_only_disk_is_the_storages_fault(small_disk):
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+def test_a_read_only_disk_is_the_storages_fault(disk, small_disk):
+    disk("ro")
     with (
         pytest.raises(StorageError, match=r"cannot write .*Read-only"),
         work_folder(small_disk / "out"),

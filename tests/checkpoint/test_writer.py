@@ -253,15 +253,9 @@ def test_a_limit_on_files_is_the_storages_fault(tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(disk):
     """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    return disk("size=1m")
 
 
 @pytest.mark.parametrize("reserves", [True, False])

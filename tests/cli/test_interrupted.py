@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from toys import environment, tree
+from toys import TIMED, environment, tree
 
 # The command line, told to wait when some of the units are merged.
 STALLED = """
@@ -28,8 +28,6 @@ main(sys.argv[1:])
 """
 OLD = {"config.json": b"{}", "deep": None, "deep/old": b"1"}
 GO_ON = "run the same command with --resume to go on"
-# what differs from run to run: timings, and the files that show them
-TIMED = {"recall_report.json", "recall_report.html", "README.md", "checksums.json"}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from toys import SIZES, environment, make_tokenizer, tree, write_rows
+from toys import SIZES, TIMED, environment, make_tokenizer, tree, write_rows
 
 from recall_jax.verification import verify
 
@@ -26,8 +26,6 @@ SOAK = [pytest.mark.soak, pytest.mark.timeout(1800)]
 RECALL = str(Path(sys.executable).with_name("recall"))
 # large enough that the walk is no mere moment
 DEEP = SIZES | {"hidden_size": 320, "intermediate_size": 1024, "num_hidden_layers": 14}
-# what differs from run to run: timings, and the files that show them
-TIMED = {"recall_report.json", "recall_report.html", "README.md", "checksums.json"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from toys import Finished, copy_model, environment, tree
+from toys import TIMED, Finished, copy_model, environment, tree
 
 from recall_jax import job
 from recall_jax.checkpoint.safetensors import SafetensorsFile
@@ -22,8 +22,6 @@ from recall_jax.verification import verify
 RECALL = str(Path(sys.executable).with_name("recall"))
 HOME = ".out.recall-work"
 SHARDS = ["--shard-size", "20KB"]
-# what differs from run to run: timings, and the files that show them
-TIMED = {"recall_report.json", "recall_report.html", "README.md", "checksums.json"}
 
 
 @dataclass(frozen=True)
@@ -310,27 +308,6 @@ def test_a_nan_in_the_last_tensor_removes_the_kept_work(toys, recall, tmp_path):
 
 
 # ------------------------------------------------------------------------------ disks that refuse
-
-
-@pytest.fixture
-def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
-    """Mount a file system of memory with these options, or change them; where it is."""
-    place = tmp_path / "disk"
-    place.mkdir()
-
-    def mount(options: str) -> Path:
-        if os.path.ismount(place):
-            options = f"remount,{options}"
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "recall", place])
-        assert done.returncode == 0
-        return place
-
-    probe = ["mount", "-t", "tmpfs", "recall", str(place)]
-    if sys.platform != "linux" or subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip("only root of a Linux may mount a small file system")
-    subprocess.run(["umount", place], check=True)
-    yield mount
-    subprocess.run(["umount", place], check=True)
 
 
 def test_a_disk_that_fills_up_anywhere_is_one_line_and_loses_nothing(kept, disk, recall, tmp_path):

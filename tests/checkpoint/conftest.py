@@ -1,0 +1,3 @@
+from toys import disk
+
+__all__ = ["disk"]
