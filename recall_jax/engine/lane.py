@@ -15,14 +15,13 @@ def prefetch(
 ) -> Generator[_Result, None, None]:
     """`function` of each item in order, computed one item ahead in a thread of its own."""
     with ThreadPoolExecutor(1, "prefetch") as pool:
-        coming: Future[_Result] | None = None
+        coming: deque[Future[_Result]] = deque()
         for item in items:
-            following = pool.submit(function, item)
-            if coming is not None:
-                yield coming.result()
-            coming = following
-        if coming is not None:
-            yield coming.result()
+            coming.append(pool.submit(function, item))
+            if len(coming) > 1:
+                yield coming.popleft().result()  # no name keeps what its user lets go
+        while coming:
+            yield coming.popleft().result()
 
 
 class Lane:

@@ -23,7 +23,7 @@ from recall_jax.engine.rules import Rule
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import Kernel
 
-BACKLOG = 4  # merged pieces that wait for the writer
+BACKLOG = 2  # merged pieces that wait for the writer
 
 
 class _Unit(NamedTuple):
@@ -82,6 +82,7 @@ def merge_stream(
             tell(unit, done)
             with clock.stage("forward"):
                 weights = np.asarray(rule.weigh(unit, placed), np.float32)
+            del placed  # before the unit after the next one is placed
             if done < resumed:
                 continue
             weights = np.broadcast_to(weights, (len(units[unit]), len(plan.models)))

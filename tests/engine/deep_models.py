@@ -6,8 +6,10 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -116,15 +118,24 @@ class Watched:
     checksums: dict[str, Any]  # of the weights
 
 
+# What is freed goes back at once, so that the count is of what is held and not of what the C
+# library keeps for later, which varies with how threads happened to meet.
+PROMPT_FREE = {"MALLOC_MMAP_THRESHOLD_": str(64 << 10)}
+
+
 def watch(
-    cache: Path, out: Path, *command: Any, data_limit: int = resource.RLIM_INFINITY
+    cache: Path,
+    out: Path,
+    *command: Any,
+    data_limit: int = resource.RLIM_INFINITY,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> Watched:
     """Run a merge to `out` as a user would, with RLIMIT_DATA if a limit is given."""
     done = subprocess.run(
         [sys.executable, "-c", MERGE_AND_WATCH, str(data_limit), *map(str, command), "--quiet"],
         capture_output=True,
         text=True,
-        env=environment(cache),
+        env=environment(cache) | variables,
         timeout=250,
     )
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,14 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from deep_models import largest_unit, move_off_alignment, watch, write_linear_recipe, write_model
+from deep_models import (
+    PROMPT_FREE,
+    largest_unit,
+    move_off_alignment,
+    watch,
+    write_linear_recipe,
+    write_model,
+)
 from toys import write_rows
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
@@ -41,7 +48,7 @@ def test_memory_is_the_same_at_every_depth(dtype, toys, tmp_path, cache):
         def peak(layers, method=method):
             out = tmp_path / f"{method}-{layers}"
             command = merge_by(method, models[layers], out, tmp_path)
-            watched = watch(cache, out, *command, "--force")
+            watched = watch(cache, out, *command, "--force", variables=PROMPT_FREE)
             assert len(watched.report["units"]) == layers + 2
             assert watched.peak <= min(allowed, watched.report["memory"]["planned_bytes"])
             return watched.peak
