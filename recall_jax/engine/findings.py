@@ -17,7 +17,7 @@ from recall_jax.similarity.compare import (
     own_bandwidth,
 )
 from recall_jax.similarity.diagnostics import weight_rises_with_depth
-from recall_jax.similarity.measures import paired_rbf
+from recall_jax.similarity.paired import paired_rbf
 
 _paired_rbf = jax.jit(paired_rbf)
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 
 def center(X: jax.Array) -> jax.Array:
-    """X (n, E) without its mean over the samples."""
-    return X - jnp.mean(X, axis=0, keepdims=True)
+    """X (n, E) without its mean over the samples; exactly zero where a column is constant."""
+    moved = X - X[:1]
+    return moved - jnp.mean(moved, axis=0, keepdims=True)
 
 
 def procrustes(X: jax.Array, Y: jax.Array) -> jax.Array:

@@ -16,10 +16,17 @@ import numpy as np
 from recall_jax.errors import InputError
 from recall_jax.similarity.alignment import ALIGNMENTS, center
 from recall_jax.similarity.bandwidth import median_bandwidth, pair_distances
-from recall_jax.similarity.measures import MEASURES
+from recall_jax.similarity.measures import ALIASES, MEASURES
 
 # The normal numbers of float32.
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+# What can weigh models: measures that grow with similarity, up to one.
+COMPARABLE = {
+    name: MEASURES[full]
+    for name, full in [*ALIASES.items(), *((name, name) for name in MEASURES)]
+    if MEASURES[full].bounds[1] == 1 and not MEASURES[full].distance
+}
 
 Sigma = float | Literal["median", "dim"]
 Reference = int | Literal["pairwise"]
@@ -44,8 +51,8 @@ class Comparison:
     def __post_init__(self) -> None:
         """Refuse what cannot be computed, in one line."""
         for name, weight in self.similarity:
-            if name not in MEASURES:
-                known = ", ".join(MEASURES)
+            if name not in COMPARABLE:
+                known = ", ".join(COMPARABLE)
                 raise InputError(f"unknown similarity {name!r}: choose from {known}")
             if not (np.isfinite(weight) and weight > 0):
                 raise InputError(f"similarity {name!r} has weight {weight}: give one above 0")
@@ -69,7 +76,7 @@ class Comparison:
     @property
     def takes_sigma(self) -> bool:
         """Whether any of the measures has a bandwidth."""
-        return any(MEASURES[name].takes_sigma for name, _ in self.similarity)
+        return any("sigma" in COMPARABLE[name].options for name, _ in self.similarity)
 
 
 def parse_similarity(value: str | Mapping[str, float]) -> tuple[tuple[str, float], ...]:
@@ -153,8 +160,9 @@ def check_reference(reference: Reference, num_models: int) -> None:
 
 def check_samples(num_samples: int, comparison: Comparison) -> None:
     """Raise InputError where there are too few samples to compare on."""
-    if num_samples < 2 and any(name == "linear_cka" for name, _ in comparison.similarity):
-        raise InputError("one sample has no linear CKA: give more samples")
+    for name, _ in comparison.similarity:
+        if num_samples < (least := COMPARABLE[name].parts.least):
+            raise InputError(f"{name} takes at least {least} samples: give more than {num_samples}")
     if num_samples < 2 and comparison.takes_sigma and comparison.sigma == "median":
         raise InputError(
             "one sample has no pairs to take a median bandwidth from: "
@@ -206,7 +214,8 @@ def _mix(comparison: Comparison, sigma: jax.Array, X: jax.Array, Y: jax.Array) -
     total = sum(weight for _, weight in comparison.similarity)
     mixed = jnp.float32(0.0)
     for name, weight in comparison.similarity:
-        function, takes_sigma = MEASURES[name]
-        value = function(X, Y, sigma) if takes_sigma else function(X, Y)
+        measure = COMPARABLE[name]
+        bandwidth = {"sigma": sigma} if "sigma" in measure.options else {}
+        value = measure.parts.evaluate(X, Y, **bandwidth)
         mixed += jnp.float32(weight / total) * value
     return mixed

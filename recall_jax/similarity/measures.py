@@ -1,57 +1,30 @@
-"""Measures of similarity between two models' representations of the same n samples.
+"""The registry of measures. To add one, write its file in this room, and give it a line here."""
 
-Each takes X and Y, (n, E) float32, row i of both from the same sample, and gives a scalar. To add
-one, write it here (or in a file of its own) and name it in `MEASURES`.
-"""
+from math import inf
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
-
-
-def paired_rbf(X: jax.Array, Y: jax.Array, sigma: jax.Array | float) -> jax.Array:
-    """Mean over samples of exp(-||x - y||^2 / (2 sigma^2)), in [0, 1]; RECALL's measure.
-
-    Direct differences: the Gram form loses digits exactly where the two models nearly agree.
-    """
-    # Divided before squaring, so that no small or large sigma leaves the range of float32.
-    squared = jnp.sum(((X - Y) / sigma) ** 2, axis=-1)
-    return jnp.mean(jnp.exp(-0.5 * squared))
-
-
-def row_cosine(X: jax.Array, Y: jax.Array) -> jax.Array:
-    """Mean over samples of the cosine between x and y, in [-1, 1]; 0 for a row of zeros."""
-    norms = jnp.linalg.norm(X, axis=-1) * jnp.linalg.norm(Y, axis=-1)
-    return jnp.mean(jnp.sum(X * Y, axis=-1) / jnp.where(norms > 0, norms, 1.0))
-
-
-def linear_cka(X: jax.Array, Y: jax.Array) -> jax.Array:
-    """Linear centred kernel alignment, ||X^T Y||_F^2 / (||X^T X||_F ||Y^T Y||_F), in [0, 1].
-
-    Columns are centred. Invariant to rotation and isotropic scaling (Kornblith et al. 2019,
-    arXiv 1905.00414, eq. 4-5). Computed from the (n, n) Gram matrices; 0 if one side is constant.
-    """
-
-    def gram(Z: jax.Array) -> jax.Array:
-        centred = Z - jnp.mean(Z, axis=0, keepdims=True)
-        return jnp.matmul(centred, centred.T, precision="highest")
-
-    gram_x, gram_y = gram(X), gram(Y)
-    norms = jnp.linalg.norm(gram_x) * jnp.linalg.norm(gram_y)
-    return jnp.sum(gram_x * gram_y) / jnp.where(norms > 0, norms, 1.0)
-
-
-class Measure(NamedTuple):
-    """A measure as the comparison calls it: `function(X, Y, sigma)` or `function(X, Y)`."""
-
-    function: Callable[..., jax.Array]
-    takes_sigma: bool = False
-
+from recall_jax.errors import InputError
+from recall_jax.similarity import centred, cka, paired
+from recall_jax.similarity.measure import Measure
 
 MEASURES: dict[str, Measure] = {
-    "rbf": Measure(paired_rbf, takes_sigma=True),
-    "cosine": Measure(row_cosine),
-    "linear_cka": Measure(linear_cka),
+    "paired_rbf": Measure(paired.paired_rbf, paired.PAIRED_RBF, symmetric=False),
+    "row_cosine": Measure(paired.row_cosine, paired.ROW_COSINE, bounds=(-1.0, 1.0)),
+    "linear_cka": Measure(cka.linear_cka, cka.LINEAR, cka.LINEAR_FEATURES),
+    "rbf_cka": Measure(cka.rbf_cka, cka.RBF),
+    "debiased_linear_cka": Measure(
+        cka.debiased_linear_cka, cka.DEBIASED_LINEAR, cka.DEBIASED_LINEAR_FEATURES
+    ),
+    "debiased_rbf_cka": Measure(cka.debiased_rbf_cka, cka.DEBIASED_RBF),
+    "hsic": Measure(centred.hsic, centred.HSIC, bounds=(-inf, inf)),
 }
+# Shorter names that users know.
+ALIASES = {"rbf": "paired_rbf", "cosine": "row_cosine", "cka": "linear_cka"}
+
+
+def find_measure(name: str) -> Measure:
+    """The measure of that name or alias; InputError, listing all, if there is none."""
+    measure = MEASURES.get(ALIASES.get(name, name))
+    if measure is None:
+        known = ", ".join([*ALIASES, *MEASURES])
+        raise InputError(f"unknown measure {name!r}: choose from {known}")
+    return measure

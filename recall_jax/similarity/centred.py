@@ -1,0 +1,145 @@
+"""The Hilbert-Schmidt independence criterion (HSIC): centred kernels over the samples.
+
+HSIC (Gretton et al. 2005) is the inner product of two kernel matrices (n, n), each centred; its
+cosine form is CKA, and with distances for kernels it is the distance covariance. The debiased form
+takes the unbiased estimator (Song et al. 2012), which is the inner product of U-centred matrices
+(Székely and Rizzo 2014): without the diagonal, every row sums to zero.
+"""
+
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from recall_jax.errors import InputError
+from recall_jax.similarity.alignment import center
+from recall_jax.similarity.blocks import map_blocks
+from recall_jax.similarity.kernels import (
+    inner_products,
+    median_squared_distance,
+    squared_distances,
+    unit_norm,
+)
+from recall_jax.similarity.measure import Rows, checked, cosine_score, inner_pairs
+
+Kernel = Literal["linear", "rbf", "distance"]
+
+
+class CentredKernel(NamedTuple):
+    """What the rows of a centred kernel matrix need of all samples.
+
+    The points (n, E), centred; the squared bandwidth (), one for kernels without; and what is
+    taken off: `offsets` (n,) by row and by column, with `mean` () put back.
+    """
+
+    points: jax.Array
+    squared_sigma: jax.Array
+    offsets: jax.Array
+    mean: jax.Array
+
+
+def centred_kernel(
+    X: jax.Array,
+    block_size: int,
+    kernel: Kernel,
+    threshold: float | jax.Array = 0.5,
+    debiased: bool = False,
+    scaled: bool = True,
+) -> CentredKernel:
+    """Centre a kernel of X (n, E); `scaled` points have norm one, which leaves ratios as they are.
+
+    The bandwidth of "rbf" is `threshold` times the root of the median squared distance.
+    """
+    n = len(X)
+    points = unit_norm(center(X)) if scaled else center(X)
+    squared_sigma = jnp.ones((), X.dtype)
+    if kernel == "rbf":
+        squared_sigma = threshold**2 * median_squared_distance(points, block_size, own=True)
+    if debiased and n < 4:
+        raise InputError(f"{n} samples: a debiased measure takes at least 4")
+
+    def sums(index: jax.Array) -> jax.Array:
+        return jnp.sum(_values(points, index, squared_sigma, kernel), axis=1)
+
+    # Rows of the linear kernel of centred points sum to zero.
+    over = jnp.zeros(n, X.dtype) if kernel == "linear" else map_blocks(sums, n, block_size)
+    if not debiased:
+        return CentredKernel(points, squared_sigma, over / n, jnp.sum(over) / n**2)
+    if kernel == "linear":
+        over = over - jnp.sum(points * points, axis=1)
+    elif kernel == "rbf":
+        over = over - 1
+    return CentredKernel(points, squared_sigma, over / (n - 2), jnp.sum(over) / ((n - 1) * (n - 2)))
+
+
+def centred_rows(
+    X: jax.Array,
+    index: jax.Array,
+    statistics: CentredKernel,
+    kernel: Kernel,
+    debiased: bool = False,
+) -> jax.Array:
+    """Rows (b, n) of the centred kernel matrix: those of the samples `index` (b,)."""
+    points, squared_sigma, offsets, mean = statistics
+    values = _values(points, index, squared_sigma, kernel)
+    centred = values - offsets[index][:, None] - offsets[None, :] + mean
+    if not debiased:
+        return centred
+    return jnp.where(index[:, None] == jnp.arange(len(points))[None, :], 0, centred)
+
+
+def kernel_rows(kernel: Kernel, debiased: bool = False) -> Rows:
+    """The cosine of two such kernel matrices as a sum over samples."""
+    return Rows(
+        partial(centred_kernel, kernel=kernel, debiased=debiased),
+        partial(centred_rows, kernel=kernel, debiased=debiased),
+        inner_pairs,
+        cosine_score,
+        least=4 if debiased else 2,
+    )
+
+
+@checked(static=("kernel", "debiased"))
+def hsic(
+    X: jax.Array,
+    Y: jax.Array,
+    kernel: Kernel = "linear",
+    debiased: bool = False,
+    threshold: float = 0.5,
+) -> jax.Array:
+    """HSIC: tr(K H L H) / (n - 1)^2 of the kernel matrices K and L, with H = I - 1/n.
+
+    `kernel` is "linear" or "rbf" (bandwidth as in `rbf_cka`). `debiased`: the unbiased estimator,
+    whose expectation is zero for independent X and Y. Range [0, inf), debiased down to below zero.
+    Invariant to rotation and translation; scales with the inputs if linear. Source: Gretton et al.
+    2005; Song et al. 2012. Cost n^2 (E1 + E2).
+    """
+    if kernel not in ("linear", "rbf"):
+        raise InputError(f"unknown kernel {kernel!r}: choose linear or rbf")
+    return HSIC.evaluate(X, Y, kernel=kernel, debiased=debiased, threshold=threshold)
+
+
+def _score(
+    xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int, debiased: bool
+) -> jax.Array:
+    return xy / (num_samples * (num_samples - 3) if debiased else (num_samples - 1) ** 2)
+
+
+HSIC = Rows(partial(centred_kernel, scaled=False), centred_rows, inner_pairs, _score)
+
+
+def _values(
+    points: jax.Array, index: jax.Array, squared_sigma: jax.Array, kernel: Kernel
+) -> jax.Array:
+    """Kernel values (b, n) of the samples `index` (b,) with all samples."""
+    if kernel == "linear":
+        return inner_products(points[index], points)
+    squared = squared_distances(points, index)
+    positive = squared > 0
+    if kernel == "distance":  # its gradient at zero, between a sample and itself, is to be zero
+        return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+    # With no bandwidth, equal samples alone are alike.
+    narrow = squared_sigma > 0
+    exponent = squared / (2 * jnp.where(narrow, squared_sigma, 1))
+    return jnp.where(narrow, jnp.exp(-exponent), (~positive).astype(points.dtype))

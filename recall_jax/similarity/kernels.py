@@ -1,0 +1,58 @@
+"""Kernels over all pairs of samples: inner products, squared distances and their median.
+
+Distances take the inner-product form, which is one matrix product, of centred points; what rounding
+makes negative is cut off at zero.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from recall_jax.errors import InputError
+from recall_jax.similarity.blocks import count_dtype, order_statistics
+
+
+def unit_norm(X: jax.Array) -> jax.Array:
+    """X over its Frobenius norm; zeros stay zeros.
+
+    The largest entry is divided out first, so that no scale of X leaves the range of its dtype.
+    """
+    largest = jnp.max(jnp.abs(X))
+    X = X / jnp.where(largest > 0, largest, 1)
+    squared = jnp.sum(X * X)
+    return X / jnp.sqrt(jnp.where(squared > 0, squared, 1))
+
+
+def inner_products(X: jax.Array, Y: jax.Array) -> jax.Array:
+    """X Y^T (n, m), at full precision on every device."""
+    return jnp.matmul(X, Y.T, precision="highest")
+
+
+def squared_distances(X: jax.Array, index: jax.Array) -> jax.Array:
+    """Squared distances (b, n) of the samples `index` (b,) to all of X (n, E), centred.
+
+    Exactly zero between a sample and itself.
+    """
+    norms = jnp.sum(X * X, axis=1)
+    squared = norms[index][:, None] + norms[None, :] - 2 * inner_products(X[index], X)
+    own = index[:, None] == jnp.arange(len(X))[None, :]
+    return jnp.where(own, 0, jnp.maximum(squared, 0))
+
+
+def median_squared_distance(X: jax.Array, block_size: int, *, own: bool) -> jax.Array:
+    """Median () of the squared distances of all ordered pairs of samples of X (n, E), centred.
+
+    `own`: a sample and itself count as a pair. As exact in blocks as at once.
+    """
+    n = len(X)
+    own_pairs = 0 if own else n  # zeros, so the first in order
+    others = n * n - own_pairs
+    ranks = (own_pairs + (others - 1) // 2, own_pairs + others // 2)
+    if block_size >= n:
+        ordered = jnp.sort(squared_distances(X, jnp.arange(n)), axis=None)
+        return jnp.mean(ordered[jnp.asarray(ranks)])
+    if n >= 2**16 and count_dtype().itemsize < 8:
+        raise InputError(
+            f"the pairs of {n} samples are more than 32 bits count: turn jax_enable_x64 on"
+        )
+    middle = order_statistics(lambda index: squared_distances(X, index), n, block_size, ranks)
+    return jnp.mean(middle)

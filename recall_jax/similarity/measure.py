@@ -1,0 +1,210 @@
+"""What a measure of similarity is made of, and the checks at its entrance.
+
+A measure is a pure function of X (n, E1) and Y (n, E2), row i of both from the same sample, that
+gives a scalar. Most of its work concerns one side alone, and comparing many models or layers should
+do that work once per side. So a measure also says how it is cut: either into `Rows`, where the
+value is a sum over the samples (blocks of samples then bound the memory, and all pairs of sides are
+compared on a block at once), or into `Sides`, where each side is factorised whole.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any, ParamSpec, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recall_jax.errors import InputError
+
+# One side as a measure has prepared it: a pytree of arrays.
+Side = Any
+_Options = ParamSpec("_Options")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A measure that adds up over samples.
+
+    `statistics(X, block_size)` is what the rows of a side need of all its samples (they are looked
+    at `block_size` at a time); `rows(X, index, statistics)` are the prepared rows of the samples
+    `index` (b,), as a pytree. `pairs(x, y)` takes such rows of A sides and of B sides, stacked, and
+    gives these rows' part (A, B) of the sums. `score(xy, xx, yy, num_samples)` makes the values of
+    the sums over all samples: (A, B) between two sides, (A, 1) and (1, B) of each with itself.
+    """
+
+    statistics: Callable[..., Any]
+    rows: Callable[..., Side]
+    pairs: Callable[[Side, Side], jax.Array]
+    score: Callable[..., jax.Array]
+    least: int = 2
+    same_width: bool = False
+
+    def evaluate(self, X: jax.Array, Y: jax.Array, **options: Any) -> jax.Array:
+        """The measure of X and Y, all samples at once."""
+        check_pair(X.shape, Y.shape, self)
+
+        def side(Z: jax.Array) -> Side:
+            statistics = taking(self.statistics, options)(Z, block_size=len(Z))
+            rows = taking(self.rows, options)(Z, jnp.arange(len(Z)), statistics)
+            return jax.tree.map(lambda leaf: leaf[None], rows)
+
+        x, y = side(X), side(Y)
+        sums = self.pairs(x, y), self.pairs(x, x), self.pairs(y, y)
+        return taking(self.score, options)(*sums, len(X))[0, 0]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """A measure of two sides prepared whole: `side(X)`, then `pair(x, y)`, the value.
+
+    `moments` says that the value depends on the centred products X^T X, X^T Y and Y^T Y alone, up
+    to one factor common to all three, so that more samples than fit can be condensed beforehand.
+    """
+
+    side: Callable[..., Side]
+    pair: Callable[..., jax.Array]
+    moments: bool = False
+    least: int = 2
+    same_width: bool = False
+
+    def evaluate(self, X: jax.Array, Y: jax.Array, **options: Any) -> jax.Array:
+        """The measure of X and Y."""
+        check_pair(X.shape, Y.shape, self)
+        side = taking(self.side, options)
+        return taking(self.pair, options)(side(X), side(Y))
+
+
+class Function(Protocol):
+    """A public measure."""
+
+    def __call__(self, X: jax.Array, Y: jax.Array, /, *args: Any, **options: Any) -> jax.Array:
+        """The similarity or distance () of X (n, E1) and Y (n, E2)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A line of the registry: the function, how it is cut, and what the callers must know.
+
+    `narrow` is another way to the same values, cheaper where samples far outnumber features.
+    `bounds` of the values. `distance`: zero for equal sides and growing, else falling from the
+    upper bound. `symmetric`: whether X and Y can change places.
+    """
+
+    function: Function
+    parts: Rows | Sides
+    narrow: Sides | None = None
+    bounds: tuple[float, float] = (0.0, 1.0)
+    distance: bool = False
+    symmetric: bool = True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The names of its options, with their defaults (None where there is none)."""
+        parameters = list(inspect.signature(self.function).parameters.values())[2:]
+        return {
+            parameter.name: None if parameter.default is parameter.empty else parameter.default
+            for parameter in parameters
+        }
+
+
+def inner_pairs(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Inner products (A, B) of the rows (A, b, m) and (B, b, m), summed over them."""
+    return jnp.einsum("abm,cbm->ac", x, y, precision="highest")
+
+
+def each_pair(pair: Callable[[Side, Side], jax.Array]) -> Callable[[Side, Side], jax.Array]:
+    """`Rows.pairs` from the part () of one pair of sides."""
+
+    def pairs(x: Side, y: Side) -> jax.Array:
+        return jax.lax.map(lambda one: jax.vmap(partial(pair, one))(y), x)
+
+    return pairs
+
+
+def mean_score(xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int) -> jax.Array:
+    """The mean over samples."""
+    return xy / num_samples
+
+
+def cosine_score(xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int) -> jax.Array:
+    """xy / sqrt(xx yy), whatever the number of samples; zero where a side is zero."""
+    positive = (xx > 0) & (yy > 0)
+    norms = jnp.sqrt(jnp.where(positive, xx, 1)) * jnp.sqrt(jnp.where(positive, yy, 1))
+    return jnp.where(positive, xy / norms, 0)
+
+
+def taking(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """`function` with those of the options that it takes."""
+    known = inspect.signature(function).parameters
+    return partial(function, **{name: options[name] for name in options if name in known})
+
+
+def checked(
+    *, static: Sequence[str] = ()
+) -> Callable[[Callable[_Options, jax.Array]], Callable[_Options, jax.Array]]:
+    """Decorator of a measure: checks its inputs, brings them to one dtype, and compiles it.
+
+    float64 stays (where JAX has it on), everything narrower becomes float32. Raises InputError for
+    arrays that are not (n, E1) and (n, E2), for values that are not finite, and for options that
+    are numbers but not above zero. Values are looked at where they are known, so not under jit,
+    vmap or grad. Options named in `static` are compiled in.
+    """
+
+    def decorate(function: Callable[_Options, jax.Array]) -> Callable[_Options, jax.Array]:
+        compiled = jax.jit(function, static_argnames=tuple(static))
+        signature = inspect.signature(function)
+
+        @wraps(function)
+        def call(*args: _Options.args, **kwargs: _Options.kwargs) -> jax.Array:
+            given = signature.bind(*args, **kwargs).arguments
+            X, Y = (as_samples(given.pop(name), name) for name in ("X", "Y"))
+            check_options(given)
+            common = jnp.promote_types(X.dtype, Y.dtype)
+            return compiled(X.astype(common), Y.astype(common), **given)
+
+        return call
+
+    return decorate
+
+
+def as_samples(X: Any, name: str) -> jax.Array:
+    """X as a float array (n, E); InputError if it has another shape or is not finite."""
+    array = jnp.asarray(X)
+    if array.ndim != 2 or 0 in array.shape:
+        raise InputError(f"{name} has shape {array.shape}: give representations (n, E)")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise InputError(f"{name} is {array.dtype}: give representations of real numbers")
+        array = array.astype(jnp.float32)
+    if array.dtype.itemsize < 4:
+        array = array.astype(jnp.float32)
+    if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
+        raise InputError(f"{name} holds NaN or infinite values: leave out the samples with them")
+    return array
+
+
+def check_pair(X: tuple[int, ...], Y: tuple[int, ...], parts: Rows | Sides) -> None:
+    """Raise InputError unless sides of these shapes can be compared."""
+    if X[0] != Y[0]:
+        raise InputError(
+            f"X has {X[0]} samples and Y {Y[0]}: row i of both must be of the same sample"
+        )
+    if X[0] < parts.least:
+        raise InputError(f"{X[0]} samples: this measure takes at least {parts.least}")
+    if parts.same_width and X[1] != Y[1]:
+        raise InputError(
+            f"X has width {X[1]} and Y {Y[1]}: this measure compares sides of one width"
+        )
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raise InputError for a number that is not finite and above zero."""
+    for name, value in options.items():
+        if isinstance(value, str | bool | jax.core.Tracer):
+            continue
+        if not (np.isfinite(value) and value > 0):
+            raise InputError(f"{name} is {value}: give a number above 0")
