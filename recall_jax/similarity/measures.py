@@ -3,8 +3,11 @@
 from math import inf
 
 from recall_jax.errors import InputError
-from recall_jax.similarity import centred, cka, paired
+from recall_jax.similarity import centred, cka, neighbours, paired
+from recall_jax.similarity.distance_correlation import DISTANCE_CORRELATION, distance_correlation
+from recall_jax.similarity.imd import IMD, LARGEST, imd
 from recall_jax.similarity.measure import Measure
+from recall_jax.similarity.rsa import RSA, rsa
 
 MEASURES: dict[str, Measure] = {
     "paired_rbf": Measure(paired.paired_rbf, paired.PAIRED_RBF, symmetric=False),
@@ -16,6 +19,14 @@ MEASURES: dict[str, Measure] = {
     ),
     "debiased_rbf_cka": Measure(cka.debiased_rbf_cka, cka.DEBIASED_RBF),
     "hsic": Measure(centred.hsic, centred.HSIC, bounds=(-inf, inf)),
+    "distance_correlation": Measure(distance_correlation, DISTANCE_CORRELATION),
+    "rsa": Measure(rsa, RSA, bounds=(-1.0, 1.0)),
+    "mutual_knn": Measure(neighbours.mutual_knn, neighbours.MUTUAL_KNN),
+    "jaccard_knn": Measure(neighbours.jaccard_knn, neighbours.JACCARD_KNN),
+    "second_order_cosine": Measure(
+        neighbours.second_order_cosine, neighbours.SECOND_ORDER_COSINE, bounds=(-1.0, 1.0)
+    ),
+    "imd": Measure(imd, IMD, bounds=(0.0, LARGEST), distance=True),
 }
 # Shorter names that users know.
 ALIASES = {"rbf": "paired_rbf", "cosine": "row_cosine", "cka": "linear_cka"}

@@ -1,0 +1,33 @@
+"""Distance correlation: whether distances between samples, centred by sample, vary together."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+from recall_jax.similarity.centred import kernel_rows
+from recall_jax.similarity.measure import checked, cosine_score
+
+
+@checked(static=("squared",))
+def distance_correlation(X: jax.Array, Y: jax.Array, squared: bool = False) -> jax.Array:
+    """Root of the cosine between the double-centred Euclidean distance matrices of the sides.
+
+    `squared`: without the root. Range [0, 1]; 0 where a side is constant; in the limit of many
+    samples, 0 for independent sides alone. Invariant to rotation, isotropic scaling and
+    translation. Source: Székely et al. 2007, definition 3. Cost n^2 (E1 + E2).
+    """
+    return DISTANCE_CORRELATION.evaluate(X, Y, squared=squared)
+
+
+def _score(
+    xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int, squared: bool = False
+) -> jax.Array:
+    cosine = cosine_score(xy, xx, yy, num_samples)
+    if squared:
+        return cosine
+    positive = cosine > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, cosine, 1)), 0)
+
+
+DISTANCE_CORRELATION = replace(kernel_rows("distance"), score=_score)
