@@ -77,16 +77,18 @@ def count_dtype() -> np.dtype:
 
 
 def condense(X: jax.Array, Y: jax.Array, block_size: int) -> tuple[jax.Array, jax.Array]:
-    """Few rows with the same centred products: (E1 + E2, E1) and (E1 + E2, E2) for X and Y.
+    """Few rows with the same centred products: (E1 + E2 + 1, E1) for X and (.., E2) for Y.
 
-    The triangular factor of [1 X Y], brought up to date block by block; without its first row and
-    column, which hold the means, its Gram matrix is that of the centred columns. Orthogonal
-    transformations throughout: nothing is squared, so no digits are lost.
+    The triangular factor of [1 X Y], brought up to date block by block: its first row and column
+    hold the means, and the rest has the Gram matrix of the centred columns. A reflection then turns
+    the rest so that its columns are centred too. Orthogonal transformations throughout: nothing is
+    squared, so no digits are lost.
     """
     n, width = len(X), 1 + X.shape[1] + Y.shape[1]
 
     def update(R: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        block = jnp.concatenate([jnp.ones_like(X[index, :1]), X[index], Y[index]], axis=1)
+        points = [X[index] - X[:1], Y[index] - Y[:1]]  # a constant column is exactly zero
+        block = jnp.concatenate([jnp.ones_like(points[0][:, :1]), *points], axis=1)
         return jnp.linalg.qr(jnp.concatenate([R, block]), mode="r"), None
 
     R = jnp.zeros((width, width), X.dtype)
@@ -94,4 +96,9 @@ def condense(X: jax.Array, Y: jax.Array, block_size: int) -> tuple[jax.Array, ja
     R, _ = jax.lax.scan(update, R, jnp.arange(full).reshape(-1, block_size))
     if full < n:
         R, _ = update(R, jnp.arange(full, n))
-    return R[1:, 1 : 1 + X.shape[1]], R[1:, 1 + X.shape[1] :]
+    few = R[:, 1:].at[0].set(0)  # without the means, orthogonal to the first axis
+    # Householder's reflection of the first axis onto that of the mean.
+    axis = jnp.full(width, -(width**-0.5), X.dtype).at[0].add(1)
+    projection = jnp.matmul(axis, few, precision="highest") / (0.5 * jnp.sum(axis * axis))
+    few = few - axis[:, None] * projection[None, :]
+    return few[:, : X.shape[1]], few[:, X.shape[1] :]
