@@ -142,17 +142,22 @@ def save_representations(path: Path, representations: Representations) -> None:
         )
 
 
-def load_representations(path: Path) -> Representations:
-    """Read an .npz with at least `reps` (K, U, n, E); InputError if it is none."""
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file, nothing unpickled; InputError if it is none."""
     try:
         with zipfile.ZipFile(path):
             pass  # np.load would take other files than .npz
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files}
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path} is no .npz file of representations: {error}") from error
+
+
+def load_representations(path: Path) -> Representations:
+    """Read an .npz with at least `reps` (K, U, n, E); InputError if it is none."""
+    arrays = read_arrays(path)
     reps = arrays.get("reps")
     if (
         reps is None

@@ -1,22 +1,16 @@
 """`recall_report.html`: the report as one page that opens offline and explains itself."""
 
-import base64
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from recall_jax.report import svg, wording
+from recall_jax.report.page import NARROW, WIDE, Figure, Table, render, unit_tick
 from recall_jax.report.record import KEYS
 from recall_jax.report.scales import nice_range
 
-_WIDE = svg.Frame(width=880, left=52, right=146)
-_NARROW = svg.Frame(width=340, left=46, right=22)
 _UNMEASURED: dict[str, Any] = {
     "typical": None,
     "timing_s": {},
@@ -27,26 +21,6 @@ _UNMEASURED: dict[str, Any] = {
 _DEPTH = "unit, from input to output"
 _PREVIEW = 280  # a text longer than this, in characters, is folded
 _LONGEST = 20_000  # and beyond this it is cut
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for the page; a cell is text, a number or None (nothing to show)."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str | float | None]]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Pictures of the same values, drawn for wide and for narrow screens, and the values."""
-
-    legend: Markup
-    wide: Sequence[Markup]
-    narrow: Sequence[Markup]
-    numbers: Table
 
 
 @dataclass(frozen=True)
@@ -80,19 +54,8 @@ def render_html(
     rows = report["typical_samples"]
     if texts and rows and len(texts) != len(rows):
         raise ValueError(f"{len(texts)} texts for {len(rows)} typical samples")
-    room = files("recall_jax.report")
-    script = room.joinpath("script.js").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "breakable": _breakable,
-        "number": wording.number,
-        "size": wording.size,
-        "duration": wording.duration,
-    }
-    template = room.joinpath("template.html.jinja").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(
+    return render(
+        "template.html.jinja",
         report=report,
         names=[wording.short_name(name, 40) for name in report["models"]],
         roles=wording.roles(report),
@@ -107,16 +70,7 @@ def render_html(
         tables=tables,
         run=_run(report),
         settings=wording.flat_settings(report["settings"]),
-        style=Markup(room.joinpath("style.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    return wording.printable(page)
-
-
-def _breakable(name: str) -> Markup:
-    """A path that may be broken after its separators."""
-    return Markup("<wbr>").join(re.split(r"(?<=[/+_-])", name))
 
 
 def _shares(report: Mapping[str, Any]) -> list[tuple[float, float, float]] | None:
@@ -170,7 +124,7 @@ def _map_over_units(
 ) -> Figure:
     """Curves above a heat map of `values` (K, U), one column a unit."""
     units = report["units"]
-    ticks = [_tick(unit) for unit in units]
+    ticks = [unit_tick(unit) for unit in units]
     upper, lower = svg.Axis("", units, ticks), svg.Axis(_DEPTH, units, ticks)
     wide, narrow = _series(report["models"], values)
 
@@ -201,7 +155,7 @@ def _map_over_units(
         [[unit, *(row[index] for row in values)] for index, unit in enumerate(units)],
     )
     legend = svg.legend(wide, guide="equal share" if equal_share is not None else "")
-    return Figure(legend, draw(wide, _WIDE), draw(narrow, _NARROW), numbers)
+    return Figure(legend, draw(wide, WIDE), draw(narrow, NARROW), numbers)
 
 
 def _series(
@@ -221,7 +175,7 @@ def _sigma(report: Mapping[str, Any]) -> Figure | None:
     if report["sigma"] is None:
         return None
     units = report["units"]
-    axis = svg.Axis(_DEPTH, units, [_tick(unit) for unit in units])
+    axis = svg.Axis(_DEPTH, units, [unit_tick(unit) for unit in units])
     return _curve(
         report["sigma"],
         axis,
@@ -235,7 +189,7 @@ def _adjacent(report: Mapping[str, Any]) -> Figure | None:
     if not report["adjacent"]:
         return None
     layers = report["units"][1:-1]
-    axis = svg.Axis("layer, from input to output", layers, [_tick(layer) for layer in layers])
+    axis = svg.Axis("layer, from input to output", layers, [unit_tick(layer) for layer in layers])
     values = report["adjacent"]
     return _curve(
         values, axis, "Similarity of neighbours", "similarity", nice_range([*values, 0, 1])
@@ -255,16 +209,11 @@ def _curve(
         svg.line_chart(
             series, axis, frame, title=title, y_title=value, y_range=value_range, height=220
         )
-        for frame in (replace(_WIDE, right=12), replace(_NARROW, right=18))
+        for frame in (replace(WIDE, right=12), replace(NARROW, right=18))
     )
     rows = list(zip(axis.names, values, strict=True))
     numbers = Table(f"{title} in numbers", ["unit", value], rows)
     return Figure(Markup(), [wide], [narrow], numbers)
-
-
-def _tick(unit: str) -> str:
-    """What stands under a unit's column: a layer's bare number, else the unit's name."""
-    return wording.short_name(unit.rpartition(".")[2], 12)
 
 
 def _samples(report: Mapping[str, Any], texts: Sequence[str]) -> list[Sample]:

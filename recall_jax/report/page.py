@@ -1,0 +1,76 @@
+"""What every page is made of: figures and tables in one style, offline, with one small script."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from recall_jax.report import svg, wording
+
+WIDE = svg.Frame(width=880, left=52, right=146)
+NARROW = svg.Frame(width=340, left=46, right=22)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for the page; a cell is text, a number or None (nothing to show)."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float | None]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Pictures of the same values, drawn for wide and for narrow screens, and the values."""
+
+    legend: Markup
+    wide: Sequence[Markup]
+    narrow: Sequence[Markup]
+    numbers: Table
+
+
+def render(template: str, **values: Any) -> str:
+    """The page that a template of this room makes of `values`."""
+    script = _read("script.js")
+    environment = Environment(
+        loader=FunctionLoader(_read),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "breakable": _breakable,
+        "number": wording.number,
+        "size": wording.size,
+        "duration": wording.duration,
+    }
+    page = environment.get_template(template).render(
+        **values,
+        style=Markup(_read("style.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    return wording.printable(page)
+
+
+def unit_tick(unit: str) -> str:
+    """What stands under a unit's column: a layer's bare number, else the unit's name."""
+    return wording.short_name(unit.rpartition(".")[2], 12)
+
+
+def _read(name: str) -> str:
+    return files("recall_jax.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _breakable(name: str) -> Markup:
+    """A path that may be broken after its separators."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/+_-])", name))
