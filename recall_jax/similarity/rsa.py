@@ -28,9 +28,9 @@ def rsa(
     none), or their Euclidean distance. `compare`: "spearman" (equal values share their mean rank),
     which has no gradient, or "pearson". Range [-1, 1]; 0 where all dissimilarities of a side are
     equal. At least 3 samples. Invariant to isotropic scaling, and with "euclidean" to rotation and
-    translation; with "correlation" to the scale and the offset of every row. Dissimilarities below
-    the rounding of the largest carry no digits. Source: Kriegeskorte et al. 2008. Cost
-    n^2 (E + log n), memory n^2.
+    translation; with "correlation" to the scale and the offset of every row. Dissimilarities that
+    only the rounding of the largest tells apart are ranked by chance. Source: Kriegeskorte et al.
+    2008. Cost n^2 (E + log n), memory n^2.
     """
     return RSA.evaluate(X, Y, rdm=rdm, compare=compare)
 
