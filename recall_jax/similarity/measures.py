@@ -1,9 +1,9 @@
 """The registry of measures. To add one, write its file in this room, and give it a line here."""
 
-from math import inf
+from math import inf, pi, sqrt
 
 from recall_jax.errors import InputError
-from recall_jax.similarity import centred, cka, neighbours, paired
+from recall_jax.similarity import cca, centred, cka, neighbours, paired, procrustes, subspace
 from recall_jax.similarity.distance_correlation import DISTANCE_CORRELATION, distance_correlation
 from recall_jax.similarity.imd import IMD, LARGEST, imd
 from recall_jax.similarity.measure import Measure
@@ -27,6 +27,29 @@ MEASURES: dict[str, Measure] = {
         neighbours.second_order_cosine, neighbours.SECOND_ORDER_COSINE, bounds=(-1.0, 1.0)
     ),
     "imd": Measure(imd, IMD, bounds=(0.0, LARGEST), distance=True),
+    "procrustes_distance": Measure(
+        procrustes.procrustes_distance, procrustes.DISTANCE, bounds=(0.0, sqrt(2)), distance=True
+    ),
+    "angular_procrustes": Measure(
+        procrustes.angular_procrustes, procrustes.ANGLE, bounds=(0.0, pi / 2), distance=True
+    ),
+    "size_and_shape_distance": Measure(
+        procrustes.size_and_shape_distance,
+        procrustes.SIZE_AND_SHAPE,
+        bounds=(0.0, inf),
+        distance=True,
+    ),
+    "aligned_cosine": Measure(
+        procrustes.aligned_cosine, procrustes.ALIGNED_COSINE, bounds=(-1.0, 1.0)
+    ),
+    "mean_cca": Measure(cca.mean_cca, cca.MEAN_CCA),
+    "svcca": Measure(cca.svcca, cca.SVCCA),
+    "pwcca": Measure(cca.pwcca, cca.PWCCA, symmetric=False),
+    "linear_regression": Measure(
+        subspace.linear_regression, subspace.LINEAR_REGRESSION, symmetric=False
+    ),
+    "eigenspace_overlap": Measure(subspace.eigenspace_overlap, subspace.EIGENSPACE_OVERLAP),
+    "gulp": Measure(subspace.gulp, subspace.GULP, bounds=(0.0, inf), distance=True),
 }
 # Shorter names that users know.
 ALIASES = {"rbf": "paired_rbf", "cosine": "row_cosine", "cka": "linear_cka"}

@@ -1,0 +1,131 @@
+"""Shape measures: how near two sides come once one of them is rotated onto the other.
+
+Under the best orthogonal map, <X R, Y> is the nuclear norm of X^T Y (Schönemann 1966). Of sides
+of two widths the narrower is padded with zeros. A side wider than it has samples is first brought
+down to their number, so that the singular values are of a matrix (min(n, E1), min(n, E2)).
+
+The nuclear norm has rounding of its own, which the distances' square root enlarges: equal sides are
+at a distance near the root of eps, 1e-3 in float32.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from recall_jax.similarity.alignment import center as centred
+from recall_jax.similarity.factors import gram_factor
+from recall_jax.similarity.kernels import inner_products, unit_norm
+from recall_jax.similarity.measure import Sides, checked
+
+
+@checked(static=("center", "squared"))
+def procrustes_distance(
+    X: jax.Array, Y: jax.Array, center: bool = True, squared: bool = False
+) -> jax.Array:
+    """Procrustes distance: sqrt(2 - 2 ||X^T Y||_*), each side centred and over its norm.
+
+    Range [0, sqrt(2)], or [0, 2] if `squared`; the upper end where a side is constant. A metric.
+    Invariant to rotation, isotropic scaling and translation. Differentiable if squared; else with a
+    kink at distance zero, where the gradient is set to zero. Source: Williams et al. 2021, arXiv
+    2110.14739; Ding et al. 2021. Cost n E1 E2, or n^2 (E1 + E2), and an SVD.
+    """
+    return DISTANCE.evaluate(X, Y, center=center, squared=squared)
+
+
+@checked(static=("center",))
+def angular_procrustes(X: jax.Array, Y: jax.Array, center: bool = True) -> jax.Array:
+    """Angle between shapes: arccos ||X^T Y||_*, each side centred and over its norm.
+
+    Range [0, pi / 2]; the upper end where a side is constant. A metric. Invariances, kink, source
+    and cost as `procrustes_distance`.
+    """
+    return ANGLE.evaluate(X, Y, center=center)
+
+
+@checked(static=("center", "squared"))
+def size_and_shape_distance(
+    X: jax.Array, Y: jax.Array, center: bool = True, squared: bool = False
+) -> jax.Array:
+    """Procrustes distance without scaling: the least ||X R - Y|| over orthogonal R, centred.
+
+    sqrt(||X||^2 + ||Y||^2 - 2 ||X^T Y||_*). Range [0, inf); to a constant side the norm of the
+    other. A metric. Invariant to rotation and translation. Kink, source and cost as
+    `procrustes_distance`.
+    """
+    return SIZE_AND_SHAPE.evaluate(X, Y, center=center, squared=squared)
+
+
+@checked()
+def aligned_cosine(X: jax.Array, Y: jax.Array) -> jax.Array:
+    """Mean over samples of the cosine between x_i R and y_i, R the rotation of X onto Y.
+
+    R minimises ||X R - Y||; nothing is centred. Range [-1, 1], 1 for equal shapes; a row of zeros
+    has cosine 0. Invariant to rotation and isotropic scaling. Where X^T Y has a lower rank than
+    both sides there are several such rotations, and the value is that of one of them; there, and
+    where singular values of X^T Y coincide, it has no gradient. Source: Schönemann 1966; Hamilton
+    et al. 2016, arXiv 1605.09096. Cost as `procrustes_distance`, with singular vectors.
+    """
+    return ALIGNED_COSINE.evaluate(X, Y)
+
+
+def _shape(X: jax.Array, center: bool = True) -> jax.Array:
+    """Points (n, min(n, E)) of norm one."""
+    return gram_factor(unit_norm(centred(X) if center else X))
+
+
+def _size_and_shape(X: jax.Array, center: bool = True) -> jax.Array:
+    """Points (n, min(n, E))."""
+    return gram_factor(centred(X) if center else X)
+
+
+def _nuclear_norm(x: jax.Array, y: jax.Array) -> jax.Array:
+    """||x^T y||_*, the sum of the singular values."""
+    return jnp.sum(jnp.linalg.svd(inner_products(x.T, y.T), compute_uv=False))
+
+
+def _distance(x: jax.Array, y: jax.Array, squared: bool = False) -> jax.Array:
+    return _root(2 - 2 * _nuclear_norm(x, y), squared)
+
+
+def _angle(x: jax.Array, y: jax.Array) -> jax.Array:
+    cosine = _nuclear_norm(x, y)
+    apart = cosine < 1  # rounding may take it above
+    return jnp.where(apart, jnp.arccos(jnp.where(apart, cosine, 0)), 0)
+
+
+def _size_and_shape_distance(x: jax.Array, y: jax.Array, squared: bool = False) -> jax.Array:
+    return _root(jnp.sum(x * x) + jnp.sum(y * y) - 2 * _nuclear_norm(x, y), squared)
+
+
+def _root(value: jax.Array, squared: bool) -> jax.Array:
+    """The distance to a squared distance; what rounding made negative is zero."""
+    if squared:
+        return jnp.maximum(value, 0)
+    positive = value > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1)), 0)
+
+
+class _Rows(NamedTuple):
+    """Points (n, min(n, E)), and their rows at norm one."""
+
+    points: jax.Array
+    directions: jax.Array
+
+
+def _rows(X: jax.Array) -> _Rows:
+    points = gram_factor(unit_norm(X))
+    return _Rows(points, jax.vmap(unit_norm)(points))
+
+
+def _aligned_cosine(x: _Rows, y: _Rows) -> jax.Array:
+    left, _, right = jnp.linalg.svd(inner_products(x.points.T, y.points.T), full_matrices=False)
+    # The rotation takes the left singular vectors to the right ones.
+    cosines = inner_products(x.directions, left.T) * inner_products(y.directions, right)
+    return jnp.sum(cosines) / len(cosines)
+
+
+DISTANCE = Sides(_shape, _distance, moments=True)
+ANGLE = Sides(_shape, _angle, moments=True)
+SIZE_AND_SHAPE = Sides(_size_and_shape, _size_and_shape_distance)
+ALIGNED_COSINE = Sides(_rows, _aligned_cosine, least=1)
