@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import typer
 
-from recall_jax.cli import checkpoints, demo, merge, signals, stages
+from recall_jax.cli import checkpoints, demo, merge, signals, similarity, stages
 from recall_jax.cli.mapped_files import explain_lost_bytes
 from recall_jax.errors import InputError
 
@@ -30,7 +30,7 @@ app.command("quick")(merge.quick)
 app.command("select")(stages.select)
 app.command("extract")(stages.extract)
 app.command("weights")(stages.weights)
-app.command("similarity")(stages.similarity)
+app.command("similarity")(similarity.similarity)
 app.command("convert")(checkpoints.convert)
 app.command("inspect")(checkpoints.inspect)
 app.command("verify")(checkpoints.verify)

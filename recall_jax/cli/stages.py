@@ -1,4 +1,4 @@
-"""`recall select`, `extract`, `weights` and `similarity`: the stages of RECALL on their own."""
+"""`recall select`, `extract` and `weights`: the stages of RECALL on their own."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,11 +8,9 @@ import typer
 from recall_jax.cli import console
 from recall_jax.cli import options as opt
 from recall_jax.cli.merge import as_number, sample_values
-from recall_jax.errors import InputError
 
 if TYPE_CHECKING:
     from recall_jax.merging.methods import RecallParameters
-    from recall_jax.stages import Representations
 
 Sigma = Annotated[str, typer.Option("--sigma", help="median, dim or a number.")]
 Temperature = Annotated[
@@ -169,102 +167,6 @@ def weights(
     console.warn(record["warnings"])
     if not quiet:
         _show("weights", record["units"], record["models"], record["weights"])
-
-
-def similarity(
-    models: Annotated[
-        list[str] | None, typer.Argument(help="Models of one architecture; the last is the newest.")
-    ] = None,
-    data: opt.Data = None,
-    typical: opt.TypicalFile = None,
-    reps: Annotated[
-        Path | None, typer.Option("--reps", help="Representations made before, in place of models.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for similarity.json and similarity.csv.")
-    ] = None,
-    field: opt.Field = None,
-    pool: opt.Pool = 1024,
-    max_tokens: opt.MaxTokens = 512,
-    batch_size: opt.BatchSize = 8,
-    seed: opt.Seed = 0,
-    sigma: Sigma = "median",
-    reference: Reference = "newest",
-    measure: Annotated[
-        str, typer.Option("--measure", help="rbf, cosine or linear_cka; several with commas.")
-    ] = "rbf",
-    alignment: Alignment = "none",
-    compute_dtype: opt.ComputeDtype = None,
-    ignore_config: opt.IgnoreConfig = None,
-    memory: opt.Memory = None,
-    device: opt.Device = None,
-    force: opt.Force = False,
-    no_compilation_cache: opt.NoCache = False,
-    quiet: opt.Quiet = False,
-    debug: opt.Debug = False,
-) -> None:
-    """Show how similar models are, unit by unit.
-
-    \b
-    Example: recall similarity base math french --data french.jsonl
-    """
-    if bool(models) == (reps is not None) or (reps and (data or typical)):
-        raise InputError("give either models with --data or --typical, or --reps")
-    console.prepare_jax(no_compilation_cache, device)
-    from recall_jax import stages
-    from recall_jax.recipe import make_samples
-
-    measures = [name.strip() for name in measure.split(",")]
-    asked = [_parameters(sigma, 1.0, reference, name, alignment) for name in measures]
-    if reps is not None:
-        found = stages.load_representations(reps)
-    else:
-        values = sample_values(data, typical, field, pool, max_tokens, batch_size, seed)
-        with console.progress_bar(quiet) as progress:
-            found = stages.extract(
-                models or [],
-                make_samples(values),
-                dtype_name=compute_dtype,
-                ignore_config=ignore_config or (),
-                memory=console.optional_size(memory),
-                progress=progress,
-            )
-    results = {
-        name: stages.weigh(found, parameters)
-        for name, parameters in zip(measures, asked, strict=True)
-    }
-    if out is not None:
-        inputs = [path for path in (data, typical, reps, *map(Path, models or [])) if path]
-        _write_similarity(out, results, found, force, inputs)
-    for name, record in results.items():
-        console.warn(record["warnings"])
-        if not quiet:
-            _show(f"similarity ({name})", record["units"], record["models"], record["similarity"])
-
-
-def _write_similarity(
-    out: Path,
-    results: dict[str, dict[str, Any]],
-    found: "Representations",
-    force: bool,
-    inputs: list[Path],
-) -> None:
-    import csv
-
-    from recall_jax import stages
-    from recall_jax.output import output_folder
-
-    keys = ("models", "reference", "units", "typical_samples", "similarity", "sigma", "adjacent")
-    with output_folder(out, force=force, inputs=inputs) as folder:
-        record = {name: {key: result[key] for key in keys} for name, result in results.items()}
-        stages.write_json(folder / "similarity.json", record)
-        with (folder / "similarity.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["measure", "unit", *found.models])
-            for name, result in results.items():
-                columns = zip(*result["similarity"], strict=True)
-                for unit, values in zip(found.units, columns, strict=True):
-                    writer.writerow([name, unit, *values])
 
 
 def _parameters(

@@ -43,14 +43,19 @@ def value_ticks(low: float, high: float) -> Iterator[tuple[float, str]]:
         yield value, f"{value:.{decimals}f}" if plain else f"{value:.3g}"
 
 
-def visible_ticks(ticks: Sequence[str], spacing: float) -> list[int]:
+def visible_ticks(
+    ticks: Sequence[str], spacing: float, line_height: float | None = None
+) -> list[int]:
     """Columns whose tick is written: words, and multiples of a round step between them.
 
-    `spacing` is the width of a column. Numbers that repeat count as words.
+    `spacing` is the width of a column; ticks that stand one above the other, or on end, take the
+    height of a line each. Numbers that repeat count as words.
     """
 
     def clear(first: int, second: int) -> bool:
         room = abs(first - second) * spacing
+        if line_height is not None:
+            return room >= line_height
         return room >= CHARACTER / 2 * (len(ticks[first]) + len(ticks[second])) + 7
 
     numbered = [column for column, tick in enumerate(ticks) if tick.isdecimal()]

@@ -80,10 +80,10 @@ def line_chart(
     def y(value: float) -> float:
         return bottom - (value - low) / (high - low) * (bottom - top)
 
-    parts = [_text(0, 14, y_title, "title")]
+    parts = [text_at(0, 14, y_title, "title")]
     for value, tick in value_ticks(low, high):
         parts.append(_line(frame.left, y(value), right, y(value), "grid"))
-        parts.append(_text(frame.left - 8, y(value) + 4, tick, "tick end"))
+        parts.append(text_at(frame.left - 8, y(value) + 4, tick, "tick end"))
     parts += _column_axis(axis, frame, spacing, bottom)
     if guide is not None:
         parts.append(_line(frame.left, y(guide), right, y(guide), "guide"))
@@ -106,13 +106,13 @@ def line_chart(
     ends = [y(one.values[-1]) for one in labelled]
     for one, end, place in zip(labelled, ends, apart(ends, 15, top, bottom), strict=True):
         parts.append(_line(x(columns - 1) + 5, end, right + 4, place, f"leader {_style(one)}"))
-        parts.append(_text(right + 7, place + 4, one.label, f"label {_style(one)}"))
+        parts.append(text_at(right + 7, place + 4, one.label, f"label {_style(one)}"))
     for column, name in enumerate(axis.names):
         said = ", ".join(f"{one.label or one.name} {number(one.values[column])}" for one in series)
         parts.append(
             _rect(x(column) - spacing / 2, top, spacing, bottom - top, f"{name}: {said}", "band")
         )
-    return _svg(frame.width, height, f"{title}. {_summary(series, axis)}", parts)
+    return picture(frame.width, height, f"{title}. {_summary(series, axis)}", parts)
 
 
 def heat_map(
@@ -138,9 +138,9 @@ def heat_map(
     parts: list[Markup] = []
     for index, row in enumerate(rows):
         top = 4 + _ROW * index
-        parts.append(_text(frame.left - 8, top + 17, row.label.partition(" ")[0], "tick end"))
+        parts.append(text_at(frame.left - 8, top + 17, row.label.partition(" ")[0], "tick end"))
         if frame.right > 60:
-            parts.append(_text(width - frame.right + 7, top + 17, row.label, "tick"))
+            parts.append(text_at(width - frame.right + 7, top + 17, row.label, "tick"))
         for column, value in enumerate(row.values):
             left = frame.left + column * spacing
             colour = viridis((value - low) / (high - low))
@@ -155,9 +155,9 @@ def heat_map(
                     ).format(left + spacing / 2, top + 16, text_colour(colour), number(value))
                 )
     parts += _column_axis(axis, frame, spacing, bottom)
-    parts += _colour_bar(frame, bottom + 54, value_title, low, high)
+    parts += colour_bar(frame.left, bottom + 54, value_title, low, high)
     css = "picture broad" if width > frame.width else "picture"
-    return _svg(width, bottom + 88, f"{title}. {_summary(rows, axis)}", parts, css)
+    return picture(width, bottom + 88, f"{title}. {_summary(rows, axis)}", parts, css)
 
 
 def legend(series: Sequence[Series], guide: str = "") -> Markup:
@@ -186,25 +186,31 @@ def _dash(one: Series) -> str:
 
 def _column_axis(axis: Axis, frame: Frame, spacing: float, bottom: float) -> list[Markup]:
     parts = [
-        _text(frame.left + (column + 0.5) * spacing, bottom + 19, axis.ticks[column], "tick middle")
+        text_at(
+            frame.left + (column + 0.5) * spacing, bottom + 19, axis.ticks[column], "tick middle"
+        )
         for column in visible_ticks(axis.ticks, spacing)
     ]
     if axis.title:
-        parts.append(_text(frame.left, bottom + 40, axis.title, "title"))
+        parts.append(text_at(frame.left, bottom + 40, axis.title, "title"))
     return parts
 
 
-def _colour_bar(frame: Frame, top: float, title: str, low: float, high: float) -> Iterator[Markup]:
+def colour_bar(
+    left: float, top: float, title: str, low: float, high: float, *, reverse: bool = False
+) -> Iterator[Markup]:
+    """The title, and beside it the colours from `low` to `high`; 28 pixels high."""
     cells, width = 40, 160
-    left = frame.left + 8 + CHARACTER * len(title)
-    yield _text(frame.left, top + 11, title, "title")
+    bar = left + 8 + CHARACTER * len(title)
+    yield text_at(left, top + 11, title, "title")
     for cell in range(cells):
-        colour = hex_colour(viridis((cell + 0.5) / cells))
+        fraction = (cell + 0.5) / cells
+        colour = hex_colour(viridis(1 - fraction if reverse else fraction))
         yield Markup(
             '<rect class="step" x="{:.1f}" y="{}" width="{:.1f}" height="14" fill="{}"/>'
-        ).format(left + cell * width / cells, top, width / cells + 0.3, colour)
-    yield _text(left, top + 28, f"{low:.3g}", "tick")
-    yield _text(left + width, top + 28, f"{high:.3g}", "tick end")
+        ).format(bar + cell * width / cells, top, width / cells + 0.3, colour)
+    yield text_at(bar, top + 28, f"{low:.3g}", "tick")
+    yield text_at(bar + width, top + 28, f"{high:.3g}", "tick end")
 
 
 def _summary(series: Sequence[Series], axis: Axis) -> str:
@@ -217,9 +223,10 @@ def _summary(series: Sequence[Series], axis: Axis) -> str:
     )
 
 
-def _svg(
+def picture(
     width: int, height: float, description: str, parts: Sequence[Markup], css: str = "picture"
 ) -> Markup:
+    """An SVG of these parts, `description` for those who hear it."""
     return Markup(
         '<svg class="{css}" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'role="img" aria-label="{description}">{content}</svg>'
@@ -232,7 +239,8 @@ def _svg(
     )
 
 
-def _text(x: float, y: float, text: str, css: str) -> Markup:
+def text_at(x: float, y: float, text: str, css: str) -> Markup:
+    """A line of text whose base begins there, or as its style anchors it."""
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
         css, x, y, printable(text)
     )

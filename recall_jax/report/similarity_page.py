@@ -1,0 +1,251 @@
+"""The page of a study: every pair of models by every measure, and what is seen over depth."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from recall_jax.report import svg, wording
+from recall_jax.report.matrix_map import Block, matrix_map, reading
+from recall_jax.report.page import NARROW, WIDE, Figure, Table, render, unit_tick
+from recall_jax.report.scales import nice_range
+from recall_jax.similarity.measure import Measure
+from recall_jax.study import ModelStates, Result, Study
+
+_DEPTH = "unit, from input to output"
+_STEP = "step from the unit before to this one"
+_FEW = 6  # lines that one figure of pairs holds
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One of the two, by one measure: a verdict, and the numbers behind it."""
+
+    verdict: str
+    numbers: Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one measure."""
+
+    label: str
+    slug: str
+    meaning: str
+    range: str
+    distance: bool
+    map: Markup
+    reading: str
+    adjacent: Sequence[Figure]
+    same_depth: Sequence[Figure]
+    ends: Observation
+    trend: Observation | None
+
+
+def render_study(study: Study, record: Mapping[str, Any]) -> str:
+    """The page for a study and its record, as `similarity.json` holds it."""
+    return render(
+        "similarity.html.jinja",
+        study=study,
+        record=record,
+        names=[wording.short_name(model.name, 40) for model in study.models],
+        sections=[_section(study, result) for result in study.results],
+        num_pairs=len(list(study.pairs)),
+    )
+
+
+def draw_map(study: Study, result: Result) -> Markup:
+    """The whole matrix of one measure as a heat map."""
+    finite = result.matrix[np.isfinite(result.matrix)]
+    return matrix_map(
+        result.matrix,
+        _blocks(study.models),
+        title=f"{result.asked.label} between all units of all models",
+        value_title=result.asked.label,
+        value_range=nice_range(finite.tolist() or [0.0, 1.0]),
+        reverse=result.distance,
+    )
+
+
+def first_line(measure: Measure) -> str:
+    """The first line of a measure's docstring: its definition."""
+    return (inspect.getdoc(measure.function) or "").partition("\n")[0]
+
+
+def _section(study: Study, result: Result) -> Section:
+    low, high = (f"{bound:g}".replace("inf", "∞") for bound in result.asked.measure.bounds)
+    labels = [f"{k + 1} {wording.short_name(study.models[k].name)} {u}" for k, u in study.sides]
+    return Section(
+        label=result.asked.label,
+        slug=result.asked.slug,
+        meaning=first_line(result.asked.measure),
+        range=f"{low.replace('-', '−')} to {high}",
+        distance=result.distance,
+        map=draw_map(study, result),
+        reading=reading(result.matrix, _blocks(study.models), labels),
+        adjacent=_adjacent(study, result),
+        same_depth=_same_depth(study, result),
+        ends=_ends(study, result),
+        trend=_trend(study, result) if len(study.models) > 1 else None,
+    )
+
+
+def _blocks(models: Sequence[ModelStates]) -> list[Block]:
+    """A model that has one unit only goes by its own name."""
+    return [
+        Block(model.name, [unit_tick(unit) for unit in model.units])
+        if len(model.units) > 1
+        else Block(model.name, [wording.short_name(model.name, 24)])
+        for model in models
+    ]
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A line over units, under a short label and a name, in one figure with others of its kind."""
+
+    units: tuple[str, ...]
+    label: str
+    name: str
+    values: np.ndarray
+    figure: int = 0
+
+
+def _adjacent(study: Study, result: Result) -> list[Figure]:
+    """A curve for each model; models with other units have a figure of their own."""
+    curves = [
+        _Curve(model.body, f"{k + 1}", model.name, study.adjacent(result, k))
+        for k, model in enumerate(study.models)
+        if len(model.body) > 1
+    ]
+    figures = []
+    for lines in _together(curves):
+        units = lines[0].units
+        steps = [f"{first} and {second}" for first, second in pairwise(units)]
+        axis = svg.Axis(_STEP, steps, [unit_tick(unit) for unit in units[1:]])
+        figures.append(_figure(result, "Adjacent units", axis, lines))
+    return figures
+
+
+def _same_depth(study: Study, result: Result) -> list[Figure]:
+    """A curve for each pair of models, in one figure if they are few, else in one for each row."""
+    pairs = list(study.pairs)
+    curves = []
+    for row, column in pairs:
+        found = study.same_depth(result, row, column)
+        units = tuple(
+            unit if unit == match else f"{unit} and {match}"
+            for unit, match in zip(found.units, found.matches, strict=True)
+        )
+        figure = row if len(pairs) > _FEW else 0
+        label, name = f"{row + 1}–{column + 1}", _both(study, row, column)
+        curves.append(_Curve(units, label, name, found.values, figure))
+    figures = []
+    for lines in _together(curves):
+        units = lines[0].units
+        axis = svg.Axis(_DEPTH, units, [unit_tick(unit.partition(" and ")[0]) for unit in units])
+        figures.append(_figure(result, "The same depth in two models", axis, lines))
+    return figures
+
+
+def _together(curves: Sequence[_Curve]) -> list[list[_Curve]]:
+    """Curves by figure and units; those with values that are not finite are left out."""
+    groups: dict[tuple[int, tuple[str, ...]], list[_Curve]] = {}
+    for curve in curves:
+        if np.isfinite(curve.values).all():
+            groups.setdefault((curve.figure, curve.units), []).append(curve)
+    return list(groups.values())
+
+
+def _both(study: Study, row: int, column: int) -> str:
+    return " and ".join(wording.short_name(study.models[k].name, 24) for k in (row, column))
+
+
+def _figure(result: Result, title: str, axis: svg.Axis, curves: Sequence[_Curve]) -> Figure:
+    values = [float(value) for curve in curves for value in curve.values]
+    scale = nice_range([*values, 0.0] if result.distance else [*values, 0.0, 1.0])
+
+    def draw(labels: Sequence[str], frame: svg.Frame) -> Markup:
+        drawn = [replace(one, label=label) for one, label in zip(series, labels, strict=True)]
+        return svg.line_chart(
+            drawn, axis, frame, title=title, y_title=result.asked.label, y_range=scale, height=240
+        )
+
+    series = [
+        svg.Series(f"{curve.label} {curve.name}", curve.values.tolist(), style=index)
+        for index, curve in enumerate(curves)
+    ]
+    short = [curve.label for curve in curves]
+    long = [f"{curve.label} {wording.short_name(curve.name)}" for curve in curves]
+    numbers = Table(
+        f"{title} in numbers",
+        ["units", *(one.name for one in series)],
+        [[name, *(one.values[index] for one in series)] for index, name in enumerate(axis.names)],
+    )
+    return Figure(
+        svg.legend(series) if len(series) > 1 else Markup(),
+        [draw(long, WIDE)],
+        [draw(short, replace(NARROW, right=34))],
+        numbers,
+    )
+
+
+def _ends(study: Study, result: Result) -> Observation:
+    rows: list[list[str | float | None]] = []
+    answers: list[bool | None] = []
+    for k, model in enumerate(study.models):
+        found = study.ends(result, k)
+        answers.append(found.seen if found else None)
+        values = (
+            [None] * 4
+            if found is None
+            else [found.first, found.last, found.median, found.interquartile_range]
+        )
+        rows.append([f"{k + 1} {wording.short_name(model.name, 24)}", *values, _answer(answers[k])])
+    columns = ["model", "first step", "last step", "median between", "their IQR", "seen"]
+    numbers = Table("Both ends of each model", columns, rows)
+    return Observation(verdict(answers, "model"), numbers)
+
+
+def _trend(study: Study, result: Result) -> Observation:
+    rows: list[list[str | float | None]] = []
+    answers: list[bool | None] = []
+    for row, column in study.pairs:
+        found = study.trend(result, row, column)
+        curve = study.same_depth(result, row, column).values
+        answers.append(found.seen if found else None)
+        rows.append(
+            [
+                f"{row + 1}–{column + 1} {_both(study, row, column)}",
+                float(curve[0]),
+                float(curve[-1]),
+                float(np.mean(curve)),
+                None if found is None else found.spearman,
+                _answer(answers[-1]),
+            ]
+        )
+    columns = ["models", "first unit", "last unit", "mean", "Spearman with depth", "seen"]
+    numbers = Table("Every pair of models at the same depth", columns, rows)
+    return Observation(verdict(answers, "pair"), numbers)
+
+
+def _answer(seen: bool | None) -> str | None:
+    return None if seen is None else "yes" if seen else "no"
+
+
+def verdict(answers: Sequence[bool | None], noun: str) -> str:
+    """In how many of the models or pairs a thing is seen, of those where it can be asked."""
+    asked = [answer for answer in answers if answer is not None]
+    if not asked:
+        return "cannot be asked"
+    if len(asked) == 1:
+        return "seen" if asked[0] else "not seen"
+    if not any(asked):
+        return f"not seen in any of {len(asked)} {noun}s"
+    if all(asked):
+        return f"seen in all {len(asked)} {noun}s"
+    return f"seen in {sum(asked)} of {len(asked)} {noun}s"

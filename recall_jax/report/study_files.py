@@ -1,0 +1,57 @@
+"""The folder of a study: matrices for programs and for spreadsheets, pictures, record and page."""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recall_jax.errors import storage_faults
+from recall_jax.report.matrix_map import standalone
+from recall_jax.report.similarity_page import draw_map, render_study
+from recall_jax.study import Result, Study
+
+PAGE, RECORD, MATRICES = "index.html", "similarity.json", "similarity.npz"
+
+
+def write_study(folder: Path, study: Study, record: Mapping[str, Any]) -> None:
+    """Write everything into `folder`; `record` is what similarity.json is to hold.
+
+    similarity.npz has a matrix (A, A) by each measure's label; `models` (K,), their names; and for
+    each of the A sides its model's index `side_model` (A,) and its unit `side_unit` (A,).
+    """
+    page = render_study(study, record)
+    with storage_faults(f"write {folder}"):
+        _write_matrices(folder / MATRICES, study)
+        for result in study.results:
+            _write_csv(folder / f"{result.asked.slug}.csv", study, result)
+            picture = standalone(draw_map(study, result))
+            (folder / f"{result.asked.slug}.svg").write_text(picture, encoding="utf-8")
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        (folder / RECORD).write_text(text, encoding="utf-8")
+        (folder / PAGE).write_text(page, encoding="utf-8")
+
+
+def _write_matrices(path: Path, study: Study) -> None:
+    arrays = {result.asked.label: result.matrix for result in study.results}
+    with path.open("wb") as file:
+        np.savez(
+            file,
+            allow_pickle=False,
+            models=np.asarray([model.name for model in study.models]),
+            side_model=np.asarray([model for model, _ in study.sides]),
+            side_unit=np.asarray([unit for _, unit in study.sides]),
+            rows=study.rows,
+            **arrays,
+        )
+
+
+def _write_csv(path: Path, study: Study, result: Result) -> None:
+    """The matrix with `model:unit` at every row and column."""
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(["", *study.labels])
+        for label, row in zip(study.labels, result.matrix.tolist(), strict=True):
+            writer.writerow([label, *row])

@@ -1,0 +1,110 @@
+"""Measures as a user writes them: `cka,mutual_knn(k=5),rsa(rdm=euclidean,compare=pearson)`."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from recall_jax.errors import InputError
+from recall_jax.similarity.measure import Measure, check_options
+from recall_jax.similarity.measures import ALIASES, MEASURES, find_measure
+
+# A name, options in parentheses if there are any, and a comma or the end.
+_ITEM = re.compile(r"\s*([^\s,()=]+)\s*(?:\(([^()]*)\)\s*)?(,|$)")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A measure by its name in the registry, and the options that were written."""
+
+    name: str
+    options: Mapping[str, Any]
+
+    @property
+    def measure(self) -> Measure:
+        """What the registry has of it."""
+        return MEASURES[self.name]
+
+    @property
+    def label(self) -> str:
+        """As one would write it: `mutual_knn(k=5)`."""
+        written = ",".join(f"{name}={_written(value)}" for name, value in self.options.items())
+        return f"{self.name}({written})" if written else self.name
+
+    @property
+    def slug(self) -> str:
+        """The label for a file's name: `mutual_knn-k-5`."""
+        pairs = [f"-{name}-{_written(value)}" for name, value in self.options.items()]
+        return self.name + "".join(pairs)
+
+
+def parse_measures(text: str) -> tuple[Asked, ...]:
+    """The measures that `text` names, `all` for every one of the registry.
+
+    Raises InputError for text that is no such list, a name or an option that does not exist, a
+    value that the option does not take, and a measure asked for twice.
+    """
+    if text.strip() == "all":
+        return tuple(Asked(name, {}) for name in MEASURES)
+    asked: list[Asked] = []
+    place, separator = 0, ","
+    while separator:
+        item = _ITEM.match(text, place)
+        if item is None:
+            raise InputError(
+                f"cannot read the measures {text!r}: write names with commas between, options in "
+                "parentheses, such as cka,mutual_knn(k=5)"
+            )
+        name, options, separator = item.groups()
+        find_measure(name)
+        name = ALIASES.get(name, name)
+        asked.append(Asked(name, _options(name, options or "")))
+        place = item.end()
+    labels = [one.label for one in asked]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise InputError(f"the measure {twice[0]} is asked for twice: name it once")
+    return tuple(asked)
+
+
+def _options(name: str, text: str) -> dict[str, Any]:
+    """Options `k=5,normalize=false` of the measure, in the order of its signature."""
+    known = dict(list(inspect.signature(MEASURES[name].function).parameters.items())[2:])
+    takes = ", ".join(known) or "none"
+    found: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        option, equals, value = (piece.strip() for piece in part.partition("="))
+        if option not in known:
+            raise InputError(f"the measure {name} has no option {option!r}: it takes {takes}")
+        if not (equals and value):
+            raise InputError(f"option {option} of {name} has no value: write {name}({option}=…)")
+        if option in found:
+            raise InputError(f"option {option} of {name} is given twice: give it once")
+        found[option] = _value(f"option {option} of {name}", value, known[option])
+    try:
+        check_options(found)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    return {option: found[option] for option in known if option in found}
+
+
+def _value(where: str, text: str, parameter: inspect.Parameter) -> Any:
+    """An option's value, of the kind that its default has."""
+    if isinstance(default := parameter.default, bool):
+        if text not in ("true", "false"):
+            raise InputError(f"{where} is {text!r}: write true or false")
+        return text == "true"
+    if isinstance(default, str):
+        choices = get_args(parameter.annotation)
+        if choices and text not in choices:
+            raise InputError(f"{where} is {text!r}: choose from {', '.join(choices)}")
+        return text
+    kind, noun = (int, "whole number") if isinstance(default, int) else (float, "number")
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"{where} is {text!r}: write a {noun}") from None
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value}"

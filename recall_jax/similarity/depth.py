@@ -1,0 +1,91 @@
+"""How similarity runs over the depth of models, and whether it runs as RECALL's authors saw it.
+
+They report (arXiv 2510.20479) that within one model the similarity of adjacent layers falls sharply
+at the first and the last layers, and that between models of one ancestor similarity falls with
+depth. They give no test for either; the criteria here are ours. A distance counts the other way
+round: where a similarity falls, it rises.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# What is left of the first observation: two ends, and enough between them to have quartiles.
+LEAST_STEPS = 5
+LEAST_DEPTH = 4
+STRONG = -0.5  # Spearman's correlation of similarity with depth, at most
+NOTICEABLE = 1e-4  # a fall smaller than this part of the largest value is none
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Adjacent similarity at the first and the last step, and the median and IQR between them.
+
+    `seen`: both ends fall below that median by more than the interquartile range.
+    """
+
+    first: float
+    last: float
+    median: float
+    interquartile_range: float
+    seen: bool
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Same-depth similarity at the first and the last depth, and its rank correlation with depth.
+
+    `seen`: Spearman's correlation of similarity with depth is below -0.5.
+    """
+
+    first: float
+    last: float
+    spearman: float
+    seen: bool
+
+
+def falls_at_both_ends(adjacent: np.ndarray, *, distance: bool) -> Ends | None:
+    """The first observation on the steps (m,) of one model; None for too few, or not finite."""
+    if len(adjacent) < LEAST_STEPS or not np.isfinite(adjacent).all():
+        return None
+    low, median, high = np.percentile(adjacent[1:-1], [25, 50, 75])
+    first, last = adjacent[0], adjacent[-1]
+    falls = np.asarray([first, last]) - median if distance else median - np.asarray([first, last])
+    least = max(high - low, NOTICEABLE * np.abs(adjacent).max())
+    seen = bool((falls > least).all())
+    return Ends(float(first), float(last), float(median), float(high - low), seen)
+
+
+def falls_with_depth(same_depth: np.ndarray, *, distance: bool) -> Trend | None:
+    """The second observation on the depths (U,) of two models; None for too few, or not finite."""
+    if len(same_depth) < LEAST_DEPTH or not np.isfinite(same_depth).all():
+        return None
+    correlation = spearman_with_depth(-same_depth if distance else same_depth)
+    noticeable = np.ptp(same_depth) > NOTICEABLE * np.abs(same_depth).max()
+    seen = bool(correlation < STRONG and noticeable)
+    return Trend(float(same_depth[0]), float(same_depth[-1]), correlation, seen)
+
+
+def spearman_with_depth(values: np.ndarray) -> float:
+    """Spearman's correlation of `values` (U,) with their places; 0 where all are equal.
+
+    Equal values share their mean rank.
+    """
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    if len(counts) < 2:
+        return 0.0
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return float(np.corrcoef(ranks, np.arange(len(values)))[0, 1])
+
+
+def matching_depths(units: Sequence[str], others: Sequence[str]) -> list[int]:
+    """For each of `units` the place in `others` of the same depth.
+
+    The same place where both have the same names, else that nearest in relative depth; a unit that
+    stands alone is taken for an output.
+    """
+    if tuple(units) == tuple(others):
+        return list(range(len(units)))
+    last, steps = len(others) - 1, len(units) - 1
+    return [int(index * last / steps + 0.5) if steps else last for index in range(len(units))]

@@ -1,0 +1,200 @@
+"""Where the states of a study come from: models that read a data file, or a file of arrays."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from recall_jax import stages
+from recall_jax.engine.inputs import common_architecture
+from recall_jax.engine.plan import open_models
+from recall_jax.engine.progress import Progress, silent
+from recall_jax.errors import InputError
+from recall_jax.recipe import Samples
+from recall_jax.study import ModelStates
+from recall_jax.units import layer_unit
+
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
+_NAMES = ("rows", "units", "models")
+
+
+def states_of_models(
+    specs: Sequence[str],
+    samples: Samples,
+    *,
+    dtype_name: str | None = None,
+    ignore_config: Collection[str] = (),
+    memory: int | None = None,
+    progress: Progress = silent,
+) -> tuple[list[ModelStates], np.ndarray]:
+    """Pooled states of all units of the models, and the data rows (n,).
+
+    Models of one architecture read what the last one's tokenizer makes of the rows; if their
+    architectures differ, each reads the same rows by its own.
+    """
+    architectures = {common_architecture(open_models([spec]), ignore_config) for spec in specs}
+    together = len(architectures) == 1
+    found = [
+        stages.extract(
+            some,
+            samples,
+            dtype_name=dtype_name,
+            ignore_config=ignore_config,
+            memory=memory,
+            progress=progress,
+        )
+        for some in ([specs] if together else [[spec] for spec in specs])
+    ]
+    models = [
+        ModelStates(name, one.units, states)
+        for one in found
+        for name, states in zip(one.models, one.reps, strict=True)
+    ]
+    return _named_apart(models), found[0].rows
+
+
+def read_states(path: Path) -> tuple[list[ModelStates], np.ndarray]:
+    """Models and data rows (n,) of an .npz file, of one of two kinds.
+
+    `reps` (K, U, n, E), with `units`, `models` and `rows` if there are; or named arrays (n, E) and
+    (U, n, E), each a model, of the same n samples and any widths. Raises InputError for a file that
+    holds anything else, or numbers that are not finite in float32.
+    """
+    arrays = stages.read_arrays(path)
+    if "reps" in arrays and arrays["reps"].ndim == 4:
+        return _of_one_shape(path, arrays)
+    rows = arrays.pop("rows", None)
+    if not arrays:
+        raise InputError(f"{path} holds no arrays: give representations (n, E) or (U, n, E)")
+    models = []
+    for name, array in arrays.items():
+        states = _checked(f"{path}: {name}", array[None] if array.ndim == 2 else array, (2, 3))
+        models.append(ModelStates(name, tuple(map(str, range(len(states)))), states))
+    first = models[0]
+    for model in models:
+        if (count := model.states.shape[1]) != (expected := first.states.shape[1]):
+            raise InputError(
+                f"{path}: {model.name} has {count} samples and {first.name} {expected}: row i of "
+                "all must be of the same sample"
+            )
+    return models, _rows(path, rows, first.states.shape[1])
+
+
+def choose_units(models: Sequence[ModelStates], text: str) -> list[ModelStates]:
+    """The models with the units that `text` names, in the order of the forward pass.
+
+    `all`, or names and numbers of layers with commas between: `embed,layers.3,8-12,last,head`;
+    `last` is the last layer. Raises InputError for a unit that one of the models does not have.
+    """
+    if text.strip() == "all":
+        return list(models)
+    return [_choose(model, [word.strip() for word in text.split(",")]) for model in models]
+
+
+def _choose(model: ModelStates, words: Sequence[str]) -> ModelStates:
+    places = sorted({place for word in words for place in _places(model, word)})
+    return replace(
+        model,
+        units=tuple(model.units[place] for place in places),
+        states=model.states[places],
+        whole=model.whole and len(places) == len(model.units),
+    )
+
+
+def _places(model: ModelStates, word: str) -> Iterator[int]:
+    """Where the units that one word names stand."""
+    names: Iterable[str] = [word]
+    if word == "last":
+        names = [model.body[-1]]
+    elif (numbers := _RANGE.match(word)) is not None:
+        first, last = int(numbers[1]), int(numbers[2] or numbers[1])
+        if last < first:
+            raise InputError(f"--layers {word}: write the lower number first")
+        names = map(str, range(first, last + 1))
+    for name in names:
+        # A number is a layer of a model, or a unit that has no other name.
+        if name.isdecimal() and layer_unit(int(name)) in model.units:
+            name = layer_unit(int(name))
+        if name not in model.units:
+            raise InputError(
+                f"--layers {word}: {model.name} has no unit {name!r}, only {_listed(model.units)}"
+            )
+        yield model.units.index(name)
+
+
+def _of_one_shape(
+    path: Path, arrays: dict[str, np.ndarray]
+) -> tuple[list[ModelStates], np.ndarray]:
+    """`reps` (K, U, n, E), as `recall extract` writes it or made elsewhere."""
+    if unknown := [name for name in arrays if name not in ("reps", *_NAMES)]:
+        raise InputError(
+            f"{path} holds {', '.join(unknown)} beside reps (K, U, n, E): give either that, with "
+            f"{', '.join(_NAMES)}, or arrays (n, E) and (U, n, E)"
+        )
+    reps = _checked(f"{path}: reps", arrays["reps"], (4,))
+    num_models, num_units, num_samples, _ = reps.shape
+    plain = [f"model {index}" for index in range(num_models)]
+    names = _words(path, "models", arrays.get("models"), plain)
+    units = _words(path, "units", arrays.get("units"), [str(unit) for unit in range(num_units)])
+    if len(set(units)) < len(units):
+        raise InputError(f"{path}: two units have the same name")
+    models = [
+        ModelStates(name, tuple(units), states) for name, states in zip(names, reps, strict=True)
+    ]
+    return _named_apart(models), _rows(path, arrays.get("rows"), num_samples)
+
+
+def _checked(where: str, array: np.ndarray, dimensions: Collection[int]) -> np.ndarray:
+    """The array in float32; InputError if it holds no states, or some that are not finite."""
+    if array.dtype.kind not in "fiu" or array.ndim not in {*dimensions} or 0 in array.shape:
+        raise InputError(
+            f"{where} is {array.dtype} {array.shape}: give representations as numbers, (n, E) or "
+            "(U, n, E), or reps (K, U, n, E)"
+        )
+    with np.errstate(over="ignore"):
+        states = array.astype(np.float32)
+    if not np.isfinite(states).all():
+        raise InputError(
+            f"{where} holds values that are not finite in float32: leave out the samples with them"
+        )
+    return states
+
+
+def _words(path: Path, key: str, array: np.ndarray | None, default: list[str]) -> list[str]:
+    if array is None:
+        return default
+    if array.dtype.kind != "U" or array.shape != (len(default),):
+        raise InputError(
+            f"{path}: {key} is {array.dtype} {array.shape}, and reps needs {len(default)} names"
+        )
+    return [str(word) for word in array]
+
+
+def _rows(path: Path, array: np.ndarray | None, num_samples: int) -> np.ndarray:
+    """Numbers of the data rows, by default from zero."""
+    if array is None:
+        return np.arange(num_samples)
+    if array.dtype.kind not in "iu" or array.shape != (num_samples,):
+        raise InputError(
+            f"{path}: rows is {array.dtype} {array.shape}, and the states are of {num_samples} rows"
+        )
+    return array
+
+
+def _named_apart(models: Sequence[ModelStates]) -> list[ModelStates]:
+    """The models, with a number behind a name that another has too."""
+    names = [model.name for model in models]
+    return [
+        replace(model, name=f"{model.name} ({names[: index + 1].count(model.name)})")
+        if names.count(model.name) > 1
+        else model
+        for index, model in enumerate(models)
+    ]
+
+
+def _listed(units: Sequence[str]) -> str:
+    if len(units) <= 6:
+        return ", ".join(units)
+    return f"{', '.join(units[:3])} … {', '.join(units[-2:])}"

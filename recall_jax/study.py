@@ -1,0 +1,255 @@
+"""A study of similarity: several models, several measures, every layer with every other.
+
+A side is one unit of one model. The sides of a study are in the order of the models and, within a
+model, of the forward pass; every matrix (A, A) has a row and a column for each.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from recall_jax.engine.progress import Progress, silent
+from recall_jax.errors import InputError
+from recall_jax.similarity.asked import Asked
+from recall_jax.similarity.depth import (
+    Ends,
+    Trend,
+    falls_at_both_ends,
+    falls_with_depth,
+    matching_depths,
+)
+from recall_jax.similarity.matrix import similarity_matrix
+from recall_jax.units import HEAD
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """What a model made of n samples: states (U, n, E), and the names of the units.
+
+    `whole`: they are all units of the model, none left out.
+    """
+
+    name: str
+    units: tuple[str, ...]
+    states: np.ndarray
+    whole: bool = True
+
+    @property
+    def body(self) -> tuple[str, ...]:
+        """The units but for the head, which is no layer: it norms the last layer's output."""
+        return self.units[:-1] if self.units[-1] == HEAD and len(self.units) > 1 else self.units
+
+
+@dataclass(frozen=True)
+class SameDepth:
+    """Two models, depth by depth: the row's units, the column's that match them, the values."""
+
+    row: int
+    column: int
+    units: tuple[str, ...]
+    matches: tuple[str, ...]
+    values: np.ndarray
+
+    @property
+    def alike(self) -> bool:
+        """Whether both models have the same units, so that depth means the same in both."""
+        return self.units == self.matches
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measure between all sides: the matrix (A, A), and the seconds it took."""
+
+    asked: Asked
+    matrix: np.ndarray
+    seconds: float
+
+    @property
+    def distance(self) -> bool:
+        """Whether the measure is zero for equal sides and grows."""
+        return self.asked.measure.distance
+
+
+@dataclass(frozen=True)
+class Study:
+    """K models compared on the data rows (n,) by each of the measures asked for."""
+
+    models: tuple[ModelStates, ...]
+    rows: np.ndarray
+    results: tuple[Result, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sides(self) -> list[tuple[int, str]]:
+        """Model and unit of every row and column of a matrix."""
+        return [(k, unit) for k, model in enumerate(self.models) for unit in model.units]
+
+    @property
+    def labels(self) -> list[str]:
+        """The sides as `model:unit`."""
+        return [f"{self.models[k].name}:{unit}" for k, unit in self.sides]
+
+    @property
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """Every pair of different models once, the later model first."""
+        return ((row, column) for row in range(len(self.models)) for column in range(row))
+
+    def block(self, result: Result, row: int, column: int) -> np.ndarray:
+        """The units of model `row` by those of model `column`: (U1, U2)."""
+        starts = np.cumsum([0, *(len(model.units) for model in self.models)])
+        return result.matrix[starts[row] : starts[row + 1], starts[column] : starts[column + 1]]
+
+    def adjacent(self, result: Result, model: int) -> np.ndarray:
+        """Each unit of a model with the next (U - 1,), the head left out."""
+        steps = len(self.models[model].body) - 1
+        return np.diagonal(self.block(result, model, model), offset=1)[:steps]
+
+    def same_depth(
+        self, result: Result, row: int, column: int, *, heads: bool = False
+    ) -> SameDepth:
+        """Two models unit by unit, the heads left out unless wanted."""
+        units, others = (
+            self.models[k].units if heads else self.models[k].body for k in (row, column)
+        )
+        places = matching_depths(units, others)
+        values = self.block(result, row, column)[np.arange(len(units)), places]
+        return SameDepth(row, column, units, tuple(others[place] for place in places), values)
+
+    def ends(self, result: Result, model: int) -> Ends | None:
+        """RECALL's first observation, None where it cannot be asked: few layers, or not all."""
+        if not self.models[model].whole:
+            return None
+        return falls_at_both_ends(self.adjacent(result, model), distance=result.distance)
+
+    def trend(self, result: Result, row: int, column: int) -> Trend | None:
+        """RECALL's second observation, None where it cannot be asked: few layers, or unlike."""
+        found = self.same_depth(result, row, column)
+        return falls_with_depth(found.values, distance=result.distance) if found.alike else None
+
+
+def compare_all(
+    models: Sequence[ModelStates],
+    rows: np.ndarray,
+    measures: Sequence[Asked],
+    *,
+    block_size: int | None = None,
+    leave_out: bool = False,
+    progress: Progress = silent,
+) -> Study:
+    """Compare every unit of every model with every other, by each measure in one matrix.
+
+    `block_size` samples at a time, by default as many as fit. Raises InputError, which names the
+    measure, where one does not take these sides; with `leave_out` that is a warning of the study.
+    """
+    sides = [unit for model in models for unit in model.states]
+    results: list[Result] = []
+    warnings = list(_constant(models))
+    for done, asked in enumerate(measures):
+        progress(asked.label, done, len(measures))
+        began = time.perf_counter()
+        try:
+            _check_widths(asked, models)
+            options = dict(asked.options)
+            found = similarity_matrix(sides, measure=asked.name, block_size=block_size, **options)
+        except InputError as error:
+            if not leave_out:
+                raise InputError(f"measure {asked.label}: {error}") from error
+            warnings.append(f"left out {asked.label}: {error}")
+            continue
+        matrix = np.asarray(found)
+        results.append(Result(asked, matrix, time.perf_counter() - began))
+        if undefined := np.count_nonzero(~np.isfinite(matrix)):
+            warnings.append(f"{asked.label}: {undefined} of {matrix.size} values are not finite")
+    return Study(tuple(models), rows, tuple(results), tuple(warnings))
+
+
+def study_record(study: Study) -> dict[str, Any]:
+    """What `similarity.json` holds: all but the matrices, values that are not finite as null."""
+    return {
+        "format": FORMAT,
+        "models": [
+            {
+                "name": model.name,
+                "units": list(model.units),
+                "width": model.states.shape[2],
+                "all_units": model.whole,
+            }
+            for model in study.models
+        ],
+        "sides": study.labels,
+        "rows": study.rows.tolist(),
+        "measures": [_measure_record(study, result) for result in study.results],
+        "warnings": list(study.warnings),
+    }
+
+
+def _measure_record(study: Study, result: Result) -> dict[str, Any]:
+    """One measure, its curves over depth, and the two observations by it."""
+    asked, models, pairs = result.asked, range(len(study.models)), list(study.pairs)
+    curves = [study.same_depth(result, *pair) for pair in pairs]
+    ends = [study.ends(result, model) for model in models]
+    trends = [study.trend(result, *pair) for pair in pairs]
+    return {
+        "measure": asked.label,
+        "name": asked.name,
+        "options": dict(asked.options),
+        "distance": result.distance,
+        "bounds": [_plain(bound) for bound in asked.measure.bounds],
+        "symmetric": asked.measure.symmetric,
+        "file": asked.slug,
+        "seconds": result.seconds,
+        "adjacent": [[_plain(value) for value in study.adjacent(result, k)] for k in models],
+        "same_depth": [
+            {
+                "models": [curve.row, curve.column],
+                "units": list(curve.units),
+                "matches": list(curve.matches),
+                "values": [_plain(value) for value in curve.values],
+            }
+            for curve in curves
+        ],
+        "observations": {
+            "falls_at_both_ends": [
+                {"model": model, **_found(end)} for model, end in zip(models, ends, strict=True)
+            ],
+            "falls_with_depth": [
+                {"models": list(pair), **_found(trend)}
+                for pair, trend in zip(pairs, trends, strict=True)
+            ],
+        },
+    }
+
+
+def _found(observation: Ends | Trend | None) -> Mapping[str, Any]:
+    return {"seen": None} if observation is None else asdict(observation)
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _check_widths(asked: Asked, models: Sequence[ModelStates]) -> None:
+    """Raise InputError where a measure that compares sides of one width is given several."""
+    first = models[0]
+    for model in models:
+        mine, its = first.states.shape[2], model.states.shape[2]
+        if mine != its and asked.measure.parts.same_width:
+            raise InputError(
+                f"it compares sides of one width, and {first.name} has {mine}, {model.name} {its}"
+            )
+
+
+def _constant(models: Sequence[ModelStates]) -> Iterator[str]:
+    """A warning where a unit has the same state for every sample."""
+    for model in models:
+        same = (model.states == model.states[:, :1]).all(axis=(1, 2))
+        if units := [unit for unit, is_same in zip(model.units, same, strict=True) if is_same]:
+            yield (
+                f"{model.name} has the same state for every row in {', '.join(units)}: "
+                "no measure can tell anything of it there"
+            )
