@@ -5,7 +5,7 @@ bandwidth, the other measures, their mixes and the alignments are this project's
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -160,9 +160,13 @@ def check_reference(reference: Reference, num_models: int) -> None:
 
 def check_samples(num_samples: int, comparison: Comparison) -> None:
     """Raise InputError where there are too few samples to compare on."""
+    reps = jax.ShapeDtypeStruct((num_samples, 2), jnp.float32)
     for name, _ in comparison.similarity:
-        if num_samples < (least := COMPARABLE[name].parts.least):
-            raise InputError(f"{name} takes at least {least} samples: give more than {num_samples}")
+        alone = replace(comparison, similarity=((name, 1.0),))
+        try:  # the measure knows; shapes are enough to ask
+            jax.eval_shape(partial(_mix, alone, jnp.float32(1.0)), reps, reps)
+        except InputError as error:
+            raise InputError(f"similarity {name}: {error}") from error
     if num_samples < 2 and comparison.takes_sigma and comparison.sigma == "median":
         raise InputError(
             "one sample has no pairs to take a median bandwidth from: "
@@ -216,6 +220,6 @@ def _mix(comparison: Comparison, sigma: jax.Array, X: jax.Array, Y: jax.Array) -
     for name, weight in comparison.similarity:
         measure = COMPARABLE[name]
         bandwidth = {"sigma": sigma} if "sigma" in measure.options else {}
-        value = measure.parts.evaluate(X, Y, **bandwidth)
+        value = measure.parts.evaluate(X, Y, **measure.defaults | bandwidth)
         mixed += jnp.float32(weight / total) * value
     return mixed

@@ -233,8 +233,7 @@ def _complete(options: dict[str, Any], name: str, measure: Measure) -> dict[str,
             known = ", ".join(measure.options) or "none"
             raise InputError(f"measure {name} has no option {option!r}: it has {known}")
     check_options(options)
-    defaults = {name: value for name, value in measure.options.items() if value is not None}
-    return defaults | options
+    return measure.defaults | options
 
 
 def _grouped(X: Sequence[Samples] | Samples, name: str) -> tuple[Groups, np.ndarray]:

@@ -102,12 +102,18 @@ class Measure:
     symmetric: bool = True
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The names of its options, with their defaults (None where there is none)."""
-        parameters = list(inspect.signature(self.function).parameters.values())[2:]
+    def options(self) -> tuple[str, ...]:
+        """The names of its options."""
+        return tuple(inspect.signature(self.function).parameters)[2:]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options that have a default, with it."""
+        parameters = inspect.signature(self.function).parameters.values()
         return {
-            parameter.name: None if parameter.default is parameter.empty else parameter.default
-            for parameter in parameters
+            one.name: one.default
+            for one in parameters
+            if one.default is not inspect.Parameter.empty
         }
 
 

@@ -688,7 +688,7 @@ RECIPES = {
     "a seed that is too large": ({"samples": {"seed": 99999999999999999999}}, "seed"),
     "one sample, by linear CKA": (
         {"parameters": {"similarity": "linear_cka"}, "samples": {"count": 1}},
-        "one sample",
+        "similarity linear_cka: 1 samples: this measure takes at least 2",
     ),
 }
 

@@ -11,8 +11,10 @@ from scipy.spatial.distance import pdist
 from recall_jax.errors import InputError
 from recall_jax.merging.weights import layer_weights
 from recall_jax.similarity.compare import (
+    COMPARABLE,
     Comparison,
     check_representations,
+    check_samples,
     check_sigma,
     compare_unit,
     compare_units,
@@ -20,6 +22,7 @@ from recall_jax.similarity.compare import (
     parse_similarity,
     rbf_similarity,
 )
+from recall_jax.similarity.measures import ALIASES
 
 K, U, N, E = 4, 3, 7, 5
 seeds = st.integers(0, 2**32 - 1)
@@ -280,3 +283,19 @@ def test_representations_that_are_not_finite_are_named(value):
 def test_what_is_no_comparison(arguments, message):
     with pytest.raises(InputError, match=message):
         Comparison(**arguments)
+
+
+@pytest.mark.parametrize("name", sorted({*COMPARABLE} - {*ALIASES}))
+def test_any_measure_that_grows_to_one_can_weigh_models(name):
+    rng = np.random.default_rng(5)
+    base = rng.standard_normal((40, 4))
+    noise = rng.standard_normal((3, 40, 4)) * np.asarray([1.0, 0.1, 0.0])[:, None, None]
+    reps = jnp.asarray(base + noise, jnp.float32)
+    far, near, same = compare_unit(reps, Comparison(similarity=((name, 1.0),))).similarity
+    assert far < near < same == pytest.approx(1, abs=1e-5)
+
+
+def test_too_few_samples_for_a_measure_are_named_before_anything_runs():
+    with pytest.raises(InputError, match=r"similarity mutual_knn: .*10.*"):
+        check_samples(10, Comparison(similarity=(("mutual_knn", 1.0),)))
+    check_samples(11, Comparison(similarity=(("mutual_knn", 1.0),)))
