@@ -16,6 +16,7 @@ from recall_jax.similarity.compare import (
 )
 from recall_jax.similarity.distance_correlation import distance_correlation
 from recall_jax.similarity.imd import imd
+from recall_jax.similarity.matrix import similarity_matrix
 from recall_jax.similarity.measures import MEASURES
 from recall_jax.similarity.neighbours import jaccard_knn, mutual_knn, second_order_cosine
 from recall_jax.similarity.paired import paired_rbf, row_cosine
@@ -55,6 +56,7 @@ __all__ = [
     "row_cosine",
     "rsa",
     "second_order_cosine",
+    "similarity_matrix",
     "size_and_shape_distance",
     "svcca",
 ]
