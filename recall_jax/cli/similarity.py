@@ -169,16 +169,16 @@ def _list_measures() -> None:
     from recall_jax.similarity.measures import ALIASES, MEASURES
 
     short = {name: alias for alias, name in ALIASES.items()}
-    rows = []
     for name, measure in MEASURES.items():
         low, high = measure.bounds
         options = [
             f"{option}={str(measure.defaults[option]).lower()}"
             if option in measure.defaults
-            else option
+            else f"{option}=…"
             for option in measure.options
         ]
-        known = f"{name}, {short[name]}" if name in short else name
+        written = f"({', '.join(options)})" if options else ""
+        alias = f" or {short[name]}" if name in short else ""
         kind = "distance" if measure.distance else "similarity"
-        rows.append([known, ", ".join(options), f"{kind} {low:g} to {high:g}", first_line(measure)])
-    console.show_table("measures", ["name", "options", "values", "definition"], rows)
+        console.say(f"{name}{written}{alias}: {kind} from {low:g} to {high:g}", quiet=False)
+        console.say(f"    {first_line(measure)}", quiet=False)

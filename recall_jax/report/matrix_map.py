@@ -13,7 +13,8 @@ from recall_jax.report.svg import colour_bar, picture, text_at
 from recall_jax.report.wording import number, printable, short_name
 
 _WIDTH = 880  # as long as cells are not too small
-_CELLS = 5, 40  # least and greatest side of a cell
+_CELLS = 4, 40  # least and greatest side of a cell
+_GAP = 8  # between models, so that ticks at its two sides keep clear of each other
 _LINE = 13
 _LEVELS = 128  # of colour; the cells of one are drawn at one stroke
 _ROOM_FOR_VALUE = 34
@@ -57,13 +58,12 @@ class Grid:
 def lay_out(blocks: Sequence[Block]) -> Grid:
     """As large as the page allows, and wider only where cells would become too small to see."""
     named = any(len(block.ticks) > 1 for block in blocks)
-    margin = round(CHARACTER * max(len(tick) for block in blocks for tick in block.ticks)) + 8
+    margin = round(1.1 * CHARACTER * max(len(tick) for block in blocks for tick in block.ticks)) + 8
     left = margin + (20 if named else 0)
     count = sum(len(block.ticks) for block in blocks)
-    cell = (_WIDTH - left - 4 * len(blocks)) // count
+    gap = _GAP if named else 0
+    cell = (_WIDTH - left - gap * len(blocks)) // count
     cell = min(max(cell, _CELLS[0]), _CELLS[1])
-    # The ticks at the two sides of a gap keep clear of each other.
-    gap = max(4, _LINE - cell) if named else 0
     sizes = [len(block.ticks) * cell + gap for block in blocks]
     starts = [0, *accumulate(sizes)][:-1]
     places = [
@@ -152,7 +152,7 @@ def _ticks(blocks: Sequence[Block], grid: Grid) -> Iterator[Markup]:
             middle = grid.places[done + unit] + grid.cell / 2 + 4
             yield text_at(grid.left - 6, grid.top + middle, block.ticks[unit], "tick end")
             yield _on_end(grid.left + middle, below + 6, block.ticks[unit], "tick end")
-        if grid.named:
+        if count > 1:
             size = count * grid.cell
             limit = int(size / CHARACTER) - 3
             name = f"{index} {short_name(block.name, limit)}" if limit > 3 else f"{index}"

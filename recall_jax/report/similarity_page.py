@@ -38,6 +38,7 @@ class Section:
     meaning: str
     range: str
     distance: bool
+    symmetric: bool
     map: Markup
     reading: str
     adjacent: Sequence[Figure]
@@ -65,8 +66,8 @@ def draw_map(study: Study, result: Result) -> Markup:
         result.matrix,
         _blocks(study.models),
         title=f"{result.asked.label} between all units of all models",
-        value_title=result.asked.label,
-        value_range=nice_range(finite.tolist() or [0.0, 1.0]),
+        value_title=f"{result.asked.label}{', bright is near' if result.distance else ''}",
+        value_range=_round_range(result, finite.tolist() or [0.0, 1.0]),
         reverse=result.distance,
     )
 
@@ -85,6 +86,7 @@ def _section(study: Study, result: Result) -> Section:
         meaning=first_line(result.asked.measure),
         range=f"{low.replace('-', '−')} to {high}",
         distance=result.distance,
+        symmetric=result.asked.measure.symmetric,
         map=draw_map(study, result),
         reading=reading(result.matrix, _blocks(study.models), labels),
         adjacent=_adjacent(study, result),
@@ -118,9 +120,10 @@ class _Curve:
 def _adjacent(study: Study, result: Result) -> list[Figure]:
     """A curve for each model; models with other units have a figure of their own."""
     curves = [
-        _Curve(model.body, f"{k + 1}", model.name, study.adjacent(result, k))
+        _Curve(
+            model.body, f"{k + 1}", wording.short_name(model.name, 24), study.adjacent(result, k)
+        )
         for k, model in enumerate(study.models)
-        if len(model.body) > 1
     ]
     figures = []
     for lines in _together(curves):
@@ -153,10 +156,10 @@ def _same_depth(study: Study, result: Result) -> list[Figure]:
 
 
 def _together(curves: Sequence[_Curve]) -> list[list[_Curve]]:
-    """Curves by figure and units; those with values that are not finite are left out."""
+    """Curves by figure and units; no single points, nor values that are not finite."""
     groups: dict[tuple[int, tuple[str, ...]], list[_Curve]] = {}
     for curve in curves:
-        if np.isfinite(curve.values).all():
+        if len(curve.values) > 1 and np.isfinite(curve.values).all():
             groups.setdefault((curve.figure, curve.units), []).append(curve)
     return list(groups.values())
 
@@ -167,20 +170,17 @@ def _both(study: Study, row: int, column: int) -> str:
 
 def _figure(result: Result, title: str, axis: svg.Axis, curves: Sequence[_Curve]) -> Figure:
     values = [float(value) for curve in curves for value in curve.values]
-    scale = nice_range([*values, 0.0] if result.distance else [*values, 0.0, 1.0])
+    scale = _round_range(result, [*values, 0.0] if result.distance else [*values, 0.0, 1.0])
 
-    def draw(labels: Sequence[str], frame: svg.Frame) -> Markup:
-        drawn = [replace(one, label=label) for one, label in zip(series, labels, strict=True)]
+    def draw(frame: svg.Frame) -> Markup:
         return svg.line_chart(
-            drawn, axis, frame, title=title, y_title=result.asked.label, y_range=scale, height=240
+            series, axis, frame, title=title, y_title=result.asked.label, y_range=scale, height=240
         )
 
     series = [
-        svg.Series(f"{curve.label} {curve.name}", curve.values.tolist(), style=index)
+        svg.Series(f"{curve.label} {curve.name}", curve.values.tolist(), curve.label, index)
         for index, curve in enumerate(curves)
     ]
-    short = [curve.label for curve in curves]
-    long = [f"{curve.label} {wording.short_name(curve.name)}" for curve in curves]
     numbers = Table(
         f"{title} in numbers",
         ["units", *(one.name for one in series)],
@@ -188,10 +188,15 @@ def _figure(result: Result, title: str, axis: svg.Axis, curves: Sequence[_Curve]
     )
     return Figure(
         svg.legend(series) if len(series) > 1 else Markup(),
-        [draw(long, WIDE)],
-        [draw(short, replace(NARROW, right=34))],
+        [draw(replace(WIDE, right=50))],
+        [draw(replace(NARROW, right=34))],
         numbers,
     )
+
+
+def _round_range(result: Result, values: Sequence[float]) -> tuple[float, float]:
+    """A range for values that rounding may have carried beyond the measure's bounds."""
+    return nice_range(np.clip(values, *result.asked.measure.bounds).tolist())
 
 
 def _ends(study: Study, result: Result) -> Observation:
@@ -203,10 +208,10 @@ def _ends(study: Study, result: Result) -> Observation:
         values = (
             [None] * 4
             if found is None
-            else [found.first, found.last, found.median, found.interquartile_range]
+            else [found.first, found.last, found.lower_quartile, found.upper_quartile]
         )
         rows.append([f"{k + 1} {wording.short_name(model.name, 24)}", *values, _answer(answers[k])])
-    columns = ["model", "first step", "last step", "median between", "their IQR", "seen"]
+    columns = ["model", "first step", "last step", "between: Q1", "Q3", "seen"]
     numbers = Table("Both ends of each model", columns, rows)
     return Observation(verdict(answers, "model"), numbers)
 

@@ -14,21 +14,22 @@ import numpy as np
 # What is left of the first observation: two ends, and enough between them to have quartiles.
 LEAST_STEPS = 5
 LEAST_DEPTH = 4
-STRONG = -0.5  # Spearman's correlation of similarity with depth, at most
+OUTLYING = 1.5  # interquartile ranges beyond a quartile (Tukey 1977)
+STRONG = -0.5  # Spearman's correlation of similarity with depth
 NOTICEABLE = 1e-4  # a fall smaller than this part of the largest value is none
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Adjacent similarity at the first and the last step, and the median and IQR between them.
+    """Adjacent similarity at the first and the last step, and the quartiles of those between.
 
-    `seen`: both ends fall below that median by more than the interquartile range.
+    `seen`: both ends fall so far out of the quartiles that a box plot would show them as outliers.
     """
 
     first: float
     last: float
-    median: float
-    interquartile_range: float
+    lower_quartile: float
+    upper_quartile: float
     seen: bool
 
 
@@ -49,12 +50,12 @@ def falls_at_both_ends(adjacent: np.ndarray, *, distance: bool) -> Ends | None:
     """The first observation on the steps (m,) of one model; None for too few, or not finite."""
     if len(adjacent) < LEAST_STEPS or not np.isfinite(adjacent).all():
         return None
-    low, median, high = np.percentile(adjacent[1:-1], [25, 50, 75])
-    first, last = adjacent[0], adjacent[-1]
-    falls = np.asarray([first, last]) - median if distance else median - np.asarray([first, last])
-    least = max(high - low, NOTICEABLE * np.abs(adjacent).max())
-    seen = bool((falls > least).all())
-    return Ends(float(first), float(last), float(median), float(high - low), seen)
+    ends = adjacent[[0, -1]]
+    low, high = np.percentile(adjacent[1:-1], [25, 75])
+    falls = ends - high if distance else low - ends
+    least = max(OUTLYING * (high - low), NOTICEABLE * np.abs(adjacent).max())
+    first, last = ends.tolist()
+    return Ends(first, last, float(low), float(high), seen=bool((falls > least).all()))
 
 
 def falls_with_depth(same_depth: np.ndarray, *, distance: bool) -> Trend | None:
