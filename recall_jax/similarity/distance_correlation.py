@@ -21,7 +21,7 @@ def distance_correlation(X: jax.Array, Y: jax.Array, squared: bool = False) -> j
 
 
 def _score(
-    xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int, squared: bool = False
+    xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int, squared: bool
 ) -> jax.Array:
     cosine = cosine_score(xy, xx, yy, num_samples)
     if squared:

@@ -34,7 +34,7 @@ def imd(X: jax.Array, Y: jax.Array, k: int = 5) -> jax.Array:
     return IMD.evaluate(X, Y, k=k)
 
 
-def _heat(X: jax.Array, k: int = 5) -> jax.Array:
+def _heat(X: jax.Array, k: int) -> jax.Array:
     """Heat kernel trace over n at each of the times: (256,)."""
     index = jnp.arange(len(X))
     near = nearest(-squared_distances(unit_norm(center(X)), index), index, k)

@@ -15,9 +15,12 @@ MEASURES: dict[str, Measure] = {
     "linear_cka": Measure(cka.linear_cka, cka.LINEAR, cka.LINEAR_FEATURES),
     "rbf_cka": Measure(cka.rbf_cka, cka.RBF),
     "debiased_linear_cka": Measure(
-        cka.debiased_linear_cka, cka.DEBIASED_LINEAR, cka.DEBIASED_LINEAR_FEATURES
+        cka.debiased_linear_cka,
+        cka.DEBIASED_LINEAR,
+        cka.DEBIASED_LINEAR_FEATURES,
+        bounds=(-1.0, 1.0),
     ),
-    "debiased_rbf_cka": Measure(cka.debiased_rbf_cka, cka.DEBIASED_RBF),
+    "debiased_rbf_cka": Measure(cka.debiased_rbf_cka, cka.DEBIASED_RBF, bounds=(-1.0, 1.0)),
     "hsic": Measure(centred.hsic, centred.HSIC, bounds=(-inf, inf)),
     "distance_correlation": Measure(distance_correlation, DISTANCE_CORRELATION),
     "rsa": Measure(rsa, RSA, bounds=(-1.0, 1.0)),

@@ -4,6 +4,7 @@ A sample's neighbours are the k others of the largest inner product with it; of 
 the lowest index. Rows of norm one make that the cosine, and a row of zeros has cosine 0 with all.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -61,11 +62,11 @@ def nearest(values: jax.Array, index: jax.Array, k: int) -> jax.Array:
     return jnp.zeros_like(values).at[jnp.arange(rows)[:, None], found].set(1)
 
 
-def _points(X: jax.Array, block_size: int, normalize: bool = True) -> jax.Array:
+def _points(X: jax.Array, block_size: int, normalize: bool) -> jax.Array:
     return jax.vmap(unit_norm)(X) if normalize else X
 
 
-def _neighbours(X: jax.Array, index: jax.Array, points: jax.Array, k: int = 10) -> jax.Array:
+def _neighbours(X: jax.Array, index: jax.Array, points: jax.Array, k: int) -> jax.Array:
     return nearest(inner_products(points[index], points), index, k)
 
 
@@ -87,7 +88,7 @@ class _Similarities(NamedTuple):
     near: jax.Array
 
 
-def _similarities(X: jax.Array, index: jax.Array, points: jax.Array, k: int = 10) -> _Similarities:
+def _similarities(X: jax.Array, index: jax.Array, points: jax.Array, k: int) -> _Similarities:
     cosines = inner_products(points[index], points)
     return _Similarities(cosines, nearest(cosines, index, k))
 
@@ -101,4 +102,6 @@ def _second_order(x: _Similarities, y: _Similarities) -> jax.Array:
 
 MUTUAL_KNN = Rows(_points, _neighbours, inner_pairs, _share)
 JACCARD_KNN = Rows(_points, _neighbours, _jaccard, mean_score)
-SECOND_ORDER_COSINE = Rows(_points, _similarities, each_pair(_second_order), mean_score)
+SECOND_ORDER_COSINE = Rows(
+    partial(_points, normalize=True), _similarities, each_pair(_second_order), mean_score
+)

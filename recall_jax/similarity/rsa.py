@@ -35,9 +35,7 @@ def rsa(
     return RSA.evaluate(X, Y, rdm=rdm, compare=compare)
 
 
-def _side(
-    X: jax.Array, rdm: Dissimilarity = "correlation", compare: Correlation = "spearman"
-) -> jax.Array:
+def _side(X: jax.Array, rdm: Dissimilarity, compare: Correlation) -> jax.Array:
     """Dissimilarities of all pairs, or their ranks: (n (n - 1) / 2,), centred, of norm one."""
     values = _off_diagonal(_dissimilarities(X, rdm))
     if compare == "spearman":
