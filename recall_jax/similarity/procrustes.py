@@ -127,5 +127,5 @@ def _aligned_cosine(x: _Rows, y: _Rows) -> jax.Array:
 
 DISTANCE = Sides(_shape, _distance, moments=True)
 ANGLE = Sides(_shape, _angle, moments=True)
-SIZE_AND_SHAPE = Sides(_size_and_shape, _size_and_shape_distance)
+SIZE_AND_SHAPE = Sides(_size_and_shape, _size_and_shape_distance, moments=True)
 ALIGNED_COSINE = Sides(_rows, _aligned_cosine, least=1)
