@@ -6,6 +6,7 @@ product runs at full float32 precision and the result is clipped at zero. It los
 tight cluster far from the mean, so distances to the own centroid are taken directly.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from recall_jax.errors import InputError
 
-BLOCK_ROWS = 8192
+BLOCK_ROWS = 2048
 MAX_ITERATIONS = 300
 # Lloyd stops when the centroids' total squared movement is below this share of the mean variance.
 TOLERANCE = 1e-4
@@ -44,8 +45,9 @@ def kmeans(points: np.ndarray, num_clusters: int, *, seed: int = 0, starts: int 
     n, width = points.shape
     if not 1 <= num_clusters <= n:
         raise InputError(f"cannot make {num_clusters} clusters of {n} points: choose 1 to {n}")
-    block = min(n, BLOCK_ROWS)
-    padded = -(-n // block) * block
+    num_blocks = -(-n // BLOCK_ROWS)
+    block = -(-n // num_blocks)
+    padded = num_blocks * block
     mean = np.mean(points, axis=0, dtype=np.float64).astype(np.float32)
     blocks = np.zeros((padded, width), np.float32)
     np.subtract(points, mean, out=blocks[:n])
@@ -61,20 +63,25 @@ def kmeans(points: np.ndarray, num_clusters: int, *, seed: int = 0, starts: int 
     )
 
 
-class _Pass(NamedTuple):
-    """One look at all points with the centroids fixed."""
+class _Look(NamedTuple):
+    """What stands at the end: all points beside their centroids."""
 
     centroids: jax.Array
     assignments: jax.Array
     nearest: jax.Array
     sizes: jax.Array
     inertia: jax.Array
-    means: jax.Array  # (k, E): where the centroids go next
 
 
 @partial(jax.jit, static_argnames="k")
-def _best_of(keys: jax.Array, blocks: jax.Array, valid: jax.Array, k: int) -> _Pass:
-    runs = jax.lax.map(lambda key: _lloyd(_plus_plus(key, blocks, valid, k), blocks, valid), keys)
+def _best_of(keys: jax.Array, blocks: jax.Array, valid: jax.Array, k: int) -> _Look:
+    variance = jnp.sum(blocks**2) / (jnp.sum(valid) * blocks.shape[-1]).astype(jnp.float32)
+    # The seeds of all starts share their products with the points. Each start then iterates for
+    # itself, and stops for itself.
+    seeds = jax.vmap(_plus_plus, in_axes=(0, None, None, None))(keys, blocks, valid, k)
+    runs = jax.lax.map(
+        lambda seed: _look(_lloyd(seed, blocks, valid, variance), blocks, valid, variance), seeds
+    )
     best = jnp.argmin(runs.inertia)
     return jax.tree.map(lambda x: x[best], runs)
 
@@ -92,31 +99,88 @@ def _plus_plus(key: jax.Array, blocks: jax.Array, valid: jax.Array, k: int) -> j
     # As many candidates as clusters, not the usual 2 + log k: on 20 blobs that takes the share of
     # starts that end in the best clustering from a third to nine in ten.
     candidates = max(k, 2)
-    first_key, key = jax.random.split(key)
-    first = jax.random.categorical(first_key, jnp.where(valid.reshape(-1), 0.0, -jnp.inf))
 
-    def distances_to(centers: jax.Array) -> jax.Array:  # (c, E) -> (c, n)
-        per_block = jax.lax.map(lambda block: _squared_distances(block, centers), blocks)
-        distances = per_block.reshape(-1, centers.shape[0]).T
-        return jnp.where(valid.reshape(1, -1), distances, 0.0)
+    def draw(key: jax.Array, weights: jax.Array, number: int) -> jax.Array:
+        """Points (number, E), by the weights of all points."""
+        below = jnp.cumsum(weights.reshape(-1))
+        places = jnp.searchsorted(
+            below, below[-1] * jax.random.uniform(key, (number,)), side="right"
+        )
+        return points[jnp.minimum(places, jnp.sum(valid) - 1)]
+
+    def with_each(
+        centers: jax.Array, closest: jax.Array, reduce: Callable[[jax.Array], jax.Array]
+    ) -> jax.Array:
+        """`reduce` of (rows, c): every point's distance, with each center added alone."""
+
+        def one_block(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+            block, closest = inputs
+            return reduce(jnp.minimum(closest[:, None], _squared_distances(block, centers)))
+
+        return jax.lax.map(one_block, (blocks, closest))
+
+    def with_center(center: jax.Array, closest: jax.Array) -> jax.Array:
+        return with_each(center[None, :], closest, lambda distances: distances[:, 0])
 
     def add_center(
         index: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         centroids, closest, key = state
         draw_key, key = jax.random.split(key)
-        drawn = jax.random.categorical(draw_key, jnp.log(closest), shape=(candidates,))
-        with_each = jnp.minimum(closest[None, :], distances_to(points[drawn]))
-        best = jnp.argmin(jnp.sum(with_each, axis=1))
-        return centroids.at[index].set(points[drawn[best]]), with_each[best], key
+        drawn = draw(draw_key, closest, candidates)
+        remaining = with_each(drawn, closest, partial(jnp.sum, axis=0))
+        best = drawn[jnp.argmin(jnp.sum(remaining, axis=0))]
+        return centroids.at[index].set(best), with_center(best, closest), key
 
-    centroids = jnp.zeros((k, points.shape[1]), jnp.float32).at[0].set(points[first])
-    closest = distances_to(points[first][None, :])[0]
+    first_key, key = jax.random.split(key)
+    first = draw(first_key, valid.astype(jnp.float32), 1)[0]
+    centroids = jnp.zeros((k, points.shape[1]), jnp.float32).at[0].set(first)
+    closest = with_center(first, jnp.where(valid, jnp.inf, 0.0))
     centroids, _, _ = jax.lax.fori_loop(1, k, add_center, (centroids, closest, key))
     return centroids
 
 
-def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: jax.Array) -> _Pass:
+def _lloyd(
+    centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: jax.Array
+) -> jax.Array:
+    """Centroids (k, E) moved to the means of their points until they stay."""
+    k = len(centroids)
+
+    def means(centroids: jax.Array) -> jax.Array:
+        half_norms = 0.5 * jnp.sum(centroids**2, axis=1)
+
+        def one_block(
+            totals: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array]
+        ) -> tuple[tuple[jax.Array, jax.Array], None]:
+            points, real = inputs
+            # The point's own norm makes no difference to which centroid is nearest.
+            products = jnp.matmul(points, centroids.T, precision="highest")
+            assigned = jnp.argmin(half_norms[None, :] - products, axis=1)
+            member = jax.nn.one_hot(jnp.where(real, assigned, k), k, axis=0)
+            sums = totals[0] + jnp.matmul(member, points, precision="highest")
+            return (sums, totals[1] + jnp.sum(member, axis=1)), None
+
+        totals = jnp.zeros_like(centroids), jnp.zeros(k, jnp.float32)
+        (sums, sizes), _ = jax.lax.scan(one_block, totals, (blocks, valid))
+        # An empty cluster keeps its centroid: it may win points back.
+        filled = sums / jnp.maximum(sizes, 1.0)[:, None]
+        return jnp.where(sizes[:, None] > 0, filled, centroids)
+
+    def moving(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        iteration, moved, _ = state
+        return (iteration < MAX_ITERATIONS) & (moved > TOLERANCE * variance)
+
+    def step(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        iteration, _, centroids = state
+        moved_to = means(centroids)
+        return iteration + 1, jnp.sum((moved_to - centroids) ** 2), moved_to
+
+    return jax.lax.while_loop(moving, step, (jnp.int32(0), jnp.float32(jnp.inf), centroids))[2]
+
+
+def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: jax.Array) -> _Look:
     k, width = centroids.shape
     num_blocks, block, _ = blocks.shape
     zero = TIE**2 * variance * width  # of squared distances
@@ -124,7 +188,7 @@ def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: j
     def one_block(
         totals: tuple[Any, ...], inputs: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[tuple[Any, ...], jax.Array]:
-        sums, sizes, inertia, nearest, nearest_distance = totals
+        sizes, inertia, nearest, nearest_distance = totals
         points, real, start = inputs
         assigned = jnp.argmin(_squared_distances(points, centroids), axis=1).astype(jnp.int32)
         own_distance = jnp.sum((points - centroids[assigned]) ** 2, axis=1)
@@ -135,7 +199,6 @@ def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: j
         closest = jnp.argmax(to_member <= tie[None, :], axis=0)
         nearer = closest_distance < nearest_distance * (1.0 - TIE) - zero
         totals = (
-            sums + jnp.matmul(member.T.astype(jnp.float32), points, precision="highest"),
             sizes + jnp.sum(member, axis=0, dtype=jnp.int32),
             inertia + jnp.sum(jnp.where(real, own_distance, 0.0)),
             jnp.where(nearer, start + closest.astype(jnp.int32), nearest),
@@ -144,7 +207,6 @@ def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: j
         return totals, assigned
 
     totals: tuple[Any, ...] = (
-        jnp.zeros((k, width), jnp.float32),
         jnp.zeros(k, jnp.int32),
         jnp.float32(0.0),
         jnp.full(k, -1, jnp.int32),
@@ -152,28 +214,8 @@ def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: j
     )
     starts = jnp.arange(num_blocks, dtype=jnp.int32) * block
     totals, assignments = jax.lax.scan(one_block, totals, (blocks, valid, starts))
-    sums, sizes, inertia, nearest, _ = totals
-    # An empty cluster keeps its centroid: it may win points back.
-    filled = sums / jnp.maximum(sizes, 1)[:, None].astype(jnp.float32)
-    means = jnp.where(sizes[:, None] > 0, filled, centroids)
-    return _Pass(centroids, assignments, nearest, sizes, inertia, means)
-
-
-def _lloyd(centroids: jax.Array, blocks: jax.Array, valid: jax.Array) -> _Pass:
-    count = jnp.sum(valid).astype(jnp.float32)
-    variance = jnp.sum(blocks**2) / (count * blocks.shape[-1])
-
-    def moving(state: tuple[jax.Array, jax.Array, _Pass]) -> jax.Array:
-        iteration, moved, _ = state
-        return (iteration < MAX_ITERATIONS) & (moved > TOLERANCE * variance)
-
-    def step(state: tuple[jax.Array, jax.Array, _Pass]) -> tuple[jax.Array, jax.Array, _Pass]:
-        iteration, _, seen = state
-        moved = jnp.sum((seen.means - seen.centroids) ** 2)
-        return iteration + 1, moved, _look(seen.means, blocks, valid, variance)
-
-    start = (jnp.int32(0), jnp.float32(jnp.inf), _look(centroids, blocks, valid, variance))
-    return jax.lax.while_loop(moving, step, start)[2]
+    sizes, inertia, nearest, _ = totals
+    return _Look(centroids, assignments, nearest, sizes, inertia)
 
 
 def mean_silhouette(
