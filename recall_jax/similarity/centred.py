@@ -18,6 +18,7 @@ from recall_jax.similarity.blocks import map_blocks
 from recall_jax.similarity.kernels import (
     inner_products,
     median_squared_distance,
+    root,
     squared_distances,
     unit_norm,
 )
@@ -136,10 +137,9 @@ def _values(
     if kernel == "linear":
         return inner_products(points[index], points)
     squared = squared_distances(points, index)
-    positive = squared > 0
-    if kernel == "distance":  # its gradient at zero, between a sample and itself, is to be zero
-        return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+    if kernel == "distance":
+        return root(squared)
     # With no bandwidth, equal samples alone are alike.
     narrow = squared_sigma > 0
     exponent = squared / (2 * jnp.where(narrow, squared_sigma, 1))
-    return jnp.where(narrow, jnp.exp(-exponent), (~positive).astype(points.dtype))
+    return jnp.where(narrow, jnp.exp(-exponent), (squared == 0).astype(points.dtype))

@@ -16,7 +16,7 @@ LEAST_STEPS = 5
 LEAST_DEPTH = 4
 OUTLYING = 1.5  # interquartile ranges beyond a quartile (Tukey 1977)
 STRONG = -0.5  # Spearman's correlation of similarity with depth
-NOTICEABLE = 1e-4  # a fall smaller than this part of the largest value is none
+NOTICEABLE = 1e-3  # a fall smaller than this part of the scale is none: it may be rounding
 
 
 @dataclass(frozen=True)
@@ -46,25 +46,30 @@ class Trend:
     seen: bool
 
 
-def falls_at_both_ends(adjacent: np.ndarray, *, distance: bool) -> Ends | None:
-    """The first observation on the steps (m,) of one model; None for too few, or not finite."""
+def falls_at_both_ends(adjacent: np.ndarray, *, distance: bool, scale: float) -> Ends | None:
+    """The first observation on the steps (m,) of one model; None for too few, or not finite.
+
+    `scale`: the largest value of the measure on all these models.
+    """
     if len(adjacent) < LEAST_STEPS or not np.isfinite(adjacent).all():
         return None
     ends = adjacent[[0, -1]]
     low, high = np.percentile(adjacent[1:-1], [25, 75])
     falls = ends - high if distance else low - ends
-    least = max(OUTLYING * (high - low), NOTICEABLE * np.abs(adjacent).max())
+    least = max(OUTLYING * (high - low), NOTICEABLE * scale)
     first, last = ends.tolist()
     return Ends(first, last, float(low), float(high), seen=bool((falls > least).all()))
 
 
-def falls_with_depth(same_depth: np.ndarray, *, distance: bool) -> Trend | None:
-    """The second observation on the depths (U,) of two models; None for too few, or not finite."""
+def falls_with_depth(same_depth: np.ndarray, *, distance: bool, scale: float) -> Trend | None:
+    """The second observation on the depths (U,) of two models; None for too few, or not finite.
+
+    `scale`: the largest value of the measure on all these models.
+    """
     if len(same_depth) < LEAST_DEPTH or not np.isfinite(same_depth).all():
         return None
     correlation = spearman_with_depth(-same_depth if distance else same_depth)
-    noticeable = np.ptp(same_depth) > NOTICEABLE * np.abs(same_depth).max()
-    seen = bool(correlation < STRONG and noticeable)
+    seen = bool(correlation < STRONG and np.ptp(same_depth) > NOTICEABLE * scale)
     return Trend(float(same_depth[0]), float(same_depth[-1]), correlation, seen)
 
 

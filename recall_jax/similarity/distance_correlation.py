@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 
 from recall_jax.similarity.centred import kernel_rows
+from recall_jax.similarity.kernels import root
 from recall_jax.similarity.measure import checked, cosine_score
 
 
@@ -24,10 +24,7 @@ def _score(
     xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int, squared: bool
 ) -> jax.Array:
     cosine = cosine_score(xy, xx, yy, num_samples)
-    if squared:
-        return cosine
-    positive = cosine > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, cosine, 1)), 0)
+    return cosine if squared else root(cosine)
 
 
 DISTANCE_CORRELATION = replace(kernel_rows("distance"), score=_score)

@@ -22,6 +22,12 @@ def unit_norm(X: jax.Array) -> jax.Array:
     return X / jnp.sqrt(jnp.where(squared > 0, squared, 1))
 
 
+def root(squared: jax.Array) -> jax.Array:
+    """Square root; of zero, and of what rounding made negative, zero with gradient zero."""
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+
+
 def inner_products(X: jax.Array, Y: jax.Array) -> jax.Array:
     """X Y^T (n, m), at full precision on every device."""
     return jnp.matmul(X, Y.T, precision="highest")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from recall_jax.similarity.alignment import center
-from recall_jax.similarity.kernels import median_squared_distance
+from recall_jax.similarity.kernels import median_squared_distance, unit_norm
 from recall_jax.similarity.measure import Rows, checked, each_pair, inner_pairs, mean_score
 
 
@@ -62,11 +62,7 @@ def _rbf(x: _Points, y: _Points) -> jax.Array:
 
 def _directions(X: jax.Array, index: jax.Array, statistics: None) -> jax.Array:
     """Rows (b, E) of norm one; zeros stay zeros."""
-    rows = X[index]
-    largest = jnp.max(jnp.abs(rows), axis=1, keepdims=True)
-    rows = rows / jnp.where(largest > 0, largest, 1)
-    squared = jnp.sum(rows * rows, axis=1, keepdims=True)
-    return rows / jnp.sqrt(jnp.where(squared > 0, squared, 1))
+    return jax.vmap(unit_norm)(X[index])
 
 
 def _none(X: jax.Array, block_size: int) -> None:

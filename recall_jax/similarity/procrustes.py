@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from recall_jax.similarity.alignment import center as centred
 from recall_jax.similarity.factors import gram_factor
-from recall_jax.similarity.kernels import inner_products, unit_norm
+from recall_jax.similarity.kernels import inner_products, root, unit_norm
 from recall_jax.similarity.measure import Sides, checked
 
 
@@ -85,7 +85,7 @@ def _nuclear_norm(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _distance(x: jax.Array, y: jax.Array, squared: bool = False) -> jax.Array:
-    return _root(2 - 2 * _nuclear_norm(x, y), squared)
+    return _from_squared(2 - 2 * _nuclear_norm(x, y), squared)
 
 
 def _angle(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -95,15 +95,12 @@ def _angle(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _size_and_shape_distance(x: jax.Array, y: jax.Array, squared: bool = False) -> jax.Array:
-    return _root(jnp.sum(x * x) + jnp.sum(y * y) - 2 * _nuclear_norm(x, y), squared)
+    return _from_squared(jnp.sum(x * x) + jnp.sum(y * y) - 2 * _nuclear_norm(x, y), squared)
 
 
-def _root(value: jax.Array, squared: bool) -> jax.Array:
-    """The distance to a squared distance; what rounding made negative is zero."""
-    if squared:
-        return jnp.maximum(value, 0)
-    positive = value > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, value, 1)), 0)
+def _from_squared(value: jax.Array, squared: bool) -> jax.Array:
+    """The distance to a squared distance, not below zero for rounding."""
+    return jnp.maximum(value, 0) if squared else root(value)
 
 
 class _Rows(NamedTuple):

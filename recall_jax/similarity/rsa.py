@@ -8,7 +8,7 @@ from jax.scipy.stats import rankdata
 
 from recall_jax.errors import InputError
 from recall_jax.similarity.alignment import center
-from recall_jax.similarity.kernels import inner_products, squared_distances, unit_norm
+from recall_jax.similarity.kernels import inner_products, root, squared_distances, unit_norm
 from recall_jax.similarity.measure import Sides, checked
 
 Dissimilarity = Literal["correlation", "euclidean"]
@@ -50,9 +50,7 @@ def _dissimilarities(X: jax.Array, rdm: Dissimilarity) -> jax.Array:
         directions = jax.vmap(unit_norm)(center(X.T).T)
         return 1 - inner_products(directions, directions)
     if rdm == "euclidean":
-        squared = squared_distances(unit_norm(center(X)), jnp.arange(len(X)))
-        positive = squared > 0  # the root's gradient at zero is to be zero
-        return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+        return root(squared_distances(unit_norm(center(X)), jnp.arange(len(X))))
     raise InputError(f"unknown rdm {rdm!r}: choose correlation or euclidean")
 
 
