@@ -70,7 +70,8 @@ def read_states(path: Path) -> tuple[list[ModelStates], np.ndarray]:
         raise InputError(f"{path} holds no arrays: give representations (n, E) or (U, n, E)")
     models = []
     for name, array in arrays.items():
-        states = _checked(f"{path}: {name}", array[None] if array.ndim == 2 else array, (2, 3))
+        states = _checked(f"{path}: {name}", array, (2, 3))
+        states = states[None] if states.ndim == 2 else states
         models.append(ModelStates(name, tuple(map(str, range(len(states)))), states))
     first = models[0]
     for model in models:

@@ -74,6 +74,11 @@ class Result:
         """Whether the measure is zero for equal sides and grows."""
         return self.asked.measure.distance
 
+    @property
+    def scale(self) -> float:
+        """The largest finite value, whatever its sign."""
+        return float(np.abs(self.matrix[np.isfinite(self.matrix)]).max(initial=0.0))
+
 
 @dataclass(frozen=True)
 class Study:
@@ -124,12 +129,15 @@ class Study:
         """RECALL's first observation, None where it cannot be asked: few layers, or not all."""
         if not self.models[model].whole:
             return None
-        return falls_at_both_ends(self.adjacent(result, model), distance=result.distance)
+        steps = self.adjacent(result, model)
+        return falls_at_both_ends(steps, distance=result.distance, scale=result.scale)
 
     def trend(self, result: Result, row: int, column: int) -> Trend | None:
         """RECALL's second observation, None where it cannot be asked: few layers, or unlike."""
         found = self.same_depth(result, row, column)
-        return falls_with_depth(found.values, distance=result.distance) if found.alike else None
+        if not found.alike:
+            return None
+        return falls_with_depth(found.values, distance=result.distance, scale=result.scale)
 
 
 def compare_all(

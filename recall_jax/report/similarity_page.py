@@ -170,7 +170,8 @@ def _both(study: Study, row: int, column: int) -> str:
 
 def _figure(result: Result, title: str, axis: svg.Axis, curves: Sequence[_Curve]) -> Figure:
     values = [float(value) for curve in curves for value in curve.values]
-    scale = _round_range(result, [*values, 0.0] if result.distance else [*values, 0.0, 1.0])
+    best = 0.0 if result.distance else result.asked.measure.bounds[1]
+    scale = _round_range(result, [*values, 0.0, *([best] if np.isfinite(best) else [])])
 
     def draw(frame: svg.Frame) -> Markup:
         return svg.line_chart(

@@ -1,6 +1,5 @@
 """The stages on their own give what a merge gives, bit for bit, and their files keep their word."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -107,28 +106,6 @@ def test_extract_holds_every_unit_of_every_row(recall, toys, here):
     with np.load("some.npz") as file:
         assert len(file["rows"]) == 11 and (np.diff(file["rows"]) > 0).all()
         np.testing.assert_allclose(file["reps"], reps[:, :, file["rows"]], rtol=1e-4, atol=1e-5)
-
-
-def test_similarity_of_models_and_of_representations(recall, toys, here):
-    succeed(recall, "extract", *toys.llama, "--data", toys.data, "--out", "reps.npz")
-    flags = ["--measure", "rbf,cosine,linear_cka"]
-    direct = succeed(recall, "similarity", *toys.llama, "--data", toys.data, *flags, "--out", "a")
-    stored = succeed(recall, "similarity", "--reps", "reps.npz", *flags, "--out", "b")
-    assert direct.out == stored.out
-    assert all(name in direct.out for name in ("rbf", "cosine", "linear_cka", "layers.2"))
-    assert Path("a/similarity.json").read_bytes() == Path("b/similarity.json").read_bytes()
-    found = json.loads(Path("a/similarity.json").read_text())
-    with Path("a/similarity.csv").open() as file:
-        header, *rows = csv.reader(file)
-    assert header == ["measure", "unit", *toys.llama]
-    assert len(rows) == 3 * 5
-    for measure, unit, *values in rows:
-        record = found[measure]
-        column = [row[record["units"].index(unit)] for row in record["similarity"]]
-        assert [float(value) for value in values] == column
-        assert column[1] == pytest.approx(1.0, abs=1e-5)
-    succeed(recall, "weights", "--reps", "reps.npz", "--out", "w.json")
-    assert json.loads(Path("w.json").read_text())["similarity"] == found["rbf"]["similarity"]
 
 
 def test_a_file_of_representations_needs_no_more_than_reps(recall, here):
