@@ -207,7 +207,6 @@ def _measure_record(study: Study, result: Result) -> dict[str, Any]:
         "name": asked.name,
         "options": dict(asked.options),
         "distance": result.distance,
-        "bounds": [_plain(bound) for bound in asked.measure.bounds],
         "symmetric": asked.measure.symmetric,
         "file": asked.slug,
         "seconds": result.seconds,

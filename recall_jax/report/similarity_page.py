@@ -18,6 +18,7 @@ from recall_jax.study import ModelStates, Result, Study
 
 _DEPTH = "unit, from input to output"
 _STEP = "step from the unit before to this one"
+_ROUNDING = 1e-4
 _FEW = 6  # lines that one figure of pairs holds
 
 
@@ -78,13 +79,17 @@ def first_line(measure: Measure) -> str:
 
 
 def _section(study: Study, result: Result) -> Section:
-    low, high = (f"{bound:g}".replace("inf", "∞") for bound in result.asked.measure.bounds)
+    low, high = (
+        f"{bound:.4g}".replace("inf", "∞").replace("-", "−")
+        for bound in result.asked.measure.bounds
+    )
     labels = [f"{k + 1} {wording.short_name(study.models[k].name)} {u}" for k, u in study.sides]
     return Section(
         label=result.asked.label,
         slug=result.asked.slug,
         meaning=first_line(result.asked.measure),
-        range=f"{low.replace('-', '−')} to {high}",
+        # That of the defaults; an option may change it.
+        range="" if result.asked.options else f"from {low} to {high}",
         distance=result.distance,
         symmetric=result.asked.measure.symmetric,
         map=draw_map(study, result),
@@ -197,7 +202,10 @@ def _figure(result: Result, title: str, axis: svg.Axis, curves: Sequence[_Curve]
 
 def _round_range(result: Result, values: Sequence[float]) -> tuple[float, float]:
     """A range for values that rounding may have carried beyond the measure's bounds."""
-    return nice_range(np.clip(values, *result.asked.measure.bounds).tolist())
+    within = np.asarray(values, np.float64)
+    for bound in result.asked.measure.bounds:
+        within = np.where(np.abs(within - bound) < _ROUNDING, bound, within)
+    return nice_range(within.tolist())
 
 
 def _ends(study: Study, result: Result) -> Observation:
