@@ -62,9 +62,9 @@ def aligned_cosine(X: jax.Array, Y: jax.Array) -> jax.Array:
 
     R minimises ||X R - Y||; nothing is centred. Range [-1, 1], 1 for equal shapes; a row of zeros
     has cosine 0. Invariant to rotation and isotropic scaling. Where X^T Y has a lower rank than
-    both sides there are several such rotations, and the value is that of one of them; there, and
-    where singular values of X^T Y coincide, it has no gradient. Source: Schönemann 1966; Hamilton
-    et al. 2016, arXiv 1605.09096. Cost as `procrustes_distance`, with singular vectors.
+    both sides there are several such rotations: the value is that of one of them, and the gradient
+    is not defined, though finite. Source: Schönemann 1966; Hamilton et al. 2016, arXiv 1605.09096.
+    Cost as `procrustes_distance`, with singular vectors.
     """
     return ALIGNED_COSINE.evaluate(X, Y)
 
@@ -116,10 +116,36 @@ def _rows(X: jax.Array) -> _Rows:
 
 
 def _aligned_cosine(x: _Rows, y: _Rows) -> jax.Array:
-    left, _, right = jnp.linalg.svd(inner_products(x.points.T, y.points.T), full_matrices=False)
-    # The rotation takes the left singular vectors to the right ones.
-    cosines = inner_products(x.directions, left.T) * inner_products(y.directions, right)
-    return jnp.sum(cosines) / len(cosines)
+    rotated = inner_products(x.directions, _rotation(inner_products(x.points.T, y.points.T)).T)
+    return jnp.sum(rotated * y.directions) / len(rotated)
+
+
+@jax.custom_jvp
+def _rotation(M: jax.Array) -> jax.Array:
+    """The orthogonal factor U V^T (a, b) of M (a, b) = U diag(s) V^T."""
+    left, _, right = jnp.linalg.svd(M, full_matrices=False)
+    return inner_products(left, right.T)
+
+
+@_rotation.defjvp
+def _rotation_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # U K V^T with K_ij = (T_ij - T_ji) / (s_i + s_j) for T = U^T dM V: unlike those of U and of V,
+    # it divides by no difference of singular values. Outside both ranges dM / s adds to it.
+    (M,), (tangent,) = primals, tangents
+    left, values, right = jnp.linalg.svd(M, full_matrices=False)
+    sums = values[:, None] + values[None, :]
+    scale = jnp.where(values > 0, values, 1)
+    with jax.default_matmul_precision("highest"):
+        rows, columns = tangent @ right.T, left.T @ tangent
+        inside = left.T @ rows
+        turned = left @ ((inside - inside.T) / jnp.where(sums > 0, sums, 1)) @ right
+        if M.shape[0] > M.shape[1]:
+            turned = turned + (rows - left @ inside) / scale[None, :] @ right
+        if M.shape[1] > M.shape[0]:
+            turned = turned + left @ ((columns - inside @ right) / scale[:, None])
+        return left @ right, turned
 
 
 DISTANCE = Sides(_shape, _distance, moments=True)

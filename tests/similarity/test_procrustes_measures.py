@@ -152,9 +152,7 @@ def all_measures(X, Y):
     return jnp.append(distances(X, Y), aligned_cosine(X, Y))
 
 
-@pytest.mark.parametrize("shape", [MIXED, WIDE], ids=["mixed", "wide"])
-def test_gradients_are_those_of_finite_differences(shape):
-    X, Y = sides(shape)
+def check_gradients(X, Y):
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal(X.shape), rng.standard_normal(Y.shape)
     step = 1e-6
@@ -164,12 +162,23 @@ def test_gradients_are_those_of_finite_differences(shape):
     np.testing.assert_allclose(slopes, numeric / (2 * step), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("shape", [MIXED, WIDE], ids=["mixed", "wide"])
+def test_gradients_are_those_of_finite_differences(shape):
+    check_gradients(*sides(shape))
+
+
+def test_gradients_exist_where_singular_values_coincide():
+    X, others, more = np.split(np.linalg.qr(sides((20, 12, 1))[0])[0], [5, 10], axis=1)
+    rotation, _ = np.linalg.qr(sides((5, 5, 1))[0])
+    check_gradients(X, np.concatenate([X @ rotation + others, more], axis=1))
+
+
 @pytest.mark.parametrize("shape", [(30, 7, 7), (10, 25, 25)])
 def test_squared_distances_are_flat_between_equal_shapes_and_no_gradient_is_nan(shape):
     X, _ = sides(shape)
-    gradients = jax.jit(jax.jacrev(distances, argnums=(0, 1)))
+    gradients = jax.jit(jax.jacrev(all_measures, argnums=(0, 1)))
     for by_side in gradients(X, X):
         assert np.isfinite(by_side).all()
-        assert np.abs(by_side[np.array([1, 4])]).max() < 1e-12
+        assert np.abs(by_side[np.array([1, 4, 5])]).max() < 1e-12
     for by_side in (*gradients(X, 0 * X), *gradients(0 * X, X)):
         assert np.isfinite(by_side).all()
