@@ -105,7 +105,7 @@ def kernel_rows(kernel: Kernel, debiased: bool = False) -> Rows:
 def hsic(
     X: jax.Array,
     Y: jax.Array,
-    kernel: Kernel = "linear",
+    kernel: Literal["linear", "rbf"] = "linear",
     debiased: bool = False,
     threshold: float = 0.5,
 ) -> jax.Array:
