@@ -60,8 +60,8 @@ class Rows:
 class Sides:
     """A measure of two sides prepared whole: `side(X)`, then `pair(x, y)`, the value.
 
-    `moments` says that the value depends on the centred products X^T X, X^T Y and Y^T Y alone, up
-    to one factor common to all three, so that more samples than fit can be condensed beforehand.
+    `moments` says that the value depends on the centred products X^T X, X^T Y and Y^T Y alone, and
+    not on n beside them, so that more samples than fit can be condensed beforehand.
     """
 
     side: Callable[..., Side]
