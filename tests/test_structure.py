@@ -32,6 +32,7 @@ ORDER = [
     "outcome",
     "job",
     "demo",
+    "benchmark",
     "cli",
 ]
 PURE_ROOMS = ["models", "similarity", "merging"]

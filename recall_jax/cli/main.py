@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import typer
 
-from recall_jax.cli import checkpoints, demo, merge, signals, similarity, stages
+from recall_jax.cli import bench, checkpoints, demo, merge, signals, similarity, stages
 from recall_jax.cli.mapped_files import explain_lost_bytes
 from recall_jax.errors import InputError
 
@@ -34,6 +34,7 @@ app.command("similarity")(similarity.similarity)
 app.command("convert")(checkpoints.convert)
 app.command("inspect")(checkpoints.inspect)
 app.command("verify")(checkpoints.verify)
+app.add_typer(bench.bench, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

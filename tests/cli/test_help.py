@@ -14,8 +14,17 @@ from toys import environment
 import recall_jax
 from recall_jax.cli.main import app
 
-ROOT = typer.main.get_command(app)
-COMMANDS = sorted(ROOT.commands)
+
+def leaves(group, *path):
+    """Every command by its words, those of the groups included."""
+    found = {}
+    for name, command in group.commands.items():
+        words = (*path, name)
+        found |= leaves(command, *words) if hasattr(command, "commands") else {words: command}
+    return found
+
+
+COMMANDS = leaves(typer.main.get_command(app))
 HEAVY = {"jax", "jaxlib", "flax", "transformers", "torch", "tokenizers", "peft", "numpy"}
 
 
@@ -37,7 +46,7 @@ def test_help_answers_at_once(cache):
         spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0 and done.stderr == ""
     assert min(spent) < 1.0
-    for command in COMMANDS:
+    for command, *_ in COMMANDS:
         assert command in done.stdout
 
 
@@ -57,14 +66,14 @@ def test_help_loads_nothing_heavy(cache):
     code = """
 import json, sys
 from recall_jax.cli.main import main
-for line in (["--help"], *([command, "--help"] for command in sys.argv[1:])):
+for line in (["--help"], *([*command.split(), "--help"] for command in sys.argv[1:])):
     try:
         main(line)
     except SystemExit as end:
         assert not end.code, line
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
-    done = run("-c", code, *COMMANDS, cache=cache)
+    done = run("-c", code, *map(" ".join, COMMANDS), cache=cache)
     assert done.returncode == 0, done.stderr
     assert HEAVY & set(json.loads(done.stdout.splitlines()[-1])) == set()
 
@@ -89,20 +98,21 @@ print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
     assert "jax" in loaded
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_explains_itself(command, recall):
-    done = recall(command, "--help")
+    done = recall(*command, "--help")
     assert done.status == 0 and done.err == ""
-    assert done.out.startswith(f"Usage: recall {command} ")
+    assert done.out.startswith(f"Usage: recall {' '.join(command)} ")
     examples = [line for line in done.out.splitlines() if "Example:" in line]
     assert len(examples) == 1, "an example, on a line of its own"
     words = shlex.split(examples[0].partition("Example:")[2])
-    assert words[:2] == ["recall", command]
+    parsed = COMMANDS[command]
+    assert tuple(words[: len(command) + 1]) == ("recall", *command)
     # which the command's own parser takes
-    ROOT.commands[command].make_context("recall", words[2:], resilient_parsing=False)
-    for parameter in ROOT.commands[command].params:
+    parsed.make_context("recall", words[len(command) + 1 :], resilient_parsing=False)
+    for parameter in parsed.params:
         assert getattr(parameter, "help", None), f"{parameter.name} has no help"
-    options = {name for p in ROOT.commands[command].params for name in p.opts}
+    options = {name for p in parsed.params for name in p.opts}
     assert {"--quiet", "--debug"} <= options
 
 

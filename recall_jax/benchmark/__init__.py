@@ -1,0 +1,1 @@
+"""Throughput of the measures of similarity, beside that of other software on the same machine."""
