@@ -86,11 +86,13 @@ def forward(
     *,
     observe: Callable[[Array], Any] = lambda hidden: hidden,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> tuple[tuple[Any, ...], Array]:
     """Run all units: (what `observe` makes of each of the U outputs, final-norm output (B, T, E)).
 
     `tree` has its layers stacked on axis 0. `observe` maps (B, T, E) to any pytree and runs inside
-    the scan over layers, so with one that pools, hidden states of one unit at a time exist.
+    the scan over layers, so with one that pools, hidden states of one unit at a time exist. With
+    `remat`, a backward pass keeps the blocks' inputs alone and runs each block again.
     """
     chex.assert_equal_shape([input_ids, attention_mask])
     batch = context(arch, attention_mask)
@@ -104,6 +106,8 @@ def forward(
         hidden = block(arch, params, hidden, batch, window)
         return hidden, observe(hidden)
 
+    if remat:
+        step = jax.checkpoint(step, prevent_cse=False)  # the scan itself prevents it
     hidden, inner = jax.lax.scan(step, hidden, (tree[LAYERS], windows))
     normed = head(arch, tree[HEAD], hidden)
     layers = (jax.tree.map(itemgetter(i), inner) for i in range(arch.num_hidden_layers))

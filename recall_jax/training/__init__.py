@@ -1,0 +1,1 @@
+"""Fine-tuning: examples to batches, batches to gradients, gradients to a model, resumable."""
