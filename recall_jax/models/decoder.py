@@ -104,7 +104,11 @@ class Head(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention; a key-value head serves a group of adjacent query heads."""
+    """Causal attention; a key-value head serves a group of adjacent query heads.
+
+    Where the variables hold a `Cache`, in the collection `cache` under `seen`, queries see the keys
+    in its slots, to which those of `hidden` are added; `context.is_token` is then of the slots.
+    """
 
     arch: Architecture
     dtype: Any = jnp.float32
@@ -130,6 +134,12 @@ class Attention(nn.Module):
             key = RMSNorm(arch.rms_norm_eps, dtype, name="k_norm")(key)
         query = rotate(query, context.cos, context.sin)
         key = rotate(key, context.cos, context.sin)
+        index = jnp.arange(tokens, dtype=jnp.int32)
+        if self.has_variable("cache", "seen"):
+            cache = self.get_variable("cache", "seen")
+            index = cache.length + index
+            cache, key, value = cache.extended(key, value)
+            self.put_variable("cache", "seen", cache)
 
         def attend(rows: tuple[Array, Array]) -> Array:
             """Queries (B, t, heads, groups, D) that see keys (B, t, T): their mixed values."""
@@ -147,7 +157,7 @@ class Attention(nn.Module):
             weights = nn.softmax(scores, axis=-1).astype(dtype)
             return jnp.einsum("bhgts,bshd->bthgd", weights, value, precision=_precision(dtype))
 
-        visible = visible_keys(context.is_token, window)
+        visible = visible_keys(index, context.is_token, window)
         if tokens > QUERY_BLOCK and tokens % QUERY_BLOCK == 0:
             # A block of queries at a time, so that no (B, heads, T, T) scores exist.
             blocks = (_in_blocks(query), _in_blocks(visible))
@@ -196,10 +206,13 @@ class RMSNorm(nn.Module):
         return normal.astype(self.dtype) * scale
 
 
-def visible_keys(is_token: Array, window: Array) -> Array:
-    """Which keys each query sees, bool (B, T, T): tokens only, none later, the last `window`."""
-    index = jnp.arange(is_token.shape[1], dtype=jnp.int32)
-    distance = index[:, None] - index[None, :]
+def visible_keys(queries: Array, is_token: Array, window: Array) -> Array:
+    """Which keys (B, S) each query sees: tokens only, none later, the last `window`.
+
+    `queries` (t,) int32 are the queries' own places among the keys; the result is bool (B, t, S).
+    """
+    keys = jnp.arange(is_token.shape[1], dtype=jnp.int32)
+    distance = queries[:, None] - keys[None, :]
     return ((distance >= 0) & (distance < window))[None] & is_token[:, None, :]
 
 
