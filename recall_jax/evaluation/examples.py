@@ -1,0 +1,53 @@
+"""Examples: a task's rows as the prompts that a model sees and the answers that are right."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from recall_jax.errors import InputError
+from recall_jax.evaluation.prompts import evaluate, render
+from recall_jax.evaluation.rows import Rows
+from recall_jax.evaluation.task import Task
+from recall_jax.representations.data import Row
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt. Of a multiple choice, the `choices` and which is right; else the `references`."""
+
+    row: int
+    prompt: str
+    choices: tuple[str, ...] = ()
+    answer: int = -1
+    references: tuple[str, ...] = ()
+
+
+def make_examples(task: Task, rows: Rows) -> list[Example]:
+    """An example of each row; InputError, with its place, for one that lacks what the task needs."""
+    return [
+        _example(task, row, number, place)
+        for row, number, place in zip(rows.rows, rows.numbers, rows.places, strict=True)
+    ]
+
+
+def _example(task: Task, row: Row, number: int, place: str) -> Example:
+    prompt = render(task.prompt, row, place, "prompt")
+    if task.choices is None:
+        assert task.references is not None
+        found = evaluate(task.references, row, place, "references")
+        return Example(number, prompt, references=_references(found, place))
+    choices = tuple(render(choice, row, place, "choices") for choice in task.choices)
+    assert task.answer is not None
+    answer = evaluate(task.answer, row, place, "answer")
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        raise InputError(
+            f"{place}: answer: {answer!r} is no index from 0 to {len(choices) - 1}: take a split "
+            "with labels"
+        )
+    return Example(number, prompt, choices, answer)
+
+
+def _references(value: Any, place: str) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{place}: references: {value!r} is no text and no list of texts")
+    return tuple(texts)

@@ -1,0 +1,132 @@
+"""Files as data sets were first published, read into the rows that the hub gives of them."""
+
+import csv
+import html
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from recall_jax.errors import InputError, storage_faults
+from recall_jax.representations.data import Row, read_rows
+
+_SEGMENT = re.compile(r"<seg[^>]*>(.*?)</seg>")
+
+
+def read_layout(path: Path, layout: str) -> list[Row]:
+    """The rows of one file in a layout of `LAYOUTS`; InputError, which begins with the file."""
+    try:
+        rows = LAYOUTS[layout](path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        missing = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path} is not laid out as {layout} files are: {missing}") from error
+    if not rows:
+        raise InputError(f"{path} holds no rows")
+    return rows
+
+
+def _tsv(path: Path) -> list[Row]:
+    """GLUE's: a header, and tabs between fields that are never quoted."""
+    reader = csv.reader(io.StringIO(_text(path)), delimiter="\t", quoting=csv.QUOTE_NONE)
+    header = next(reader, [])
+    rows = []
+    for number, fields in enumerate(reader, start=2):
+        if len(fields) != len(header):
+            raise InputError(
+                f"{path}, line {number} has {len(fields)} fields, the header has {len(header)}"
+            )
+        rows.append(dict(zip(header, fields, strict=True)))
+    return rows
+
+
+def _squad(path: Path) -> list[Row]:
+    """SQuAD's articles of paragraphs of questions; no `answers` where `is_impossible`."""
+    return [
+        {
+            "id": question["id"],
+            "title": article["title"],
+            "context": paragraph["context"],
+            "question": question["question"],
+            "answers": {
+                "text": [answer["text"] for answer in question["answers"]],
+                "answer_start": [answer["answer_start"] for answer in question["answers"]],
+            },
+        }
+        for article in _json(_text(path), str(path))["data"]
+        for paragraph in article["paragraphs"]
+        for question in paragraph["qas"]
+    ]
+
+
+def _iwslt(path: Path) -> list[Row]:
+    """The English side's file, `….en.xml` or `train.tags.….en`; the French one lies beside it."""
+    is_xml = path.suffix == ".xml"
+    stem = path.name.removesuffix(".xml").removesuffix(".en")
+    other = path.with_name(f"{stem}.fr{'.xml' if is_xml else ''}")
+    read = _segments if is_xml else _lines
+    english, french = read(path), read(other)
+    if len(english) != len(french):
+        raise InputError(f"{path} has {len(english)} sentences, but {other} has {len(french)}")
+    return [{"translation": {"en": e, "fr": f}} for e, f in zip(english, french, strict=True)]
+
+
+def _segments(path: Path) -> list[str]:
+    return [html.unescape(text).strip() for text in _SEGMENT.findall(_text(path))]
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of text; those that begin with a tag describe the talk."""
+    lines = (line.strip() for line in _text(path).splitlines())
+    return [line for line in lines if not line.startswith("<")]
+
+
+def _race(path: Path) -> list[Row]:
+    """An article with all its questions."""
+    article = _json(_text(path), str(path))
+    questions = zip(article["questions"], article["options"], article["answers"], strict=True)
+    return [
+        {
+            "example_id": article["id"],
+            "article": article["article"],
+            "question": question,
+            "options": options,
+            "answer": answer,
+        }
+        for question, options, answer in questions
+    ]
+
+
+def _medmcqa(path: Path) -> list[Row]:
+    """Lines of JSON with `cop` from 1 to 4, which the hub counts from 0."""
+    rows = []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        if line.strip():
+            row = _json(line, f"{path}, line {number}")
+            rows.append({**row, "cop": row["cop"] - 1})
+    return rows
+
+
+def _text(path: Path) -> str:
+    with storage_faults(f"read {path}"):
+        return path.read_bytes().decode("utf-8-sig")
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
+
+
+LAYOUTS: Mapping[str, Callable[[Path], list[Row]]] = {
+    "rows": read_rows,
+    "tsv": _tsv,
+    "squad": _squad,
+    "iwslt": _iwslt,
+    "race": _race,
+    "medmcqa": _medmcqa,
+}

@@ -1,0 +1,157 @@
+"""A task: where its rows come from, how they become prompts, and how answers are scored.
+
+A task is one YAML file of the schema here. Those that come with the package are in `tasks/`.
+"""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+from pydantic import (
+    Strict as NoCoercion,
+)
+
+from recall_jax.errors import InputError
+from recall_jax.evaluation.prompts import check_expression, check_template
+from recall_jax.schema import Strict, parse_yaml, read_yaml
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Text = Annotated[str, Field(min_length=1)]
+Template = Annotated[Text, AfterValidator(check_template)]
+Expression = Annotated[Text, AfterValidator(check_expression)]
+Count = Annotated[int, NoCoercion(), Field(ge=1)]
+Seed = Annotated[int, NoCoercion(), Field(ge=0, lt=2**32)]
+Metric = Literal["exact_match", "squad_exact_match", "squad_f1", "bleu"]
+
+
+class FileSet(Strict):
+    """Files by a glob pattern below the task's folder, and how they are laid out."""
+
+    files: Text
+    layout: Literal["rows", "tsv", "squad", "iwslt", "race", "medmcqa"] = "rows"
+
+
+class Hub(Strict):
+    """A data set of the Hugging Face hub: `load_dataset(path, name, revision=revision)`."""
+
+    path: Text
+    name: Text | None = None
+    revision: Text | None = None
+
+
+class Published(Strict):
+    """Rows of a published data set: in each split, the first of the file sets that is there."""
+
+    splits: dict[str, Annotated[tuple[FileSet, ...], Field(min_length=1)]]
+    hub: Hub | None = None
+
+
+class Generated(Strict):
+    """Rows made by a generator of this package."""
+
+    generator: Text
+    task: Text
+    count: Count
+    seed: Seed = 0
+
+
+class Likelihood(Strict):
+    """The choice of the highest log-likelihood, divided by its tokens or bytes or not at all."""
+
+    by: Literal["likelihood"]
+    normalise: Literal["token", "byte", "none"] = "token"
+
+
+class Generation(Strict):
+    """What the model writes after the prompt, greedily, up to the first of the `stop` strings.
+
+    Where that normalises to `no_answer`, it counts as an empty answer.
+    """
+
+    by: Literal["generation"]
+    max_new_tokens: Count
+    stop: tuple[Text, ...] = ()
+    no_answer: Text | None = None
+
+
+def _kind_of_source(value: Any) -> str:
+    is_generated = "generator" in value if isinstance(value, dict) else isinstance(value, Generated)
+    return "generated" if is_generated else "published"
+
+
+class Task(Strict):
+    """A task with `choices` is scored by accuracy, one with `references` by its `metrics`.
+
+    `prompt` and `choices` are templates of the row's fields; `answer`, the index of the right
+    choice, and `references`, a text or a list of texts, are expressions.
+    """
+
+    task: Name
+    about: str = ""
+    source: Annotated[
+        Annotated[Published, Tag("published")] | Annotated[Generated, Tag("generated")],
+        Discriminator(_kind_of_source),
+    ]
+    split: Text = "test"
+    prompt: Template
+    choices: Annotated[tuple[Template, ...], Field(min_length=2)] | None = None
+    answer: Expression | None = None
+    references: Expression | None = None
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] | None = None
+    scoring: Annotated[Likelihood | Generation, Field(discriminator="by")]
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Task":
+        if (self.choices is None) == (self.references is None):
+            raise ValueError("give either choices (with answer) or references (with metrics)")
+        if (self.choices is None) != (self.answer is None):
+            raise ValueError("choices and answer belong together")
+        if (self.references is None) != (self.metrics is None):
+            raise ValueError("references and metrics belong together")
+        if self.choices is None and isinstance(self.scoring, Likelihood):
+            raise ValueError("scoring by likelihood needs choices")
+        if isinstance(self.source, Published) and self.split not in self.source.splits:
+            known = ", ".join(self.source.splits)
+            raise ValueError(f"split {self.split!r} is not in source.splits, which has {known}")
+        return self
+
+
+def task_names() -> list[str]:
+    """The tasks that come with the package."""
+    folder = files("recall_jax.evaluation").joinpath("tasks")
+    return sorted(path.name.removesuffix(".yml") for path in folder.iterdir())
+
+
+def task_text(name: str) -> str:
+    """The YAML of a task that comes with the package."""
+    path = files("recall_jax.evaluation").joinpath("tasks", f"{name}.yml")
+    return path.read_text(encoding="utf-8")
+
+
+def find_task(asked: str) -> Task:
+    """A task of the package by its name, or of a YAML file by its path; InputError without it."""
+    if asked in task_names():
+        return parse_yaml(Task, task_text(asked), f"the task {asked}")
+    if Path(asked).suffix in (".yml", ".yaml"):
+        return read_yaml(Task, Path(asked))
+    known = ", ".join(task_names())
+    raise InputError(f"no task {asked!r}: choose from {known}, or give a file of your own (.yml)")
+
+
+def find_tasks(asked: Sequence[str]) -> list[Task]:
+    """Several tasks, no two of one name; InputError."""
+    tasks = [find_task(each) for each in asked]
+    names = [task.task for task in tasks]
+    if not tasks:
+        raise InputError(f"name at least one task: {', '.join(task_names())}")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two tasks are called {twice[0]}: give one of them another name")
+    return tasks
