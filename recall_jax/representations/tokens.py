@@ -100,6 +100,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
         """Token ids of `text`, with the tokenizer's own special tokens if asked, cut to fit."""
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+
     def chat_text(self, messages: list[Any]) -> str:
         """Messages as one text by the chat template; InputError without one."""
 
@@ -197,6 +200,14 @@ class _AutoTokenizer:
             )["input_ids"]
         )
 
+    def decode(self, token_ids: Sequence[int]) -> str:
+        # The clean-up drops spaces that BPE tokens hold: transformers itself skips it for them.
+        return str(
+            self._tokenizer.decode(
+                token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
     def chat_text(self, messages: list[Any]) -> str:
         if not self._tokenizer.chat_template:
             raise InputError(f"the tokenizer of {self._folder} has no chat template")
@@ -230,6 +241,9 @@ class _LightTokenizer:
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
         self._tokenizer.enable_truncation(max_tokens, direction=self._truncation_side)
         return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def chat_text(self, messages: list[Any]) -> str:
         return self._with_template.chat_text(messages)
