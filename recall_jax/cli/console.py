@@ -51,7 +51,9 @@ def progress_bar(quiet: bool) -> Iterator["Progress"]:
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("preparing", total=None, moved="")
 
-        def show(doing: str, done: int, total: int, *, read: int = 0, written: int = 0) -> None:
+        def show(
+            doing: str, done: int, total: int, *, read: int = 0, written: int = 0, note: str = ""
+        ) -> None:
             nonlocal began
             began = began or time.monotonic()  # what was done before is no moving of bytes
             moved = f"{read / 1e9:.2f} GB in, {written / 1e9:.2f} out"
@@ -62,7 +64,7 @@ def progress_bar(quiet: bool) -> Iterator["Progress"]:
                 description=doing if len(doing) <= 24 else f"…{doing[-23:]}",
                 completed=done,
                 total=total,
-                moved=moved if read + written else "",
+                moved=moved if read + written else note,
             )
 
         yield show

@@ -11,12 +11,17 @@ class Progress(Protocol):
     """Whoever watches a run."""
 
     def __call__(
-        self, doing: str, done: int, total: int, *, read: int = 0, written: int = 0
+        self, doing: str, done: int, total: int, *, read: int = 0, written: int = 0, note: str = ""
     ) -> None:
-        """Hear what is being done, steps done and in all, bytes read and written so far."""
+        """Hear what is being done, steps done and in all, bytes read and written so far.
+
+        `note` is shown where no bytes are.
+        """
 
 
-def silent(doing: str, done: int, total: int, *, read: int = 0, written: int = 0) -> None:
+def silent(
+    doing: str, done: int, total: int, *, read: int = 0, written: int = 0, note: str = ""
+) -> None:
     """Progress that nobody watches."""
 
 

@@ -103,8 +103,11 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
 
-    def chat_text(self, messages: list[Any]) -> str:
-        """Messages as one text by the chat template; InputError without one."""
+    def chat_text(self, messages: list[Any], add_generation_prompt: bool = False) -> str:
+        """Messages as one text by the chat template; InputError without one.
+
+        With `add_generation_prompt`, the beginning of the assistant's next turn follows.
+        """
 
 
 def load_tokenizer(folders: Sequence[Path], model_type: str) -> Tokenizer:
@@ -208,11 +211,14 @@ class _AutoTokenizer:
             )
         )
 
-    def chat_text(self, messages: list[Any]) -> str:
+    def chat_text(self, messages: list[Any], add_generation_prompt: bool = False) -> str:
         if not self._tokenizer.chat_template:
             raise InputError(f"the tokenizer of {self._folder} has no chat template")
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+            return str(text)
         except Exception as error:  # a template may raise anything on messages it does not expect
             message = f"the chat template of {self._folder} failed: {_line(error)}"
             raise InputError(message) from error
@@ -245,8 +251,8 @@ class _LightTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
-    def chat_text(self, messages: list[Any]) -> str:
-        return self._with_template.chat_text(messages)
+    def chat_text(self, messages: list[Any], add_generation_prompt: bool = False) -> str:
+        return self._with_template.chat_text(messages, add_generation_prompt)
 
     @cached_property
     def _with_template(self) -> _AutoTokenizer:

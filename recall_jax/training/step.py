@@ -70,6 +70,7 @@ class Metrics(NamedTuple):
 
 
 Step = Callable[[TrainState, Tree, Batch, Array], tuple[TrainState, Metrics]]
+Evaluation = Callable[[Tree, Tree, Batch], tuple[Array, Array]]
 
 
 def init_state(trainable: Tree, optimizer: optax.GradientTransformation) -> TrainState:
@@ -109,7 +110,7 @@ def make_step(
     return step
 
 
-def make_evaluation(objective: Objective) -> Callable[[Tree, Tree, Batch], tuple[Array, Array]]:
+def make_evaluation(objective: Objective) -> Evaluation:
     """A compiled function of a batch (B, T): summed loss and tokens counted, without dropout."""
     return jax.jit(lambda trainable, frozen, batch: objective.loss(trainable, frozen, batch, None))
 

@@ -1,0 +1,142 @@
+"""Checkpoints of a run: the state of its last saved step, its best weights, and what it has seen.
+
+They stand beside the journal of the work: `state-<step>/` and `best-<step>/` in Orbax's format. The
+journal, one JSON object that is replaced whole, says which of them count; it is written after
+them, and only then are the older ones removed, so that a kill at any time leaves a whole set.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.checkpoint.orbax import load_orbax, save_orbax
+from recall_jax.engine.journal import changed_input
+from recall_jax.errors import InputError, UnfinishedError, storage_faults
+from recall_jax.training.step import TrainState, Tree
+
+FORMAT = 1
+_ADVICE = "or run without --resume to start afresh"
+
+
+@dataclass
+class History:
+    """What a run has seen so far; `best_step` is that of the lowest validation loss."""
+
+    losses: list[float] = field(default_factory=list)  # of each step
+    validation: list[tuple[int, float]] = field(default_factory=list)  # steps made, loss
+    best_step: int | None = None
+    tokens: int = 0  # of all steps, counted by the loss or not
+    seconds: float = 0.0  # of the steps, compilation left out
+
+    @property
+    def best_loss(self) -> float:
+        """The validation loss of `best_step`, infinite before there is one."""
+        return dict(self.validation).get(self.best_step, float("inf"))  # type: ignore[arg-type]
+
+    @property
+    def evaluations_since_best(self) -> int:
+        """How many evaluations have brought nothing better."""
+        return sum(step > (self.best_step or 0) for step, _ in self.validation)
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where a run keeps its checkpoints, and what makes it the same run when it is resumed.
+
+    `identity` holds JSON values: `settings` and `program` by name, `inputs` by path.
+    """
+
+    journal: Path
+    identity: Mapping[str, Mapping[str, Any]]
+
+    def save(self, state: TrainState, history: History) -> None:
+        """Keep a state, and forget those before it."""
+        name = f"state-{int(state.step)}"
+        _save(self._folder(name), state)
+        record = {"format": FORMAT, "identity": self.identity, "state": name, **asdict(history)}
+        fresh = self.journal.with_suffix(".new")
+        with storage_faults(f"write {self.journal}"):
+            fresh.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            fresh.replace(self.journal)
+        self._keep({name, f"best-{history.best_step}"})
+
+    def save_best(self, trainable: Tree, step: int) -> None:
+        """Keep weights as the best so far; those before them go with the next `save`."""
+        _save(self._folder(f"best-{step}"), trainable)
+
+    def load_best(self, like: Tree, step: int) -> Tree:
+        """The best weights, numpy arrays in a tree such as `like`."""
+        return _load(self._folder(f"best-{step}"), like)
+
+    def resume(self, like: TrainState) -> tuple[TrainState, History] | None:
+        """What an interrupted run has saved last, None if nothing; arrays are numpy.
+
+        Raises UnfinishedError, which keeps it, where it is another run or an input has changed.
+        """
+        if not self.journal.is_file():
+            return None
+        try:
+            record = read_json_object(self.journal)
+            then, name = record.pop("identity"), record.pop("state")
+        except (InputError, KeyError):  # not a journal of ours: nothing to go on from
+            return None
+        if record.pop("format", None) != FORMAT:
+            return None
+        self._check_same(then)
+        self._keep({name, f"best-{record['best_step']}"})
+        history = History(**record | {"validation": [tuple(at) for at in record["validation"]]})
+        return _load(self._folder(name), like), history
+
+    def _folder(self, name: str) -> Path:
+        return self.journal.parent / name
+
+    def _keep(self, names: set[str]) -> None:
+        for kind in ("state-*", "best-*"):
+            for folder in self.journal.parent.glob(kind):
+                if folder.name not in names:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_same(self, then: Mapping[str, Any]) -> None:
+        now = json.loads(json.dumps(self.identity))
+        for part in ("settings", "program"):
+            for name in {**then[part], **now[part]}:
+                old, new = then[part].get(name), now[part].get(name)
+                if old != new:
+                    raise UnfinishedError(
+                        f"the interrupted run had {name} {json.dumps(old)}, not {json.dumps(new)}: "
+                        f"go back to it, {_ADVICE}"
+                    )
+        if path := changed_input(then["inputs"], now["inputs"]):
+            raise UnfinishedError(
+                f"{path} is not what it was when the run was interrupted: restore it, {_ADVICE}"
+            )
+
+
+def _save(folder: Path, tree: Tree) -> None:
+    with storage_faults(f"write {folder}"):
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed at this very step
+        folder.mkdir(parents=True)
+        save_orbax(folder, _named(tree))
+
+
+def _load(folder: Path, like: Tree) -> Tree:
+    """The tree in `folder`, whose leaves are as those of `like`; InputError if damaged."""
+    found, expected = load_orbax(folder), _named(like)
+    for name, leaf in expected.items():
+        array = found.get(name, np.empty(0))
+        if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
+            raise InputError(f"{folder} is damaged ({name}): {_ADVICE[3:]}")
+    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in expected])
+
+
+def _named(tree: Tree) -> dict[str, Any]:
+    """The leaves by their paths: Orbax knows dicts, but not the records of optax."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -1,0 +1,222 @@
+"""Rows of text as training examples: token ids, and which of them the loss counts.
+
+A row is a chain of parts, each counted or not: the prompt is not and the completion is; of messages
+the assistant's turns are; a plain text is, whole. A completion or text is followed by the end of
+text, which counts; a chat template writes its own ends.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recall_jax.errors import InputError
+from recall_jax.representations.batches import padded_length
+from recall_jax.representations.data import Row, read_rows, row_text
+from recall_jax.representations.tokens import Tokenizer
+from recall_jax.training.step import Batch
+
+_UNLIMITED = 2**31 - 1
+Part = tuple[str, bool]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n tokenised rows, int32 arrays (T_i,) each: token ids, and 1 where the loss counts.
+
+    `left_out` rows of the file had no token to count within the token limit; of `whole_chats` the
+    template did not tell the turns apart, so that all their tokens count.
+    """
+
+    token_ids: tuple[np.ndarray, ...]
+    loss_masks: tuple[np.ndarray, ...]
+    left_out: int = 0
+    whole_chats: int = 0
+
+    def __len__(self) -> int:
+        """Number of rows n."""
+        return len(self.token_ids)
+
+    @property
+    def num_counted(self) -> int:
+        """Tokens that the loss counts in one epoch; a row's first token never does."""
+        return sum(int(mask[1:].sum()) for mask in self.loss_masks)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id."""
+        return max(int(ids.max()) for ids in self.token_ids)
+
+    def take(self, places: Sequence[int] | np.ndarray) -> "Examples":
+        """The rows at these places, in this order."""
+        ids = tuple(self.token_ids[place] for place in places)
+        return Examples(ids, tuple(self.loss_masks[place] for place in places))
+
+    def digest(self) -> str:
+        """A checksum of all token ids and of what counts."""
+        lengths = np.asarray([len(ids) for ids in self.token_ids], np.int64)
+        arrays = (lengths, *self.token_ids, *self.loss_masks)
+        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def read_examples(
+    path: Path,
+    tokenizer: Tokenizer,
+    *,
+    end_of_text: int,
+    max_tokens: int,
+    field: str | None = None,
+) -> Examples:
+    """All rows of a data file, cut on the right to `max_tokens`.
+
+    Raises InputError, with its number, for a row that tokenises to nothing, and where no row has a
+    token to count.
+    """
+    ids, masks, whole_chats, left_out = [], [], 0, 0
+    for index, row in enumerate(read_rows(path)):
+        where = f"{path}, row {index} (from 0)"
+        parts, is_chat, apart = _parts(row, where, tokenizer, field)
+        whole_chats += is_chat and not apart
+        tokens, counted = _tokenize(parts, tokenizer, where, None if is_chat else end_of_text)
+        tokens, counted = tokens[:max_tokens], counted[:max_tokens]
+        if any(counted[1:]):
+            ids.append(np.asarray(tokens, np.int32))
+            masks.append(np.asarray(counted, np.int32))
+        else:
+            left_out += 1
+    if not ids:
+        raise InputError(
+            f"{path}: no row has a token to learn within {max_tokens} tokens: allow more with "
+            "--max-tokens"
+        )
+    return Examples(tuple(ids), tuple(masks), left_out, whole_chats)
+
+
+def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
+    """(rows to train on, rows to validate on): the share is drawn by `seed`, at least one row."""
+    count = max(1, round(share * len(examples)))
+    if count >= len(examples):
+        raise InputError(
+            f"--validation-share {share} of {len(examples)} rows leaves none to train on"
+        )
+    order = np.random.default_rng([seed, len(examples)]).permutation(len(examples))
+    return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
+
+
+def rows_of_step(step: int, num_rows: int, rows_per_step: int, seed: int) -> np.ndarray:
+    """The rows of a step, counted from 0: every epoch has all rows once, in an order of its own.
+
+    It depends on nothing but the arguments. The last step of an epoch may have fewer rows.
+    """
+    epoch, place = divmod(step, steps_per_epoch(num_rows, rows_per_step))
+    order = np.random.default_rng([seed, epoch]).permutation(num_rows)
+    return order[place * rows_per_step : (place + 1) * rows_per_step]
+
+
+def steps_per_epoch(num_rows: int, rows_per_step: int) -> int:
+    """Steps in which every row comes once."""
+    return -(-num_rows // rows_per_step)
+
+
+def make_batch(examples: Examples, rows: np.ndarray, shape: tuple[int, ...]) -> Batch:
+    """These rows, padded to `shape` + (T,) with T the `padded_length` of the longest.
+
+    There may be fewer rows than `shape` has room for: empty ones fill it.
+    """
+    length = padded_length(max(len(examples.token_ids[row]) for row in rows))
+    batch = Batch(*(np.zeros((int(np.prod(shape)), length), np.int32) for _ in Batch._fields))
+    for place, row in enumerate(rows):
+        ids, mask = examples.token_ids[row], examples.loss_masks[row]
+        batch.input_ids[place, : len(ids)] = ids
+        batch.attention_mask[place, : len(ids)] = 1
+        batch.loss_mask[place, : len(ids)] = mask
+    return Batch(*(array.reshape(*shape, length) for array in batch))
+
+
+def validation_batches(examples: Examples, batch_size: int) -> list[Batch]:
+    """All rows in batches of similar length."""
+    by_length = np.argsort([len(ids) for ids in examples.token_ids], kind="stable")
+    starts = range(0, len(by_length), batch_size)
+    return [
+        make_batch(examples, by_length[start : start + batch_size], (batch_size,))
+        for start in starts
+    ]
+
+
+def _parts(
+    row: Row, where: str, tokenizer: Tokenizer, field: str | None
+) -> tuple[list[Part], bool, bool]:
+    """(parts, whether the row is a chat, whether its turns could be told apart)."""
+    text = row_text(row, where, field)
+    if isinstance(text, list):
+        try:
+            parts = _turns(text, tokenizer)
+            return parts or [(tokenizer.chat_text(text), True)], True, bool(parts)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+    if field is None and "text" not in row:
+        return [(row["prompt"], False), (row["completion"], True)], False, True
+    return [(text, True)], False, True
+
+
+def _turns(messages: list[Any], tokenizer: Tokenizer) -> list[Part]:
+    """The template's text with the assistant's turns counted; nothing if it cannot be cut.
+
+    A turn is what the text up to and with it has more than the prompt for it, the text before it
+    with the template's beginning of an answer. Each such text has to begin the whole text: a
+    template may change what it wrote before, as some do with earlier reasoning.
+    """
+    whole, parts, end = tokenizer.chat_text(messages), [], 0
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or message.get("role") != "assistant":
+            continue
+        if index == 0:  # templates do not write the beginning of an answer to nothing
+            return []
+        prompt = tokenizer.chat_text(messages[:index], add_generation_prompt=True)
+        answered = tokenizer.chat_text(messages[: index + 1])
+        if not (whole.startswith(answered) and answered.startswith(prompt) and len(prompt) >= end):
+            return []
+        parts += [(whole[end : len(prompt)], False), (whole[len(prompt) : len(answered)], True)]
+        end = len(answered)
+    return [*parts, (whole[end:], False)] if parts else []
+
+
+def _tokenize(
+    parts: list[Part], tokenizer: Tokenizer, where: str, end_of_text: int | None
+) -> tuple[list[int], list[int]]:
+    """Token ids of the joined parts, and 1 on those of the counted parts and of the end of text.
+
+    Where a token would reach over the border of two parts they are tokenised apart, as a model
+    that generates sees the prompt.
+    """
+    is_chat = end_of_text is None
+
+    def encode(text: str, first: bool = True) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            message = f"{where} holds half a surrogate pair, which is no text: repair it"
+            raise InputError(message) from error
+        # A chat template writes the special tokens itself.
+        ids = tokenizer.encode(text, _UNLIMITED, first and not is_chat)
+        return ids[:-1] if len(ids) > 1 and ids[-1] == end_of_text else ids
+
+    texts = [text for text, _ in parts]
+    ids = encode("".join(texts))
+    if not ids or not "".join(texts):
+        raise InputError(f"{where} tokenises to nothing: remove it or give it text")
+    beginnings = [encode(text) for text in list(accumulate(texts))[:-1]]
+    ends = [*map(len, beginnings), len(ids)]
+    if any(ids[: len(beginning)] != beginning for beginning in beginnings):
+        pieces = [encode(text, first=index == 0) for index, text in enumerate(texts)]
+        ids, ends = list(chain(*pieces)), list(accumulate(map(len, pieces)))
+    counted, start = [], 0
+    for (_, counts), end in zip(parts, ends, strict=True):
+        counted += [int(counts)] * (end - start)
+        start = end
+    ending = [] if end_of_text is None else [end_of_text]
+    return ids + ending, counted + [1] * len(ending)

@@ -1,0 +1,195 @@
+"""The loop over steps: batches in an order of their own, checkpoints, validation, an end.
+
+What a step does depends on its number alone, so that a resumed run makes the steps that an
+uninterrupted one would have made.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from recall_jax.engine.progress import Progress, silent
+from recall_jax.errors import UnfinishedError
+from recall_jax.training.checkpoints import Checkpoints, History
+from recall_jax.training.examples import Examples, make_batch, rows_of_step, validation_batches
+from recall_jax.training.optimizer import Schedule
+from recall_jax.training.sharding import parameter_shardings, put_parameters, put_rows
+from recall_jax.training.step import (
+    Batch,
+    Evaluation,
+    Metrics,
+    Objective,
+    Tree,
+    init_state,
+    make_evaluation,
+    make_step,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps of how many rows, and what happens every so many of them.
+
+    A step takes `accumulate` micro-batches of `batch_size` rows. 0 saves or evaluates never;
+    without `patience` no run stops early.
+    """
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    seed: int = 0
+    save_every: int = 0
+    evaluate_every: int = 0
+    patience: int | None = None
+
+
+def train(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    rate: Schedule,
+    trainable: Tree,
+    frozen: Tree,
+    examples: Examples,
+    validation: Examples | None,
+    plan: Plan,
+    *,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    resume: bool = False,
+    progress: Progress = silent,
+    announce: Callable[[str], None] = lambda line: None,
+) -> tuple[Tree, History]:
+    """Carry out the plan: the weights that validate best, or the last ones without `validation`.
+
+    `rate` is the optimizer's own learning rate, to be shown. With `resume` the run goes on from
+    what `checkpoints` hold. Raises UnfinishedError where the loss is finite no more.
+    """
+    like = jax.eval_shape(lambda tree: init_state(tree, optimizer), trainable)
+    shardings = parameter_shardings(like, mesh)
+    history = History()
+    if resume and (found := checkpoints.resume(like)) is not None:
+        state, history = put_parameters(found[0], mesh), found[1]
+        announce(f"going on after step {len(history.losses)}")
+    else:
+        start = jax.jit(
+            lambda tree: init_state(tree, optimizer), donate_argnums=0, out_shardings=shardings
+        )
+        state = start(put_parameters(trainable, mesh))
+    frozen = put_parameters(frozen, mesh)
+    step, evaluate = make_step(objective, optimizer, shardings), make_evaluation(objective)
+    held_out = [] if validation is None else validation_batches(validation, plan.batch_size)
+    key, rows_per_step = jax.random.key(plan.seed), plan.accumulate * plan.batch_size
+    meter = _Meter(history, plan.steps, rate, progress)
+    while (made := meter.steps_made) < plan.steps and not _has_settled(history, plan.patience):
+        rows = rows_of_step(made, len(examples), rows_per_step, plan.seed)
+        batch = make_batch(examples, rows, (plan.accumulate, plan.batch_size))
+        with meter.sending(batch):
+            state, metrics = step(state, frozen, put_rows(batch, mesh, axis=1), key)
+        meter.hear(metrics)
+        made += 1
+        if held_out and (made == plan.steps or _is_due(made, plan.evaluate_every)):
+            with meter.pause():
+                loss = _mean_loss(evaluate, state.trainable, frozen, held_out, mesh)
+                if not math.isfinite(loss):
+                    raise _diverged(f"the validation loss is {loss} after step {made}", meter.saved)
+                announce(f"step {made}: validation loss {loss:.4f}")
+                if loss < history.best_loss:
+                    history.best_step = made
+                    checkpoints.save_best(state.trainable, made)
+                history.validation.append((made, loss))
+        if made < plan.steps and _is_due(made, plan.save_every):
+            with meter.pause():
+                checkpoints.save(state, history)
+                meter.saved = made
+    meter.settle()
+    if history.best_step is not None:
+        return checkpoints.load_best(like.trainable, history.best_step), history
+    return state.trainable, history
+
+
+class _Meter:
+    """Losses as they come, a step late so that the device need not wait; speed and progress."""
+
+    def __init__(self, history: History, steps: int, rate: Schedule, progress: Progress) -> None:
+        self.saved = len(history.losses)  # steps of the last checkpoint
+        self._history, self._steps, self._rate, self._progress = history, steps, rate, progress
+        self._coming: deque[tuple[Metrics, int]] = deque()
+        self._shapes: set[tuple[int, ...]] = set()
+        self._tokens = 0  # of the step that is being sent
+        self._since = time.perf_counter()
+
+    @property
+    def steps_made(self) -> int:
+        """Steps sent to the device, those of an interrupted run included."""
+        return len(self._history.losses) + len(self._coming)
+
+    @contextmanager
+    def sending(self, batch: Batch) -> Iterator[None]:
+        """While a step is sent off; the first of its shape is compiled, which is no speed."""
+        self._tokens = int(batch.attention_mask.sum())
+        began = time.perf_counter()
+        yield
+        if batch.input_ids.shape not in self._shapes:
+            self._shapes.add(batch.input_ids.shape)
+            self._since += time.perf_counter() - began
+
+    def hear(self, metrics: Metrics) -> None:
+        """Take the metrics of the step that was sent, and read those of the steps before it."""
+        self._coming.append((metrics, self._tokens))
+        self.settle(keep=1)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """While something else than steps is done, all of which have ended well."""
+        self.settle()
+        yield
+        self._since = time.perf_counter()
+
+    def settle(self, keep: int = 0) -> None:
+        """Read the metrics of all steps but the last `keep`; UnfinishedError if not finite."""
+        history = self._history
+        while len(self._coming) > keep:
+            metrics, tokens = self._coming.popleft()
+            step, loss = len(history.losses) + 1, float(metrics.loss)
+            if not math.isfinite(loss):
+                raise _diverged(f"the loss is {loss} at step {step}", self.saved)
+            if not math.isfinite(norm := float(metrics.gradient_norm)):
+                raise _diverged(f"the gradient's norm is {norm} at step {step}", self.saved)
+            now = time.perf_counter()
+            history.seconds += now - self._since
+            self._since = now
+            history.losses.append(loss)
+            history.tokens += tokens
+            rate = float(self._rate(step - 1))
+            note = f"rate {rate:.1e}, {history.tokens / history.seconds:,.0f} tokens/s"
+            self._progress(f"loss {loss:.4f}", step, self._steps, note=note)
+
+
+def _mean_loss(
+    evaluate: Evaluation, trainable: Tree, frozen: Tree, batches: Sequence[Batch], mesh: Mesh
+) -> float:
+    sums = [evaluate(trainable, frozen, put_rows(batch, mesh)) for batch in batches]
+    losses, tokens = zip(*jax.device_get(sums), strict=True)
+    return math.fsum(losses) / math.fsum(tokens)
+
+
+def _has_settled(history: History, patience: int | None) -> bool:
+    return patience is not None and history.evaluations_since_best >= patience
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _diverged(what: str, saved: int) -> UnfinishedError:
+    kept = f"; the last checkpoint, of step {saved}, is sound" if saved else ""
+    return UnfinishedError(
+        f"{what}: try a lower --learning-rate, a longer --warmup or --compute-dtype float32{kept}"
+    )
