@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from recall_jax.models.architecture import Architecture
+from recall_jax.models.lora import LoraSpec
 from recall_jax.models.rope import rotate
 
 Array = jax.Array
@@ -71,15 +72,16 @@ class Block(nn.Module):
 
     arch: Architecture
     dtype: Any = jnp.float32
+    lora: LoraSpec | None = None
 
     @nn.compact
     def __call__(self, hidden: Array, context: Context, window: Array) -> Array:
         """(B, T, E) to (B, T, E); `window` is traced, so that all layers are one program."""
-        arch, dtype = self.arch, self.dtype
+        arch, dtype, lora = self.arch, self.dtype, self.lora
         normed = RMSNorm(arch.rms_norm_eps, dtype, name="input_layernorm")(hidden)
-        hidden = hidden + Attention(arch, dtype, name="self_attn")(normed, context, window)
+        hidden = hidden + Attention(arch, dtype, lora, name="self_attn")(normed, context, window)
         normed = RMSNorm(arch.rms_norm_eps, dtype, name="post_attention_layernorm")(hidden)
-        return hidden + MLP(arch, dtype, name="mlp")(normed)
+        return hidden + MLP(arch, dtype, lora, name="mlp")(normed)
 
 
 class Head(nn.Module):
@@ -92,7 +94,7 @@ class Head(nn.Module):
         """Declare both parts, so that either can run without the other's parameters."""
         self.norm = RMSNorm(self.arch.rms_norm_eps, self.dtype)
         if not self.arch.tie_word_embeddings:
-            self.lm_head = _linear(self.arch.vocab_size, False, self.dtype)
+            self.lm_head = Linear(self.arch.vocab_size, False, self.dtype)
 
     def __call__(self, hidden: Array) -> Array:
         """Final-norm output (B, T, E)."""
@@ -112,18 +114,19 @@ class Attention(nn.Module):
 
     arch: Architecture
     dtype: Any = jnp.float32
+    lora: LoraSpec | None = None
 
     @nn.compact
     def __call__(self, hidden: Array, context: Context, window: Array) -> Array:
         """(B, T, E) to (B, T, E)."""
-        arch, dtype = self.arch, self.dtype
+        arch, dtype, lora = self.arch, self.dtype, self.lora
         batch, tokens, _ = hidden.shape
         heads, head_dim = arch.num_key_value_heads, arch.head_dim
         groups = arch.num_attention_heads // heads
 
         def project(name: str, *shape: int) -> Array:
             features = heads * head_dim * (groups if name == "q_proj" else 1)
-            states = _linear(features, arch.qkv_bias, dtype, name=name)(hidden)
+            states = Linear(features, arch.qkv_bias, dtype, lora, name=name)(hidden)
             return states.reshape(batch, tokens, *shape)
 
         query = project("q_proj", heads, groups, head_dim)
@@ -165,7 +168,8 @@ class Attention(nn.Module):
         else:
             mixed = attend((query, visible))
         mixed = mixed.reshape(batch, tokens, arch.num_attention_heads * head_dim)
-        return _linear(arch.hidden_size, arch.output_bias, dtype, name="o_proj")(mixed)
+        out = Linear(arch.hidden_size, arch.output_bias, dtype, lora, name="o_proj")
+        return out(mixed)
 
 
 def _in_blocks(states: Array) -> Array:
@@ -179,15 +183,50 @@ class MLP(nn.Module):
 
     arch: Architecture
     dtype: Any = jnp.float32
+    lora: LoraSpec | None = None
 
     @nn.compact
     def __call__(self, hidden: Array) -> Array:
         """(B, T, E) to (B, T, E)."""
-        arch, dtype = self.arch, self.dtype
-        gate = _linear(arch.intermediate_size, arch.mlp_bias, dtype, name="gate_proj")(hidden)
-        up = _linear(arch.intermediate_size, arch.mlp_bias, dtype, name="up_proj")(hidden)
+        arch = self.arch
+
+        def linear(features: int, name: str) -> Linear:
+            return Linear(features, arch.mlp_bias, self.dtype, self.lora, name=name)
+
+        gate = linear(arch.intermediate_size, "gate_proj")(hidden)
+        up = linear(arch.intermediate_size, "up_proj")(hidden)
         product = ACTIVATIONS[arch.hidden_act](gate) * up
-        return _linear(arch.hidden_size, arch.mlp_bias, dtype, name="down_proj")(product)
+        return linear(arch.hidden_size, "down_proj")(product)
+
+
+class Linear(nn.Module):
+    """x W + c; where the variables hold a `lora` collection, + scale dropout(x) A B as well.
+
+    Hu et al. 2021 (arXiv:2106.09685), section 4.1. Without a `dropout` key nothing is dropped.
+    """
+
+    features: int
+    use_bias: bool
+    dtype: Any = jnp.float32
+    lora: LoraSpec | None = None
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """(…, in) to (…, out)."""
+
+        def product(states: Array, matrix: Array) -> Array:
+            return jnp.dot(states, matrix.astype(self.dtype), precision=_precision(self.dtype))
+
+        inputs = inputs.astype(self.dtype)
+        outputs = product(inputs, self.param("kernel", INIT, (inputs.shape[-1], self.features)))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            outputs += bias.reshape((1,) * (outputs.ndim - 1) + (-1,))
+        if self.lora is not None and self.has_variable("lora", "a"):
+            a, b = (self.get_variable("lora", factor) for factor in ("a", "b"))
+            dropout = nn.Dropout(self.lora.dropout, deterministic=not self.has_rng("dropout"))
+            outputs += self.lora.scale * product(product(dropout(inputs), a), b)
+        return outputs
 
 
 class RMSNorm(nn.Module):
@@ -218,9 +257,3 @@ def visible_keys(queries: Array, is_token: Array, window: Array) -> Array:
 
 def _precision(dtype: Any) -> jax.lax.Precision:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-
-
-def _linear(features: int, use_bias: bool, dtype: Any, name: str | None = None) -> nn.Dense:
-    return nn.Dense(
-        features, use_bias, dtype, precision=_precision(dtype), kernel_init=INIT, name=name
-    )

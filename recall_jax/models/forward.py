@@ -16,6 +16,7 @@ import numpy as np
 
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.decoder import Block, Context, Embed, Head
+from recall_jax.models.lora import LoraSpec
 from recall_jax.models.rope import cos_sin
 from recall_jax.units import EMBED, HEAD
 
@@ -52,14 +53,26 @@ def embed(arch: Architecture, params: Params, input_ids: Array, dtype: Any = jnp
 
 
 def block(
-    arch: Architecture, params: Params, hidden: Array, context: Context, window: Array | int
+    arch: Architecture,
+    params: Params,
+    hidden: Array,
+    context: Context,
+    window: Array | int,
+    *,
+    lora: Params | None = None,
+    lora_spec: LoraSpec | None = None,
+    dropout_key: Array | None = None,
 ) -> Array:
     """Unit `layers.i`: hidden states (B, T, E) to the raw output of the block, in the same dtype.
 
-    `window` is this layer's entry of `attention_windows`.
+    `window` is this layer's entry of `attention_windows`, `lora` its low-rank factors; for the
+    rest see `forward`.
     """
     chex.assert_shape(hidden, (*context.is_token.shape, arch.hidden_size))
-    return Block(arch, hidden.dtype).apply({"params": params}, hidden, context, window)
+    variables = {"params": params} if lora is None else {"params": params, "lora": lora}
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    module = Block(arch, hidden.dtype, lora_spec)
+    return module.apply(variables, hidden, context, window, rngs=rngs)
 
 
 def head(arch: Architecture, params: Params, hidden: Array) -> Array:
@@ -87,28 +100,39 @@ def forward(
     observe: Callable[[Array], Any] = lambda hidden: hidden,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    lora: Params | None = None,
+    lora_spec: LoraSpec | None = None,
+    dropout_key: Array | None = None,
 ) -> tuple[tuple[Any, ...], Array]:
     """Run all units: (what `observe` makes of each of the U outputs, final-norm output (B, T, E)).
 
     `tree` has its layers stacked on axis 0. `observe` maps (B, T, E) to any pytree and runs inside
     the scan over layers, so with one that pools, hidden states of one unit at a time exist. With
     `remat`, a backward pass keeps the blocks' inputs alone and runs each block again.
+
+    `lora` has the low-rank factors of an adapter, {"layers": {path of a linear layer: {"a" (L, in,
+    r), "b" (L, r, out)}}}, and `lora_spec` their scale; without `dropout_key` nothing is dropped.
     """
     chex.assert_equal_shape([input_ids, attention_mask])
+    if (lora is None) != (lora_spec is None):
+        raise ValueError("lora and lora_spec go together")
     batch = context(arch, attention_mask)
     hidden = embed(arch, tree[EMBED], input_ids, dtype)
     first = observe(hidden)
 
     windows = jnp.asarray(attention_windows(arch))
+    factors = None if lora is None else lora[LAYERS]
+    keys = None if dropout_key is None else jax.random.split(dropout_key, arch.num_hidden_layers)
 
-    def step(hidden: Array, layer: tuple[Params, Array]) -> tuple[Array, Any]:
-        params, window = layer
-        hidden = block(arch, params, hidden, batch, window)
+    def step(hidden: Array, layer: tuple[Any, ...]) -> tuple[Array, Any]:
+        params, window, factors, key = layer
+        adapter = {"lora": factors, "lora_spec": lora_spec, "dropout_key": key}
+        hidden = block(arch, params, hidden, batch, window, **adapter)
         return hidden, observe(hidden)
 
     if remat:
         step = jax.checkpoint(step, prevent_cse=False)  # the scan itself prevents it
-    hidden, inner = jax.lax.scan(step, hidden, (tree[LAYERS], windows))
+    hidden, inner = jax.lax.scan(step, hidden, (tree[LAYERS], windows, factors, keys))
     normed = head(arch, tree[HEAD], hidden)
     layers = (jax.tree.map(itemgetter(i), inner) for i in range(arch.num_hidden_layers))
     return (first, *layers, observe(normed)), normed
