@@ -1,6 +1,6 @@
 """`recall similarity`: how alike models are, every unit with every other."""
 
-from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,42 +83,45 @@ def similarity(
     if bool(models) == (reps is not None) or (reps and (data or typical)):
         raise InputError("give either models with --data or --typical, or --reps")
     console.prepare_jax(no_compilation_cache, device)
+    from recall_jax.output import output_folder
     from recall_jax.recipe import make_samples
     from recall_jax.similarity.asked import parse_measures
     from recall_jax.states import choose_units, read_states, states_of_models
     from recall_jax.study import compare_all
 
     asked = parse_measures(measure)
-    with console.progress_bar(quiet) as progress:
-        if reps is not None:
-            found, rows = read_states(reps)
-        else:
-            values = sample_values(data, typical, field, pool, max_tokens, batch_size, seed)
-            found, rows = states_of_models(
-                models or [],
-                make_samples(values),
-                dtype_name=compute_dtype,
-                ignore_config=ignore_config or (),
-                memory=console.optional_size(memory),
+    inputs = [path for path in (data, typical, reps, *map(Path, models or [])) if path]
+    # Entered first, so that a folder which may not be written is refused before anything runs.
+    with output_folder(out, force=force, inputs=inputs) if out else nullcontext() as folder:
+        with console.progress_bar(quiet) as progress:
+            if reps is not None:
+                found, rows = read_states(reps)
+            else:
+                values = sample_values(data, typical, field, pool, max_tokens, batch_size, seed)
+                found, rows = states_of_models(
+                    models or [],
+                    make_samples(values),
+                    dtype_name=compute_dtype,
+                    ignore_config=ignore_config or (),
+                    memory=console.optional_size(memory),
+                    progress=progress,
+                )
+            study = compare_all(
+                choose_units(found, layers),
+                rows,
+                asked,
+                block_size=block_size,
+                leave_out=measure.strip() == "all",
                 progress=progress,
             )
-        study = compare_all(
-            choose_units(found, layers),
-            rows,
-            asked,
-            block_size=block_size,
-            leave_out=measure.strip() == "all",
-            progress=progress,
-        )
-    if out is not None:
-        inputs = [path for path in (data, typical, reps, *map(Path, models or [])) if path]
-        settings = {
-            "source": str(reps or data or typical),
-            "measures": measure,
-            "layers": layers,
-            **({} if reps else {"max_tokens": max_tokens, "pool": pool, "seed": seed}),
-        }
-        _write(out, study, settings, force, inputs)
+        if folder is not None:
+            settings = {
+                "source": str(reps or data or typical),
+                "measures": measure,
+                "layers": layers,
+                **({} if reps else {"max_tokens": max_tokens, "pool": pool, "seed": seed}),
+            }
+            _write(folder, study, settings)
     console.warn(study.warnings)
     if not quiet:
         for result in study.results:
@@ -129,18 +132,14 @@ def similarity(
         )
 
 
-def _write(
-    out: Path, study: "Study", settings: dict[str, object], force: bool, inputs: Sequence[Path]
-) -> None:
+def _write(folder: Path, study: "Study", settings: dict[str, object]) -> None:
     from recall_jax.outcome import device, versions
-    from recall_jax.output import output_folder
     from recall_jax.report.study_files import write_study
     from recall_jax.study import study_record
 
     record = study_record(study)
     record |= {"settings": settings, "versions": versions(), "device": device()}
-    with output_folder(out, force=force, inputs=inputs) as folder:
-        write_study(folder, study, record)
+    write_study(folder, study, record)
 
 
 def _show(study: "Study", result: "Result") -> None:
