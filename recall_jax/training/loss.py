@@ -8,6 +8,7 @@ import optax
 
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.forward import Params, forward, logits
+from recall_jax.models.lora import LoraSpec
 from recall_jax.training.step import Batch
 
 Array = jax.Array
@@ -22,16 +23,28 @@ def completion_loss(
     *,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    lora: Params | None = None,
+    lora_spec: LoraSpec | None = None,
+    dropout_key: Array | None = None,
 ) -> tuple[Array, Array]:
     """Summed cross-entropy of the tokens of `loss_mask`, and their number; float32 scalars.
 
     The forward runs in `dtype`, whatever that of `params`; logits are float32. A row's first token
     follows nothing and never counts. With `remat`, blocks are computed again in the backward pass,
-    so that only their inputs are kept.
+    so that only their inputs are kept. For the adapter's arguments see `forward`.
     """
     input_ids, attention_mask, loss_mask = map(jnp.asarray, batch)
     _, normed = forward(
-        arch, params, input_ids, attention_mask, observe=lambda _: (), dtype=dtype, remat=remat
+        arch,
+        params,
+        input_ids,
+        attention_mask,
+        observe=lambda _: (),
+        dtype=dtype,
+        remat=remat,
+        lora=lora,
+        lora_spec=lora_spec,
+        dropout_key=dropout_key,
     )
     # Predictions and their targets keep the length T, which blocks divide; the last predicts none.
     targets = jnp.roll(input_ids, -1, axis=1)

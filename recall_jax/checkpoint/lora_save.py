@@ -1,0 +1,63 @@
+"""Write a LoRA adapter as peft does: adapter_config.json and adapter_model.safetensors.
+
+https://huggingface.co/docs/peft/developer_guides/checkpoint describes the format.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from recall_jax.checkpoint.writer import write_safetensors
+from recall_jax.errors import storage_faults
+
+
+class Factors(NamedTuple):
+    """The update of one linear layer, scale * B A: `a` (r, in), `b` (out, r)."""
+
+    a: np.ndarray
+    b: np.ndarray
+
+
+def save_adapter(
+    folder: Path,
+    factors: Mapping[str, Factors],
+    *,
+    base_model: str,
+    r: int,
+    alpha: float,
+    dropout: float,
+    use_rslora: bool,
+) -> None:
+    """Write both files into `folder`, which exists; `recall_jax.output` makes it appear whole.
+
+    factors are by the dotted paths of their layers in the base model, such as
+    `model.layers.0.self_attn.q_proj`.
+    """
+    tensors = {}
+    for module, (a, b) in factors.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b
+    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "r": r,
+        # where it can be the integer that peft declares it to be
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": dropout,
+        "target_modules": sorted({module.rpartition(".")[2] for module in factors}),
+        "use_rslora": use_rslora,
+        "use_dora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+    path = folder / "adapter_config.json"
+    with storage_faults(f"write {path}"):
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,153 @@
+"""Elastic weight consolidation (EWC): weights that mattered for earlier tasks are held in place.
+
+Kirkpatrick et al. 2017 (arXiv:1612.00796), eq. 3: the loss of a new task is
+
+    loss(theta) + strength / 2 * sum over i of F_i (theta_i - theta*_i)^2
+
+with theta* the weights after an earlier task and F the diagonal of its Fisher information there.
+The 1/2 is that of the paper, a Gaussian's log-density; implementations without it mean half our
+strength.
+
+F is the empirical Fisher, of labels as they are in the data, and per sample: the mean over samples
+of the squared gradient of that one sample's log-likelihood, which for a text is the sum over its
+counted tokens. The square of a batch's mean gradient is another quantity, and far smaller.
+
+Several tasks are kept `separate`, an `Anchor` for each, or as one running anchor, `online`
+(Schwarz et al. 2018, arXiv:1805.06370, section 3.2).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from recall_jax.checkpoint.safetensors import SafetensorsFile
+from recall_jax.checkpoint.writer import write_safetensors
+from recall_jax.errors import InputError
+from recall_jax.training.step import Batch, Loss
+
+Array = jax.Array
+Tree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Anchor:
+    """What a task leaves behind: its `fisher` F, float32, and the `weights` theta* it is taken at.
+
+    Two trees of the same shapes.
+    """
+
+    fisher: Tree
+    weights: Tree
+
+
+def fisher(loss_of_sample: Callable[[Tree, Any], Array], params: Tree, samples: Any) -> Tree:
+    """Diagonal empirical Fisher information, float32, a tree shaped as `params`.
+
+    `loss_of_sample(params, sample)` is the negative log-likelihood of one sample; `samples` is a
+    pytree with the n samples on axis 0. They are taken one by one: one gradient exists at a time.
+    """
+    count = jax.tree.leaves(samples)[0].shape[0]
+    total = _add_squares(loss_of_sample, params, samples, _zeros(params))
+    return jax.tree.map(lambda leaf: leaf / count, total)
+
+
+def fisher_of_batches(loss: Loss, trainable: Tree, frozen: Tree, batches: Iterable[Batch]) -> Tree:
+    """The Fisher information of the rows of `batches`, as `fisher`; `loss` as in an `Objective`.
+
+    Rows without counted tokens are no samples. Dropout is off.
+    """
+
+    def loss_of_row(trainable: Tree, frozen: Tree, row: Batch) -> Array:
+        return loss(trainable, frozen, Batch(*(leaf[None] for leaf in row)), None)[0]
+
+    @jax.jit
+    def add(trainable: Tree, frozen: Tree, batch: Batch, total: Tree) -> Tree:
+        return _add_squares(
+            lambda trainable, row: loss_of_row(trainable, frozen, row), trainable, batch, total
+        )
+
+    total, count = _zeros(trainable), 0
+    for batch in batches:
+        total = add(trainable, frozen, batch, total)
+        # the first token of a row is predicted from nothing, so never counted
+        count += int(np.asarray(batch.loss_mask)[:, 1:].any(axis=1).sum())
+    return jax.tree.map(lambda leaf: leaf / count, total)
+
+
+def ewc_penalty(strength: float) -> Callable[[Tree, Tree], Array]:
+    """A penalty of an `Objective`: that of `penalty` for the anchors in `frozen["anchors"]`."""
+    return lambda trainable, frozen: penalty(trainable, frozen["anchors"], strength)
+
+
+def penalty(weights: Tree, anchors: Sequence[Anchor], strength: float) -> Array:
+    """strength / 2 * sum over anchors and weights of F (theta - theta*)^2, a float32 scalar."""
+    total = jnp.float32(0)
+    for anchor in anchors:
+        terms = jax.tree.map(_energy, anchor.fisher, weights, anchor.weights)
+        total += jax.tree.reduce(jnp.add, terms)
+    return 0.5 * strength * total
+
+
+def online(previous: Anchor, newest: Anchor, decay: float) -> Anchor:
+    """One anchor for all tasks so far: F = decay * F of before + F of the newest, at its weights.
+
+    Schwarz et al. 2018, eq. 9; with a decay below 1 old tasks are forgotten gracefully.
+    """
+    total = jax.tree.map(lambda old, new: decay * old + new, previous.fisher, newest.fisher)
+    return Anchor(total, newest.weights)
+
+
+def save_anchor(path: Path, anchor: Anchor) -> None:
+    """Write a safetensors file of tensors `fisher.<path>` and `weights.<path>`."""
+    trees = {"fisher": anchor.fisher, "weights": anchor.weights}
+    write_safetensors(path, {name: np.asarray(leaf) for name, leaf in _named(trees).items()})
+
+
+def load_anchor(path: Path, like: Tree) -> Anchor:
+    """The anchor in a file, numpy arrays; InputError unless it fits the weights `like`."""
+    file = SafetensorsFile(path)
+    trees = {"fisher": like, "weights": like}
+    expected = {name: tuple(leaf.shape) for name, leaf in _named(trees).items()}
+    found = {name: spec.shape for name, spec in file.specs.items()}
+    if found != expected:
+        name = min(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        raise InputError(
+            f"{path}: {name} is {found.get(name, 'missing')} where the weights that are trained "
+            f"call for {expected.get(name, 'nothing')}; it is the anchor of another model"
+        )
+    leaves = [file.read(name) for name in expected]
+    return Anchor(**jax.tree.unflatten(jax.tree.structure(trees), leaves))
+
+
+def _add_squares(
+    loss_of_sample: Callable[[Tree, Any], Array], params: Tree, samples: Any, total: Tree
+) -> Tree:
+    """`total` + the sum over samples of the squared gradient of each."""
+
+    def add(total: Tree, sample: Any) -> tuple[Tree, None]:
+        gradient = jax.grad(loss_of_sample)(params, sample)
+        square = jax.tree.map(lambda leaf: jnp.square(leaf.astype(jnp.float32)), gradient)
+        return jax.tree.map(jnp.add, total, square), None
+
+    return jax.lax.scan(add, total, samples)[0]
+
+
+def _zeros(params: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), params)
+
+
+def _energy(fisher: Array, weights: Array, anchor: Array) -> Array:
+    moved = weights.astype(jnp.float32) - anchor.astype(jnp.float32)
+    return jnp.sum(fisher * jnp.square(moved))
+
+
+def _named(tree: Tree) -> dict[str, Any]:
+    """The leaves by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -1,0 +1,97 @@
+"""LoRA in training: the factors at the start, the loss in them, and what becomes of them.
+
+Hu et al. 2021 (arXiv:2106.09685). The factors are a tree that mirrors the modules of a block,
+{"layers": {"self_attn": {"q_proj": {"a": (L, in, r), "b": (L, r, out)}}, …}}, float32: the
+transposes of peft's lora_A and lora_B, stacked.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from recall_jax.checkpoint.lora_save import Factors, save_adapter
+from recall_jax.models.architecture import LAYERS, Architecture
+from recall_jax.models.forward import Params, init_params
+from recall_jax.models.lora import LoraSpec, adapted_modules
+from recall_jax.training.loss import completion_loss
+from recall_jax.training.step import Batch, Loss
+
+Array = jax.Array
+
+
+def init_lora(arch: Architecture, spec: LoraSpec, key: Array) -> Params:
+    """The factors before training, as in peft: A uniform on ±1 / sqrt(in), B zero.
+
+    That is Kaiming's uniform distribution with a = sqrt(5); the model is at first its base.
+    InputError for target modules that `arch` does not have.
+    """
+    shapes = flatten_dict(jax.eval_shape(lambda: init_params(arch, key))[LAYERS], sep="/")
+    factors = {}
+    for index, path in enumerate(adapted_modules(arch, spec)):
+        layers, inputs, outputs = shapes[f"{path}/kernel"].shape
+        bound = 1 / math.sqrt(inputs)
+        own_key = jax.random.fold_in(key, index)
+        shape = (layers, inputs, spec.r)
+        factors[f"{path}/a"] = jax.random.uniform(own_key, shape, jnp.float32, -bound, bound)
+        factors[f"{path}/b"] = jnp.zeros((layers, spec.r, outputs), jnp.float32)
+    return {LAYERS: unflatten_dict(factors, sep="/")}
+
+
+def lora_loss(
+    arch: Architecture, spec: LoraSpec, *, dtype: Any = jnp.float32, remat: bool = False
+) -> Loss:
+    """The loss of completions in the factors; `frozen["base"]` has the parameters beneath them."""
+
+    def loss(
+        trainable: Params, frozen: Params, batch: Batch, key: Array | None
+    ) -> tuple[Array, Array]:
+        return completion_loss(
+            arch,
+            frozen["base"],
+            batch,
+            dtype=dtype,
+            remat=remat,
+            lora=trainable,
+            lora_spec=spec,
+            dropout_key=key,
+        )
+
+    return loss
+
+
+def fold(params: Params, lora: Params, spec: LoraSpec) -> Params:
+    """Parameters without an adapter that compute the same: W + scale A B, float32, rounded once."""
+    layers = flatten_dict(params[LAYERS], sep="/")
+    factors = flatten_dict(lora[LAYERS], sep="/")
+    for path in {name.rpartition("/")[0] for name in factors}:
+        kernel = layers[f"{path}/kernel"]
+        update = jnp.matmul(factors[f"{path}/a"], factors[f"{path}/b"], precision="highest")
+        folded = kernel.astype(jnp.float32) + spec.scale * update
+        layers[f"{path}/kernel"] = folded.astype(kernel.dtype)
+    return {**params, LAYERS: unflatten_dict(layers, sep="/")}
+
+
+def save_lora(
+    folder: Path, arch: Architecture, lora: Params, spec: LoraSpec, *, base_model: str
+) -> None:
+    """Write the adapter in peft's format into `folder`, which exists."""
+    stacked = flatten_dict(lora[LAYERS], sep="/")
+    factors = {}
+    for layer in range(arch.num_hidden_layers):
+        for path, name in adapted_modules(arch, spec).items():
+            a, b = (np.asarray(stacked[f"{path}/{factor}"][layer]).T for factor in ("a", "b"))
+            factors[f"model.layers.{layer}.{name}"] = Factors(a, b)
+    save_adapter(
+        folder,
+        factors,
+        base_model=base_model,
+        r=spec.r,
+        alpha=spec.alpha,
+        dropout=spec.dropout,
+        use_rslora=spec.use_rslora,
+    )
