@@ -1,0 +1,160 @@
+"""`recall finetune`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recall_jax.cli import console
+from recall_jax.cli import options as opt
+
+
+def finetune(
+    model: Annotated[str, typer.Argument(help="Model to start from: a folder or hub id.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            help="Rows to learn: .jsonl, .json, .csv, .txt or .parquet. Of prompt + completion the "
+            "completion is learnt, of messages the assistant's turns, of text all.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; it must not exist.")],
+    method: Annotated[str, typer.Option("--method", help="full: all parameters.")] = "full",
+    validation: Annotated[
+        Path | None,
+        typer.Option("--validation", help="Rows to validate on; the best weights are kept."),
+    ] = None,
+    validation_share: Annotated[
+        float | None,
+        typer.Option("--validation-share", help="Validate on this share of the data, not learnt."),
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", help="How often every row comes.")] = 3,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Number of steps, in place of epochs.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Rows on the devices at a time.")
+    ] = 8,
+    accumulate: Annotated[
+        int, typer.Option("--accumulate", help="Batches whose gradients make one step.")
+    ] = 1,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", help="The highest of the schedule.")
+    ] = 2e-5,
+    schedule: Annotated[
+        str, typer.Option("--schedule", help="After the warm-up: cosine, linear or constant.")
+    ] = "cosine",
+    warmup: Annotated[
+        float, typer.Option("--warmup", help="Share of the steps in which the rate rises.")
+    ] = 0.03,
+    weight_decay: Annotated[
+        float, typer.Option("--weight-decay", help="AdamW's, of matrices alone.")
+    ] = 0.0,
+    clip_norm: Annotated[
+        float, typer.Option("--clip-norm", help="Largest global norm of the gradients.")
+    ] = 1.0,
+    patience: Annotated[
+        int | None,
+        typer.Option("--patience", help="Stop after so many validations without a better one."),
+    ] = None,
+    evaluate_every: Annotated[
+        int | None,
+        typer.Option("--evaluate-every", help="Steps between validations; by default an epoch."),
+    ] = None,
+    save_every: Annotated[
+        int, typer.Option("--save-every", help="Steps between checkpoints for --resume; 0: none.")
+    ] = 500,
+    field: opt.Field = None,
+    max_tokens: opt.MaxTokens = 512,
+    seed: Annotated[int, typer.Option("--seed", help="Of the order of rows, and of dropout.")] = 0,
+    compute_dtype: opt.ComputeDtype = None,
+    out_dtype: Annotated[
+        str | None,
+        typer.Option("--out-dtype", help="Of the weights written; by default as they came."),
+    ] = None,
+    remat: Annotated[
+        bool,
+        typer.Option("--remat", help="Keep less for the backward pass and compute it again."),
+    ] = False,
+    mesh: Annotated[
+        str,
+        typer.Option(
+            "--mesh",
+            help="Devices: data=N copies of the parameters, each cut into fsdp=M parts.",
+        ),
+    ] = "data=1",
+    shard_size: opt.ShardSize = "5GB",
+    ignore_config: opt.IgnoreConfig = None,
+    device: opt.Device = None,
+    resume: opt.Resume = False,
+    force: opt.Force = False,
+    no_compilation_cache: opt.NoCache = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Train a model on rows of text, to a new model folder.
+
+    \b
+    Example: recall finetune base --data french.jsonl --out french --validation-share 0.05
+    """
+    console.prepare_jax(no_compilation_cache, device)
+    from recall_jax import finetune as job
+
+    settings = job.Settings(
+        data=str(data),
+        method=method,
+        validation=None if validation is None else str(validation),
+        validation_share=validation_share,
+        field=field,
+        max_tokens=max_tokens,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        seed=seed,
+        patience=patience,
+        evaluate_every=evaluate_every,
+        save_every=save_every,
+        compute_dtype=compute_dtype,
+        out_dtype=out_dtype,
+        remat=remat,
+        mesh=mesh,
+        ignore_config=tuple(ignore_config or ()),
+    )
+    options = job.Options(force=force, resume=resume, shard_bytes=console.size_in_bytes(shard_size))
+    with console.progress_bar(quiet) as progress:
+        record = job.finetune(
+            model,
+            out,
+            settings,
+            options=options,
+            progress=progress,
+            announce=lambda line: console.say(line, quiet),
+        )
+    console.warn(record["warnings"])
+    console.say(_summary(record, out), quiet)
+
+
+def _summary(record: dict[str, Any], out: Path) -> str:
+    """A few lines on a finished fine-tuning."""
+    losses, best, speed = record["losses"], record["best_step"], record["tokens_per_second"]
+    lines = [f"trained {record['model']} into {out} by {record['method']}"]
+    lines.append(
+        f"  {record['steps']} of {record['steps_planned']} steps, loss {losses[0]:.4f} to "
+        f"{losses[-1]:.4f}"
+    )
+    if best is not None:
+        loss = dict(map(tuple, record["validation_losses"]))[best]
+        lines.append(f"  kept: step {best}, validation loss {loss:.4f}")
+    seconds = record["timing_s"]["training"]
+    lines.append(
+        f"  {record['tokens']:,} tokens in {seconds:.1f} s"
+        + (f", {speed:,.0f} tokens/s once compiled" if speed else "")
+    )
+    return "\n".join(lines)
