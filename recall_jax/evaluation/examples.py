@@ -22,7 +22,7 @@ class Example:
 
 
 def make_examples(task: Task, rows: Rows) -> list[Example]:
-    """An example of each row; InputError, with its place, for one that lacks what the task needs."""
+    """An example of each row; InputError, with its place, for one that lacks what it takes."""
     return [
         _example(task, row, number, place)
         for row, number, place in zip(rows.rows, rows.numbers, rows.places, strict=True)

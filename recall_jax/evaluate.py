@@ -1,0 +1,221 @@
+"""An evaluation, from models and tasks to one table: where all rooms meet.
+
+Rows and prompts are made before any model is loaded, and models are in memory one at a time. What
+each of them answered is kept; an interrupted evaluation goes on after the last finished task.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from recall_jax.engine.inputs import compute_dtype
+from recall_jax.engine.progress import Clock, Progress, silent
+from recall_jax.errors import storage_faults
+from recall_jax.evaluation.examples import Example, make_examples
+from recall_jax.evaluation.journal import Journal, Results, resume_journal
+from recall_jax.evaluation.resident import load_resident
+from recall_jax.evaluation.rows import load_rows
+from recall_jax.evaluation.scoring import Scored, headline, score
+from recall_jax.evaluation.task import Task
+from recall_jax.outcome import device, versions
+from recall_jax.output import work_folder
+from recall_jax.report.evaluation_page import render_evaluation
+from recall_jax.report.wording import short_name
+from recall_jax.representations.data import write_jsonl
+
+RECORD, PAGE, PREDICTIONS = "evaluation.json", "index.html", "predictions"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How models are evaluated: on at most `limit` rows of each task, drawn by `seed`."""
+
+    data_root: Path | None = None
+    limit: int | None = None
+    seed: int = 0
+    batch_size: int = 8
+    compute_dtype: str | None = None
+    force: bool = False
+    resume: bool = False
+
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task, and what a model is asked of it: the examples of the rows drawn, of `total` rows."""
+
+    task: Task
+    examples: list[Example]
+    total: int
+    source: str
+    files: tuple[Path, ...]
+
+    def digest(self) -> str:
+        """A checksum of the examples."""
+        content = json.dumps([asdict(example) for example in self.examples])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def ask(task: Task, options: Options = DEFAULTS) -> Asked:
+    """The examples of a task's rows. Raises InputError for missing or unfitting rows."""
+    rows = load_rows(task, options.data_root)
+    drawn = rows.draw(options.limit, options.seed)
+    examples = make_examples(task, drawn)
+    return Asked(task, examples, len(rows.rows), rows.source, rows.files)
+
+
+def evaluate(
+    models: Sequence[str],
+    tasks: Sequence[Task],
+    out: Path | None = None,
+    *,
+    options: Options = DEFAULTS,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Evaluate models on tasks, and write `out`, if given: the record, a page, and all answers.
+
+    Returns the record, as `evaluation.json` holds it. Raises InputError for whatever is wrong with
+    models, tasks, rows or `out`; UnfinishedError, which leaves what is done for `resume`.
+    """
+    clock = Clock()
+    with clock.stage("total"):
+        asked = [ask(task, options) for task in tasks]
+        checkpoints = [open_checkpoint(model) for model in models]
+        names = [f"{k}-{_file_name(model)}" for k, model in enumerate(models)]
+        with _kept(out, checkpoints, asked, options) as (folder, journal):
+            for k, checkpoint in enumerate(checkpoints):
+                missing = [each for each in asked if (k, each.task.task) not in journal.results]
+                for each, scored in _answers(checkpoint, missing, options, clock):
+                    task = each.task.task
+                    if folder is not None:
+                        _write_predictions(
+                            folder / PREDICTIONS / names[k] / f"{task}.jsonl", scored
+                        )
+                    journal.record(k, task, scored.metrics)
+                    done, total = len(journal.results), len(models) * len(asked)
+                    progress(f"{task}, {short_name(checkpoint.name)}", done, total)
+            record = _record(models, names, asked, journal.results, options)
+            if folder is not None:
+                _write(folder, record)
+    return record | {"timing_s": clock.seconds}
+
+
+def _answers(
+    checkpoint: Checkpoint, asked: Sequence[Asked], options: Options, clock: Clock
+) -> Iterator[tuple[Asked, Scored]]:
+    """What a model, which is in memory only meanwhile, answers to each task."""
+    if not asked:
+        return
+    with clock.stage("loading"):
+        model = load_resident(checkpoint.name)
+    dtype = compute_dtype(options.compute_dtype, checkpoint)
+    for each in asked:
+        with clock.stage(each.task.task):
+            yield (
+                each,
+                score(each.task, each.examples, model, batch_size=options.batch_size, dtype=dtype),
+            )
+
+
+@contextmanager
+def _kept(
+    out: Path | None, checkpoints: Sequence[Checkpoint], asked: Sequence[Asked], options: Options
+) -> Iterator[tuple[Path | None, Journal]]:
+    """The folder that becomes `out`, and the journal of what is done; neither without `out`."""
+    identity = _identity(checkpoints, asked, options)
+    if out is None:
+        yield None, Journal(None, identity)
+        return
+    inputs = [path for each in asked for path in each.files]
+    inputs += [path for model in checkpoints for path in (model.folder, *model.adapters)]
+    with work_folder(out, force=options.force, resume=options.resume, inputs=inputs) as work:
+        if options.resume:
+            yield work.folder, resume_journal(work.journal, identity)
+        else:
+            yield work.folder, Journal(work.journal, identity)
+
+
+def _identity(
+    checkpoints: Sequence[Checkpoint], asked: Sequence[Asked], options: Options
+) -> dict[str, Any]:
+    """What makes an evaluation the same: only then may one go on where another has stopped."""
+    return {
+        "models": [model.fingerprint() for model in checkpoints],
+        "tasks": [each.task.model_dump(mode="json") for each in asked],
+        "rows": [each.digest() for each in asked],
+        "options": [options.batch_size, options.compute_dtype],
+        "versions": {**versions(), "device": device()},
+    }
+
+
+def _record(
+    models: Sequence[str],
+    names: Sequence[str],
+    asked: Sequence[Asked],
+    results: Results,
+    options: Options,
+) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "models": [
+            {"model": model, "predictions": f"{PREDICTIONS}/{name}"}
+            for model, name in zip(models, names, strict=True)
+        ],
+        "tasks": [
+            {
+                "task": each.task.task,
+                "metrics": list(headline(each.task)),
+                "rows": len(each.examples),
+                "rows_in_all": each.total,
+                "source": each.source,
+                "first_prompt": each.examples[0].prompt,
+                "definition": each.task.model_dump(mode="json", exclude_none=True),
+            }
+            for each in asked
+        ],
+        "results": [
+            {
+                each.task.task: {
+                    metric: estimate._asdict()
+                    for metric, estimate in results[k, each.task.task].items()
+                }
+                for each in asked
+            }
+            for k in range(len(models))
+        ],
+        "settings": {
+            "limit": options.limit,
+            "seed": options.seed,
+            "batch_size": options.batch_size,
+            "compute_dtype": options.compute_dtype,
+        },
+        "versions": versions(),
+        "device": device(),
+    }
+
+
+def _write_predictions(path: Path, scored: Scored) -> None:
+    with storage_faults(f"write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(path, scored.predictions)
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    page = render_evaluation(record)
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with storage_faults(f"write {folder}"):
+        (folder / RECORD).write_text(text, encoding="utf-8", errors="backslashreplace")
+        (folder / PAGE).write_text(page, encoding="utf-8")
+
+
+def _file_name(model: str) -> str:
+    """A model's name as a folder can have it."""
+    return re.sub(r"[^\w.+-]", "_", short_name(model, 60))

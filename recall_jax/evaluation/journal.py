@@ -1,0 +1,72 @@
+"""The journal of an evaluation: which tasks of which models are finished, with their metrics.
+
+Lines of JSON: first what is evaluated, then each finished (model, task). A line that a kill cut
+short is as if it were not there.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recall_jax.errors import UnfinishedError, storage_faults
+from recall_jax.evaluation.metrics import Estimate
+
+Results = dict[tuple[int, str], dict[str, Estimate]]
+"""The metrics by name, of each pair of a model's index and a task's name."""
+
+
+@dataclass
+class Journal:
+    """What is finished, here and, where there is a path, on disk."""
+
+    path: Path | None
+    identity: Mapping[str, Any]
+    results: Results = field(default_factory=dict)
+
+    def record(self, model: int, task: str, metrics: dict[str, Estimate]) -> None:
+        """Note the metrics of one task of one model."""
+        self.results[model, task] = metrics
+        if self.path is None:
+            return
+        with storage_faults(f"write {self.path}"), self.path.open("a", encoding="utf-8") as file:
+            if file.tell() == 0:
+                file.write(json.dumps({"identity": self.identity}) + "\n")
+            file.write(json.dumps({"model": model, "task": task, "metrics": metrics}) + "\n")
+
+
+def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
+    """The journal of an interrupted evaluation, empty if there is none to be read.
+
+    Raises UnfinishedError where it is of another evaluation. A line cut short is removed.
+    """
+    journal = Journal(path, identity)
+    records = _records(path)
+    if not records:
+        return journal
+    then, now = records[0].get("identity", {}), json.loads(json.dumps(identity))
+    for key in now:
+        if then.get(key) != now[key]:
+            raise UnfinishedError(
+                f"the interrupted evaluation had other {key}: go back to them, or run without "
+                "--resume to start afresh"
+            )
+    with storage_faults(f"write {path}"):
+        path.unlink()
+    for record in records[1:]:
+        metrics = {name: Estimate(*values) for name, values in record["metrics"].items()}
+        journal.record(record["model"], record["task"], metrics)
+    return journal
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal up to the first that is not whole."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
+        records.append(json.loads(line))
+    return records

@@ -1,0 +1,193 @@
+"""Scoring: what a model answers to a task's examples, and how much of it is right."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from recall_jax.errors import InputError
+from recall_jax.evaluation.examples import Example
+from recall_jax.evaluation.generation import generate
+from recall_jax.evaluation.likelihood import log_likelihoods
+from recall_jax.evaluation.metrics import (
+    Estimate,
+    estimates,
+    mean_estimate,
+    normalise_answer,
+    row_scores,
+)
+from recall_jax.evaluation.resident import Resident
+from recall_jax.evaluation.stop_strings import before_any, stops_at
+from recall_jax.evaluation.task import Generation, Likelihood, Task
+from recall_jax.representations.tokens import Tokenizer
+
+ACCURACY = "accuracy"
+_UNLIMITED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A task's metrics of one model, and what it answered: a JSON object for each example."""
+
+    metrics: dict[str, Estimate]
+    predictions: list[dict[str, Any]]
+
+
+def headline(task: Task) -> tuple[str, ...]:
+    """The names of the metrics that a task asks for; `Scored.metrics` may hold more."""
+    return task.metrics or (ACCURACY,)
+
+
+def score(
+    task: Task,
+    examples: Sequence[Example],
+    model: Resident,
+    *,
+    batch_size: int,
+    dtype: DTypeLike = jnp.float32,
+) -> Scored:
+    """Ask a model all examples of a task; the forward runs in `dtype`.
+
+    Prompts are never cut. Raises InputError for a prompt or a choice without tokens.
+    """
+    if isinstance(task.scoring, Likelihood):
+        return _choose(task.scoring, examples, model, batch_size, dtype)
+    texts = _generate(
+        task.scoring, [example.prompt for example in examples], model, batch_size, dtype
+    )
+    if task.metrics is None:
+        return _judge_choices(examples, texts)
+    return _judge_texts(task.metrics, task.scoring, examples, texts)
+
+
+def split_tokens(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], ...]:
+    """Token ids of a context and of what follows it, tokenised as one text.
+
+    Spaces at the end of the context count to the continuation, as its first word's token has them.
+    """
+    stripped = context.rstrip()
+    count = len(tokenizer.encode(stripped, _UNLIMITED, True))
+    whole = tokenizer.encode(context + continuation, _UNLIMITED, True)
+    return whole[:count], whole[count:]
+
+
+def _choose(
+    scoring: Likelihood,
+    examples: Sequence[Example],
+    model: Resident,
+    batch_size: int,
+    dtype: DTypeLike,
+) -> Scored:
+    """Each example's likeliest choice; of several alike, the first."""
+    pairs = [
+        split_tokens(model.tokenizer, example.prompt, choice)
+        for example in examples
+        for choice in example.choices
+    ]
+    contexts, continuations = zip(*pairs, strict=True)
+    if not all(contexts) or not all(continuations):
+        raise InputError("a prompt or a choice has no tokens: give each some text")
+    sums, _, counts = log_likelihoods(
+        model.arch, model.params, contexts, continuations, batch_size=batch_size, dtype=dtype
+    )
+    ends = np.cumsum([len(example.choices) for example in examples])[:-1]
+    predictions = []
+    for example, total, tokens in zip(
+        examples, np.split(np.asarray(sums), ends), np.split(np.asarray(counts), ends), strict=True
+    ):
+        values = total / _lengths(scoring, example, tokens)
+        chosen = int(np.argmax(values))
+        predictions.append(
+            {
+                **_asked(example),
+                "log_likelihoods": total.tolist(),
+                "tokens": tokens.tolist(),
+                "prediction": chosen,
+                ACCURACY: float(chosen == example.answer),
+            }
+        )
+    return Scored({ACCURACY: mean_estimate([row[ACCURACY] for row in predictions])}, predictions)
+
+
+def _lengths(scoring: Likelihood, example: Example, tokens: np.ndarray) -> np.ndarray:
+    """What the log-likelihood of each choice is divided by."""
+    if scoring.normalise == "token":
+        return tokens
+    if scoring.normalise == "byte":
+        return np.asarray([len(choice.encode()) for choice in example.choices])
+    return np.ones(len(tokens))
+
+
+def _judge_choices(examples: Sequence[Example], texts: Sequence[str]) -> Scored:
+    predictions = []
+    for example, text in zip(examples, texts, strict=True):
+        chosen = _choice_named(text, example.choices)
+        accuracy = float(chosen == example.answer)
+        predictions.append(
+            {**_asked(example), "generated": text, "prediction": chosen, ACCURACY: accuracy}
+        )
+    return Scored({ACCURACY: mean_estimate([row[ACCURACY] for row in predictions])}, predictions)
+
+
+def _judge_texts(
+    metrics: Sequence[str], scoring: Generation, examples: Sequence[Example], texts: Sequence[str]
+) -> Scored:
+    answers = [_answer(text, scoring.no_answer) for text in texts]
+    references = [example.references for example in examples]
+    scores = row_scores(metrics, answers, references)
+    predictions = [
+        {**_asked(example), "generated": text, "prediction": answer, **mine}
+        for example, text, answer, mine in zip(examples, texts, answers, scores, strict=True)
+    ]
+    return Scored(estimates(metrics, answers, references, scores), predictions)
+
+
+def _generate(
+    scoring: Generation, prompts: Sequence[str], model: Resident, batch_size: int, dtype: DTypeLike
+) -> list[str]:
+    """The text that follows each prompt, up to a stop string."""
+    tokenizer = model.tokenizer
+    new = generate(
+        model.arch,
+        model.params,
+        [tokenizer.encode(prompt, _UNLIMITED, True) for prompt in prompts],
+        max_new_tokens=scoring.max_new_tokens,
+        eos_token_ids=model.eos_token_ids,
+        batch_size=batch_size,
+        dtype=dtype,
+        stop=stops_at(tokenizer, scoring.stop),
+    )
+    return [before_any(tokenizer.decode(tokens), scoring.stop) for tokens in new]
+
+
+def _answer(text: str, no_answer: str | None) -> str:
+    """The answer without white space around it, empty where it says that there is none."""
+    if no_answer is not None and normalise_answer(text) == normalise_answer(no_answer):
+        return ""
+    return text.strip()
+
+
+def _choice_named(text: str, choices: Sequence[str]) -> int | None:
+    """The choice with whose words a text begins, of several the longest; None without one."""
+    words = _words(text)
+    begun = [
+        index
+        for index, choice in enumerate(choices)
+        if (mine := _words(choice)) and words[: len(mine)] == mine
+    ]
+    return max(begun, key=lambda index: len(_words(choices[index])), default=None)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _asked(example: Example) -> dict[str, Any]:
+    asked: dict[str, Any] = {"row": example.row, "prompt": example.prompt}
+    if example.choices:
+        return asked | {"choices": example.choices, "answer": example.answer}
+    return asked | {"references": example.references}

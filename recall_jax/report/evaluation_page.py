@@ -1,0 +1,72 @@
+"""The page of an evaluation: one table for all models, and each task with all its metrics."""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from statistics import fmean
+from typing import Any
+
+from recall_jax.report import wording
+from recall_jax.report.page import Table, render
+
+
+def summary(record: Mapping[str, Any]) -> Table:
+    """A row for each model, a column for each task and metric asked for; texts `value ± error`.
+
+    With several tasks, the last column is the mean of their first metrics. Its standard error is
+    that of a mean of independent tasks.
+    """
+    columns = [(task["task"], metric) for task in record["tasks"] for metric in task["metrics"]]
+    titles = ["model", *(f"{task}: {words(metric)}" for task, metric in columns)]
+    rows = []
+    for model, results in zip(record["models"], record["results"], strict=True):
+        cells = [estimate(results[task][metric]) for task, metric in columns]
+        if len(record["tasks"]) > 1:
+            first = [results[task["task"]][task["metrics"][0]] for task in record["tasks"]]
+            cells.append(estimate(_mean(first)))
+        rows.append([model["model"], *cells])
+    if len(record["tasks"]) > 1:
+        titles.append("mean")
+    return Table("Results", titles, rows)
+
+
+def render_evaluation(record: Mapping[str, Any]) -> str:
+    """The page for a record, as `evaluation.json` holds it."""
+    return render(
+        "evaluation.html.jinja",
+        record=record,
+        summary=summary(record),
+        tables=[_table(record, task["task"]) for task in record["tasks"]],
+        settings=wording.flat_settings(record["settings"]),
+    )
+
+
+def words(metric: str) -> str:
+    """A metric's name as one says it."""
+    return (
+        metric.replace("squad_", "").replace("_", " ").replace("bleu", "BLEU").replace("f1", "F1")
+    )
+
+
+def estimate(found: Mapping[str, Any]) -> str:
+    """An estimate as `value ± standard error`."""
+    if found["standard_error"] is None:
+        return f"{found['value']:.1f}"
+    return f"{found['value']:.1f} ± {found['standard_error']:.1f}"
+
+
+def _mean(estimates: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    errors = [each["standard_error"] for each in estimates]
+    known = None if None in errors else sqrt(sum(error**2 for error in errors)) / len(errors)
+    return {"value": fmean(each["value"] for each in estimates), "standard_error": known}
+
+
+def _table(record: Mapping[str, Any], task: str) -> Table:
+    """Every metric of one task, with the number of rows behind it."""
+    metrics = list(record["results"][0][task])
+    counts = record["results"][0][task]
+    columns = ["model", *(f"{words(name)} (n = {counts[name]['rows']:,})" for name in metrics)]
+    rows = [
+        [model["model"], *(estimate(results[task][name]) for name in metrics)]
+        for model, results in zip(record["models"], record["results"], strict=True)
+    ]
+    return Table(task, columns, rows)
