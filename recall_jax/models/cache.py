@@ -48,7 +48,7 @@ class Cache:
 
 
 def empty_cache(arch: Architecture, padding: Array, capacity: int, dtype: Any) -> Cache:
-    """A cache for rows that start with `padding` (B,) slots of padding and end within `capacity`."""
+    """A cache of `capacity` slots for rows that start with `padding` (B,) slots of padding."""
     heads, head_dim = arch.num_key_value_heads, arch.head_dim
     shape = (arch.num_hidden_layers, len(padding), capacity, heads, head_dim)
     zero = jnp.int32(0)

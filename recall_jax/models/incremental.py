@@ -40,9 +40,7 @@ def prefill(
     return normed[:, -1], cache
 
 
-def extend(
-    arch: Architecture, tree: Params, input_ids: Array, cache: Cache
-) -> tuple[Array, Cache]:
+def extend(arch: Architecture, tree: Params, input_ids: Array, cache: Cache) -> tuple[Array, Cache]:
     """Read the next tokens (B, t) of each row: (final-norm output (B, t, E), cache).
 
     With dynamic rope scaling the frequencies are those of a row's length after these tokens; keys

@@ -1,0 +1,66 @@
+"""A whole model in memory, ready to be asked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.errors import InputError
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.config import read_architecture
+from recall_jax.models.convert import check_tensors, tensor_shapes, to_flax
+from recall_jax.representations.tokens import Tokenizer, load_tokenizer
+
+DEFAULT_MAX_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class Resident:
+    """What generation and likelihoods need of a model.
+
+    `params` are numpy arrays in the dtype on disk, laid out as by `convert.to_flax`. `max_length`
+    is the number of tokens that the model was made for.
+    """
+
+    arch: Architecture
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+    eos_token_ids: tuple[int, ...]
+    max_length: int
+
+
+def load_resident(model: str | Path) -> Resident:
+    """Read a model as recipes name it: a folder, a hub id, either with adapters folded in.
+
+    Raises:
+        InputError: if it cannot be read, or does not say which tokens end a text.
+    """
+    checkpoint = open_checkpoint(model)
+    arch = read_architecture(checkpoint.config, where=f"{model}/config.json")
+    check_tensors(arch, {name: s.shape for name, s in checkpoint.specs.items()}, str(model))
+    tokenizer = load_tokenizer(checkpoint.tokenizer_folders, arch.family)
+    eos_token_ids = end_of_text(checkpoint)
+    params = to_flax(arch, {name: checkpoint.read(name) for name in tensor_shapes(arch)})
+    max_length = checkpoint.config.get("max_position_embeddings") or DEFAULT_MAX_LENGTH
+    return Resident(arch, params, tokenizer, eos_token_ids, max_length)
+
+
+def end_of_text(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The token ids that end a text, of the generation config or else the config.
+
+    Raises:
+        InputError: if neither has any.
+    """
+    generation = checkpoint.folder / "generation_config.json"
+    configs: list[Mapping[str, Any]] = [checkpoint.config]
+    if generation.is_file():
+        configs.insert(0, read_json_object(generation))
+    for config in configs:
+        match config.get("eos_token_id"):
+            case int(token):
+                return (token,)
+            case list(tokens) if tokens:
+                return tuple(tokens)
+    raise InputError(f"{checkpoint.name} has no eos_token_id: add it to its config.json")
