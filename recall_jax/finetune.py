@@ -4,7 +4,7 @@ The command line and Python callers come through `finetune`.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.checksums import FileChecksum
 from recall_jax.checkpoint.companions import companions, copy_companions
@@ -27,85 +26,25 @@ from recall_jax.errors import InputError, storage_faults
 from recall_jax.evaluation.resident import end_of_text
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import from_flax, tensor_shapes, to_flax
+from recall_jax.models.forward import Params
 from recall_jax.outcome import device, peak_memory_bytes, versions
 from recall_jax.output import work_folder
 from recall_jax.report.training_card import training_card
 from recall_jax.representations.tokens import load_tokenizer
 from recall_jax.stages import write_json
 from recall_jax.training.checkpoints import Checkpoints, History
+from recall_jax.training.ewc import save_anchor
 from recall_jax.training.examples import Examples, hold_out, read_examples, steps_per_epoch
 from recall_jax.training.loop import Plan, train
-from recall_jax.training.loss import completion_loss
-from recall_jax.training.optimizer import SCHEDULES, adamw, learning_rate
+from recall_jax.training.lora import save_lora
+from recall_jax.training.methods import Method, make_anchor, make_method
+from recall_jax.training.optimizer import adamw, learning_rate
+from recall_jax.training.settings import Settings
 from recall_jax.training.sharding import make_mesh, parse_mesh
-from recall_jax.training.step import Objective, Tree
+from recall_jax.training.step import Tree
 
-METHODS = ("full",)
 RECORD = "training.json"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is trained on what, and how; the same names as the command's options.
-
-    `steps` goes before `epochs`; `evaluate_every` None is once an epoch; 0 saves never.
-    `learning_rate` is the highest of the schedule, `warmup` the share of the steps in which it
-    rises. `mesh` is such as `data=2,fsdp=4`. InputError for a value that makes no sense.
-    """
-
-    data: str
-    method: str = "full"
-    validation: str | None = None
-    validation_share: float | None = None
-    field: str | None = None
-    max_tokens: int = 512
-    epochs: int = 3
-    steps: int | None = None
-    batch_size: int = 8
-    accumulate: int = 1
-    learning_rate: float = 2e-5
-    schedule: str = "cosine"
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    seed: int = 0
-    patience: int | None = None
-    evaluate_every: int | None = None
-    save_every: int = 500
-    compute_dtype: str | None = None
-    out_dtype: str | None = None
-    remat: bool = False
-    mesh: str = "data=1"
-    ignore_config: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse what makes no sense, each in a line that names the option."""
-        _choice("--method", self.method, METHODS)
-        _choice("--schedule", self.schedule, SCHEDULES)
-        if self.out_dtype is not None:
-            _choice("--out-dtype", self.out_dtype, DTYPES)
-        least = {"max_tokens": 2, "epochs": 1, "steps": 1, "batch_size": 1, "accumulate": 1}
-        least |= {"patience": 1, "evaluate_every": 1, "save_every": 0, "seed": 0}
-        least |= {"weight_decay": 0}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and not bound <= value < math.inf:
-                raise InputError(f"{_option(name)} {value}: it must be at least {bound}")
-        for name in ("learning_rate", "clip_norm"):
-            if not 0 < (value := getattr(self, name)) < math.inf:
-                raise InputError(f"{_option(name)} {value}: it must be above 0")
-        if not 0 <= self.warmup <= 1:
-            raise InputError(f"--warmup {self.warmup}: it is a share of the steps, from 0 to 1")
-        if self.validation_share is not None and not 0 < self.validation_share < 1:
-            raise InputError(f"--validation-share {self.validation_share}: it lies between 0 and 1")
-        if self.validation is not None and self.validation_share is not None:
-            raise InputError("--validation and --validation-share: give one of them")
-        validates = self.validation is not None or self.validation_share is not None
-        if (self.patience or self.evaluate_every) and not validates:
-            raise InputError(
-                "--patience and --evaluate-every need rows to validate on: give --validation FILE "
-                "or --validation-share"
-            )
+FISHER = "ewc/fisher.safetensors"  # not beside the weights, where vLLM would take it for some
 
 
 @dataclass(frozen=True)
@@ -120,13 +59,12 @@ class Options:
 DEFAULTS = Options()
 
 
-class _Method(NamedTuple):
-    """What is minimised in which tree, what else it is a function of, and how it is written."""
+class _Data(NamedTuple):
+    """Rows to train on, to validate on if any, and of earlier tasks."""
 
-    objective: Objective
-    trainable: Tree
-    frozen: Tree
-    write: Callable[[Tree, Path], Mapping[str, FileChecksum]]
+    examples: Examples
+    validation: Examples | None
+    earlier: list[Examples]
 
 
 def finetune(
@@ -156,27 +94,28 @@ def finetune(
             "make it a multiple"
         )
     with clock.stage("reading data"):
-        examples, validation = _read_data(settings, checkpoint, arch)
-    plan = _plan(settings, len(examples))
+        data = _read_data(settings, checkpoint, arch)
+    plan = _plan(settings, len(data.examples))
+    rate = learning_rate(
+        settings.learning_rate,
+        settings.schedule,
+        plan.steps,
+        math.ceil(settings.warmup * plan.steps),
+    )
     identity = {
-        "settings": asdict(settings) | {"model": _resolved(checkpoint)},
+        "settings": {"model": _resolved(checkpoint), **asdict(settings)},
         "inputs": _inputs(settings, checkpoint),
         "program": {**versions(), "device": device(), "compute_dtype": np.dtype(dtype).name},
     }
-    data_paths = [Path(path) for path in (settings.data, settings.validation) if path]
-    inputs = [checkpoint.folder, *checkpoint.adapters, *data_paths]
+    inputs = [checkpoint.folder, *checkpoint.adapters, *map(Path, settings.data_files)]
     with work_folder(out, force=options.force, resume=options.resume, inputs=inputs) as work:
         if work.discarded:
             announce("an interrupted run was discarded: --resume would have gone on with it")
         with clock.stage("reading weights"):
-            method = _method(settings, checkpoint, arch, dtype, options)
-        announce(_describe(settings, method, examples, validation, plan, mesh))
-        rate = learning_rate(
-            settings.learning_rate,
-            settings.schedule,
-            plan.steps,
-            math.ceil(settings.warmup * plan.steps),
-        )
+            params = _read_params(checkpoint, arch)
+        with clock.stage("preparing"):
+            method = make_method(settings, arch, params, data.earlier, dtype)
+        announce(_describe(settings, method, data, plan, mesh))
         with clock.stage("training"):
             trained, history = train(
                 method.objective,
@@ -184,8 +123,8 @@ def finetune(
                 rate,
                 method.trainable,
                 method.frozen,
-                examples,
-                validation,
+                data.examples,
+                data.validation,
                 plan,
                 mesh=mesh,
                 checkpoints=Checkpoints(work.journal, identity),
@@ -193,11 +132,22 @@ def finetune(
                 progress=progress,
                 announce=announce,
             )
+            trained = jax.device_get(trained)
         with clock.stage("writing"):
-            checksums = method.write(jax.device_get(trained), work.folder)
-        record = _record(settings, checkpoint, method, examples, validation, plan, history)
-        record |= {"compute_dtype": np.dtype(dtype).name}
-        record |= {"timing_s": clock.seconds, "peak_memory_bytes": peak_memory_bytes()}
+            if settings.lora is not None:
+                base = _resolved(checkpoint)
+                save_lora(work.folder, arch, trained, settings.lora, base_model=base)
+                checksums: Mapping[str, FileChecksum] = {}
+            else:
+                checksums = _write_model(trained, work.folder, settings, checkpoint, arch, options)
+        if settings.save_fisher:
+            with clock.stage("measuring Fisher information"):
+                loss = method.objective.loss
+                anchor = make_anchor(settings, loss, trained, data.examples)
+                (work.folder / FISHER).parent.mkdir()
+                save_anchor(work.folder / FISHER, anchor)
+        record = _record(settings, checkpoint, method, data, plan, history)
+        record |= {"compute_dtype": np.dtype(dtype).name, "timing_s": clock.seconds}
         with storage_faults(f"write {work.folder}"):
             write_json(work.folder / RECORD, record)
             card = training_card(record, out.name)
@@ -206,10 +156,7 @@ def finetune(
     return record
 
 
-def _read_data(
-    settings: Settings, checkpoint: Checkpoint, arch: Architecture
-) -> tuple[Examples, Examples | None]:
-    """Rows to train on, and to validate on if any."""
+def _read_data(settings: Settings, checkpoint: Checkpoint, arch: Architecture) -> _Data:
     tokenizer = load_tokenizer(checkpoint.tokenizer_folders, arch.family)
 
     def read(path: str) -> Examples:
@@ -227,12 +174,12 @@ def _read_data(
             )
         return examples
 
-    examples = read(settings.data)
+    examples, validation = read(settings.data), None
     if settings.validation is not None:
-        return examples, read(settings.validation)
-    if settings.validation_share is not None:
-        return hold_out(examples, settings.validation_share, settings.seed)
-    return examples, None
+        validation = read(settings.validation)
+    elif settings.validation_share is not None:
+        examples, validation = hold_out(examples, settings.validation_share, settings.seed)
+    return _Data(examples, validation, list(map(read, settings.ewc_data)))
 
 
 def _plan(settings: Settings, num_rows: int) -> Plan:
@@ -248,28 +195,11 @@ def _plan(settings: Settings, num_rows: int) -> Plan:
     )
 
 
-def _method(
-    settings: Settings,
-    checkpoint: Checkpoint,
-    arch: Architecture,
-    dtype: DTypeLike,
-    options: Options,
-) -> _Method:
+def _read_params(checkpoint: Checkpoint, arch: Architecture) -> Params:
     tensors = {name: checkpoint.read(name) for name in tensor_shapes(arch)}
     if fault := not_finite(checkpoint.name, tensors):
         raise InputError(fault)
-    params = to_flax(arch, tensors)
-
-    def loss(trainable: Tree, frozen: Tree, batch: Any, key: Any) -> Any:
-        return completion_loss(arch, trainable, batch, dtype=dtype, remat=settings.remat)
-
-    # Master weights: an update is often smaller than bfloat16 can tell from nothing.
-    master = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-
-    def write(trained: Tree, folder: Path) -> Mapping[str, FileChecksum]:
-        return _write_model(trained, folder, settings, checkpoint, arch, options)
-
-    return _Method(Objective(loss), master, {}, write)
+    return to_flax(arch, tensors)
 
 
 def _write_model(
@@ -309,35 +239,27 @@ def _write_model(
     return writer.checksums
 
 
-def _describe(
-    settings: Settings,
-    method: _Method,
-    examples: Examples,
-    validation: Examples | None,
-    plan: Plan,
-    mesh: Mesh,
-) -> str:
+def _describe(settings: Settings, method: Method, data: _Data, plan: Plan, mesh: Mesh) -> str:
     """The plan of a fine-tuning in a line."""
-    held_out = "" if validation is None else f" and {len(validation):,} to validate on"
+    held_out = f" and {len(data.validation):,} to validate on" if data.validation else ""
     rows = plan.batch_size * plan.accumulate
     devices = f"{mesh.size} of {len(jax.devices())} devices ({device()})"
     return (
         f"{settings.method}: {_size(method.trainable):,} parameters to train on "
-        f"{len(examples):,} rows{held_out}, {plan.steps:,} steps of {rows} rows, on {devices}"
+        f"{len(data.examples):,} rows{held_out}, {plan.steps:,} steps of {rows} rows, on {devices}"
     )
 
 
 def _record(
     settings: Settings,
     checkpoint: Checkpoint,
-    method: _Method,
-    examples: Examples,
-    validation: Examples | None,
+    method: Method,
+    data: _Data,
     plan: Plan,
     history: History,
 ) -> dict[str, Any]:
     """What `training.json` holds."""
-    speed = history.tokens / history.seconds if history.seconds else None
+    validation = data.validation
     return {
         "format": 1,
         "method": settings.method,
@@ -346,7 +268,7 @@ def _record(
             "trained": _size(method.trainable),
             "total": sum(math.prod(spec.shape) for spec in checkpoint.specs.values()),
         },
-        "data": _facts(settings.data, examples),
+        "data": _facts(settings.data, data.examples),
         "validation": validation and _facts(settings.validation or settings.data, validation),
         "steps": len(history.losses),
         "steps_planned": plan.steps,
@@ -354,11 +276,12 @@ def _record(
         "validation_losses": [list(at) for at in history.validation],
         "best_step": history.best_step,
         "tokens": history.tokens,
-        "tokens_per_second": speed,
-        "warnings": _warnings(settings.data, examples),
+        "tokens_per_second": history.tokens / history.seconds if history.seconds else None,
+        "warnings": _warnings(settings.data, data.examples),
         "settings": asdict(settings),
         "versions": versions(),
         "device": device(),
+        "peak_memory_bytes": peak_memory_bytes(),
     }
 
 
@@ -392,7 +315,7 @@ def _inputs(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
     """What every file that goes into a run is known by, by its path."""
     inputs: dict[str, Any] = dict(checkpoint.fingerprint())
     copied = companions(checkpoint.folder, checkpoint.tokenizer_folders).values()
-    for path in (*copied, *(Path(path) for path in (settings.data, settings.validation) if path)):
+    for path in (*copied, *filter(Path.is_file, map(Path, settings.data_files))):
         status = path.stat()
         inputs[str(path.resolve())] = [status.st_size, status.st_mtime_ns]
     return inputs
@@ -404,12 +327,3 @@ def _resolved(checkpoint: Checkpoint) -> str:
 
 def _size(tree: Tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _choice(option: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise InputError(f"{option} {value}: use {', '.join(choices)}")

@@ -20,7 +20,9 @@ def finetune(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; it must not exist.")],
-    method: Annotated[str, typer.Option("--method", help="full: all parameters.")] = "full",
+    method: Annotated[
+        str, typer.Option("--method", help="full, lora (an adapter) or ewc.")
+    ] = "full",
     validation: Annotated[
         Path | None,
         typer.Option("--validation", help="Rows to validate on; the best weights are kept."),
@@ -65,6 +67,43 @@ def finetune(
     save_every: Annotated[
         int, typer.Option("--save-every", help="Steps between checkpoints for --resume; 0: none.")
     ] = 500,
+    lora_rank: Annotated[
+        int | None, typer.Option("--lora-rank", help="Rank r of the adapter; by default 8.")
+    ] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option("--lora-alpha", help="Scale alpha / r; by default 32.")
+    ] = None,
+    lora_dropout: Annotated[
+        float | None, typer.Option("--lora-dropout", help="Share of inputs; by default 0.1.")
+    ] = None,
+    target_modules: Annotated[
+        str | None,
+        typer.Option(
+            "--target-modules", help="Linear layers, or all-linear; by default q_proj,v_proj."
+        ),
+    ] = None,
+    rslora: Annotated[
+        bool | None, typer.Option("--rslora", help="Scale alpha / sqrt(r) instead.")
+    ] = None,
+    ewc_fisher: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--ewc-fisher", help="What --save-fisher wrote of an earlier task. Repeatable."
+        ),
+    ] = None,
+    ewc_data: Annotated[
+        list[Path] | None,
+        typer.Option("--ewc-data", help="Rows of an earlier task that MODEL knows. Repeatable."),
+    ] = None,
+    ewc_strength: Annotated[
+        float | None, typer.Option("--ewc-strength", help="Lambda: loss + lambda/2 F (change)^2.")
+    ] = None,
+    ewc_samples: Annotated[
+        int, typer.Option("--ewc-samples", help="Rows that Fisher information is taken of.")
+    ] = 256,
+    save_fisher: Annotated[
+        bool, typer.Option("--save-fisher", help="Write OUT/ewc/fisher.safetensors as well.")
+    ] = False,
     field: opt.Field = None,
     max_tokens: opt.MaxTokens = 512,
     seed: Annotated[int, typer.Option("--seed", help="Of the order of rows, and of dropout.")] = 0,
@@ -100,8 +139,10 @@ def finetune(
     """
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax import finetune as job
+    from recall_jax.training.settings import Settings, lora_spec
 
-    settings = job.Settings(
+    modules = None if target_modules is None else tuple(target_modules.split(","))
+    settings = Settings(
         data=str(data),
         method=method,
         validation=None if validation is None else str(validation),
@@ -125,6 +166,19 @@ def finetune(
         out_dtype=out_dtype,
         remat=remat,
         mesh=mesh,
+        lora=lora_spec(
+            method,
+            r=lora_rank,
+            alpha=lora_alpha,
+            dropout=lora_dropout,
+            target_modules=modules,
+            use_rslora=rslora,
+        ),
+        ewc_fisher=tuple(map(str, ewc_fisher or ())),
+        ewc_data=tuple(map(str, ewc_data or ())),
+        ewc_strength=ewc_strength,
+        ewc_samples=ewc_samples,
+        save_fisher=save_fisher,
         ignore_config=tuple(ignore_config or ()),
     )
     options = job.Options(force=force, resume=resume, shard_bytes=console.size_in_bytes(shard_size))

@@ -8,7 +8,6 @@ repeated along `data`; XLA puts in the gathers and reductions. One device is a m
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from recall_jax.errors import InputError
@@ -66,9 +65,8 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
 
 def put_parameters(tree: Any, mesh: Mesh) -> Any:
     """The tree on the devices of the mesh, in buffers of its own."""
-    # A copy, as device_put may take a numpy array as it lies, and a donated buffer is written.
-    own = jax.tree.map(lambda leaf: np.array(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
-    return jax.device_put(own, parameter_shardings(own, mesh))
+    # no alias, as a donated buffer is written
+    return jax.device_put(tree, parameter_shardings(tree, mesh), may_alias=False)
 
 
 def put_rows(batch: Any, mesh: Mesh, axis: int = 0) -> Any:

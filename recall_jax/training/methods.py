@@ -1,0 +1,70 @@
+"""The methods of fine-tuning: what each trains, beside what, and what it minimises."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.forward import Params
+from recall_jax.training.ewc import Anchor, ewc_penalty, fisher_of_batches, load_anchor
+from recall_jax.training.examples import Examples, validation_batches
+from recall_jax.training.lora import init_lora, lora_loss
+from recall_jax.training.loss import completion_loss
+from recall_jax.training.settings import Settings
+from recall_jax.training.step import Batch, Loss, Objective, Tree
+
+
+class Method(NamedTuple):
+    """An objective and the trees that it is a function of, numpy arrays."""
+
+    objective: Objective
+    trainable: Tree
+    frozen: Tree
+
+
+def make_method(
+    settings: Settings,
+    arch: Architecture,
+    params: Params,
+    earlier: Sequence[Examples],
+    dtype: DTypeLike,
+) -> Method:
+    """The method that the settings name, for the base `params`.
+
+    `earlier` are the rows of `ewc_data`. Raises InputError where LoRA's targets or the files of
+    EWC do not fit the model.
+    """
+    if settings.lora is not None:
+        start = init_lora(arch, settings.lora, jax.random.key(settings.seed))
+        loss = lora_loss(arch, settings.lora, dtype=dtype, remat=settings.remat)
+        return Method(Objective(loss), jax.device_get(start), {"base": params})
+    # Master weights: an update is often smaller than bfloat16 can tell from nothing.
+    master = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    loss = full_loss(arch, dtype=dtype, remat=settings.remat)
+    if settings.ewc_strength is None:
+        return Method(Objective(loss), master, {})
+    anchors = [load_anchor(Path(file), master) for file in settings.ewc_fisher]
+    anchors += [make_anchor(settings, loss, master, examples) for examples in earlier]
+    objective = Objective(loss, ewc_penalty(settings.ewc_strength))
+    return Method(objective, master, {"anchors": anchors})
+
+
+def full_loss(arch: Architecture, *, dtype: DTypeLike, remat: bool = False) -> Loss:
+    """The loss of completions in all parameters."""
+
+    def loss(trainable: Params, frozen: Any, batch: Batch, key: Any) -> Any:
+        return completion_loss(arch, trainable, batch, dtype=dtype, remat=remat)
+
+    return loss
+
+
+def make_anchor(settings: Settings, loss: Loss, weights: Tree, examples: Examples) -> Anchor:
+    """What EWC is to keep of `examples`: Fisher information of `ewc_samples` rows at `weights`."""
+    order = np.random.default_rng([settings.seed, len(examples)]).permutation(len(examples))
+    rows = examples.take(order[: settings.ewc_samples])
+    batches = validation_batches(rows, settings.batch_size)
+    return Anchor(jax.device_get(fisher_of_batches(loss, weights, {}, batches)), weights)

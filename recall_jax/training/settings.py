@@ -1,0 +1,139 @@
+"""What can be asked of a fine-tuning, and what is refused."""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from recall_jax.engine.plan import DTYPES
+from recall_jax.errors import InputError
+from recall_jax.models.lora import LoraSpec
+from recall_jax.training.optimizer import SCHEDULES
+
+METHODS = ("full", "lora", "ewc")
+_AT_LEAST = {
+    "max_tokens": 2,
+    "epochs": 1,
+    "steps": 1,
+    "batch_size": 1,
+    "accumulate": 1,
+    "patience": 1,
+    "evaluate_every": 1,
+    "save_every": 0,
+    "seed": 0,
+    "weight_decay": 0,
+    "ewc_samples": 1,
+}
+_ABOVE_0 = ("learning_rate", "clip_norm", "ewc_strength")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained on what, and how; the names of the command's options.
+
+    `steps` goes before `epochs`; `evaluate_every` None is once an epoch; `save_every` 0 is never.
+    `learning_rate` is the highest of the schedule, `warmup` the share of the steps in which it
+    rises. `mesh` is such as `data=2,fsdp=4`. `ewc_fisher` are files of earlier runs, `ewc_data`
+    rows whose Fisher information is taken in the base; `save_fisher` writes that of this run.
+    Raises InputError for a value that makes no sense.
+    """
+
+    data: str
+    method: str = "full"
+    validation: str | None = None
+    validation_share: float | None = None
+    field: str | None = None
+    max_tokens: int = 512
+    epochs: int = 3
+    steps: int | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    learning_rate: float = 2e-5
+    schedule: str = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    seed: int = 0
+    patience: int | None = None
+    evaluate_every: int | None = None
+    save_every: int = 500
+    compute_dtype: str | None = None
+    out_dtype: str | None = None
+    remat: bool = False
+    mesh: str = "data=1"
+    lora: LoraSpec | None = None
+    ewc_fisher: tuple[str, ...] = ()
+    ewc_data: tuple[str, ...] = ()
+    ewc_strength: float | None = None
+    ewc_samples: int = 256
+    save_fisher: bool = False
+    ignore_config: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, in a line that names the option."""
+        _choice("--method", self.method, METHODS)
+        _choice("--schedule", self.schedule, SCHEDULES)
+        if self.out_dtype is not None:
+            _choice("--out-dtype", self.out_dtype, DTYPES)
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
+                raise InputError(f"{_option(name)} {value}: it must be at least {least}")
+        for name in _ABOVE_0:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{_option(name)} {value}: it must be above 0")
+        if not 0 <= self.warmup <= 1:
+            raise InputError(f"--warmup {self.warmup}: it is a share of the steps, from 0 to 1")
+        self._check_validation()
+        self._check_method()
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are rows to validate on."""
+        return self.validation is not None or self.validation_share is not None
+
+    @property
+    def data_files(self) -> tuple[str, ...]:
+        """All files that are read beside the model."""
+        files = (self.data, self.validation, *self.ewc_fisher, *self.ewc_data)
+        return tuple(file for file in files if file is not None)
+
+    def _check_validation(self) -> None:
+        share = self.validation_share
+        if share is not None and not 0 < share < 1:
+            raise InputError(f"--validation-share {share}: it lies between 0 and 1")
+        if self.validation is not None and share is not None:
+            raise InputError("--validation and --validation-share: give one of them")
+        if (self.patience or self.evaluate_every) and not self.validates:
+            raise InputError(
+                "--patience and --evaluate-every need rows to validate on: give --validation FILE "
+                "or --validation-share"
+            )
+
+    def _check_method(self) -> None:
+        if (self.lora is not None) != (self.method == "lora"):
+            raise InputError("LoRA's options go with --method lora, and with nothing else")
+        if self.method == "lora" and (self.out_dtype or self.save_fisher):
+            raise InputError("--out-dtype and --save-fisher are for models, not for adapters")
+        consolidates = bool(self.ewc_fisher or self.ewc_data)
+        if consolidates != (self.method == "ewc") or (self.ewc_strength is None) == consolidates:
+            raise InputError(
+                "--method ewc needs --ewc-strength and --ewc-fisher FILE or --ewc-data FILE; "
+                "they are for nothing else"
+            )
+
+
+def lora_spec(method: str, **given: Any) -> LoraSpec | None:
+    """LoRA's settings where the method is lora, or any is given; None stands for the default."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return LoraSpec(**chosen) if chosen or method == "lora" else None
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _choice(option: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{option} {value}: use {', '.join(choices)}")
