@@ -1,3 +1,3 @@
-from toys import toys
+from toys import cache, recall, toys
 
-__all__ = ["toys"]
+__all__ = ["cache", "recall", "toys"]
