@@ -240,14 +240,14 @@ def _chained(crc: int, before: Mapping[str, FileChecksum]) -> str:
     return f"{zlib.crc32(digits.encode(), crc):08x}"
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> FileChecksum:
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """One file of arrays that are all in memory, in their order."""
     shard = _shard({name: TensorSpec(array.dtype, array.shape) for name, array in arrays.items()})
     file = ChecksummedFile(path, shard.size)
     file.write(shard.header)
     for array in arrays.values():
         file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return file.close()
+    file.close()
 
 
 def write_checksums(folder: Path, known: Mapping[str, FileChecksum] | None = None) -> None:

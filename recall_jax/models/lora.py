@@ -64,10 +64,12 @@ def adapted_modules(arch: Architecture, spec: LoraSpec) -> dict[str, str]:
         for name, path in FAMILIES[arch.family].tensors[LAYERS].items()
         if path.endswith(_KERNEL)
     }
-    if ALL_LINEAR in spec.target_modules:
-        return linear
     fits = {
-        target: [path for path, name in linear.items() if f".{name}".endswith(f".{target}")]
+        target: [
+            path
+            for path, name in linear.items()
+            if target == ALL_LINEAR or f".{name}".endswith(f".{target}")
+        ]
         for target in spec.target_modules
     }
     if unknown := [target for target, paths in fits.items() if not paths]:

@@ -18,6 +18,7 @@ Several tasks are kept `separate`, an `Anchor` for each, or as one running ancho
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,14 @@ def fisher_of_batches(loss: Loss, trainable: Tree, frozen: Tree, batches: Iterab
     Rows without counted tokens are no samples. Dropout is off.
     """
 
-    def loss_of_row(trainable: Tree, frozen: Tree, row: Batch) -> Array:
-        return loss(trainable, frozen, Batch(*(leaf[None] for leaf in row)), None)[0]
-
-    @jax.jit
+    @partial(jax.jit, donate_argnums=3)
     def add(trainable: Tree, frozen: Tree, batch: Batch, total: Tree) -> Tree:
-        return _add_squares(
-            lambda trainable, row: loss_of_row(trainable, frozen, row), trainable, batch, total
-        )
+        def loss_of_row(trainable: Tree, row: Batch) -> Array:
+            return loss(trainable, frozen, Batch(*(leaf[None] for leaf in row)), None)[0]
 
+        return _add_squares(loss_of_row, trainable, batch, total)
+
+    trainable, frozen = jax.device_put((trainable, frozen))  # once, not for each batch
     total, count = _zeros(trainable), 0
     for batch in batches:
         total = add(trainable, frozen, batch, total)

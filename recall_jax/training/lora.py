@@ -68,7 +68,7 @@ def fold(params: Params, lora: Params, spec: LoraSpec) -> Params:
     """Parameters without an adapter that compute the same: W + scale A B, float32, rounded once."""
     layers = flatten_dict(params[LAYERS], sep="/")
     factors = flatten_dict(lora[LAYERS], sep="/")
-    for path in {name.rpartition("/")[0] for name in factors}:
+    for path in dict.fromkeys(name.rpartition("/")[0] for name in factors):
         kernel = layers[f"{path}/kernel"]
         update = jnp.matmul(factors[f"{path}/a"], factors[f"{path}/b"], precision="highest")
         folded = kernel.astype(jnp.float32) + spec.scale * update

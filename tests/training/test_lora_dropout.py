@@ -59,7 +59,7 @@ def test_targets_fit_names_as_in_peft(targets, expected):
     "name", ["qproj", "proj", "lm_head", "input_layernorm", "embed_tokens", ""]
 )
 def test_modules_that_do_not_exist_are_named(name):
-    spec = LoraSpec(target_modules=("q_proj", name))
+    spec = LoraSpec(target_modules=("all-linear", name))
     with pytest.raises(InputError, match=f"no linear layer {name!r}; .* gate_proj") as error:
         init_lora(ARCH, spec, jax.random.key(0))
     assert "\n" not in str(error.value)
