@@ -82,7 +82,7 @@ def _options(name: str, text: str) -> dict[str, Any]:
             raise InputError(f"option {option} of {name} is given twice: give it once")
         found[option] = _value(f"option {option} of {name}", value, known[option])
     try:
-        check_options(found)
+        check_options(found, MEASURES[name].defaults)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     return {option: found[option] for option in known if option in found}

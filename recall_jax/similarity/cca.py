@@ -74,8 +74,9 @@ def _leading_correlation(x: Components, y: Components, variance: float = 0.99) -
 
 def _leading(side: Components, variance: float) -> Components:
     """The first components that reach this share of the variance, the others set to zero."""
-    shares = side.values * side.values
-    kept = jnp.cumsum(shares) - shares < variance
+    # What a component and those after it bear: small numbers are added before large ones.
+    rest = jnp.cumsum((side.values * side.values)[::-1])[::-1]
+    kept = ~(rest <= (1 - variance) * rest[:1])
     return Components(jnp.where(kept[None, :], side.basis, 0), jnp.where(kept, side.values, 0))
 
 

@@ -48,15 +48,16 @@ def centred_kernel(
     debiased: bool = False,
     scaled: bool = True,
 ) -> CentredKernel:
-    """Centre a kernel of X (n, E); `scaled` points have norm one, which leaves ratios as they are.
+    """Centre a kernel of X (n, E), of points of norm one but for a linear one that is not `scaled`.
 
     The bandwidth of "rbf" is `threshold` times the root of the median squared distance.
     """
     n = len(X)
-    points = unit_norm(center(X)) if scaled else center(X)
+    points = unit_norm(center(X)) if scaled or kernel != "linear" else center(X)
     squared_sigma = jnp.ones((), X.dtype)
     if kernel == "rbf":
-        squared_sigma = threshold**2 * median_squared_distance(points, block_size, own=True)
+        median = median_squared_distance(points, block_size, own=True)
+        squared_sigma = jnp.asarray(threshold, X.dtype) ** 2 * median
     if debiased and n < 4:
         raise InputError(f"{n} samples: a debiased measure takes at least 4")
 
@@ -67,10 +68,8 @@ def centred_kernel(
     over = jnp.zeros(n, X.dtype) if kernel == "linear" else map_blocks(sums, n, block_size)
     if not debiased:
         return CentredKernel(points, squared_sigma, over / n, jnp.sum(over) / n**2)
-    if kernel == "linear":
+    if kernel == "linear":  # the other kernels' diagonals are zero
         over = over - jnp.sum(points * points, axis=1)
-    elif kernel == "rbf":
-        over = over - 1
     return CentredKernel(points, squared_sigma, over / (n - 2), jnp.sum(over) / ((n - 1) * (n - 2)))
 
 
@@ -113,12 +112,19 @@ def hsic(
 
     `kernel` is "linear" or "rbf" (bandwidth as in `rbf_cka`). `debiased`: the unbiased estimator,
     whose expectation is zero for independent X and Y. Range [0, inf), debiased down to below zero.
-    Invariant to rotation and translation; scales with the inputs if linear. Source: Gretton et al.
+    Invariant to rotation and translation; with "linear" it grows with the square of either side's
+    scale, and leaves the range of the dtype where ||X||^2 ||Y||^2 does. Source: Gretton et al.
     2005; Song et al. 2012. Cost n^2 (E1 + E2).
     """
+    return HSIC.evaluate(X, Y, kernel=kernel, debiased=debiased, threshold=threshold)
+
+
+def _named_kernel(
+    X: jax.Array, block_size: int, kernel: Kernel, threshold: float, debiased: bool
+) -> CentredKernel:
     if kernel not in ("linear", "rbf"):
         raise InputError(f"unknown kernel {kernel!r}: choose linear or rbf")
-    return HSIC.evaluate(X, Y, kernel=kernel, debiased=debiased, threshold=threshold)
+    return centred_kernel(X, block_size, kernel, threshold, debiased, scaled=False)
 
 
 def _score(
@@ -127,19 +133,22 @@ def _score(
     return xy / (num_samples * (num_samples - 3) if debiased else (num_samples - 1) ** 2)
 
 
-HSIC = Rows(partial(centred_kernel, scaled=False), centred_rows, inner_pairs, _score)
+HSIC = Rows(_named_kernel, centred_rows, inner_pairs, _score)
 
 
 def _values(
     points: jax.Array, index: jax.Array, squared_sigma: jax.Array, kernel: Kernel
 ) -> jax.Array:
-    """Kernel values (b, n) of the samples `index` (b,) with all samples."""
+    """Kernel values (b, n) of the samples `index` (b,) with all samples, an RBF kernel's less one.
+
+    Centring takes a constant out again, and near one there are few digits.
+    """
     if kernel == "linear":
         return inner_products(points[index], points)
     squared = squared_distances(points, index)
     if kernel == "distance":
         return root(squared)
+    none = squared_sigma <= 0
+    exponent = squared / (2 * jnp.where(none, 1, squared_sigma))
     # With no bandwidth, equal samples alone are alike.
-    narrow = squared_sigma > 0
-    exponent = squared / (2 * jnp.where(narrow, squared_sigma, 1))
-    return jnp.where(narrow, jnp.exp(-exponent), (squared == 0).astype(points.dtype))
+    return jnp.where(none, -(squared > 0).astype(points.dtype), jnp.expm1(-exponent))

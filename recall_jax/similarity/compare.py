@@ -178,10 +178,17 @@ def check_sigma(sigma: jax.Array | np.ndarray, comparison: Comparison, units: li
     """Raise InputError naming the units (one per entry of `sigma`) whose median is zero."""
     if comparison.takes_sigma and comparison.sigma == "median":
         values = np.atleast_1d(np.asarray(sigma))
-        if zero := [unit for unit, value in zip(units, values, strict=True) if not value > 0]:
+        if zero := [unit for unit, value in zip(units, values, strict=True) if value <= 0]:
             raise InputError(
                 f"the median distance between samples is zero in unit {', '.join(zero)}: most "
                 "samples are alike there; give more varied samples, or sigma as a number"
+            )
+        if wide := [
+            unit for unit, value in zip(units, values, strict=True) if not np.isfinite(value)
+        ]:
+            raise InputError(
+                f"the distances between samples leave float32 in unit {', '.join(wide)}: scale "
+                "the representations down, or give sigma as a number"
             )
 
 

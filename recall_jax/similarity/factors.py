@@ -58,5 +58,5 @@ def components(X: jax.Array, center: bool = True) -> Components:
     points = unit_norm(centred(X) if center else X)
     basis, values, _ = jnp.linalg.svd(gram_factor(points), full_matrices=False)
     floor = jnp.finfo(X.dtype).eps * max(10, *values.shape) * values[:1]
-    kept = values > floor
+    kept = ~(values <= floor)  # asked so that NaN stays NaN
     return Components(jnp.where(kept[None, :], basis, 0), jnp.where(kept, values, 0))

@@ -14,9 +14,10 @@ from recall_jax.similarity.blocks import count_dtype, order_statistics
 def unit_norm(X: jax.Array) -> jax.Array:
     """X over its Frobenius norm; zeros stay zeros.
 
-    The largest entry is divided out first, so that no scale of X leaves the range of its dtype.
+    The largest entry is divided out first, so that no scale of X leaves the range of its dtype; the
+    result does not depend on it, so neither does the gradient.
     """
-    largest = jnp.max(jnp.abs(X))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(X)))
     X = X / jnp.where(largest > 0, largest, 1)
     squared = jnp.sum(X * X)
     return X / jnp.sqrt(jnp.where(squared > 0, squared, 1))
@@ -24,8 +25,8 @@ def unit_norm(X: jax.Array) -> jax.Array:
 
 def root(squared: jax.Array) -> jax.Array:
     """Square root; of zero, and of what rounding made negative, zero with gradient zero."""
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+    zero = squared <= 0  # asked so that NaN stays NaN
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squared)))
 
 
 def inner_products(X: jax.Array, Y: jax.Array) -> jax.Array:
@@ -36,12 +37,13 @@ def inner_products(X: jax.Array, Y: jax.Array) -> jax.Array:
 def squared_distances(X: jax.Array, index: jax.Array) -> jax.Array:
     """Squared distances (b, n) of the samples `index` (b,) to all of X (n, E), centred.
 
-    Exactly zero between a sample and itself.
+    Exactly zero between a sample and itself, and where rounding cannot tell two samples apart.
     """
     norms = jnp.sum(X * X, axis=1)
-    squared = norms[index][:, None] + norms[None, :] - 2 * inner_products(X[index], X)
+    total = norms[index][:, None] + norms[None, :]
+    squared = total - 2 * inner_products(X[index], X)
     own = index[:, None] == jnp.arange(len(X))[None, :]
-    return jnp.where(own, 0, jnp.maximum(squared, 0))
+    return jnp.where(own | (squared <= 4 * jnp.finfo(X.dtype).eps * total), 0, squared)
 
 
 def median_squared_distance(X: jax.Array, block_size: int, *, own: bool) -> jax.Array:

@@ -51,8 +51,9 @@ def similarity_matrix(
 
     X and Y are arrays (A, n, E), or sequences of representations (n, E) of the same n samples, of
     one width or several; without Y, X is compared with itself. `block_size` samples at a time (by
-    default as many as take 256 MiB), on all devices of a one-dimensional `mesh`: neither changes a
-    value beyond rounding. Options are the measure's own. paired_rbf may do without its sigma: then
+    default as many as have 256 MiB of prepared rows, which take two to four times that), on all
+    devices of a `mesh` of one axis, each of which holds all sides: neither changes a value beyond
+    rounding. Options are the measure's own. paired_rbf may do without its sigma: then
     sigma^2 is half the median squared distance within X[a]. Raises InputError as the measure does,
     and where a measure that needs all samples at once is given a block size.
     """
@@ -60,14 +61,16 @@ def similarity_matrix(
     static = tuple(sorted(_complete(options, measure, chosen).items()))
     x, x_order = _grouped(X, "X")
     y, y_order = (None, x_order) if Y is None else _grouped(Y, "Y")
-    dtype = jnp.result_type(*x, *(y or ()))
+    dtype = np.result_type(*(group.dtype for group in (*x, *(y or ()))))
     x = tuple(group.astype(dtype) for group in x)
     y = y and tuple(group.astype(dtype) for group in y)
     for one in x:
         for other in y or x:
             check_pair(one.shape[1:], other.shape[1:], chosen.parts)
-    if block_size is not None and block_size < 1:
+    if block_size is not None and not (isinstance(block_size, int) and block_size >= 1):
         raise InputError(f"block_size is {block_size}: give a number of samples, at least 1")
+    if mesh is not None:
+        mesh = _one_axis(mesh)
     parts, num_samples = _cheaper(chosen, x, y), x[0].shape[1]
     if isinstance(parts, Rows):
         block_size = min(num_samples, block_size or _block_size((*x, *(y or ())), mesh))
@@ -232,13 +235,22 @@ def _complete(options: dict[str, Any], name: str, measure: Measure) -> dict[str,
         if option not in measure.options:
             known = ", ".join(measure.options) or "none"
             raise InputError(f"measure {name} has no option {option!r}: it has {known}")
-    check_options(options)
-    return measure.defaults | options
+    given = {name: value for name, value in options.items() if value is not None}
+    return measure.defaults | check_options(given, measure.defaults)
+
+
+def _one_axis(mesh: Mesh) -> Mesh:
+    """The mesh with its axis left to the compiler, as it is split by hand here."""
+    if len(mesh.axis_names) != 1:
+        raise InputError(f"the mesh has axes {mesh.axis_names}: give one with a single axis")
+    return Mesh(mesh.devices, mesh.axis_names)
 
 
 def _grouped(X: Sequence[Samples] | Samples, name: str) -> tuple[Groups, np.ndarray]:
     """Sides stacked by width, and the place of each of them in the order they were given in."""
-    if isinstance(X, jax.Array | np.ndarray) and X.ndim == 3 and len(X):
+    if isinstance(X, str):
+        raise InputError(f"{name} is a text: give representations, each (n, E)")
+    if isinstance(X, jax.Array | np.ndarray) and X.ndim == 3 and 0 not in X.shape:
         stacked = as_samples(X.reshape(-1, X.shape[-1]), name).reshape(X.shape)
         return (stacked,), np.arange(len(X))
     sides = [as_samples(side, f"{name}[{index}]") for index, side in enumerate(X)]
@@ -251,7 +263,7 @@ def _grouped(X: Sequence[Samples] | Samples, name: str) -> tuple[Groups, np.ndar
                 "row i of all must be of the same sample"
             )
     widths = np.asarray([side.shape[1] for side in sides])
-    dtype = jnp.result_type(*sides)
+    dtype = np.result_type(*(side.dtype for side in sides))
     groups = tuple(
         jnp.stack([sides[index].astype(dtype) for index in np.flatnonzero(widths == width)])
         for width in np.unique(widths)

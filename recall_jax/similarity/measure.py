@@ -138,9 +138,15 @@ def mean_score(xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int) ->
 
 def cosine_score(xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int) -> jax.Array:
     """xy / sqrt(xx yy), whatever the number of samples; zero where a side is zero."""
-    positive = (xx > 0) & (yy > 0)
-    norms = jnp.sqrt(jnp.where(positive, xx, 1)) * jnp.sqrt(jnp.where(positive, yy, 1))
-    return jnp.where(positive, xy / norms, 0)
+    zero = (xx <= 0) | (yy <= 0)  # asked so that NaN stays NaN
+    norms = jnp.sqrt(jnp.where(zero, 1, xx)) * jnp.sqrt(jnp.where(zero, 1, yy))
+    return jnp.where(zero, 0, jnp.clip(xy / norms, -1, 1))
+
+
+def default_options(function: Callable[..., Any]) -> dict[str, Any]:
+    """The parameters of `function` that have a default, with it."""
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not one.empty}
 
 
 def taking(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
@@ -162,15 +168,15 @@ def checked(
 
     def decorate(function: Callable[_Options, jax.Array]) -> Callable[_Options, jax.Array]:
         compiled = jax.jit(function, static_argnames=tuple(static))
-        signature = inspect.signature(function)
+        signature, defaults = inspect.signature(function), default_options(function)
 
         @wraps(function)
         def call(*args: _Options.args, **kwargs: _Options.kwargs) -> jax.Array:
             given = signature.bind(*args, **kwargs).arguments
             X, Y = (as_samples(given.pop(name), name) for name in ("X", "Y"))
-            check_options(given)
-            common = jnp.promote_types(X.dtype, Y.dtype)
-            return compiled(X.astype(common), Y.astype(common), **given)
+            options = check_options(given, defaults)
+            common = np.promote_types(X.dtype, Y.dtype)
+            return compiled(X.astype(common), Y.astype(common), **options)
 
         return call
 
@@ -179,15 +185,15 @@ def checked(
 
 def as_samples(X: Any, name: str) -> jax.Array:
     """X as a float array (n, E); InputError if it has another shape or is not finite."""
-    array = jnp.asarray(X)
-    if array.ndim != 2 or 0 in array.shape:
-        raise InputError(f"{name} has shape {array.shape}: give representations (n, E)")
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        if not jnp.issubdtype(array.dtype, jnp.integer):
-            raise InputError(f"{name} is {array.dtype}: give representations of real numbers")
-        array = array.astype(jnp.float32)
-    if array.dtype.itemsize < 4:
-        array = array.astype(jnp.float32)
+    given = X if isinstance(X, jax.Array) else np.asarray(X)
+    if given.ndim != 2 or 0 in given.shape:
+        raise InputError(f"{name} has shape {given.shape}: give representations (n, E)")
+    whole = jnp.issubdtype(given.dtype, jnp.integer)
+    if not (whole or jnp.issubdtype(given.dtype, jnp.floating)):
+        raise InputError(f"{name} is {given.dtype}: give representations of real numbers")
+    if whole or given.dtype.itemsize < 4:
+        given = given.astype(np.float32)
+    array = jnp.asarray(given)
     if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
         raise InputError(f"{name} holds NaN or infinite values: leave out the samples with them")
     return array
@@ -207,10 +213,28 @@ def check_pair(X: tuple[int, ...], Y: tuple[int, ...], parts: Rows | Sides) -> N
         )
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Raise InputError for a number that is not finite and above zero."""
-    for name, value in options.items():
-        if isinstance(value, str | bool | jax.core.Tracer):
-            continue
-        if not (np.isfinite(value) and value > 0):
-            raise InputError(f"{name} is {value}: give a number above 0")
+def check_options(options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The options as plain Python values; those that are traced stay.
+
+    Raises InputError for one of another kind than its default, and for a number that is not finite
+    and above zero.
+    """
+    return {name: _plain(name, value, defaults.get(name, 0.0)) for name, value in options.items()}
+
+
+def _plain(name: str, value: Any, default: Any) -> Any:
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0:
+        value = value.item()
+    if isinstance(default, bool | str):
+        if type(value) is not type(default):
+            kind = "True or False" if isinstance(default, bool) else "a text"
+            raise InputError(f"{name} is {value!r}: give {kind}")
+        return value
+    whole = isinstance(default, int)
+    is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not (is_number and 0 < value < np.inf):
+        noun = "whole number" if whole else "number"
+        raise InputError(f"{name} is {value!r}: give a {noun} above 0")
+    return value

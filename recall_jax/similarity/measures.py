@@ -15,10 +15,7 @@ MEASURES: dict[str, Measure] = {
     "linear_cka": Measure(cka.linear_cka, cka.LINEAR, cka.LINEAR_FEATURES),
     "rbf_cka": Measure(cka.rbf_cka, cka.RBF),
     "debiased_linear_cka": Measure(
-        cka.debiased_linear_cka,
-        cka.DEBIASED_LINEAR,
-        cka.DEBIASED_LINEAR_FEATURES,
-        bounds=(-1.0, 1.0),
+        cka.debiased_linear_cka, cka.DEBIASED_LINEAR, bounds=(-1.0, 1.0)
     ),
     "debiased_rbf_cka": Measure(cka.debiased_rbf_cka, cka.DEBIASED_RBF, bounds=(-1.0, 1.0)),
     "hsic": Measure(centred.hsic, centred.HSIC, bounds=(-inf, inf)),

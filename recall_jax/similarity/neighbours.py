@@ -63,7 +63,7 @@ def nearest(values: jax.Array, index: jax.Array, k: int) -> jax.Array:
 
 
 def _points(X: jax.Array, block_size: int, normalize: bool) -> jax.Array:
-    return jax.vmap(unit_norm)(X) if normalize else X
+    return jax.vmap(unit_norm)(X) if normalize else unit_norm(X)
 
 
 def _neighbours(X: jax.Array, index: jax.Array, points: jax.Array, k: int) -> jax.Array:

@@ -43,7 +43,10 @@ def _bandwidth(X: jax.Array, block_size: int, sigma: float | jax.Array | None = 
     """sigma (); None: sigma^2 is half the median squared distance of the side's own samples."""
     if sigma is not None:
         return jnp.asarray(sigma, X.dtype)
-    return jnp.sqrt(0.5 * median_squared_distance(center(X), block_size, own=False))
+    points = center(X)
+    largest = jnp.max(jnp.abs(points))
+    scale = jnp.where(largest > 0, largest, 1)  # so that no square leaves the range of the dtype
+    return scale * jnp.sqrt(0.5 * median_squared_distance(points / scale, block_size, own=False))
 
 
 def _points(X: jax.Array, index: jax.Array, bandwidth: jax.Array) -> _Points:
@@ -52,11 +55,11 @@ def _points(X: jax.Array, index: jax.Array, bandwidth: jax.Array) -> _Points:
 
 def _rbf(x: _Points, y: _Points) -> jax.Array:
     """The sum over these rows, in the bandwidth of x."""
-    wide = x.sigma > 0
+    none = x.sigma <= 0
     # Divided before squaring, so that no small or large sigma leaves the range of float32.
-    scaled = (x.points - y.points) / jnp.where(wide, x.sigma, 1)
+    scaled = (x.points - y.points) / jnp.where(none, 1, x.sigma)
     squared = jnp.sum(scaled * scaled, axis=-1)
-    alike = jnp.where(wide, jnp.exp(-0.5 * squared), (squared == 0).astype(squared.dtype))
+    alike = jnp.where(none, (squared == 0).astype(squared.dtype), jnp.exp(-0.5 * squared))
     return jnp.sum(alike)
 
 

@@ -74,9 +74,18 @@ def _shape(X: jax.Array, center: bool = True) -> jax.Array:
     return gram_factor(unit_norm(centred(X) if center else X))
 
 
-def _size_and_shape(X: jax.Array, center: bool = True) -> jax.Array:
-    """Points (n, min(n, E))."""
-    return gram_factor(centred(X) if center else X)
+class _SizeAndShape(NamedTuple):
+    """Points (n, min(n, E)) of norm one, and the norm () that they had."""
+
+    shape: jax.Array
+    size: jax.Array
+
+
+def _size_and_shape(X: jax.Array, center: bool = True) -> _SizeAndShape:
+    points = centred(X) if center else X
+    shape = unit_norm(points)
+    # As <X, X / ||X||>, which leaves the range of the dtype only where the norm itself does.
+    return _SizeAndShape(gram_factor(shape), jnp.sum(points * shape))
 
 
 def _nuclear_norm(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -90,12 +99,17 @@ def _distance(x: jax.Array, y: jax.Array, squared: bool = False) -> jax.Array:
 
 def _angle(x: jax.Array, y: jax.Array) -> jax.Array:
     cosine = _nuclear_norm(x, y)
-    apart = cosine < 1  # rounding may take it above
-    return jnp.where(apart, jnp.arccos(jnp.where(apart, cosine, 0)), 0)
+    equal = cosine >= 1  # rounding may take it above
+    return jnp.where(equal, 0, jnp.arccos(jnp.where(equal, 0, cosine)))
 
 
-def _size_and_shape_distance(x: jax.Array, y: jax.Array, squared: bool = False) -> jax.Array:
-    return _from_squared(jnp.sum(x * x) + jnp.sum(y * y) - 2 * _nuclear_norm(x, y), squared)
+def _size_and_shape_distance(
+    x: _SizeAndShape, y: _SizeAndShape, squared: bool = False
+) -> jax.Array:
+    larger = jax.lax.stop_gradient(jnp.maximum(x.size, y.size))
+    a, b = (side.size / jnp.where(larger == 0, 1, larger) for side in (x, y))
+    value = _from_squared(a * a + b * b - 2 * a * b * _nuclear_norm(x.shape, y.shape), squared)
+    return value * (larger * larger if squared else larger)
 
 
 def _from_squared(value: jax.Array, squared: bool) -> jax.Array:

@@ -43,7 +43,8 @@ def gulp(X: jax.Array, Y: jax.Array, regularization: float = 1e-2) -> jax.Array:
     difference in the predictions of every target of variance one. Range [0, rank X + rank Y].
     Invariant to rotation, isotropic scaling and translation; the smaller lambda, the nearer to
     invariant to invertible maps. Source: Boix-Adserà et al. 2022, arXiv 2210.06545, with the
-    scaling of the authors' code. Cost as `linear_regression`.
+    scaling of the authors' code. Differentiable where singular values are distinct. Cost as
+    `linear_regression`.
     """
     return GULP.evaluate(X, Y, regularization=regularization)
 
@@ -66,8 +67,9 @@ def _between_predictors(
     def shrunk(side: Components) -> tuple[jax.Array, jax.Array]:
         """P = A A^T and its squared norm."""
         squared = side.values * side.values
-        shrinkage = squared / (squared + regularization)
-        A = side.basis * (side.values / jnp.sqrt(squared + regularization))[None, :]
+        ridge = jnp.where(squared <= 0, 1, squared + regularization)  # tiny, it may vanish
+        shrinkage = squared / ridge
+        A = side.basis * (side.values / jnp.sqrt(ridge))[None, :]
         return A, jnp.sum(shrinkage * shrinkage)
 
     (a, own_x), (b, own_y) = shrunk(x), shrunk(y)
