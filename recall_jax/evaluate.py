@@ -9,20 +9,23 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.engine.inputs import compute_dtype
 from recall_jax.engine.progress import Clock, Progress, silent
-from recall_jax.errors import storage_faults
+from recall_jax.errors import InputError, storage_faults
 from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.journal import Journal, Results, resume_journal
-from recall_jax.evaluation.resident import load_resident
+from recall_jax.evaluation.resident import end_of_text, load_resident
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import Scored, headline, score
 from recall_jax.evaluation.task import Task
+from recall_jax.models.config import read_architecture
 from recall_jax.outcome import device, versions
 from recall_jax.output import work_folder
 from recall_jax.report.evaluation_page import render_evaluation
@@ -88,7 +91,7 @@ def evaluate(
     clock = Clock()
     with clock.stage("total"):
         asked = [ask(task, options) for task in tasks]
-        checkpoints = [open_checkpoint(model) for model in models]
+        checkpoints = [_open(model) for model in models]
         names = [f"{k}-{_file_name(model)}" for k, model in enumerate(models)]
         with _kept(out, checkpoints, asked, options) as (folder, journal):
             for k, checkpoint in enumerate(checkpoints):
@@ -108,6 +111,14 @@ def evaluate(
     return record | {"timing_s": clock.seconds}
 
 
+def _open(model: str) -> Checkpoint:
+    """A model that can be asked, so that the last one's config is not found wrong after hours."""
+    checkpoint = open_checkpoint(model)
+    read_architecture(checkpoint.config, where=f"{model}/config.json")
+    end_of_text(checkpoint)
+    return checkpoint
+
+
 def _answers(
     checkpoint: Checkpoint, asked: Sequence[Asked], options: Options, clock: Clock
 ) -> Iterator[tuple[Asked, Scored]]:
@@ -116,13 +127,18 @@ def _answers(
         return
     with clock.stage("loading"):
         model = load_resident(checkpoint.name)
+        model = replace(model, params=jax.device_put(model.params))  # once for all tasks
     dtype = compute_dtype(options.compute_dtype, checkpoint)
     for each in asked:
-        with clock.stage(each.task.task):
-            yield (
-                each,
-                score(each.task, each.examples, model, batch_size=options.batch_size, dtype=dtype),
-            )
+        name = each.task.task
+        try:
+            with clock.stage(name):
+                scored = score(
+                    each.task, each.examples, model, batch_size=options.batch_size, dtype=dtype
+                )
+        except InputError as error:
+            raise InputError(f"{checkpoint.name}, {name}: {error}") from error
+        yield each, scored
 
 
 @contextmanager

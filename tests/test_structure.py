@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "errors",
     "units",
+    "schema",
     "publish",
     "output",
     "checkpoint",
@@ -33,6 +34,7 @@ ORDER = [
     "outcome",
     "job",
     "finetune",
+    "evaluate",
     "demo",
     "benchmark",
     "cli",

@@ -11,7 +11,17 @@ from contextlib import suppress
 
 import typer
 
-from recall_jax.cli import bench, checkpoints, demo, finetune, merge, signals, similarity, stages
+from recall_jax.cli import (
+    bench,
+    checkpoints,
+    demo,
+    evaluate,
+    finetune,
+    merge,
+    signals,
+    similarity,
+    stages,
+)
 from recall_jax.cli.mapped_files import explain_lost_bytes
 from recall_jax.errors import InputError
 
@@ -32,6 +42,7 @@ app.command("extract")(stages.extract)
 app.command("weights")(stages.weights)
 app.command("similarity")(similarity.similarity)
 app.command("finetune")(finetune.finetune)
+app.command("evaluate")(evaluate.evaluate)
 app.command("convert")(checkpoints.convert)
 app.command("inspect")(checkpoints.inspect)
 app.command("verify")(checkpoints.verify)

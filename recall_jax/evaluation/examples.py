@@ -1,9 +1,9 @@
 """Examples: a task's rows as the prompts that a model sees and the answers that are right."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from recall_jax.errors import InputError
+from recall_jax.evaluation.metrics import UNANSWERABLE
 from recall_jax.evaluation.prompts import evaluate, render
 from recall_jax.evaluation.rows import Rows
 from recall_jax.evaluation.task import Task
@@ -32,9 +32,7 @@ def make_examples(task: Task, rows: Rows) -> list[Example]:
 def _example(task: Task, row: Row, number: int, place: str) -> Example:
     prompt = render(task.prompt, row, place, "prompt")
     if task.choices is None:
-        assert task.references is not None
-        found = evaluate(task.references, row, place, "references")
-        return Example(number, prompt, references=_references(found, place))
+        return Example(number, prompt, references=_references(task, row, place))
     choices = tuple(render(choice, row, place, "choices") for choice in task.choices)
     assert task.answer is not None
     answer = evaluate(task.answer, row, place, "answer")
@@ -46,8 +44,12 @@ def _example(task: Task, row: Row, number: int, place: str) -> Example:
     return Example(number, prompt, choices, answer)
 
 
-def _references(value: Any, place: str) -> tuple[str, ...]:
+def _references(task: Task, row: Row, place: str) -> tuple[str, ...]:
+    assert task.references is not None and task.metrics is not None
+    value = evaluate(task.references, row, place, "references")
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{place}: references: {value!r} is no text and no list of texts")
+    if not texts and (strict := [name for name in task.metrics if name not in UNANSWERABLE]):
+        raise InputError(f"{place}: references: there is none, but {strict[0]} needs one")
     return tuple(texts)

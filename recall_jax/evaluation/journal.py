@@ -66,7 +66,8 @@ def _records(path: Path) -> list[dict[str, Any]]:
         return []
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        if not line.endswith("\n"):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
             break
-        records.append(json.loads(line))
     return records

@@ -127,6 +127,8 @@ MEANS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
     metric.__name__: metric for metric in (exact_match, squad_exact_match, squad_f1)
 }
 """Metrics that are means of a score of each row, by name."""
+UNANSWERABLE = ("squad_exact_match", "squad_f1")
+"""Those that take a question without references, which an empty prediction answers."""
 
 
 def row_scores(
@@ -156,7 +158,7 @@ def estimates(
             continue
         values = np.asarray([row[name] for row in scores])
         found[name] = mean_estimate(values)
-        if name.startswith("squad") and 0 < has_answer.sum() < len(values):
+        if name in UNANSWERABLE and 0 < has_answer.sum() < len(values):
             found[f"has_answer_{name}"] = mean_estimate(values[has_answer])
             found[f"no_answer_{name}"] = mean_estimate(values[~has_answer])
     return found

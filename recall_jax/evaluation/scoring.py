@@ -52,7 +52,8 @@ def score(
 ) -> Scored:
     """Ask a model all examples of a task; the forward runs in `dtype`.
 
-    Prompts are never cut. Raises InputError for a prompt or a choice without tokens.
+    Prompts are never cut. Raises InputError for a prompt or a choice without tokens, and for a
+    model whose likelihoods are NaN.
     """
     if isinstance(task.scoring, Likelihood):
         return _choose(task.scoring, examples, model, batch_size, dtype)
@@ -94,6 +95,8 @@ def _choose(
     sums, _, counts = log_likelihoods(
         model.arch, model.params, contexts, continuations, batch_size=batch_size, dtype=dtype
     )
+    if np.isnan(sums).any():
+        raise InputError("the model gives NaN as a likelihood: try --compute-dtype float32")
     ends = np.cumsum([len(example.choices) for example in examples])[:-1]
     predictions = []
     for example, total, tokens in zip(

@@ -87,7 +87,7 @@ def test_both_kinds_of_questions_are_counted_apart():
     found = estimates(["squad_f1"], ["", "x"], [["the"], []])
     assert found["has_answer_squad_f1"][::2] == (100, 1)
     assert list(estimates(["squad_f1"], ["", "x"], [[], []])) == ["squad_f1"]
-    assert list(estimates(["exact_match"], ["", "x"], [["y"], []])) == ["exact_match"]
+    assert list(estimates(["exact_match"], ["", "x"], [["y"], ["x"]])) == ["exact_match"]
 
 
 def test_exact_match_keeps_punctuation_and_articles():

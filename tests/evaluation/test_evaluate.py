@@ -1,0 +1,288 @@
+"""An evaluation from end to end: the table, the files, the answers kept, and going on."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from published import DATA
+from toys import copy_model, tree
+
+import recall_jax.evaluate as evaluate_module
+from recall_jax.errors import InputError, UnfinishedError
+from recall_jax.evaluate import Options, evaluate
+from recall_jax.evaluation import scoring
+from recall_jax.evaluation.examples import Example, make_examples
+from recall_jax.evaluation.generation import generate
+from recall_jax.evaluation.likelihood import log_likelihoods
+from recall_jax.evaluation.metrics import squad_f1
+from recall_jax.evaluation.resident import load_resident
+from recall_jax.evaluation.rows import load_rows
+from recall_jax.evaluation.scoring import score, split_tokens
+from recall_jax.evaluation.task import Task, find_task
+
+SHORT = {"by": "generation", "max_new_tokens": 6, "stop": ["e", "\n"], "no_answer": "unanswerable"}
+
+
+def changed(name, **changes):
+    """A task of the package with some keys changed."""
+    values = find_task(name).model_dump(exclude_none=True) | changes
+    return Task.model_validate(values)
+
+
+SQUAD = changed("squad_v2", scoring=SHORT)
+OPTIONS = Options(data_root=DATA, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def models(toys, tmp_path_factory):
+    """Two of different families, which know the end of a text."""
+    folder = tmp_path_factory.mktemp("models")
+    sources = {"qwen": toys.qwen2[0], "llama": toys.llama[0]}
+    return [str(copy_model(s, folder / name, eos_token_id=1)) for name, s in sources.items()]
+
+
+@pytest.fixture(scope="module")
+def evaluated(models, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    return models, evaluate(models, [find_task("sst2"), SQUAD], out, options=OPTIONS), out
+
+
+def predictions(out, model, task):
+    (path,) = (out / "predictions").glob(f"{model}-*/{task}.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_table_is_what_direct_calls_give(evaluated):
+    models, record, out = evaluated
+    examples = make_examples(find_task("sst2"), load_rows(find_task("sst2"), DATA))
+    for index, model in enumerate(models):
+        resident = load_resident(model)
+        chosen = []
+        for place, example in enumerate(examples):
+            pairs = [split_tokens(resident.tokenizer, example.prompt, c) for c in example.choices]
+            sums, _, counts = log_likelihoods(
+                resident.arch, resident.params, *zip(*pairs, strict=True), batch_size=2
+            )
+            chosen.append(int(np.argmax(sums / counts)))
+            row = predictions(out, index, "sst2")[place]
+            np.testing.assert_allclose(row["log_likelihoods"], sums, atol=1e-4)
+            assert row["tokens"] == counts.tolist()
+        right = [choice == example.answer for choice, example in zip(chosen, examples, strict=True)]
+        found = record["results"][index]["sst2"]["accuracy"]
+        assert found["value"] == 100 * np.mean(right)
+        assert found["standard_error"] == pytest.approx(100 * np.std(right, ddof=1) / 2)
+        assert found["rows"] == 4
+
+
+def test_answers_are_those_of_direct_calls(evaluated):
+    models, record, out = evaluated
+    examples = make_examples(SQUAD, load_rows(SQUAD, DATA))
+    resident = load_resident(models[1])
+    written = generate(
+        resident.arch,
+        resident.params,
+        [resident.tokenizer.encode(example.prompt, 10**6, True) for example in examples],
+        max_new_tokens=6,
+        eos_token_ids=resident.eos_token_ids,
+        batch_size=4,
+    )
+    texts = [resident.tokenizer.decode(tokens).split("e")[0] for tokens in written]
+    rows = predictions(out, 1, "squad_v2")
+    assert [row["generated"] for row in rows] == texts
+    assert [row["prediction"] for row in rows] == [text.strip() for text in texts]
+    f1 = [squad_f1(t, e.references) for t, e in zip(texts, examples, strict=True)]
+    assert [row["squad_f1"] for row in rows] == f1
+    results = record["results"][1]["squad_v2"]
+    assert results["squad_f1"]["value"] == pytest.approx(100 * np.mean(f1))
+    assert results["no_answer_squad_f1"]["rows"] == 1
+
+
+def test_the_folder_holds_record_page_and_answers(evaluated):
+    _, record, out = evaluated
+    assert json.loads((out / "evaluation.json").read_text())["results"] == record["results"]
+    assert {path.name for path in out.iterdir()} == {"evaluation.json", "index.html", "predictions"}
+    page = (out / "index.html").read_text()
+    for text in ("2 models on 2 tasks", "squad_v2: F1", "has answer F1 (n = 2)", "Sentiment:", "±"):
+        assert text in page
+    assert len(predictions(out, 0, "sst2")) == 4
+
+
+def test_an_evaluation_is_deterministic_whatever_the_batch(evaluated):
+    models, record, _ = evaluated
+    again = evaluate(models[:1], [find_task("sst2")], options=Options(data_root=DATA, batch_size=8))
+    assert again["results"][0]["sst2"] == record["results"][0]["sst2"]
+
+
+def test_models_are_loaded_one_after_another(models, monkeypatch):
+    events = []
+
+    def load(model):
+        events.append(("load", model))
+        return load_resident(model)
+
+    def answer(task, examples, model, **_):
+        events.append(("score", task.task))
+        return scoring.Scored({"accuracy": (50.0, None, 1)}, [])
+
+    monkeypatch.setattr(evaluate_module, "load_resident", load)
+    monkeypatch.setattr(evaluate_module, "score", answer)
+    monkeypatch.setattr(evaluate_module, "_record", lambda *_: {})
+    tasks = [find_task("sst2"), find_task("race")]
+    evaluate(models, tasks, options=OPTIONS)
+    asked = [("score", "sst2"), ("score", "race")]
+    assert events == [("load", models[0]), *asked, ("load", models[1]), *asked]
+
+
+def test_an_interrupted_evaluation_goes_on(evaluated, tmp_path, monkeypatch):
+    models, record, finished = evaluated
+    tasks, out, calls = [find_task("sst2"), SQUAD], tmp_path / "out", []
+
+    def failing(task, examples, model, **settings):
+        calls.append(task.task)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return score(task, examples, model, **settings)
+
+    monkeypatch.setattr(evaluate_module, "score", failing)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        evaluate(models, tasks, out, options=OPTIONS)
+    assert "--resume" in caught.value.__notes__[0]
+    journal = tmp_path / ".out.recall-work" / "journal.jsonl"
+    whole = journal.read_text()
+    other = Options(data_root=DATA, batch_size=3, resume=True)
+    with pytest.raises(UnfinishedError, match="had other options"):
+        evaluate(models, tasks, out, options=other)
+    assert journal.read_text() == whole
+    journal.write_text(whole + '{"model": 1, "task": "sst')
+    evaluate(models, tasks, out, options=Options(data_root=DATA, batch_size=4, resume=True))
+    assert calls == ["sst2", "squad_v2", "sst2", "sst2", "squad_v2"]
+    assert tree(out / "predictions") == tree(finished / "predictions")
+    assert json.loads((out / "evaluation.json").read_text())["results"] == record["results"]
+    assert not journal.parent.exists()
+
+
+def asked_of(monkeypatch, texts):
+    """Let the model write these texts."""
+    monkeypatch.setattr(scoring, "_generate", lambda *_: texts)
+
+
+def test_multiple_choice_by_generation(monkeypatch):
+    task = changed("medmcqa", scoring={"by": "generation", "max_new_tokens": 4})
+    choices = (" A", " B", " C", " D")
+    texts = [" B", "(c) is right", "d.", "None", "", "Apple"]
+    examples = [Example(i, "?", choices, min(i, 1) + (i > 0)) for i in range(len(texts))]
+    asked_of(monkeypatch, texts)
+    found = score(task, examples, None, batch_size=1)
+    assert [row["prediction"] for row in found.predictions] == [1, 2, 3, None, None, None]
+    assert [row["accuracy"] for row in found.predictions] == [0, 1, 0, 0, 0, 0]
+    examples = [Example(0, "?", ("red", "Red deer"), 1)]
+    asked_of(monkeypatch, ["red deer, of course"])
+    assert score(task, examples, None, batch_size=1).metrics["accuracy"].value == 100
+
+
+def test_no_answer_counts_as_an_empty_one(monkeypatch):
+    texts = [" Unanswerable.", " The unanswerable one"]
+    asked_of(monkeypatch, texts)
+    task = changed("squad_v2")
+    found = score(task, [Example(0, "?"), Example(1, "?")], None, batch_size=1)
+    assert [row["prediction"] for row in found.predictions] == ["", "The unanswerable one"]
+    assert found.metrics["squad_exact_match"].value == 50
+
+
+@pytest.mark.parametrize(("normalise", "chosen"), [("token", 0), ("byte", 1), ("none", 2)])
+def test_likelihoods_are_divided_as_asked(normalise, chosen, monkeypatch, models):
+    choices = (" éé", " bbbbbbbb", " c")
+    sums, counts = np.asarray([-4.0, -7.0, -3.0]), np.asarray([4, 3, 1])
+    monkeypatch.setattr(scoring, "log_likelihoods", lambda *_, **__: (sums, None, counts))
+    task = changed("sst2", scoring={"by": "likelihood", "normalise": normalise})
+    example = Example(0, "?", choices, 0)
+    found = score(task, [example], load_resident(models[1]), batch_size=1)
+    assert found.predictions[0]["prediction"] == chosen
+
+
+def test_a_model_without_numbers_is_named(models, monkeypatch):
+    nothing = np.full(8, np.nan), None, np.ones(8)
+    monkeypatch.setattr(scoring, "log_likelihoods", lambda *_, **__: nothing)
+    with pytest.raises(InputError, match="qwen, sst2: the model gives NaN as a likelihood: try"):
+        evaluate(models, [find_task("sst2")], options=OPTIONS)
+
+
+def test_spaces_before_a_choice_are_the_choice_s(models):
+    tokenizer = load_resident(models[0]).tokenizer
+    expected = [tokenizer.encode(text, 99, True) for text in ("Say:", "  yes")]
+    assert list(split_tokens(tokenizer, "Say: ", " yes")) == expected
+    assert list(split_tokens(tokenizer, "Say:", "  yes")) == expected
+
+
+def own_task(folder):
+    (folder / "echo").mkdir(parents=True)
+    rows = [{"question": f"q{index}", "answer": "x"} for index in range(9)]
+    (folder / "echo" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {
+        "task": "echo",
+        "source": {"splits": {"test": [{"files": "rows.jsonl"}]}},
+        "prompt": "{{ question }}",
+        "references": "answer",
+        "metrics": ["exact_match"],
+        "scoring": {"by": "generation", "max_new_tokens": 2},
+    }
+    path = folder / "echo.yml"
+    path.write_text(yaml.safe_dump(task))
+    return path
+
+
+def test_the_command(recall, models, tmp_path):
+    shutil.copytree(DATA / "sst2", tmp_path / "data" / "sst2")
+    own = own_task(tmp_path / "data")
+    words = ["evaluate", *models, "--tasks", f"sst2, {own}", "--limit", "3"]
+    words += ["--data-root", tmp_path / "data", "--out", tmp_path / "out", "--seed", "5"]
+    done = recall(*words)
+    assert (done.status, done.err) == (0, "")
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert [task["rows"] for task in record["tasks"]] == [3, 3]
+    assert [task["rows_in_all"] for task in record["tasks"]] == [4, 9]
+    assert "sst2: accuracy" in done.out
+    assert "echo: exact match" in done.out
+    value = record["results"][1]["sst2"]["accuracy"]
+    assert f"{value['value']:.1f} ± {value['standard_error']:.1f}" in done.out
+    kept = [row["row"] for row in predictions(tmp_path / "out", 0, "echo")]
+    expected = np.random.default_rng(5).choice(9, 3, replace=False)
+    assert kept == sorted(expected.tolist())
+    refused = recall(*words)
+    assert refused.status == 2
+    assert "out exists: choose another folder or pass --force" in refused.err
+
+
+def test_the_command_lists_and_shows_tasks(recall):
+    assert "race: Reading comprehension" in recall("evaluate", "--list").out
+    shown = recall("evaluate", "--show", "race").out
+    assert Task.model_validate(yaml.safe_load(shown)) == find_task("race")
+
+
+MISTAKES = {
+    "no model": (["--tasks", "sst2"], "name at least one model"),
+    "no task": (["MODEL"], "name at least one task: "),
+    "unknown task": (["MODEL", "--tasks", "sst"], "no task 'sst': choose from"),
+    "no rows": (["MODEL", "--tasks", "sst2", "--data-root", "DIR"], "has no rows of sst2: put"),
+    "no folder": (["DIR", "--tasks", "sst2", "--data-root", "DATA"], "config.json"),
+    "resume": (["MODEL", "--tasks", "sst2", "--resume"], "--resume goes on with an output"),
+    "show": (["--show", "sst"], "no task 'sst': choose from"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line(case, recall, models, tmp_path):
+    words, message = MISTAKES[case]
+    names = {"MODEL": models[0], "DIR": tmp_path, "DATA": DATA}
+    done = recall("evaluate", *(names.get(word, word) for word in words))
+    assert done.status == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_model_that_is_wrong_is_found_before_any_is_asked(models, toys, monkeypatch):
+    monkeypatch.setattr(evaluate_module, "load_resident", lambda _: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="eos_token_id"):
+        evaluate([models[0], toys.qwen2[0]], [find_task("sst2")], options=OPTIONS)
