@@ -110,7 +110,9 @@ def _wanted(
     width: int, members: np.ndarray, rows: Sequence[Tokens], num_tokens: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the tokens to be scored of a batch: their row, place in the flat batch, and id."""
-    owner, places, targets = [], [], []
+    owner: list[int] = []
+    places: list[int] = []
+    targets: list[int] = []
     for slot, row in enumerate(members):
         if row >= 0:
             last, count = len(rows[row]), num_tokens[row]

@@ -1,0 +1,237 @@
+"""EleutherAI's lm-evaluation-harness on models of this package.
+
+    from lm_eval import simple_evaluate
+    from recall_jax.integrations.lm_eval import RecallLM
+
+    simple_evaluate(RecallLM("merged"), tasks=["sciq"])
+
+Texts become tokens, and tokens scores, as in the harness's own `hf` model.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from recall_jax.checkpoint.companions import has_tokenizer
+from recall_jax.checkpoint.folder import open_checkpoint
+from recall_jax.errors import InputError
+from recall_jax.evaluation.generation import generate
+from recall_jax.evaluation.likelihood import log_likelihoods, token_nll
+from recall_jax.evaluation.resident import load_resident
+from recall_jax.evaluation.stop_strings import before_any, stops_at
+
+try:
+    from lm_eval.api.model import TemplateLM  # type: ignore[import-not-found]
+except ImportError as error:
+    raise InputError(
+        "recall_jax.integrations.lm_eval needs lm-evaluation-harness: pip install lm_eval"
+    ) from error
+
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_INERT = {"num_beams": 1, "repetition_penalty": 1.0}
+
+
+class RecallLM(TemplateLM):
+    """A model that the harness can ask; see `lm_eval.api.model.LM` for the requests' semantics.
+
+    `max_length`, by default what the config gives, is the number of tokens fed at most: longer
+    contexts lose their beginning. `seed` is of tasks that sample.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        batch_size: int = 8,
+        max_length: int | None = None,
+        max_gen_toks: int = 256,
+        dtype: DTypeLike = jnp.float32,
+        seed: int = 0,
+    ) -> None:
+        """Load a model as recipes name it; InputError as `load_resident` raises it."""
+        import transformers
+
+        super().__init__()
+        resident = load_resident(model)
+        folders = filter(has_tokenizer, open_checkpoint(model).tokenizer_folders)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(next(folders)), local_files_only=True, trust_remote_code=False
+        )
+        self.max_length = max_length or resident.max_length
+        self.max_gen_toks = max_gen_toks
+        self._name, self._seed, self._text_of = model, seed, resident.tokenizer
+        self._ends = resident.eos_token_ids
+        self._model = (resident.arch, jax.device_put(resident.params))
+        self._options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype}
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text, of the tokenizer if it has one."""
+        token: int | None = self.tokenizer.eos_token_id
+        return self._ends[0] if token is None else token
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without context."""
+        token: int | None = self.tokenizer.bos_token_id
+        return self.eot_token_id if token is None else token
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the names of cached requests."""
+        return self._name.replace("/", "__")
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Messages as one text; without a generation prompt the last of them is to go on."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Token ids; unless told, with special tokens if the text does not begin with one."""
+        if add_special_tokens is None:
+            prefix = self.tokenizer.decode([self.prefix_token_id])
+            add_special_tokens = not string.startswith(prefix)
+        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """(ln p, whether greedy decoding gives it) of (texts, context, continuation)."""
+        contexts, continuations, cut = [], [], 0
+        for _, context, continuation in requests:
+            if len(continuation) > self.max_length:
+                raise InputError(
+                    f"a continuation has {len(continuation)} tokens, but {self._name} takes "
+                    f"{self.max_length}: give a larger max_length"
+                )
+            # The last token of a row is not fed.
+            room = self.max_length + 1 - len(continuation)
+            cut += len(context) > room
+            contexts.append(context[-room:])
+            continuations.append(continuation)
+        _warn_of_cuts(cut, self.max_length)
+        sums, is_greedy, _ = log_likelihoods(*self._model, contexts, continuations, **self._options)
+        answers = list(zip(sums.tolist(), is_greedy.tolist(), strict=True))
+        for (texts, _, _), answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", texts, answer)
+        return answers
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Ln p of whole texts, each after the prefix token, in windows where they are long."""
+        nll, _ = token_nll(
+            *self._model,
+            [self.tok_encode(request.args[0]) for request in requests],
+            max_length=self.max_length,
+            prefix_token_id=self.prefix_token_id,
+            **self._options,
+        )
+        answers: list[float] = (-nll).tolist()
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
+        return answers
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """The text that follows each context, up to the first of its stop strings.
+
+        Raises:
+            InputError: for a generation argument that means something and is not known here.
+        """
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
+        answers = [""] * len(requests)
+        for indices in groups.values():
+            asked = _read_arguments(requests[indices[0]].args[1], self.max_gen_toks)
+            texts = [requests[index].args[0] for index in indices]
+            for index, answer in zip(indices, self._answers(texts, asked), strict=True):
+                answers[index] = answer
+                self.cache_hook.add_partial("generate_until", requests[index].args, answer)
+        return answers
+
+    def _answers(self, texts: Sequence[str], asked: "_Arguments") -> list[str]:
+        room = self.max_length - asked.max_new_tokens
+        if room < 1:
+            raise InputError(
+                f"{asked.max_new_tokens} new tokens leave no room for a context within the "
+                f"{self.max_length} tokens of {self._name}: ask for fewer, or give a larger "
+                "max_length"
+            )
+        prompts = [self.tok_encode(text) or [self.prefix_token_id] for text in texts]
+        _warn_of_cuts(sum(len(prompt) > room for prompt in prompts), room)
+        # Special tokens leave no text behind: one that is asked for is looked for by its id.
+        special = self.tokenizer.get_added_vocab()
+        ends = {*self._ends, self.eot_token_id, *(special[s] for s in asked.until if s in special)}
+        completions = generate(
+            *self._model,
+            [prompt[-room:] for prompt in prompts],
+            max_new_tokens=asked.max_new_tokens,
+            eos_token_ids=sorted(ends),
+            temperature=asked.temperature,
+            top_k=asked.top_k,
+            top_p=asked.top_p,
+            seed=self._seed,
+            stop=stops_at(self._text_of, asked.until),
+            **self._options,
+        )
+        return [before_any(self._text_of.decode(tokens), asked.until) for tokens in completions]
+
+
+class _Arguments(NamedTuple):
+    """What a request for generation asks."""
+
+    until: list[str]
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+
+def _read_arguments(arguments: Mapping[str, Any], max_gen_toks: int) -> _Arguments:
+    """Names and defaults as in the harness: greedy unless told, at temperature 1 if only told to.
+
+    Raises:
+        InputError: for an argument that is not known, unless it has the value that changes nothing.
+    """
+    left = {key: value for key, value in arguments.items() if value is not None}
+    until = left.pop("until", [])
+    lengths = [left.pop(name) for name in _LENGTHS if name in left]
+    samples = left.pop("do_sample", None)
+    temperature = float(left.pop("temperature", 1.0 if samples else 0.0))
+    top_k, top_p = left.pop("top_k", None), left.pop("top_p", None)
+    if samples is False or not temperature:
+        temperature, top_k, top_p = 0.0, None, None
+    if unknown := [key for key, value in left.items() if _INERT.get(key) != value]:
+        raise InputError(
+            f"generation argument {', '.join(unknown)} is not supported: remove it from the task's "
+            "generation_kwargs, or override it with gen_kwargs"
+        )
+    return _Arguments(
+        until=[until] if isinstance(until, str) else [string for string in until if string],
+        max_new_tokens=int((lengths or [max_gen_toks])[0]),
+        temperature=temperature,
+        top_k=top_k or None,
+        top_p=top_p,
+    )
+
+
+def _warn_of_cuts(count: int, length: int) -> None:
+    if count:
+        message = "%d contexts do not fit into %d tokens and lost their beginning"
+        logging.getLogger(__name__).warning(message, count, length)
