@@ -25,6 +25,7 @@ ORDER = [
     "engine",
     "training",
     "evaluation",
+    "integrations",
     "study",
     "report",
     "conversion",
