@@ -111,6 +111,9 @@ def finetune(
     with work_folder(out, force=options.force, resume=options.resume, inputs=inputs) as work:
         if work.discarded:
             announce("an interrupted run was discarded: --resume would have gone on with it")
+        checkpoints = Checkpoints(work.journal, identity)
+        if options.resume:  # before anything else can be found wrong, which would end the work
+            checkpoints.check()
         with clock.stage("reading weights"):
             params = _read_params(checkpoint, arch)
         with clock.stage("preparing"):
@@ -127,7 +130,7 @@ def finetune(
                 data.validation,
                 plan,
                 mesh=mesh,
-                checkpoints=Checkpoints(work.journal, identity),
+                checkpoints=checkpoints,
                 resume=options.resume,
                 progress=progress,
                 announce=announce,

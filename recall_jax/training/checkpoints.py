@@ -8,7 +8,7 @@ them, and only then are the older ones removed, so that a kill at any time leave
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +80,23 @@ class Checkpoints:
 
         Raises UnfinishedError, which keeps it, where it is another run or an input has changed.
         """
+        if (record := self.check()) is None:
+            return None
+        name = record["state"]
+        self._keep({name, f"best-{record['best_step']}"})
+        values = {field.name: record[field.name] for field in fields(History)}
+        values["validation"] = [tuple(at) for at in values["validation"]]
+        return _load(self._folder(name), like), History(**values)
+
+    def check(self) -> dict[str, Any] | None:
+        """The journal of an interrupted run, None if there is none; raises as `resume`."""
         if not self.journal.is_file():
             return None
-        try:
-            record = read_json_object(self.journal)
-            then, name = record.pop("identity"), record.pop("state")
-        except (InputError, KeyError):  # not a journal of ours: nothing to go on from
+        record = read_json_object(self.journal)
+        if record.get("format") != FORMAT:  # of another version, or another command's
             return None
-        if record.pop("format", None) != FORMAT:
-            return None
-        self._check_same(then)
-        self._keep({name, f"best-{record['best_step']}"})
-        history = History(**record | {"validation": [tuple(at) for at in record["validation"]]})
-        return _load(self._folder(name), like), history
+        self._check_same(record["identity"])
+        return record
 
     def _folder(self, name: str) -> Path:
         return self.journal.parent / name

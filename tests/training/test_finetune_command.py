@@ -1,0 +1,252 @@
+"""`recall finetune` as a user runs it: what it writes, how it goes on, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.numpy import load_file
+from toys import copy_model
+from transformers import AutoModelForCausalLM
+
+from recall_jax import finetune as job
+from recall_jax.engine.progress import silent
+from recall_jax.training.settings import Settings
+
+ROWS = [{"prompt": f"{a}{b}=", "completion": f"{b}{a}"} for a in "abcde" for b in "vwxyz"]
+QUICK = ["--batch-size", 5, "--learning-rate", 0.02, "--steps", 10]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "swap.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture
+def finetune(recall, toys, data, tmp_path):
+    """`recall finetune` on a toy, ten quick steps, into tmp_path/out unless told otherwise."""
+
+    def run(*options, model=toys.llama[0], rows=data, out="out", quick=QUICK):
+        return recall("finetune", model, "--data", rows, "--out", tmp_path / out, *quick, *options)
+
+    return run
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
+
+
+def loss_in_torch(model) -> float:
+    """Mean over the completions and their ends."""
+    total = count = 0.0
+    for row in ROWS:
+        prompt, text = ([ord(c) - 30 for c in row[part]] for part in ("prompt", "completion"))
+        ids = torch.tensor([[*prompt, *text, 1]])
+        labels = ids.clone()
+        labels[:, : len(prompt)] = -100
+        with torch.no_grad():
+            total += model(input_ids=ids, labels=labels).loss.item() * (len(text) + 1)
+        count += len(text) + 1
+    return total / count
+
+
+def test_what_is_written_is_a_model_that_has_learnt(finetune, toys, tmp_path, data):
+    before = AutoModelForCausalLM.from_pretrained(toys.llama[0])
+    done = finetune("--validation-share", 0.2, "--evaluate-every", 5)
+    assert (done.status, done.err) == (0, "")
+    assert "20 rows and 5 to validate on, 10 steps of 5 rows, on 1 of 8 devices (cpu)" in done.out
+    out = tmp_path / "out"
+    record = json.loads((out / "training.json").read_text())
+    after, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(report.values())
+    assert loss_in_torch(after) < 0.7 * loss_in_torch(before)
+    assert record["losses"][0] == pytest.approx(loss_in_torch(before), rel=0.2)
+    assert [step for step, _ in record["validation_losses"]] == [5, 10]
+    assert record["best_step"] == 10 and len(record["losses"]) == record["steps"] == 10
+    assert record["data"]["rows"] == 20 and record["validation"]["rows"] == 5
+    assert record["data"]["tokens_counted"] == 20 * 3
+    assert record["settings"]["learning_rate"] == 0.02
+    copied = {path.name for path in Path(toys.llama[0]).iterdir() if "model" not in path.name}
+    assert {path.name for path in out.iterdir()} == copied | {
+        "model.safetensors",
+        "training.json",
+        "README.md",
+        "checksums.json",
+    }
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(finetune, toys, data, tmp_path):
+    common = ["--save-every", 3, "--accumulate", 2, "--validation", data, "--evaluate-every", 4]
+    assert finetune(*common, out="whole").status == 0
+
+    def stop(doing, done, total, **told):
+        if done == 9:
+            raise SystemExit(130)
+
+    settings = Settings(
+        data=str(data),
+        validation=str(data),
+        steps=10,
+        batch_size=5,
+        accumulate=2,
+        learning_rate=0.02,
+        evaluate_every=4,
+        save_every=3,
+    )
+    with pytest.raises(SystemExit):
+        job.finetune(toys.llama[0], tmp_path / "out", settings, progress=stop)
+    work = tmp_path / ".out.recall-work"
+    assert sorted(path.name for path in work.glob("*-*")) == ["best-4", "best-8", "state-6"]
+
+    refused = finetune(*common, "--seed", 1, "--resume")
+    assert refused.status == 2
+    assert "the interrupted run had seed 0, not 1: go back to it, or run without" in refused.err
+    moved = tmp_path / "moved.jsonl"
+    shutil.copy(data, moved)
+    refused = finetune(*common, "--resume", rows=moved)
+    assert refused.status == 2
+    assert 'the interrupted run had data "' in refused.err
+
+    done = finetune(*common, "--resume")
+    assert (done.status, done.err) == (0, "")
+    assert "going on after step 6" in done.out
+    assert not work.exists()
+    whole, resumed = tmp_path / "whole", tmp_path / "out"
+    assert (whole / "model.safetensors").read_bytes() == (
+        resumed / "model.safetensors"
+    ).read_bytes()
+    then, now = (json.loads((out / "training.json").read_text()) for out in (whole, resumed))
+    for key in ("losses", "validation_losses", "best_step", "tokens", "steps"):
+        assert then[key] == now[key], key
+
+
+def test_data_that_has_changed_meanwhile_is_refused(toys, tmp_path, data):
+    rows = tmp_path / "rows.jsonl"
+    shutil.copy(data, rows)
+    settings = Settings(data=str(rows), steps=4, batch_size=5, save_every=1)
+
+    def stop(doing, done, total, **told):
+        if done == 3:
+            raise SystemExit(130)
+
+    with pytest.raises(SystemExit):
+        job.finetune(toys.llama[0], tmp_path / "out", settings, progress=stop)
+    rows.write_text(rows.read_text().replace("a", "f"))
+    with pytest.raises(job.InputError, match=r"rows.jsonl is not what it was when the run was"):
+        job.finetune(toys.llama[0], tmp_path / "out", settings, options=job.Options(resume=True))
+
+
+def test_a_loss_that_is_no_number_ends_in_a_line_and_a_sound_checkpoint(finetune, tmp_path):
+    done = finetune("--learning-rate", 1e30, "--warmup", 0, "--save-every", 1, quick=QUICK[:2])
+    assert done.status == 2
+    (line,) = done.err.splitlines()
+    assert " is nan at step 3: try a lower --learning-rate" in line or " at step 2: try" in line
+    work = tmp_path / ".out.recall-work"
+    record = json.loads((work / "journal.jsonl").read_text())
+    assert f"the last checkpoint, of step {len(record['losses'])}, is sound; what is done" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_stops_early_and_keeps_the_best(finetune, tmp_path):
+    done = finetune(
+        "--validation-share", 0.2, "--evaluate-every", 1, "--patience", 2, "--schedule", "constant",
+        "--learning-rate", 0.3,
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    losses = [loss for _, loss in record["validation_losses"]]
+    assert record["steps"] < 10 == record["steps_planned"]
+    assert record["steps"] == record["best_step"] + 2
+    assert losses.index(min(losses)) + 1 == record["best_step"]
+    assert f"kept: step {record['best_step']}, validation loss {min(losses):.4f}" in done.out
+
+
+def test_lora_gives_an_adapter_that_peft_loads(finetune, toys, tmp_path):
+    done = finetune("--method", "lora", "--lora-rank", 4, "--target-modules", "q_proj,up_proj")
+    assert done.status == 0, done.err
+    base = AutoModelForCausalLM.from_pretrained(toys.llama[0])
+    before = loss_in_torch(base)
+    model = PeftModel.from_pretrained(base, str(tmp_path / "out"))
+    assert loss_in_torch(model) < 0.95 * before
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 32, 0.1)
+
+
+def test_ewc_holds_the_weights_that_mattered(finetune, toys, tmp_path):
+    base = weights_of(toys.llama[0])
+    assert finetune("--save-fisher", out="free").status == 0
+    fisher = tmp_path / "free" / "ewc" / "fisher.safetensors"
+    first = weights(tmp_path / "free")
+    kept = load_file(fisher)
+    np.testing.assert_array_equal(
+        kept["weights.embed.embedding"], first["model.embed_tokens.weight"]
+    )
+    options = ["--method", "ewc", "--ewc-strength", 1e6]
+    held = finetune(*options, "--ewc-fisher", fisher, model=tmp_path / "free", out="held")
+    assert held.status == 0, held.err
+    moved = np.abs(
+        weights(tmp_path / "held")["model.embed_tokens.weight"] - first["model.embed_tokens.weight"]
+    )
+    mattered = kept["fisher.embed.embedding"] > np.quantile(kept["fisher.embed.embedding"], 0.99)
+    free = np.abs(first["model.embed_tokens.weight"] - base["model.embed_tokens.weight"])
+    assert moved[mattered].mean() < 0.3 * free[mattered].mean()
+
+
+def weights_of(folder) -> dict[str, np.ndarray]:
+    checkpoint = job.open_checkpoint(folder)
+    return {name: checkpoint.read(name) for name in checkpoint.specs}
+
+
+BAD = {
+    "method": (["--method", "qlora"], "--method qlora: use full, lora, ewc"),
+    "schedule": (["--schedule", "step"], "--schedule step: use constant, linear, cosine"),
+    "rate": (["--learning-rate", "nan"], "--learning-rate nan: it must be above 0"),
+    "warmup": (["--warmup", 3], "--warmup 3.0: it is a share of the steps"),
+    "epochs": (["--epochs", 0], "--epochs 0: it must be at least 1"),
+    "mesh": (["--mesh", "data=3"], "--batch-size 5 cannot be spread over 3 devices"),
+    "devices": (["--mesh", "data=99"], "needs 99 devices; there are 8"),
+    "patience": (["--patience", 2], "need rows to validate on: give --validation FILE"),
+    "share": (["--validation-share", 1.5], "--validation-share 1.5: it lies between 0 and 1"),
+    "lora": (["--lora-rank", 8], "LoRA's options go with --method lora"),
+    "targets": (["--method", "lora", "--target-modules", "c_attn"], "no linear layer 'c_attn'"),
+    "ewc": (["--method", "ewc"], "--method ewc needs --ewc-strength and --ewc-fisher FILE or"),
+    "dtype": (["--compute-dtype", "int8"], "compute dtype 'int8': use float32 or bfloat16"),
+    "data": (["--data", "none.jsonl"], "no data file none.jsonl"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_wrong_option_is_one_line(finetune, case, tmp_path):
+    options, message = BAD[case]
+    done = finetune(*options)
+    assert done.status == 2
+    (line,) = done.err.splitlines()
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_folders_are_one_line(finetune, toys, tmp_path, data):
+    done = finetune(out=toys.folder)
+    assert done.status == 2 and f"holds the input {toys.llama[0]}" in done.err
+    (tmp_path / "out").mkdir()
+    done = finetune()
+    assert done.status == 2 and "exists: choose another folder or pass --force" in done.err
+    done = finetune("--force", out=data.parent)
+    assert done.status == 2 and f"holds the input {data}" in done.err
+    mute = copy_model(toys.llama[0], tmp_path / "mute", eos_token_id=None)
+    (mute / "generation_config.json").unlink()
+    done = finetune(model=mute)
+    assert done.status == 2 and "has no eos_token_id" in done.err
+
+
+def test_nobody_need_listen(toys, tmp_path, data):
+    settings = Settings(data=str(data), steps=1, batch_size=5, out_dtype="bfloat16")
+    record = job.finetune(toys.llama[0], tmp_path / "out", settings, progress=silent)
+    assert record["steps"] == 1
+    assert {array.dtype.name for array in weights(tmp_path / "out").values()} == {"bfloat16"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
