@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,8 @@ from safetensors.numpy import load_file
 from toys import copy_model
 from transformers import AutoModelForCausalLM
 
-from recall_jax import finetune as job
-from recall_jax.engine.progress import silent
-from recall_jax.training.settings import Settings
+from recall_jax.checkpoint.folder import open_checkpoint
+from recall_jax.cli import console
 
 ROWS = [{"prompt": f"{a}{b}=", "completion": f"{b}{a}"} for a in "abcde" for b in "vwxyz"]
 QUICK = ["--batch-size", 5, "--learning-rate", 0.02, "--steps", 10]
@@ -33,6 +33,24 @@ def finetune(recall, toys, data, tmp_path):
 
     def run(*options, model=toys.llama[0], rows=data, out="out", quick=QUICK):
         return recall("finetune", model, "--data", rows, "--out", tmp_path / out, *quick, *options)
+
+    return run
+
+
+@pytest.fixture
+def killed_at(finetune, monkeypatch):
+    """The same, killed when a step has been heard of."""
+
+    def run(step, *options, **places):
+        def stop(doing, done, total, **told):
+            if done == step:
+                raise SystemExit(130)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(console, "progress_bar", lambda quiet: nullcontext(stop))
+            done = finetune(*options, **places)
+        assert done.status == 130
+        assert done.err.startswith("recall: interrupted; what is done is kept: run the same")
 
     return run
 
@@ -80,26 +98,10 @@ def test_what_is_written_is_a_model_that_has_learnt(finetune, toys, tmp_path, da
     }
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(finetune, toys, data, tmp_path):
-    common = ["--save-every", 3, "--accumulate", 2, "--validation", data, "--evaluate-every", 4]
+def test_a_killed_run_resumes_to_the_same_bytes(finetune, killed_at, data, tmp_path):
+    common = ["--save-every", 3, "--validation", data, "--evaluate-every", 4]
     assert finetune(*common, out="whole").status == 0
-
-    def stop(doing, done, total, **told):
-        if done == 9:
-            raise SystemExit(130)
-
-    settings = Settings(
-        data=str(data),
-        validation=str(data),
-        steps=10,
-        batch_size=5,
-        accumulate=2,
-        learning_rate=0.02,
-        evaluate_every=4,
-        save_every=3,
-    )
-    with pytest.raises(SystemExit):
-        job.finetune(toys.llama[0], tmp_path / "out", settings, progress=stop)
+    killed_at(9, *common)
     work = tmp_path / ".out.recall-work"
     assert sorted(path.name for path in work.glob("*-*")) == ["best-4", "best-8", "state-6"]
 
@@ -125,20 +127,15 @@ def test_a_killed_run_resumes_to_the_same_bytes(finetune, toys, data, tmp_path):
         assert then[key] == now[key], key
 
 
-def test_data_that_has_changed_meanwhile_is_refused(toys, tmp_path, data):
+def test_data_that_has_changed_meanwhile_is_refused(finetune, killed_at, tmp_path, data):
     rows = tmp_path / "rows.jsonl"
     shutil.copy(data, rows)
-    settings = Settings(data=str(rows), steps=4, batch_size=5, save_every=1)
-
-    def stop(doing, done, total, **told):
-        if done == 3:
-            raise SystemExit(130)
-
-    with pytest.raises(SystemExit):
-        job.finetune(toys.llama[0], tmp_path / "out", settings, progress=stop)
+    killed_at(3, "--save-every", 1, rows=rows)
     rows.write_text(rows.read_text().replace("a", "f"))
-    with pytest.raises(job.InputError, match=r"rows.jsonl is not what it was when the run was"):
-        job.finetune(toys.llama[0], tmp_path / "out", settings, options=job.Options(resume=True))
+    done = finetune("--save-every", 1, "--resume", rows=rows)
+    assert done.status == 2
+    assert "rows.jsonl is not what it was when the run was interrupted: restore it" in done.err
+    assert finetune("--save-every", 1, rows=rows).out.startswith("an interrupted run was discard")
 
 
 def test_a_loss_that_is_no_number_ends_in_a_line_and_a_sound_checkpoint(finetune, tmp_path):
@@ -153,10 +150,9 @@ def test_a_loss_that_is_no_number_ends_in_a_line_and_a_sound_checkpoint(finetune
 
 
 def test_it_stops_early_and_keeps_the_best(finetune, tmp_path):
-    done = finetune(
-        "--validation-share", 0.2, "--evaluate-every", 1, "--patience", 2, "--schedule", "constant",
-        "--learning-rate", 0.3,
-    )  # fmt: skip
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "ab=", "completion": "ZZZZ"}\n')
+    done = finetune("--validation", other, "--evaluate-every", 1, "--patience", 2)
     assert done.status == 0, done.err
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     losses = [loss for _, loss in record["validation_losses"]]
@@ -198,7 +194,7 @@ def test_ewc_holds_the_weights_that_mattered(finetune, toys, tmp_path):
 
 
 def weights_of(folder) -> dict[str, np.ndarray]:
-    checkpoint = job.open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     return {name: checkpoint.read(name) for name in checkpoint.specs}
 
 
@@ -244,9 +240,8 @@ def test_wrong_folders_are_one_line(finetune, toys, tmp_path, data):
     assert done.status == 2 and "has no eos_token_id" in done.err
 
 
-def test_nobody_need_listen(toys, tmp_path, data):
-    settings = Settings(data=str(data), steps=1, batch_size=5, out_dtype="bfloat16")
-    record = job.finetune(toys.llama[0], tmp_path / "out", settings, progress=silent)
-    assert record["steps"] == 1
+def test_the_dtype_asked_for_is_written_and_said_in_the_config(finetune, tmp_path):
+    done = finetune("--out-dtype", "bfloat16", "--quiet")
+    assert (done.status, done.out, done.err) == (0, "", "")
     assert {array.dtype.name for array in weights(tmp_path / "out").values()} == {"bfloat16"}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
