@@ -7,9 +7,10 @@ each of them answered is kept; an interrupted evaluation goes on after the last 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.journal import Journal, Results, resume_journal
+from recall_jax.evaluation.metrics import check_metrics
 from recall_jax.evaluation.resident import end_of_text, load_resident
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import Scored, headline, score
@@ -69,6 +71,7 @@ class Asked:
 
 def ask(task: Task, options: Options = DEFAULTS) -> Asked:
     """The examples of a task's rows. Raises InputError for missing or unfitting rows."""
+    check_metrics(headline(task))
     rows = load_rows(task, options.data_root)
     drawn = rows.draw(options.limit, options.seed)
     examples = make_examples(task, drawn)
@@ -94,17 +97,22 @@ def evaluate(
         checkpoints = [_open(model) for model in models]
         names = [f"{k}-{_file_name(model)}" for k, model in enumerate(models)]
         with _kept(out, checkpoints, asked, options) as (folder, journal):
+            rows = {each.task.task: len(each.examples) for each in asked}
+            total = len(models) * sum(rows.values())
+
+            def tell(doing: str, answered: int) -> None:
+                done = sum(rows[task] for _, task in journal.results)
+                progress(doing, done + answered, total)
+
             for k, checkpoint in enumerate(checkpoints):
                 missing = [each for each in asked if (k, each.task.task) not in journal.results]
-                for each, scored in _answers(checkpoint, missing, options, clock):
+                for each, scored in _answers(checkpoint, missing, options, clock, tell):
                     task = each.task.task
                     if folder is not None:
                         _write_predictions(
                             folder / PREDICTIONS / names[k] / f"{task}.jsonl", scored
                         )
                     journal.record(k, task, scored.metrics)
-                    done, total = len(journal.results), len(models) * len(asked)
-                    progress(f"{task}, {short_name(checkpoint.name)}", done, total)
             record = _record(models, names, asked, journal.results, options)
             if folder is not None:
                 _write(folder, record)
@@ -120,7 +128,11 @@ def _open(model: str) -> Checkpoint:
 
 
 def _answers(
-    checkpoint: Checkpoint, asked: Sequence[Asked], options: Options, clock: Clock
+    checkpoint: Checkpoint,
+    asked: Sequence[Asked],
+    options: Options,
+    clock: Clock,
+    tell: Callable[[str, int], None],
 ) -> Iterator[tuple[Asked, Scored]]:
     """What a model, which is in memory only meanwhile, answers to each task."""
     if not asked:
@@ -131,10 +143,17 @@ def _answers(
     dtype = compute_dtype(options.compute_dtype, checkpoint)
     for each in asked:
         name = each.task.task
+        progress = partial(tell, f"{name}, {short_name(checkpoint.name)}")
+        progress(0)
         try:
             with clock.stage(name):
                 scored = score(
-                    each.task, each.examples, model, batch_size=options.batch_size, dtype=dtype
+                    each.task,
+                    each.examples,
+                    model,
+                    batch_size=options.batch_size,
+                    dtype=dtype,
+                    progress=progress,
                 )
         except InputError as error:
             raise InputError(f"{checkpoint.name}, {name}: {error}") from error

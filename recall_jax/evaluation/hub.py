@@ -1,16 +1,21 @@
 """Rows of the Hugging Face hub, through `datasets` where it is installed."""
 
+from typing import Any
+
 from recall_jax.errors import InputError
 from recall_jax.representations.data import Row
 
 
-def load_split(path: str, name: str | None, revision: str | None, split: str) -> list[Row]:
-    """The rows of one split; InputError, one line, where `datasets` cannot give them."""
+def load_split(split: str, **source: Any) -> list[Row]:
+    """The rows of one split of `datasets.load_dataset(**source)`.
+
+    Raises InputError, one line, where `datasets` cannot give them.
+    """
     try:
         import datasets
     except ImportError:
         raise InputError("datasets, which would load it, is not installed") from None
     try:
-        return list(datasets.load_dataset(path, name, split=split, revision=revision))
+        return list(datasets.load_dataset(**source, split=split))
     except Exception as error:  # offline, renamed, gated: the library raises of many kinds
         raise InputError(f"datasets cannot load it ({' '.join(str(error).split())})") from error

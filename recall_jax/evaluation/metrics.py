@@ -116,6 +116,7 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Est
 
 
 def _sacrebleu() -> Any:
+    # imported only when used: most tasks need none of it
     try:
         import sacrebleu
     except ImportError as error:
@@ -129,6 +130,12 @@ MEANS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
 """Metrics that are means of a score of each row, by name."""
 UNANSWERABLE = ("squad_exact_match", "squad_f1")
 """Those that take a question without references, which an empty prediction answers."""
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raise InputError if a metric needs what is not installed."""
+    if BLEU in metrics:
+        _sacrebleu()
 
 
 def row_scores(

@@ -72,9 +72,10 @@ def _load(task: Task, source: Published) -> Rows:
     advice = f"{_wanted(task, source)} into DIR/{task.task} and pass --data-root DIR"
     if source.hub is None:
         raise InputError(f"no rows of {task.task}: {advice}")
-    name = ", ".join(filter(None, [source.hub.path, source.hub.name]))
+    asked = source.hub.model_dump(exclude_none=True)
+    name = ", ".join(asked.values())
     try:
-        rows = hub.load_split(source.hub.path, source.hub.name, source.hub.revision, task.split)
+        rows = hub.load_split(task.split, **asked)
     except InputError as error:
         raise InputError(f"no rows of {task.task}, {name} of the hub: {error}; {advice}") from error
     return _number([(f"{name}, {task.split}", rows)], f"{name} of the hub, {task.split}")

@@ -1,7 +1,7 @@
 """Scoring: what a model answers to a task's examples, and how much of it is right."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from recall_jax.representations.tokens import Tokenizer
 
 ACCURACY = "accuracy"
 _UNLIMITED = 2**31 - 1
+_BATCHES_AT_ONCE = 64  # between two words of progress
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,27 @@ def score(
     *,
     batch_size: int,
     dtype: DTypeLike = jnp.float32,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Scored:
     """Ask a model all examples of a task; the forward runs in `dtype`.
 
-    Prompts are never cut. Raises InputError for a prompt or a choice without tokens, and for a
-    model whose likelihoods are NaN.
+    `progress` hears now and then how many are answered. Prompts are never cut. Raises InputError
+    for a prompt or a choice without tokens, and for a model whose likelihoods are NaN.
     """
-    if isinstance(task.scoring, Likelihood):
-        return _choose(task.scoring, examples, model, batch_size, dtype)
-    texts = _generate(
-        task.scoring, [example.prompt for example in examples], model, batch_size, dtype
-    )
+    scoring, asked = task.scoring, (model, batch_size, dtype)
+    answers: list[Any] = []
+    for start in range(0, len(examples), _BATCHES_AT_ONCE * batch_size):
+        block = examples[start : start + _BATCHES_AT_ONCE * batch_size]
+        if isinstance(scoring, Likelihood):
+            answers += _choose(scoring, block, *asked)
+        else:
+            answers += _generate(scoring, block, *asked)
+        progress(len(answers))
+    if isinstance(scoring, Likelihood):
+        return _accuracy(answers)
     if task.metrics is None:
-        return _judge_choices(examples, texts)
-    return _judge_texts(task.metrics, task.scoring, examples, texts)
+        return _accuracy(list(map(_named, examples, answers)))
+    return _measured(task.metrics, scoring, examples, answers)
 
 
 def split_tokens(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], ...]:
@@ -82,8 +90,8 @@ def _choose(
     model: Resident,
     batch_size: int,
     dtype: DTypeLike,
-) -> Scored:
-    """Each example's likeliest choice; of several alike, the first."""
+) -> list[dict[str, Any]]:
+    """Each example with its likeliest choice; of several alike, the first."""
     pairs = [
         split_tokens(model.tokenizer, example.prompt, choice)
         for example in examples
@@ -98,22 +106,17 @@ def _choose(
     if np.isnan(sums).any():
         raise InputError("the model gives NaN as a likelihood: try --compute-dtype float32")
     ends = np.cumsum([len(example.choices) for example in examples])[:-1]
-    predictions = []
-    for example, total, tokens in zip(
-        examples, np.split(np.asarray(sums), ends), np.split(np.asarray(counts), ends), strict=True
-    ):
-        values = total / _lengths(scoring, example, tokens)
-        chosen = int(np.argmax(values))
-        predictions.append(
-            {
-                **_asked(example),
-                "log_likelihoods": total.tolist(),
-                "tokens": tokens.tolist(),
-                "prediction": chosen,
-                ACCURACY: float(chosen == example.answer),
-            }
-        )
-    return Scored({ACCURACY: mean_estimate([row[ACCURACY] for row in predictions])}, predictions)
+    rows = zip(examples, np.split(sums, ends), np.split(counts, ends), strict=True)
+    return [_likeliest(scoring, *row) for row in rows]
+
+
+def _likeliest(
+    scoring: Likelihood, example: Example, sums: np.ndarray, tokens: np.ndarray
+) -> dict[str, Any]:
+    chosen = int(np.argmax(sums / _lengths(scoring, example, tokens)))
+    seen = {"log_likelihoods": sums.tolist(), "tokens": tokens.tolist()}
+    right = float(chosen == example.answer)
+    return {**_asked(example), **seen, "prediction": chosen, ACCURACY: right}
 
 
 def _lengths(scoring: Likelihood, example: Example, tokens: np.ndarray) -> np.ndarray:
@@ -125,18 +128,40 @@ def _lengths(scoring: Likelihood, example: Example, tokens: np.ndarray) -> np.nd
     return np.ones(len(tokens))
 
 
-def _judge_choices(examples: Sequence[Example], texts: Sequence[str]) -> Scored:
-    predictions = []
-    for example, text in zip(examples, texts, strict=True):
-        chosen = _choice_named(text, example.choices)
-        accuracy = float(chosen == example.answer)
-        predictions.append(
-            {**_asked(example), "generated": text, "prediction": chosen, ACCURACY: accuracy}
-        )
+def _generate(
+    scoring: Generation,
+    examples: Sequence[Example],
+    model: Resident,
+    batch_size: int,
+    dtype: DTypeLike,
+) -> list[str]:
+    """The text that follows each prompt, up to a stop string."""
+    tokenizer = model.tokenizer
+    new = generate(
+        model.arch,
+        model.params,
+        [tokenizer.encode(example.prompt, _UNLIMITED, True) for example in examples],
+        max_new_tokens=scoring.max_new_tokens,
+        eos_token_ids=model.eos_token_ids,
+        batch_size=batch_size,
+        dtype=dtype,
+        stop=stops_at(tokenizer, scoring.stop),
+    )
+    return [before_any(tokenizer.decode(tokens), scoring.stop) for tokens in new]
+
+
+def _named(example: Example, text: str) -> dict[str, Any]:
+    """An example with the choice that a text names."""
+    chosen = _choice_named(text, example.choices)
+    right = float(chosen == example.answer)
+    return {**_asked(example), "generated": text, "prediction": chosen, ACCURACY: right}
+
+
+def _accuracy(predictions: list[dict[str, Any]]) -> Scored:
     return Scored({ACCURACY: mean_estimate([row[ACCURACY] for row in predictions])}, predictions)
 
 
-def _judge_texts(
+def _measured(
     metrics: Sequence[str], scoring: Generation, examples: Sequence[Example], texts: Sequence[str]
 ) -> Scored:
     answers = [_answer(text, scoring.no_answer) for text in texts]
@@ -147,24 +172,6 @@ def _judge_texts(
         for example, text, answer, mine in zip(examples, texts, answers, scores, strict=True)
     ]
     return Scored(estimates(metrics, answers, references, scores), predictions)
-
-
-def _generate(
-    scoring: Generation, prompts: Sequence[str], model: Resident, batch_size: int, dtype: DTypeLike
-) -> list[str]:
-    """The text that follows each prompt, up to a stop string."""
-    tokenizer = model.tokenizer
-    new = generate(
-        model.arch,
-        model.params,
-        [tokenizer.encode(prompt, _UNLIMITED, True) for prompt in prompts],
-        max_new_tokens=scoring.max_new_tokens,
-        eos_token_ids=model.eos_token_ids,
-        batch_size=batch_size,
-        dtype=dtype,
-        stop=stops_at(tokenizer, scoring.stop),
-    )
-    return [before_any(tokenizer.decode(tokens), scoring.stop) for tokens in new]
 
 
 def _answer(text: str, no_answer: str | None) -> str:

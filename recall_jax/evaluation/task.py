@@ -40,10 +40,11 @@ class FileSet(Strict):
 
 
 class Hub(Strict):
-    """A data set of the Hugging Face hub: `load_dataset(path, name, revision=revision)`."""
+    """A data set of the Hugging Face hub, by the arguments of `datasets.load_dataset`."""
 
     path: Text
     name: Text | None = None
+    data_dir: Text | None = None
     revision: Text | None = None
 
 

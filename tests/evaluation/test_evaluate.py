@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -163,6 +164,25 @@ def test_an_interrupted_evaluation_goes_on(evaluated, tmp_path, monkeypatch):
     assert not journal.parent.exists()
 
 
+def test_progress_counts_rows(models, monkeypatch):
+    heard = []
+    monkeypatch.setattr(scoring, "_BATCHES_AT_ONCE", 1)
+    monkeypatch.setattr(
+        scoring, "_choose", lambda _, examples, *__: [{"accuracy": 1.0}] * len(examples)
+    )
+    evaluate(
+        models,
+        [find_task("sst2")],
+        options=Options(data_root=DATA, batch_size=3),
+        progress=lambda *words: heard.append(words),
+    )
+    assert heard == [
+        (f"sst2, {model}", done, 8)
+        for model, start in (("qwen", 0), ("llama", 4))
+        for done in (start, start + 3, start + 4)
+    ]
+
+
 def asked_of(monkeypatch, texts):
     """Let the model write these texts."""
     monkeypatch.setattr(scoring, "_generate", lambda *_: texts)
@@ -200,6 +220,13 @@ def test_likelihoods_are_divided_as_asked(normalise, chosen, monkeypatch, models
     example = Example(0, "?", choices, 0)
     found = score(task, [example], load_resident(models[1]), batch_size=1)
     assert found.predictions[0]["prediction"] == chosen
+
+
+def test_what_bleu_needs_is_asked_for_before_the_work(models, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setattr(evaluate_module, "load_resident", lambda _: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="pip install sacrebleu"):
+        evaluate(models, [find_task("iwslt2017_en_fr")], options=OPTIONS)
 
 
 def test_a_model_without_numbers_is_named(models, monkeypatch):

@@ -308,14 +308,14 @@ def test_yaml_makes_no_objects(tmp_path):
 def test_without_a_data_root_rows_come_from_the_hub(monkeypatch):
     asked = []
 
-    def load_dataset(path, name=None, *, split, revision=None):
-        asked.append((path, name, split, revision))
+    def load_dataset(path, name=None, data_dir=None, *, split, revision=None):
+        asked.append((path, name, data_dir, split, revision))
         return iter(ROWS["iwslt2017_en_fr"])
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     found = load_rows(find_task("iwslt2017_en_fr"), None)
     assert list(found.rows) == ROWS["iwslt2017_en_fr"]
-    assert asked == [("IWSLT/iwslt2017", "iwslt2017-en-fr", "test", "refs/convert/parquet")]
+    assert asked == [("IWSLT/iwslt2017", None, "iwslt2017-en-fr", "test", "refs/convert/parquet")]
 
 
 def test_a_hub_that_cannot_be_had_says_what_to_put_where(monkeypatch):
