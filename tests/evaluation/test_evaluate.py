@@ -263,7 +263,7 @@ def own_task(folder):
 def test_the_command(recall, models, tmp_path):
     shutil.copytree(DATA / "sst2", tmp_path / "data" / "sst2")
     own = own_task(tmp_path / "data")
-    words = ["evaluate", *models, "--tasks", f"sst2, {own}", "--limit", "3"]
+    words = ["evaluate", models[0], models[0], "--tasks", f"sst2, {own}", "--limit", "3"]
     words += ["--data-root", tmp_path / "data", "--out", tmp_path / "out", "--seed", "5"]
     done = recall(*words)
     assert (done.status, done.err) == (0, "")
