@@ -92,14 +92,13 @@ def _choose(
     dtype: DTypeLike,
 ) -> list[dict[str, Any]]:
     """Each example with its likeliest choice; of several alike, the first."""
-    pairs = [
-        split_tokens(model.tokenizer, example.prompt, choice)
-        for example in examples
-        for choice in example.choices
-    ]
+    pairs = []
+    for example in examples:
+        mine = [split_tokens(model.tokenizer, example.prompt, each) for each in example.choices]
+        if not all(all(pair) for pair in mine):
+            raise InputError(f"row {example.row} (from 0): its prompt or a choice has no tokens")
+        pairs += mine
     contexts, continuations = zip(*pairs, strict=True)
-    if not all(contexts) or not all(continuations):
-        raise InputError("a prompt or a choice has no tokens: give each some text")
     sums, _, counts = log_likelihoods(
         model.arch, model.params, contexts, continuations, batch_size=batch_size, dtype=dtype
     )
@@ -137,10 +136,14 @@ def _generate(
 ) -> list[str]:
     """The text that follows each prompt, up to a stop string."""
     tokenizer = model.tokenizer
+    prompts = [tokenizer.encode(example.prompt, _UNLIMITED, True) for example in examples]
+    for example, prompt in zip(examples, prompts, strict=True):
+        if not prompt:
+            raise InputError(f"row {example.row} (from 0): its prompt has no tokens")
     new = generate(
         model.arch,
         model.params,
-        [tokenizer.encode(example.prompt, _UNLIMITED, True) for example in examples],
+        prompts,
         max_new_tokens=scoring.max_new_tokens,
         eos_token_ids=model.eos_token_ids,
         batch_size=batch_size,

@@ -236,6 +236,13 @@ def test_a_model_without_numbers_is_named(models, monkeypatch):
         evaluate(models, [find_task("sst2")], options=OPTIONS)
 
 
+@pytest.mark.parametrize(("task", "choices"), [("sst2", (" a", "")), ("squad_v2", ())])
+def test_a_row_without_tokens_is_named(task, choices, models):
+    examples = [Example(7, "" if not choices else "?", choices, 0, ("x",))]
+    with pytest.raises(InputError, match=r"row 7 \(from 0\): its prompt .*has no tokens"):
+        score(changed(task), examples, load_resident(models[1]), batch_size=1)
+
+
 def test_spaces_before_a_choice_are_the_choice_s(models):
     tokenizer = load_resident(models[0]).tokenizer
     expected = [tokenizer.encode(text, 99, True) for text in ("Say:", "  yes")]
