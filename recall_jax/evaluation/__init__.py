@@ -1,1 +1,1 @@
-"""What a model can do: greedy decoding, and the share of its answers that are right."""
+"""What a model can do: generation, likelihoods, and the scores of its answers."""
