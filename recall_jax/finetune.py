@@ -262,7 +262,9 @@ def _record(
     history: History,
 ) -> dict[str, Any]:
     """What `training.json` holds."""
-    validation = data.validation
+    validation, warnings = data.validation, data.examples.warnings(settings.data)
+    if validation is not None and settings.validation is not None:
+        warnings += validation.warnings(settings.validation)
     return {
         "format": 1,
         "method": settings.method,
@@ -271,8 +273,9 @@ def _record(
             "trained": _size(method.trainable),
             "total": sum(math.prod(spec.shape) for spec in checkpoint.specs.values()),
         },
-        "data": _facts(settings.data, data.examples),
-        "validation": validation and _facts(settings.validation or settings.data, validation),
+        "data": {"path": settings.data, **data.examples.facts()},
+        "validation": validation
+        and {"path": settings.validation or settings.data, **validation.facts()},
         "steps": len(history.losses),
         "steps_planned": plan.steps,
         "losses": history.losses,
@@ -280,38 +283,12 @@ def _record(
         "best_step": history.best_step,
         "tokens": history.tokens,
         "tokens_per_second": history.tokens / history.seconds if history.seconds else None,
-        "warnings": _warnings(settings.data, data.examples),
+        "warnings": warnings,
         "settings": asdict(settings),
         "versions": versions(),
         "device": device(),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-
-
-def _facts(path: str, examples: Examples) -> dict[str, Any]:
-    return {
-        "path": path,
-        "rows": len(examples),
-        "tokens": sum(map(len, examples.token_ids)),
-        "tokens_counted": examples.num_counted,
-        "rows_left_out": examples.left_out,
-        "sha256": examples.digest(),
-    }
-
-
-def _warnings(path: str, examples: Examples) -> list[str]:
-    lines = []
-    if examples.left_out:
-        lines.append(
-            f"{path}: {examples.left_out} rows were left out, as --max-tokens cuts off all that "
-            "they would teach"
-        )
-    if examples.whole_chats:
-        lines.append(
-            f"{path}: of {examples.whole_chats} rows with messages the chat template does not tell "
-            "the assistant's turns apart: all their tokens were learnt"
-        )
-    return lines
 
 
 def _inputs(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -7,7 +7,7 @@ text, which counts; a chat template writes its own ends.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -53,14 +53,42 @@ class Examples:
 
     def take(self, places: Sequence[int] | np.ndarray) -> "Examples":
         """The rows at these places, in this order."""
-        ids = tuple(self.token_ids[place] for place in places)
-        return Examples(ids, tuple(self.loss_masks[place] for place in places))
+        return replace(
+            self,
+            token_ids=tuple(self.token_ids[place] for place in places),
+            loss_masks=tuple(self.loss_masks[place] for place in places),
+        )
 
     def digest(self) -> str:
         """A checksum of all token ids and of what counts."""
         lengths = np.asarray([len(ids) for ids in self.token_ids], np.int64)
         arrays = (lengths, *self.token_ids, *self.loss_masks)
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """Sizes and digest, plain values."""
+        return {
+            "rows": len(self),
+            "tokens": sum(map(len, self.token_ids)),
+            "tokens_counted": self.num_counted,
+            "rows_left_out": self.left_out,
+            "sha256": self.digest(),
+        }
+
+    def warnings(self, path: str) -> list[str]:
+        """What a user should know of the file at `path`, one line each."""
+        lines = []
+        if self.left_out:
+            lines.append(
+                f"{path}: {self.left_out} rows were left out, as --max-tokens cuts off all that "
+                "they would teach"
+            )
+        if self.whole_chats:
+            lines.append(
+                f"{path}: in {self.whole_chats} rows with messages the chat template does not tell "
+                "the assistant's turns apart: all their tokens count"
+            )
+        return lines
 
 
 def read_examples(

@@ -98,6 +98,7 @@ def test_where_a_template_changes_earlier_turns_the_whole_text_counts(tmp_path, 
     found = examples(tmp_path, chat, {"messages": messages})
     assert shown(found) == ("<user>;<assistant>;<user>x;",) * 2
     assert found.whole_chats == 1
+    assert "in 1 rows with messages the chat template does not" in found.warnings("x")[0]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +125,9 @@ def test_rows_are_cut_and_those_that_teach_nothing_then_are_counted(tmp_path, to
     found = examples(tmp_path, tokenizer, *rows, max_tokens=4)
     assert (len(found), found.left_out) == (1, 1)
     assert shown(found) == ("abcd", "cd")
+    (line,) = found.take([0]).warnings("rows.jsonl")
+    assert line.startswith("rows.jsonl: 1 rows were left out")
+    assert found.facts()["rows_left_out"] == 1
     with pytest.raises(InputError, match=r"no row has a token to learn within 4 tokens"):
         examples(tmp_path, tokenizer, rows[0], max_tokens=4)
 
