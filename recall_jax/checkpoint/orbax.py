@@ -3,7 +3,9 @@
 The caller owns the folder and what else stands in it.
 """
 
+import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, StorageError
 
 TREE_NAME = "tree"
 
@@ -25,12 +27,22 @@ def is_orbax(folder: Path) -> bool:
 def save_orbax(folder: Path, tree: Any) -> None:
     """Write a tree of numpy or jax arrays under `folder`, every dtype bit for bit.
 
-    InputError if an array has no elements: Orbax cannot store it.
+    InputError if an array has no elements: Orbax cannot store it. StorageError if the disk fails.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if leaf.size == 0:
             raise InputError(f"{jax.tree_util.keystr(path)} is empty: Orbax cannot store it")
-    ocp.save(folder.absolute() / TREE_NAME, tree)
+    log = logging.getLogger("absl")  # where Orbax's threads print the tracebacks of what is raised
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        ocp.save(folder.absolute() / TREE_NAME, tree)
+    except ValueError as error:  # TensorStore's, whatever the system said
+        if (code := re.search(r"os_error_code='(\d+)'", str(error))) is None:
+            raise
+        reason = os.strerror(int(code.group(1)))
+        raise StorageError(f"cannot write {folder}: {reason}") from error
+    finally:
+        log.disabled = was_disabled
 
 
 def load_orbax(folder: Path) -> Any:

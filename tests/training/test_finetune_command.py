@@ -149,6 +149,18 @@ def test_a_loss_that_is_no_number_ends_in_a_line_and_a_sound_checkpoint(finetune
     assert not (tmp_path / "out").exists()
 
 
+def test_a_full_disk_is_one_line_and_more_room_goes_on(finetune, disk):
+    place = disk("size=500k")
+    done = finetune("--save-every", 1, out=place / "out")
+    assert done.status == 2
+    (line,) = done.err.splitlines()
+    assert "state-2: No space left on device; what is done is kept: mend the cause" in line
+    disk("size=100m")
+    done = finetune("--save-every", 1, "--resume", out=place / "out")
+    assert done.status == 0, done.err
+    assert "going on after step 1" in done.out
+
+
 def test_it_stops_early_and_keeps_the_best(finetune, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "ab=", "completion": "ZZZZ"}\n')
