@@ -108,8 +108,8 @@ def test_every_token_is_that_of_transformers(name, mistral):
     assert len({tuple(tokens) for tokens in answers}) == len(PROMPTS)
     assert ours(model) == answers
 
-    state = _begun(model, *padded("left"), [])
-    assert generation._completions(generation._go_on(*state, NEW_TOKENS)) == answers
+    begun = _begun(model, *padded("left"), [])
+    assert generation._completions(generation._go_on(*begun, NEW_TOKENS)) == answers
 
 
 def _begun(model, ids, mask, ends):
@@ -152,12 +152,13 @@ def test_a_row_stops_with_the_first_token_that_the_caller_stops_at(
         while len(cut[-1]) < NEW_TOKENS and tokens[len(cut[-1])] != end and not stop(cut[-1]):
             cut[-1].append(tokens[len(cut[-1])])
     assert cut[0] == expected[0][:7] and cut[1] == expected[1][:1]
-    assert ours(mistral, ends=[end], stop=stop) == cut
+    assert ours(mistral, ends=[end, end], stop=stop) == cut
 
 
 def test_generation_ends_when_every_row_has(mistral, expected):
-    state = _begun(mistral, *padded("left"), [tokens[3] for tokens in expected])
-    assert int(generation._go_on(*state, NEW_TOKENS).step) == 4
+    *choosing, state = _begun(mistral, *padded("left"), [expected[0][3]] * 2)
+    state = state._replace(done=jnp.arange(len(PROMPTS)) > 0)
+    assert int(generation._go_on(*choosing, state, NEW_TOKENS).step) == 4
 
 
 def test_one_program_for_each_padded_length_whatever_the_weights(mistral):
@@ -193,8 +194,8 @@ def test_what_makes_no_sense_is_refused(options, words, mistral):
 
 def test_what_is_drawn_depends_on_seed_and_place_but_not_on_the_batch(mistral):
     drawn = ours(mistral, temperature=1.0, seed=5)
-    assert ours(mistral, temperature=1.0, seed=5, batch_size=4) == drawn
-    assert ours(mistral, PROMPTS[:3], temperature=1.0, seed=5, batch_size=4) == drawn[:3]
+    alone = [ours(mistral, PROMPTS[:count], temperature=1.0, seed=5)[-1] for count in (1, 2, 5)]
+    assert alone == [drawn[0], drawn[1], drawn[4]]
     assert ours(mistral, temperature=1.0, seed=6) != drawn
     same = ours(mistral, PROMPTS[:1] * 7, temperature=1.0, seed=5)
     assert same[0] == drawn[0] and len({tuple(tokens) for tokens in same}) == 7

@@ -24,7 +24,7 @@ QUESTIONS = [
     ("reverse abcd=", {"until": ["\n"], "max_gen_toks": 10}),
     ("sort dcbaz=", {"until": ["c"], "max_gen_toks": 10}),
     ("shift abcd=", {"until": [], "max_new_tokens": 10, "do_sample": False, "temperature": 0.0}),
-    ("swap abcdef=", {"until": "<|endoftext|>", "max_gen_toks": 5, "num_beams": 1}),
+    ("swap abcdef=", {"until": "<|endoftext|>", "max_gen_toks": 10, "num_beams": 1}),
     ("swap " + "abc" * 20, {"until": ["\n"], "max_gen_toks": 10}),
 ]
 
@@ -57,7 +57,7 @@ def lm():
         from recall_jax.integrations.lm_eval import RecallLM
 
         patch.delitem(sys.modules, "recall_jax.integrations.lm_eval")
-        yield RecallLM(MODEL, batch_size=3, max_length=MAX_LENGTH)
+        yield RecallLM(MODEL, batch_size=5, max_length=MAX_LENGTH)
 
 
 @pytest.fixture
