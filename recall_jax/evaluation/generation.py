@@ -87,7 +87,7 @@ def generate(
 def check_token_ids(arch: Architecture, rows: Sequence[Sequence[int]], what: str) -> None:
     """Raise InputError for the first row that is empty or has an id outside the vocabulary."""
     for index, row in enumerate(rows):
-        if not row:
+        if len(row) == 0:
             raise InputError(f"{what} {index} (from 0) has no tokens: give it at least one")
         if not 0 <= min(row) <= max(row) < arch.vocab_size:
             raise InputError(
