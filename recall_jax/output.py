@@ -278,7 +278,7 @@ def _take(lock: FileIO, out: Path) -> None:
         owner = lock.read().decode().strip()
         process = f" (process {owner})" if owner else ""
         raise InputError(
-            f"another merge is writing {out}{process}: wait for it or choose another output folder"
+            f"another run is writing {out}{process}: wait for it or choose another output folder"
         ) from error
     except OSError as error:
         # some network file systems have no locks: there, two at once are not told apart

@@ -1,6 +1,7 @@
 """YAML files read by a schema: strictly, and every fault one line with the file and the key."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -10,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recall_jax.errors import InputError
 
-_Schema = TypeVar("_Schema", bound=BaseModel)
+_Model = TypeVar("_Model", bound=BaseModel)
 # pydantic's words for these speak of Python.
 _WANTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
     "dict_type": "a mapping",
+    "invalid_key": "a word",
     "string_type": "text",
     "string_too_short": "text",
     "list_type": "a list",
@@ -24,14 +26,14 @@ _WANTED = {
 }
 
 
-class Strict(BaseModel):
-    """A part of a schema: frozen, and without keys that it does not know."""
+class Schema(BaseModel):
+    """A part of a file: frozen, and without keys that it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error."""
+    """YAML as people write it: 1e-3 is a number, and a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -43,7 +45,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(schema: type[_Schema], path: Path) -> _Schema:
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_yaml(schema: type[_Model], path: Path) -> _Model:
     """What a YAML file of one mapping describes; InputError, which begins with the file."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -53,62 +60,82 @@ def read_yaml(schema: type[_Schema], path: Path) -> _Schema:
     return parse_yaml(schema, text, str(path))
 
 
-def parse_yaml(schema: type[_Schema], text: str, where: str) -> _Schema:
+def parse_yaml(schema: type[_Model], text: str, where: str) -> _Model:
     """What a text of YAML describes; `where` names it in errors. Raises InputError."""
     try:
         documents = [each for each in yaml.load_all(text, _Loader) if each is not None]
     except yaml.YAMLError as error:
         raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     if len(documents) != 1 or not isinstance(documents[0], dict):
-        raise InputError(f"{where} must hold one mapping of {', '.join(schema.model_fields)}")
+        needed = [name for name, field in schema.model_fields.items() if field.is_required()]
+        raise InputError(f"{where} must hold one mapping with {' and '.join(needed)}")
+    return validate(schema, documents[0], where)
+
+
+def validate(schema: type[_Model], values: dict[str, Any], where: str) -> _Model:
+    """What a mapping describes, or InputError, which begins with `where`."""
     try:
-        return schema.model_validate(documents[0])
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first_fault(error, schema, documents[0])}") from None
+        raise InputError(f"{where}: {first_fault(error, schema, values)}") from None
 
 
-def _first_fault(error: ValidationError, schema: type[BaseModel], values: Any) -> str:
-    """The first fault of a validation in one line; all that a union says of it together."""
+def first_fault(
+    error: ValidationError, schema: type[BaseModel], values: Any, where: str = ""
+) -> str:
+    """The first fault of `values` in one line; all that a union says of it together.
+
+    `where` leads to the values inside of a larger file, such as "models.0.parameters".
+    """
     faults = error.errors()
     fault = faults[0]
     place = _place(fault, values)
+    path = ".".join([where, *place] if where else place)
     if fault["type"] == "extra_forbidden":
-        near = get_close_matches(str(fault["loc"][-1]), _fields(schema), n=1)
-        return f"unknown key {place}" + (f"; did you mean {near[0]}?" if near else "; remove it")
+        known = _keys_at(schema, place[:-1])
+        near = get_close_matches(place[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
+        return f"unknown key {path}; {hint}"
     if fault["type"] == "value_error":
-        return ": ".join(filter(None, [place, str(fault["ctx"]["error"])]))
+        return ": ".join(filter(None, [path, str(fault["ctx"]["error"])]))
     if fault["type"] == "missing":
-        return f"{place} is missing"
+        return f"{path} is missing"
     said = dict.fromkeys(_wanted(each) for each in faults if _place(each, values) == place)
-    return f"{place} should be {' or '.join(said)}, not {fault['input']!r}"
+    return f"{path or 'every key'} should be {' or '.join(said)}, not {fault['input']!r}"
 
 
 def _wanted(fault: Any) -> str:
+    """What a fault asks for in place of what was given."""
     return _WANTED.get(fault["type"]) or fault["msg"].removeprefix("Input should be ")
 
 
-def _place(fault: Any, values: Any) -> str:
+def _place(fault: Any, values: Any) -> list[str]:
     """The keys and indices that lead to a fault, without pydantic's names of union branches."""
     keys: list[Any] = []
     for step in fault["loc"]:
         inside = isinstance(values, Mapping) and step in values
-        if inside or (isinstance(values, list) and isinstance(step, int) and step < len(values)):
+        if inside or (
+            isinstance(values, list | tuple) and isinstance(step, int) and step < len(values)
+        ):
             keys.append(step)
             values = values[step]
     if fault["type"] == "missing":
         keys.append(fault["loc"][-1])
-    return ".".join(map(str, keys))
+    return list(map(str, keys))
 
 
-def _fields(schema: Any) -> list[str]:
-    """Every key that a schema or a part of it knows."""
+def _keys_at(schema: Any, steps: Sequence[str]) -> list[str]:
+    """The keys known at a place of the schema; where it is one of several kinds, those of all."""
+    parts = _models(schema)
+    for step in steps:
+        if not step.isdigit():
+            fields = [part.model_fields[step] for part in parts if step in part.model_fields]
+            parts = [model for field in fields for model in _models(field.annotation)]
+    return list(dict.fromkeys(name for part in parts for name in part.model_fields))
 
-    def parts(annotation: Any) -> Iterator[type[BaseModel]]:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield annotation
-            for field in annotation.model_fields.values():
-                yield from parts(field.annotation)
-        for inner in get_args(annotation):
-            yield from parts(inner)
 
-    return list(dict.fromkeys(name for part in parts(schema) for name in part.model_fields))
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The schemas in an annotation, whatever lists and unions they are in."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]

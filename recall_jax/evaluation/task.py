@@ -21,7 +21,7 @@ from pydantic import (
 
 from recall_jax.errors import InputError
 from recall_jax.evaluation.prompts import check_expression, check_template
-from recall_jax.schema import Strict, parse_yaml, read_yaml
+from recall_jax.schema import Schema, parse_yaml, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -32,14 +32,14 @@ Seed = Annotated[int, NoCoercion(), Field(ge=0, lt=2**32)]
 Metric = Literal["exact_match", "squad_exact_match", "squad_f1", "bleu"]
 
 
-class FileSet(Strict):
+class FileSet(Schema):
     """Files by a glob pattern below the task's folder, and how they are laid out."""
 
     files: Text
     layout: Literal["rows", "tsv", "squad", "iwslt", "race", "medmcqa"] = "rows"
 
 
-class Hub(Strict):
+class Hub(Schema):
     """A data set of the Hugging Face hub, by the arguments of `datasets.load_dataset`."""
 
     path: Text
@@ -48,14 +48,14 @@ class Hub(Strict):
     revision: Text | None = None
 
 
-class Published(Strict):
+class Published(Schema):
     """Rows of a published data set: in each split, the first of the file sets that is there."""
 
     splits: dict[str, Annotated[tuple[FileSet, ...], Field(min_length=1)]]
     hub: Hub | None = None
 
 
-class Generated(Strict):
+class Generated(Schema):
     """Rows made by a generator of this package."""
 
     generator: Text
@@ -64,14 +64,14 @@ class Generated(Strict):
     seed: Seed = 0
 
 
-class Likelihood(Strict):
+class Likelihood(Schema):
     """The choice of the highest log-likelihood, divided by its tokens or bytes or not at all."""
 
     by: Literal["likelihood"]
     normalise: Literal["token", "byte", "none"] = "token"
 
 
-class Generation(Strict):
+class Generation(Schema):
     """What the model writes after the prompt, greedily, up to the first of the `stop` strings.
 
     Where that normalises to `no_answer`, it counts as an empty answer.
@@ -88,7 +88,7 @@ def _kind_of_source(value: Any) -> str:
     return "generated" if is_generated else "published"
 
 
-class Task(Strict):
+class Task(Schema):
     """A task with `choices` is scored by accuracy, one with `references` by its `metrics`.
 
     `prompt` and `choices` are templates of the row's fields; `answer`, the index of the right

@@ -458,7 +458,7 @@ def test_two_at_once_are_told_apart_and_the_first_is_not_disturbed(resume, tmp_p
     out = tmp_path / "out"
     with working("writing", out) as process:
         before = tree(tmp_path)
-        words = rf"another merge is writing .*out \(process {process.pid}\): wait for it"
+        words = rf"another run is writing .*out \(process {process.pid}\): wait for it"
         with pytest.raises(InputError, match=words), work_folder(out, resume=resume):
             pytest.fail("the block ran")
         assert tree(tmp_path) == before == KEPT | {".out.recall-work/lock": f"{process.pid}\n"}
@@ -530,7 +530,7 @@ while done < 20:
             assert len(list(work.folder.iterdir())) == 3
         done += 1
     except InputError as error:
-        assert "another merge is writing" in str(error), error
+        assert "another run is writing" in str(error), error
 """
     processes = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out"), str(number)])

@@ -404,7 +404,7 @@ def test_while_a_merge_works_no_other_touches_its_out(
         assert first.stdout.readline() == "half\n", first.communicate()
         for options in ([], ["--resume"]):
             done = recall("merge", average.recipe, out, *SHARDS, *force, *options)
-            assert_refused(done, f"another merge is writing {out} (process {first.pid})")
+            assert_refused(done, f"another run is writing {out} (process {first.pid})")
             assert tree(out) == old
         _, err = first.communicate("on\n", timeout=120)
     finally:

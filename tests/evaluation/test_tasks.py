@@ -166,10 +166,10 @@ def test_rows_of_a_generator(tmp_path, monkeypatch):
 
 WRONG = {
     "not YAML": ({"text": "task: [\n"}, "own.yml is not YAML: .*line 2"),
-    "not a mapping": ({"text": "- task"}, "own.yml must hold one mapping of task, about, source"),
+    "not a mapping": ({"text": "- task"}, "own.yml must hold one mapping with task and source"),
     "a key twice": ({"text": "task: a\ntask: b"}, "key 'task' is given twice"),
     "unknown key": ({"promt": "x"}, "own.yml: unknown key promt; did you mean prompt?"),
-    "nothing alike": ({"zzzz": 1}, "unknown key zzzz; remove it"),
+    "nothing alike": ({"zzzz": 1}, "unknown key zzzz; known are task, about"),
     "missing": ({"prompt": None}, "own.yml: prompt is missing"),
     "no template": ({"prompt": "{{ a"}, "prompt: is no Jinja template: .*line 1"),
     "no expression": ({"references": "a b"}, "references: is no Jinja expression"),
