@@ -33,7 +33,7 @@ from recall_jax.report.training_card import training_card
 from recall_jax.representations.tokens import load_tokenizer
 from recall_jax.stages import write_json
 from recall_jax.training.checkpoints import Checkpoints, History
-from recall_jax.training.ewc import save_anchor
+from recall_jax.training.ewc import online, save_anchor
 from recall_jax.training.examples import Examples, hold_out, read_examples, steps_per_epoch
 from recall_jax.training.loop import Plan, train
 from recall_jax.training.lora import save_lora
@@ -147,6 +147,8 @@ def finetune(
             with clock.stage("measuring Fisher information"):
                 loss = method.objective.loss
                 anchor = make_anchor(settings, loss, trained, data.examples)
+                if settings.ewc_decay is not None:
+                    anchor = online(method.frozen["anchors"][0], anchor, settings.ewc_decay)
                 (work.folder / FISHER).parent.mkdir()
                 save_anchor(work.folder / FISHER, anchor)
         record = _record(settings, checkpoint, method, data, plan, history)

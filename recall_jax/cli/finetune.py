@@ -98,6 +98,14 @@ def finetune(
     ewc_strength: Annotated[
         float | None, typer.Option("--ewc-strength", help="Lambda: loss + lambda/2 F (change)^2.")
     ] = None,
+    ewc_decay: Annotated[
+        float | None,
+        typer.Option(
+            "--ewc-decay",
+            help="Online EWC: one anchor for all earlier tasks, each counted by this share again "
+            "at the next; by default an anchor for each.",
+        ),
+    ] = None,
     ewc_samples: Annotated[
         int, typer.Option("--ewc-samples", help="Rows that Fisher information is taken of.")
     ] = 256,
@@ -177,6 +185,7 @@ def finetune(
         ewc_fisher=tuple(map(str, ewc_fisher or ())),
         ewc_data=tuple(map(str, ewc_data or ())),
         ewc_strength=ewc_strength,
+        ewc_decay=ewc_decay,
         ewc_samples=ewc_samples,
         save_fisher=save_fisher,
         ignore_config=tuple(ignore_config or ()),

@@ -1,6 +1,7 @@
 """The methods of fine-tuning: what each trains, beside what, and what it minimises."""
 
 from collections.abc import Sequence
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from jax.typing import DTypeLike
 
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.forward import Params
-from recall_jax.training.ewc import Anchor, ewc_penalty, fisher_of_batches, load_anchor
+from recall_jax.training.ewc import Anchor, ewc_penalty, fisher_of_batches, load_anchor, online
 from recall_jax.training.examples import Examples, validation_batches
 from recall_jax.training.lora import init_lora, lora_loss
 from recall_jax.training.loss import completion_loss
@@ -49,6 +50,8 @@ def make_method(
         return Method(Objective(loss), master, {})
     anchors = [load_anchor(Path(file), master) for file in settings.ewc_fisher]
     anchors += [make_anchor(settings, loss, master, examples) for examples in earlier]
+    if settings.ewc_decay is not None:
+        anchors = [reduce(partial(online, decay=settings.ewc_decay), anchors)]
     objective = Objective(loss, ewc_penalty(settings.ewc_strength))
     return Method(objective, master, {"anchors": anchors})
 

@@ -24,7 +24,7 @@ _AT_LEAST = {
     "weight_decay": 0,
     "ewc_samples": 1,
 }
-_ABOVE_0 = ("learning_rate", "clip_norm", "ewc_strength")
+_ABOVE_0 = ("learning_rate", "clip_norm", "ewc_strength", "ewc_decay")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Settings:
     `steps` goes before `epochs`; `evaluate_every` None is once an epoch; `save_every` 0 is never.
     `learning_rate` is the highest of the schedule, `warmup` the share of the steps in which it
     rises. `mesh` is such as `data=2,fsdp=4`. `ewc_fisher` are files of earlier runs, `ewc_data`
-    rows whose Fisher information is taken in the base; `save_fisher` writes that of this run.
+    rows whose Fisher information is taken in the base; `ewc_decay` makes one anchor of them, each
+    earlier one counted by it again; `save_fisher` writes that of this run.
     Raises InputError for a value that makes no sense.
     """
 
@@ -65,6 +66,7 @@ class Settings:
     ewc_fisher: tuple[str, ...] = ()
     ewc_data: tuple[str, ...] = ()
     ewc_strength: float | None = None
+    ewc_decay: float | None = None
     ewc_samples: int = 256
     save_fisher: bool = False
     ignore_config: tuple[str, ...] = ()
@@ -116,6 +118,8 @@ class Settings:
             raise InputError("LoRA's options go with --method lora, and with nothing else")
         if self.method == "lora" and (self.out_dtype or self.save_fisher):
             raise InputError("--out-dtype and --save-fisher are for models, not for adapters")
+        if self.ewc_decay is not None and not (self.method == "ewc" and self.ewc_decay <= 1):
+            raise InputError(f"--ewc-decay {self.ewc_decay}: with --method ewc, at most 1")
         consolidates = bool(self.ewc_fisher or self.ewc_data)
         if consolidates != (self.method == "ewc") or (self.ewc_strength is None) == consolidates:
             raise InputError(

@@ -203,6 +203,18 @@ def test_ewc_holds_the_weights_that_mattered(finetune, toys, tmp_path):
     mattered = kept["fisher.embed.embedding"] > np.quantile(kept["fisher.embed.embedding"], 0.99)
     free = np.abs(first["model.embed_tokens.weight"] - base["model.embed_tokens.weight"])
     assert moved[mattered].mean() < 0.3 * free[mattered].mean()
+    # Online, the anchor of two tasks is one: the decayed sum of both, at the newest weights.
+    running = [*options, "--ewc-decay", 0.5, "--ewc-fisher", fisher]
+    for out, more in (("sum", ()), ("twice", ("--ewc-fisher", fisher))):
+        done = finetune(*running, *more, "--save-fisher", model=tmp_path / "free", out=out)
+        assert done.status == 0, done.err
+    once, twice = (load_file(tmp_path / out / "ewc/fisher.safetensors") for out in ("sum", "twice"))
+    name = "fisher.embed.embedding"
+    assert np.all(once[name] >= 0.5 * kept[name])
+    weight = "weights.embed.embedding"
+    newest = weights(tmp_path / "sum")["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(once[weight], newest)
+    assert np.sum(twice[name]) > np.sum(once[name])
 
 
 def weights_of(folder) -> dict[str, np.ndarray]:
@@ -223,6 +235,7 @@ BAD = {
     "lora": (["--lora-rank", 8], "LoRA's options go with --method lora"),
     "targets": (["--method", "lora", "--target-modules", "c_attn"], "no linear layer 'c_attn'"),
     "ewc": (["--method", "ewc"], "--method ewc needs --ewc-strength and --ewc-fisher FILE or"),
+    "decay": (["--ewc-decay", 0.9], "--ewc-decay 0.9: with --method ewc, at most 1"),
     "dtype": (["--compute-dtype", "int8"], "compute dtype 'int8': use float32 or bfloat16"),
     "data": (["--data", "none.jsonl"], "no data file none.jsonl"),
 }
