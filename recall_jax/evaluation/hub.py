@@ -14,7 +14,9 @@ def load_split(split: str, **source: Any) -> list[Row]:
     try:
         import datasets
     except ImportError:
-        raise InputError("datasets, which would load it, is not installed") from None
+        raise InputError(
+            "datasets, which would load it, is not installed (pip install 'recall-jax[hub]')"
+        ) from None
     try:
         return list(datasets.load_dataset(**source, split=split))
     except Exception as error:  # offline, renamed, gated: the library raises of many kinds

@@ -5,7 +5,7 @@ A task is one YAML file of the schema here. Those that come with the package are
 
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,6 +25,16 @@ from recall_jax.schema import Schema, parse_yaml, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _stay_below(pattern: str) -> str:
+    """`pattern`, if it leads to nothing outside the folder that it is of, else ValueError."""
+    path = PurePath(pattern)
+    if path.anchor or ".." in path.parts:
+        raise ValueError(f"{pattern!r} leads out of the task's folder: put the files there")
+    return pattern
+
+
 Template = Annotated[Text, AfterValidator(check_template)]
 Expression = Annotated[Text, AfterValidator(check_expression)]
 Count = Annotated[int, NoCoercion(), Field(ge=1)]
@@ -35,7 +45,7 @@ Metric = Literal["exact_match", "squad_exact_match", "squad_f1", "bleu"]
 class FileSet(Schema):
     """Files by a glob pattern below the task's folder, and how they are laid out."""
 
-    files: Text
+    files: Annotated[Text, AfterValidator(_stay_below)]
     layout: Literal["rows", "tsv", "squad", "iwslt", "race", "medmcqa"] = "rows"
 
 

@@ -176,6 +176,14 @@ WRONG = {
     "unknown metric": ({"metrics": ["acc"]}, r"metrics\.0 should be 'exact_match', .*not 'acc'"),
     "no metric": ({"metrics": []}, "metrics should be a list with entries"),
     "unknown scoring": ({"scoring": {"by": "vote"}}, "scoring should be .*'likelihood'"),
+    "above the folder": (
+        {"source": {"splits": {"test": [{"files": "../other/*.jsonl"}]}}},
+        r"source\.splits\.test\.0\.files: '../other/\*.jsonl' leads out of the task's folder",
+    ),
+    "anywhere": (
+        {"source": {"splits": {"test": [{"files": "/etc/passwd"}]}}},
+        "'/etc/passwd' leads out of the task's folder",
+    ),
     "wrong number": (
         {"scoring": {"by": "generation", "max_new_tokens": "4"}},
         r"scoring\.max_new_tokens should be a valid integer, not '4'",
@@ -208,7 +216,7 @@ def test_a_wrong_task_is_one_line(case, tmp_path):
 
 
 def test_tasks_that_are_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"no task 'sst': choose from .*sst2, or give a file"):
+    with pytest.raises(InputError, match=r"no task 'sst': choose from .*sst2.* or give a file"):
         find_task("sst")
     with pytest.raises(InputError, match=r"cannot read .*gone.yml: No such file"):
         find_task(str(tmp_path / "gone.yml"))
@@ -227,11 +235,31 @@ def test_missing_files_say_what_to_put_where(tmp_path):
         load_rows(find_task(own(tmp_path)), None)
 
 
+def test_what_looks_like_the_end_of_a_line_stays_in_its_sentence(data_root):
+    odd = "one\u2028two\x85three"
+    exam = json.dumps({"question": odd, "cop": 1}, ensure_ascii=False)
+    (data_root / "medmcqa" / "dev.json").write_text(exam + "\r\n\n", encoding="utf-8")
+    (data_root / "sst2" / "dev.tsv").write_text(
+        f"sentence\tlabel\n{odd}\t1\n{'x' * 200_000}\t0\n\n", encoding="utf-8"
+    )
+    talks = data_root / "iwslt2017_en_fr"
+    (talks / "train.tags.en-fr.en").write_text(f"{odd}\ntwo\n", encoding="utf-8")
+    (talks / "train.tags.en-fr.fr").write_text("un\ndeux\n", encoding="utf-8")
+    train = find_task("iwslt2017_en_fr").model_copy(update={"split": "train"})
+    assert load_rows(find_task("medmcqa"), data_root).rows == ({"question": odd, "cop": 0},)
+    assert [row["label"] for row in load_rows(find_task("sst2"), data_root).rows] == ["1", "0"]
+    assert load_rows(train, data_root).rows[0] == {"translation": {"en": odd, "fr": "un"}}
+
+
 BROKEN = {
     "sst2/dev.tsv": ("sentence\tlabel\nno label\n", "dev.tsv, line 2 has 1 fields, the header has"),
     "squad_v2/dev-v2.0.json": ("[]", "not laid out as squad files are: "),
     "medmcqa/dev.json": ('{"question": "x"}\n', "laid out as medmcqa files are: key 'cop' is"),
     "race/test/high/7.txt": ("Ann built a boat.", "7.txt is not JSON"),
+    "race/test/middle/12.txt": (
+        '{"article": "", "questions": ["?"], "options": [], "answers": ["A"], "id": ""}',
+        "12.txt is not laid out as race files are: zip",
+    ),
     "iwslt2017_en_fr/IWSLT17.TED.tst2010.en-fr.fr.xml": (
         '<seg id="1">Bonjour.</seg>',
         "en.xml has 2 sentences, but .*fr.xml has 1",
@@ -273,8 +301,9 @@ def test_a_row_that_does_not_fit_is_named(case, tmp_path):
         make_examples(task, load_rows(task, tmp_path))
 
 
-def test_a_row_without_a_label_is_named(tmp_path):
-    unlabelled = [{**ROWS["sst2"][0], "label": -1}]
+@pytest.mark.parametrize("label", [-1, None])
+def test_a_row_without_a_label_is_named(label, tmp_path):
+    unlabelled = [{**ROWS["sst2"][0], "label": label}]
     write_parquet(tmp_path / "sst2" / PARQUET["sst2"][0], "sst2", unlabelled)
     task = find_task("sst2")
     with pytest.raises(InputError, match=r"answer: -1 is no index from 0 to 1: take a split with"):
@@ -288,6 +317,7 @@ def test_a_row_without_a_label_is_named(tmp_path):
         "{{ question.append('x') }}",
         "{% include '/etc/passwd' %}",
         "{{ self.__init__.__globals__ }}",
+        "{{ lipsum() }}",
         "{{ cycler.__init__.__globals__.os.system('true') }}",
     ],
 )
@@ -330,8 +360,14 @@ def test_a_hub_that_cannot_be_had_says_what_to_put_where(monkeypatch):
     ):
         load_rows(find_task("sst2"), None)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InputError, match="datasets, which would load it, is not installed; put"):
+    with pytest.raises(InputError, match=r"datasets, .*, is not installed \(pip install .*\); put"):
         load_rows(find_task("sst2"), None)
+
+
+def test_a_field_may_have_any_name():
+    task = Task.model_validate(OWN | {"prompt": "{{ self }}?"})
+    rows = rows_module.Rows(({"self": "x", "answer": "y"},), (0,), ("row 0",), "here")
+    assert make_examples(task, rows)[0].references == ("y",)
 
 
 def test_rows_that_json_lacks_words_for_make_prompts(tmp_path):
