@@ -36,6 +36,7 @@ ORDER = [
     "job",
     "finetune",
     "evaluate",
+    "suites",
     "demo",
     "benchmark",
     "cli",

@@ -81,6 +81,6 @@ def evaluate(
         return
     table = summary(record)
     rows = [[str(cell) for cell in row] for row in table.rows]
-    console.show_table("Results, 0 to 100, ± standard error", table.columns, rows)
+    console.show_table("Results ± standard error", table.columns, rows)
     if out is not None:
         console.say(f"every number and every answer: {out / 'index.html'}", quiet)

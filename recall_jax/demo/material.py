@@ -6,8 +6,8 @@ fine-tune was trained on, `data/test/<task>.jsonl` held-out rows of every task.
 
 from pathlib import Path
 
-from recall_jax.demo.tasks import TASKS
-
+TASKS = ("reverse", "sort", "shift", "swap", "rotate")
+"""Tasks on strings that the demo is about."""
 BASE = "base"
 FINE_TUNED = ("reverse", "sort", "shift")
 """Tasks with a fine-tune of their own, which has the task's name; the newest is the last."""

@@ -11,11 +11,11 @@ from recall_jax.demo.material import (
     BASE,
     CHECKPOINTS,
     FINE_TUNED,
+    TASKS,
     UNSEEN,
     held_out_file,
     training_file,
 )
-from recall_jax.demo.tasks import TASKS
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.evaluation.exact_match import Row, exact_matches
 from recall_jax.job import merge

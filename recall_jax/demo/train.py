@@ -41,20 +41,19 @@ from tokenizers import (
     pre_tokenizers,
 )
 
-from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.checkpoint.writer import ShardedWriter
 from recall_jax.demo import material
-from recall_jax.demo.tasks import LENGTHS, TASKS, Row, draw, draw_distinct
+from recall_jax.demo.material import TASKS
+from recall_jax.evaluation.strings import LENGTHS, Row, draw, draw_distinct
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax
 from recall_jax.models.forward import forward, init_params, logits
 from recall_jax.output import output_folder
 from recall_jax.representations.tokens import QWEN2_PIECES
+from recall_jax.suites import scratch
+from recall_jax.suites.scratch import BYTES, END
 
-END = "<|endoftext|>"
 TASK_TOKENS = tuple(f"{task} " for task in TASKS)
-BYTES = tuple(sorted(pre_tokenizers.ByteLevel.alphabet()))
 VOCABULARY = (*BYTES, END, *TASK_TOKENS)
 """A task's name with the space after it is one token; else every byte is one by itself."""
 
@@ -211,28 +210,7 @@ def fine_tuning_batches(tokenizer: Tokenizer, rows: Sequence[Row], seed: int) ->
 
 def save_model(folder: Path, arch: Architecture, params: Params, tokenizer: Tokenizer) -> None:
     """Write a model folder as transformers does, the weights in bfloat16."""
-    folder.mkdir(parents=True)
-    tensors = {
-        name: array.astype(ml_dtypes.bfloat16) for name, array in from_flax(arch, params).items()
-    }
-    specs = {name: TensorSpec(array.dtype, array.shape) for name, array in tensors.items()}
-    with ShardedWriter(folder, specs) as writer:
-        for name, array in tensors.items():
-            writer.write(name, array)
-    special = ("bos_token_id", "eos_token_id", "pad_token_id")
-    _write_json(folder / "config.json", CONFIG)
-    _write_json(folder / "generation_config.json", {name: CONFIG[name] for name in special})
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": END,
-            "pad_token": END,
-            "model_max_length": CONFIG["max_position_embeddings"],
-            "clean_up_tokenization_spaces": False,
-        },
-    )
+    scratch.save_model(folder, CONFIG, from_flax(arch, params), tokenizer, ml_dtypes.bfloat16)
 
 
 def save_data(folder: Path, seed: int) -> None:
@@ -264,10 +242,6 @@ def make_material(checkpoints: Path, data: Path, seed: int) -> None:
     for task in material.FINE_TUNED:
         rows = draw_distinct(task, FINE_TUNING_ROWS, seed)
         save(task, *train(arch, optimizer, base, fine_tuning_batches(tokenizer, rows, seed)))
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -12,7 +12,10 @@ from recall_jax.representations.data import Row
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt. Of a multiple choice, the `choices` and which is right; else the `references`."""
+    """One prompt. Of a multiple choice, the `choices` and which is right; or the `references`.
+
+    It has neither where the prompt itself is the text to be foretold.
+    """
 
     row: int
     prompt: str
@@ -31,8 +34,10 @@ def make_examples(task: Task, rows: Rows) -> list[Example]:
 
 def _example(task: Task, row: Row, number: int, place: str) -> Example:
     prompt = render(task.prompt, row, place, "prompt")
-    if task.choices is None:
+    if task.references is not None:
         return Example(number, prompt, references=_references(task, row, place))
+    if task.choices is None:
+        return Example(number, prompt)
     choices = tuple(render(choice, row, place, "choices") for choice in task.choices)
     assert task.answer is not None
     answer = evaluate(task.answer, row, place, "answer")

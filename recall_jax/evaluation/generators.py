@@ -1,10 +1,16 @@
-"""Generators of rows, for tasks that need no files."""
+"""Generators of rows, for tasks that need no files: held-out rows of the offline suites."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
-from recall_jax.representations.data import Row
+from recall_jax.evaluation.library_text import draw_passages
+from recall_jax.evaluation.strings import draw_distinct
 
-Generator = Callable[[str, int, int], list[Row]]
+Generator = Callable[[str, int, int], list[Any]]
 """From (task, count, seed) to `count` rows, the same for the same arguments."""
 
-GENERATORS: Mapping[str, Generator] = {}
+GENERATORS: Mapping[str, Generator] = {
+    "strings": partial(draw_distinct, held_out=True),
+    "text": partial(draw_passages, held_out=True),
+}

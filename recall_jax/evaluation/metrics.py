@@ -1,4 +1,4 @@
-"""Metrics of answers, all on the scale from 0 to 100, each with its standard error.
+"""Metrics of answers, all on the scale from 0 to 100, and of texts; each with its standard error.
 
 A metric that is a mean over rows has the standard error of the mean; BLEU, which is of the
 corpus as a whole, that of its bootstrap.
@@ -19,6 +19,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _RESAMPLES = 1000
 BLEU = "bleu"
+OF_TEXTS = ("perplexity", "bits_per_byte")
+"""Metrics of texts, which less is better of and which have no upper end."""
 
 
 class Estimate(NamedTuple):
@@ -36,6 +38,32 @@ def mean_estimate(scores: ArrayLike) -> Estimate:
         return Estimate(float(values.mean()), None, len(values))
     error = values.std(ddof=1) / np.sqrt(len(values))
     return Estimate(float(values.mean()), float(error), len(values))
+
+
+def text_estimates(nats: ArrayLike, tokens: ArrayLike, num_bytes: ArrayLike) -> dict[str, Estimate]:
+    """Of n texts with their negative log-likelihoods, tokens and UTF-8 bytes, (n,) each.
+
+    perplexity is exp(sum nats / sum tokens); bits_per_byte, sum nats / (ln 2 · sum num_bytes), can
+    be compared between tokenizers. The first one's standard error is the value's times that of its
+    logarithm.
+    """
+    surprise, count, size = (np.asarray(each, np.float64) for each in (nats, tokens, num_bytes))
+    per_token, per_byte = _ratio(surprise, count), _ratio(surprise / np.log(2), size)
+    with np.errstate(over="ignore"):
+        value = float(np.exp(per_token.value))
+    error = per_token.standard_error
+    perplexity = Estimate(value, None if error is None else value * error, per_token.rows)
+    return dict(zip(OF_TEXTS, (perplexity, per_byte), strict=True))
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
+    """sum above / sum below, and its standard error for a sample of rows (Cochran 1977, 2.46)."""
+    rows, value = len(above), above.sum() / below.sum()
+    if rows < 2:
+        return Estimate(float(value), None, rows)
+    squares = np.sum((above - value * below) ** 2)
+    error = np.sqrt(squares * rows / (rows - 1)) / below.sum()
+    return Estimate(float(value), float(error), rows)
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:

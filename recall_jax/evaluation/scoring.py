@@ -12,17 +12,19 @@ from jax.typing import DTypeLike
 from recall_jax.errors import InputError
 from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.generation import generate
-from recall_jax.evaluation.likelihood import log_likelihoods
+from recall_jax.evaluation.likelihood import log_likelihoods, token_nll
 from recall_jax.evaluation.metrics import (
+    OF_TEXTS,
     Estimate,
     estimates,
     mean_estimate,
     normalise_answer,
     row_scores,
+    text_estimates,
 )
 from recall_jax.evaluation.resident import Resident
 from recall_jax.evaluation.stop_strings import before_any, stops_at
-from recall_jax.evaluation.task import Generation, Likelihood, Task
+from recall_jax.evaluation.task import Generation, Likelihood, Perplexity, Task
 from recall_jax.representations.tokens import Tokenizer
 
 ACCURACY = "accuracy"
@@ -40,6 +42,8 @@ class Scored:
 
 def headline(task: Task) -> tuple[str, ...]:
     """The names of the metrics that a task asks for; `Scored.metrics` may hold more."""
+    if isinstance(task.scoring, Perplexity):
+        return OF_TEXTS
     return task.metrics or (ACCURACY,)
 
 
@@ -63,11 +67,16 @@ def score(
         block = examples[start : start + _BATCHES_AT_ONCE * batch_size]
         if isinstance(scoring, Likelihood):
             answers += _choose(scoring, block, *asked)
+        elif isinstance(scoring, Perplexity):
+            answers += _read(block, *asked)
         else:
             answers += _generate(scoring, block, *asked)
         progress(len(answers))
     if isinstance(scoring, Likelihood):
         return _accuracy(answers)
+    if isinstance(scoring, Perplexity):
+        counts = ([row[name] for row in answers] for name in ("nats", "tokens", "bytes"))
+        return Scored(text_estimates(*counts), answers)
     if task.metrics is None:
         return _accuracy(list(map(_named, examples, answers)))
     return _measured(task.metrics, scoring, examples, answers)
@@ -102,8 +111,7 @@ def _choose(
     sums, _, counts = log_likelihoods(
         model.arch, model.params, contexts, continuations, batch_size=batch_size, dtype=dtype
     )
-    if np.isnan(sums).any():
-        raise InputError("the model gives NaN as a likelihood: try --compute-dtype float32")
+    _check_numbers(sums)
     ends = np.cumsum([len(example.choices) for example in examples])[:-1]
     rows = zip(examples, np.split(sums, ends), np.split(counts, ends), strict=True)
     return [_likeliest(scoring, *row) for row in rows]
@@ -125,6 +133,45 @@ def _lengths(scoring: Likelihood, example: Example, tokens: np.ndarray) -> np.nd
     if scoring.normalise == "byte":
         return np.asarray([len(choice.encode()) for choice in example.choices])
     return np.ones(len(tokens))
+
+
+def _read(
+    examples: Sequence[Example], model: Resident, batch_size: int, dtype: DTypeLike
+) -> list[dict[str, Any]]:
+    """Each text with its negative log-likelihood in nats, and its tokens and bytes.
+
+    What the tokenizer puts before a text, or else the end of the text before it, is its context.
+    """
+    tokenizer = model.tokenizer
+    rows = [tokenizer.encode(example.prompt, _UNLIMITED, False) for example in examples]
+    for example, row in zip(examples, rows, strict=True):
+        if not row:
+            raise InputError(f"row {example.row} (from 0): its text has no tokens")
+    nats, tokens = token_nll(
+        model.arch,
+        model.params,
+        rows,
+        max_length=model.max_length,
+        prefix_token_id=(*tokenizer.encode("", _UNLIMITED, True), *model.eos_token_ids)[0],
+        batch_size=batch_size,
+        dtype=dtype,
+    )
+    _check_numbers(nats)
+    return [
+        {
+            "row": example.row,
+            "prompt": example.prompt,
+            "nats": float(mine),
+            "tokens": int(count),
+            "bytes": len(example.prompt.encode()),
+        }
+        for example, mine, count in zip(examples, nats, tokens, strict=True)
+    ]
+
+
+def _check_numbers(likelihoods: np.ndarray) -> None:
+    if np.isnan(likelihoods).any():
+        raise InputError("the model gives NaN as a likelihood: try --compute-dtype float32")
 
 
 def _generate(

@@ -93,6 +93,12 @@ class Generation(Schema):
     no_answer: Text | None = None
 
 
+class Perplexity(Schema):
+    """How well a model foretells the text of `prompt`, every token of it."""
+
+    by: Literal["perplexity"]
+
+
 def _kind_of_source(value: Any) -> str:
     is_generated = "generator" in value if isinstance(value, dict) else isinstance(value, Generated)
     return "generated" if is_generated else "published"
@@ -101,8 +107,9 @@ def _kind_of_source(value: Any) -> str:
 class Task(Schema):
     """A task with `choices` is scored by accuracy, one with `references` by its `metrics`.
 
-    `prompt` and `choices` are templates of the row's fields; `answer`, the index of the right
-    choice, and `references`, a text or a list of texts, are expressions.
+    With neither, `prompt` is a text, scored by perplexity. `prompt` and `choices` are templates of
+    the row's fields; `answer`, the index of the right choice, and `references`, a text or a list of
+    texts, are expressions.
     """
 
     task: Name
@@ -117,11 +124,14 @@ class Task(Schema):
     answer: Expression | None = None
     references: Expression | None = None
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] | None = None
-    scoring: Annotated[Likelihood | Generation, Field(discriminator="by")]
+    scoring: Annotated[Likelihood | Generation | Perplexity, Field(discriminator="by")]
 
     @model_validator(mode="after")
     def _complete(self) -> "Task":
-        if (self.choices is None) == (self.references is None):
+        if isinstance(self.scoring, Perplexity):
+            if any((self.choices, self.answer, self.references, self.metrics)):
+                raise ValueError("scoring by perplexity takes the prompt alone, and no answers")
+        elif (self.choices is None) == (self.references is None):
             raise ValueError("give either choices (with answer) or references (with metrics)")
         if (self.choices is None) != (self.answer is None):
             raise ValueError("choices and answer belong together")

@@ -5,26 +5,34 @@ from math import sqrt
 from statistics import fmean
 from typing import Any
 
+from recall_jax.evaluation.metrics import OF_TEXTS
 from recall_jax.report import wording
 from recall_jax.report.page import Table, render
+
+_DIGITS = {"perplexity": 2, "bits_per_byte": 3}
 
 
 def summary(record: Mapping[str, Any]) -> Table:
     """A row for each model, a column for each task and metric asked for; texts `value ± error`.
 
-    With several tasks, the last column is the mean of their first metrics. Its standard error is
-    that of a mean of independent tasks.
+    With several tasks, all of them scored from 0 to 100, the last column is the mean of their first
+    metrics. Its standard error is that of a mean of independent tasks.
     """
     columns = [(task["task"], metric) for task in record["tasks"] for metric in task["metrics"]]
     titles = ["model", *(f"{task}: {words(metric)}" for task, metric in columns)]
+    firsts = [task["metrics"][0] for task in record["tasks"]]
+    has_mean = len(firsts) > 1 and not set(firsts) & set(OF_TEXTS)
     rows = []
     for model, results in zip(record["models"], record["results"], strict=True):
-        cells = [estimate(results[task][metric]) for task, metric in columns]
-        if len(record["tasks"]) > 1:
-            first = [results[task["task"]][task["metrics"][0]] for task in record["tasks"]]
+        cells = [estimate(results[task][metric], metric) for task, metric in columns]
+        if has_mean:
+            first = [
+                results[task["task"]][name]
+                for task, name in zip(record["tasks"], firsts, strict=True)
+            ]
             cells.append(estimate(_mean(first)))
         rows.append([model["model"], *cells])
-    if len(record["tasks"]) > 1:
+    if has_mean:
         titles.append("mean")
     return Table("Results", titles, rows)
 
@@ -47,11 +55,12 @@ def words(metric: str) -> str:
     )
 
 
-def estimate(found: Mapping[str, Any]) -> str:
-    """An estimate as `value ± standard error`."""
+def estimate(found: Mapping[str, Any], metric: str = "") -> str:
+    """An estimate as `value ± standard error`, in as many digits as the metric is told in."""
+    digits = _DIGITS.get(metric, 1)
     if found["standard_error"] is None:
-        return f"{found['value']:.1f}"
-    return f"{found['value']:.1f} ± {found['standard_error']:.1f}"
+        return f"{found['value']:.{digits}f}"
+    return f"{found['value']:.{digits}f} ± {found['standard_error']:.{digits}f}"
 
 
 def _mean(estimates: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
@@ -66,7 +75,7 @@ def _table(record: Mapping[str, Any], task: str) -> Table:
     counts = record["results"][0][task]
     columns = ["model", *(f"{words(name)} (n = {counts[name]['rows']:,})" for name in metrics)]
     rows = [
-        [model["model"], *(estimate(results[task][name]) for name in metrics)]
+        [model["model"], *(estimate(results[task][name], name) for name in metrics)]
         for model, results in zip(record["models"], record["results"], strict=True)
     ]
     return Table(task, columns, rows)

@@ -11,13 +11,14 @@ from recall_jax.demo.material import (
     CHECKPOINTS,
     DATA,
     FINE_TUNED,
+    TASKS,
     UNSEEN,
     held_out_file,
     training_file,
 )
-from recall_jax.demo.tasks import TASKS, draw_distinct
 from recall_jax.demo.train import FINE_TUNING_ROWS, TEST_ROWS, VOCABULARY
 from recall_jax.evaluation.exact_match import exact_match
+from recall_jax.evaluation.strings import draw_distinct
 from recall_jax.representations.data import read_rows
 
 MODELS = (BASE, *FINE_TUNED)

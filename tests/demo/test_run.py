@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from recall_jax.demo.material import BASE, CHECKPOINTS, FINE_TUNED, UNSEEN, held_out_file
+from recall_jax.demo.material import (
+    BASE,
+    CHECKPOINTS,
+    FINE_TUNED,
+    TASKS,
+    UNSEEN,
+    held_out_file,
+)
 from recall_jax.demo.run import AVERAGE, RECALL, run_demo, summarise
-from recall_jax.demo.tasks import TASKS
 from recall_jax.errors import InputError
 from recall_jax.evaluation.exact_match import exact_match
 from recall_jax.representations.data import read_rows

@@ -1,7 +1,8 @@
-"""Five tasks on short strings of letters; every answer can be checked exactly.
+"""Tasks on short strings of letters; every answer can be checked exactly.
 
-A prompt reads `reverse kdbfa=` and its completion `afbdk`. One string in ten is held out, known by
-its checksum alone: whatever the task and the seed, nothing trained on is ever tested.
+A prompt reads `reverse kdbfa=` and its completion `afbdk`; of `tree` and `nest` it is a structure
+in brackets. One string in ten is held out, known by its checksum alone: whatever the task and the
+seed, nothing trained on is ever tested.
 """
 
 import random
@@ -9,6 +10,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from string import ascii_lowercase
 from typing import TypedDict
+
+from recall_jax.errors import InputError
 
 ALPHABET = ascii_lowercase
 LENGTHS = range(4, 9)
@@ -47,8 +50,29 @@ def rotate(text: str) -> str:
     return text[1:] + text[:1]
 
 
+def tree(text: str) -> str:
+    """A balanced binary tree over the letters: `abcde` is `((ab)(c(de)))`."""
+    if len(text) < 2:
+        return text
+    middle = len(text) // 2
+    return f"({tree(text[:middle])}{tree(text[middle:])})"
+
+
+def nest(text: str) -> str:
+    """Every letter in the bracket of the nearest smaller one before it.
+
+    `kdbfa` is `(k)(d)(b(f))(a)`: a letter closes the open brackets that begin with one not smaller.
+    """
+    answer, opened = "", ""
+    for letter in text:
+        while opened and opened[-1] >= letter:
+            answer, opened = answer + ")", opened[:-1]
+        answer, opened = answer + "(" + letter, opened + letter
+    return answer + ")" * len(opened)
+
+
 TASKS: Mapping[str, Callable[[str], str]] = {
-    task.__name__: task for task in (reverse, sort, shift, swap, rotate)
+    task.__name__: task for task in (reverse, sort, shift, swap, rotate, tree, nest)
 }
 
 
@@ -81,7 +105,9 @@ def draw(
 
 
 def draw_distinct(task: str, count: int, seed: int, *, held_out: bool = False) -> list[Row]:
-    """`count` exercises of `task`, no two alike."""
+    """`count` exercises of `task`, no two alike; InputError for an unknown one."""
+    if task not in TASKS:
+        raise InputError(f"no task {task!r} on strings: choose from {', '.join(TASKS)}")
     rows: dict[str, Row] = {}
     for row in draw((task,), seed, held_out=held_out):
         rows[row["prompt"]] = row
