@@ -25,11 +25,15 @@ STEPS_BETWEEN_STOPS = 16
 
 
 class _State(NamedTuple):
-    """A batch half-way: tokens (B, N) so far, their number in each row (B,), who is done (B,)."""
+    """A batch half-way: tokens (B, N) so far, their number in each row (B,), who is done (B,).
+
+    `is_nan` (B,) says which rows have met logits that are NaN; they are done too.
+    """
 
     tokens: Array
     counts: Array
     done: Array
+    is_nan: Array
     step: Array
     cache: Cache
 
@@ -59,8 +63,8 @@ def generate(
     the prompts, which models of one architecture share.
 
     Raises:
-        InputError: for a prompt without tokens or with one out of the vocabulary, or a number out
-            of range.
+        InputError: for a prompt without tokens or with one out of the vocabulary, a number out of
+            range, or a model whose logits are NaN.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
@@ -80,6 +84,8 @@ def generate(
             state = _go_on(*choosing, state, max_new_tokens)
         else:
             state = _until_stopped(choosing, state, stop)
+        if np.asarray(state.is_nan).any():
+            raise InputError("the model gives NaN as logits: run it in float32, mend its weights")
         completions += _completions(state)
     return [completions[place] for place in batches.order]
 
@@ -121,6 +127,7 @@ def _begin(
         tokens=jnp.zeros((batch, max_new_tokens), jnp.int32),
         counts=jnp.zeros(batch, jnp.int32),
         done=~jnp.any(attention_mask != 0, axis=1),
+        is_nan=jnp.zeros(batch, bool),
         step=jnp.int32(0),
         cache=cache,
     )
@@ -164,11 +171,13 @@ def _chosen(
     scores = logits(arch, params, normed[:, None])[:, 0]
     at_step = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)
     token = choose(sampling, scores, at_step)
-    done = state.done | jnp.isin(token, ends)
+    is_nan = state.is_nan | (jnp.isnan(scores).any(axis=1) & ~state.done)
+    done = state.done | is_nan | jnp.isin(token, ends)
     return state._replace(
         tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.step)),
         counts=jnp.where(done, state.counts, state.counts + 1),
         done=done,
+        is_nan=is_nan,
         step=state.step + 1,
     )
 

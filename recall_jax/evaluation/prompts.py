@@ -38,7 +38,9 @@ def check_expression(text: str) -> str:
 def render(template: str, row: Mapping[str, Any], where: str, key: str) -> str:
     """The text that a template makes of a row's fields; `where` and `key` are for InputError."""
     try:
-        return _template(template).render(row)
+        text = _template(template).render(row)
+        text.encode()  # which refuses half a surrogate pair, as no tokenizer takes it
+        return text
     except Exception as error:  # whatever a row that is not as expected makes it raise
         raise _fault(error, row, where, key) from error
 

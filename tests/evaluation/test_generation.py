@@ -171,6 +171,14 @@ def test_one_program_for_each_padded_length_whatever_the_weights(mistral):
     assert programs == (generation._begin._cache_size(), generation._go_on._cache_size())
 
 
+def test_logits_that_are_nan_are_no_answer(mistral):
+    network, arch, tree = mistral
+    embedding = tree["embed"]["embedding"].copy()
+    embedding[PROMPTS[3][0]] = np.nan
+    with pytest.raises(InputError, match="the model gives NaN as logits"):
+        ours((network, arch, {**tree, "embed": {"embedding": embedding}}))
+
+
 def test_no_prompts_no_answers(mistral):
     assert ours(mistral, []) == []
 

@@ -285,6 +285,7 @@ def test_a_missing_half_of_a_translation_is_named(data_root):
 ROW_FAULTS = {
     "no field": ({"answer": "x"}, r"row 1 \(from 0\): prompt: 'question' is undefined \(the row"),
     "no reference": ({"question": "x"}, "references: 'answer' is undefined"),
+    "half a character": ({"question": "\ud83d", "answer": "x"}, "prompt: .*surrogates not allowed"),
     "none": ({"question": "x", "answer": []}, "there is none, but exact_match needs one"),
     "no text": ({"question": "x", "answer": 4}, "references: 4 is no text and no list of texts"),
 }
