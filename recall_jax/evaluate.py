@@ -22,12 +22,12 @@ from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.journal import Journal, Results, resume_journal
+from recall_jax.evaluation.lengths import count_too_long
 from recall_jax.evaluation.metrics import check_metrics
-from recall_jax.evaluation.resident import end_of_text, load_resident
+from recall_jax.evaluation.resident import load_resident, without_weights
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import Scored, headline, score
 from recall_jax.evaluation.task import Task
-from recall_jax.models.config import read_architecture
 from recall_jax.outcome import device, versions
 from recall_jax.output import work_folder
 from recall_jax.report.evaluation_page import render_evaluation
@@ -94,7 +94,8 @@ def evaluate(
     clock = Clock()
     with clock.stage("total"):
         asked = [ask(task, options) for task in tasks]
-        checkpoints = [_open(model) for model in models]
+        checkpoints = [open_checkpoint(model) for model in models]
+        warnings = [line for each in checkpoints for line in _check(each, asked)]
         names = [f"{k}-{_file_name(model)}" for k, model in enumerate(models)]
         with _kept(out, checkpoints, asked, options) as (folder, journal):
             rows = {each.task.task: len(each.examples) for each in asked}
@@ -114,17 +115,22 @@ def evaluate(
                         )
                     journal.record(k, task, scored.metrics)
             record = _record(models, names, asked, journal.results, options)
+            record["warnings"] = warnings
             if folder is not None:
                 _write(folder, record)
     return record | {"timing_s": clock.seconds}
 
 
-def _open(model: str) -> Checkpoint:
-    """A model that can be asked, so that the last one's config is not found wrong after hours."""
-    checkpoint = open_checkpoint(model)
-    read_architecture(checkpoint.config, where=f"{model}/config.json")
-    end_of_text(checkpoint)
-    return checkpoint
+def _check(checkpoint: Checkpoint, asked: Sequence[Asked]) -> Iterator[str]:
+    """Warnings about a model; InputError now, not after hours, for one that cannot be asked."""
+    model = without_weights(checkpoint)
+    for each in asked:
+        if count := count_too_long(each.task, each.examples, model):
+            yield (
+                f"{each.task.task}: {count:,} of {len(each.examples):,} rows can take more, with "
+                f"their answers, than the {model.max_length:,} tokens that "
+                f"{short_name(checkpoint.name)} was made for; nothing is cut"
+            )
 
 
 def _answers(

@@ -77,6 +77,7 @@ def evaluate(
     options = Options(data_root, limit, seed, batch_size, compute_dtype, force, resume)
     with console.progress_bar(quiet) as progress:
         record = evaluate_models(models, asked, out, options=options, progress=progress)
+    console.warn(record["warnings"])
     if quiet:
         return
     table = summary(record)

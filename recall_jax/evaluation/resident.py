@@ -1,7 +1,7 @@
 """A whole model in memory, ready to be asked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,18 @@ def load_resident(model: str | Path) -> Resident:
         InputError: if it cannot be read, or does not say which tokens end a text.
     """
     checkpoint = open_checkpoint(model)
-    arch = read_architecture(checkpoint.config, where=f"{model}/config.json")
-    check_tensors(arch, {name: s.shape for name, s in checkpoint.specs.items()}, str(model))
+    resident = without_weights(checkpoint)
+    tensors = {name: checkpoint.read(name) for name in tensor_shapes(resident.arch)}
+    return replace(resident, params=to_flax(resident.arch, tensors))
+
+
+def without_weights(checkpoint: Checkpoint) -> Resident:
+    """A model with no `params` yet; all else of it is read and checked, as by `load_resident`."""
+    arch = read_architecture(checkpoint.config, where=f"{checkpoint.name}/config.json")
+    check_tensors(arch, {name: s.shape for name, s in checkpoint.specs.items()}, checkpoint.name)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folders, arch.family)
-    eos_token_ids = end_of_text(checkpoint)
-    params = to_flax(arch, {name: checkpoint.read(name) for name in tensor_shapes(arch)})
     max_length = checkpoint.config.get("max_position_embeddings") or DEFAULT_MAX_LENGTH
-    return Resident(arch, params, tokenizer, eos_token_ids, max_length)
+    return Resident(arch, {}, tokenizer, end_of_text(checkpoint), max_length)
 
 
 def end_of_text(checkpoint: Checkpoint) -> tuple[int, ...]:

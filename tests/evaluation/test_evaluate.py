@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from recall_jax.evaluate import Options, evaluate
 from recall_jax.evaluation import scoring
 from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.generation import generate
+from recall_jax.evaluation.lengths import count_too_long
 from recall_jax.evaluation.likelihood import log_likelihoods
-from recall_jax.evaluation.metrics import squad_f1
+from recall_jax.evaluation.metrics import Estimate, squad_f1
 from recall_jax.evaluation.resident import load_resident
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import score, split_tokens
@@ -41,7 +43,8 @@ def models(toys, tmp_path_factory):
     """Two of different families, which know the end of a text."""
     folder = tmp_path_factory.mktemp("models")
     sources = {"qwen": toys.qwen2[0], "llama": toys.llama[0]}
-    return [str(copy_model(s, folder / name, eos_token_id=1)) for name, s in sources.items()]
+    config = {"eos_token_id": 1, "max_position_embeddings": 1024}
+    return [str(copy_model(s, folder / name, **config)) for name, s in sources.items()]
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +317,51 @@ def test_a_mistake_is_one_line(case, recall, models, tmp_path):
     assert done.status == 2
     assert message in done.err
     assert done.err.count("\n") == 1
+
+
+def test_prompts_too_long_for_a_model_are_counted(models, monkeypatch, tmp_path):
+    encode = load_resident(models[0]).tokenizer.encode
+    examples = make_examples(SQUAD, load_rows(SQUAD, DATA))
+    lengths = [len(encode(example.prompt, 10**6, True)) for example in examples]
+    fits = max(lengths) + SHORT["max_new_tokens"] - 1  # the last token is not fed
+    monkeypatch.setattr(evaluate_module, "score", lambda *_, **__: NOTHING)
+    said = {}
+    for limit in (fits, fits - 1):
+        model = copy_model(models[0], tmp_path / str(limit), max_position_embeddings=limit)
+        out = tmp_path / f"{limit}-out"
+        record = evaluate([str(model)], [SQUAD], out, options=OPTIONS)
+        said[limit] = record["warnings"]
+        assert ("1 warning" in (out / "index.html").read_text()) == bool(said[limit])
+    assert said == {
+        fits: [],
+        fits - 1: [
+            f"squad_v2: {lengths.count(max(lengths))} of 3 rows can take more, with their answers, "
+            f"than the {fits - 1} tokens that {fits - 1} was made for; nothing is cut"
+        ],
+    }
+
+
+NOTHING = scoring.Scored(dict.fromkeys(SQUAD.metrics, Estimate(0.0, None, 3)), [])
+
+
+@pytest.mark.parametrize("task", ["sst2", "race"])
+def test_the_longest_choice_counts(task, models):
+    examples = make_examples(find_task(task), load_rows(find_task(task), DATA))
+    model = load_resident(models[0])
+    encode = model.tokenizer.encode
+    texts = [example.prompt + choice for example in examples for choice in example.choices]
+    longest = max(len(encode(text, 10**6, True)) for text in texts)
+    for limit, count in ((longest - 1, 0), (longest - 2, 1), (0, len(examples))):
+        assert count_too_long(find_task(task), examples, replace(model, max_length=limit)) == count
+
+
+def test_a_model_without_a_tokenizer_is_found_before_any_is_asked(models, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate_module, "load_resident", lambda _: pytest.fail("loaded"))
+    bare = copy_model(models[1], tmp_path / "bare")
+    for path in bare.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(InputError, match="bare has no tokenizer"):
+        evaluate([models[0], str(bare)], [find_task("sst2")], options=OPTIONS)
 
 
 def test_a_model_that_is_wrong_is_found_before_any_is_asked(models, toys, monkeypatch):
