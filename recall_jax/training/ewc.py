@@ -110,7 +110,7 @@ def save_anchor(path: Path, anchor: Anchor) -> None:
 
 
 def load_anchor(path: Path, like: Tree) -> Anchor:
-    """The anchor in a file, numpy arrays; InputError unless it fits the weights `like`."""
+    """The anchor in a file, numpy arrays; InputError if damaged or unfit for the weights `like`."""
     file = SafetensorsFile(path)
     trees = {"fisher": like, "weights": like}
     expected = {name: tuple(leaf.shape) for name, leaf in _named(trees).items()}
@@ -121,7 +121,14 @@ def load_anchor(path: Path, like: Tree) -> Anchor:
             f"{path}: {name} is {found.get(name, 'missing')} where the weights that are trained "
             f"call for {expected.get(name, 'nothing')}; it is the anchor of another model"
         )
-    leaves = [file.read(name) for name in expected]
+    tensors = {name: file.read(name) for name in expected}
+    for name, array in tensors.items():
+        least = 0 if name.startswith("fisher.") else -np.inf
+        if not (np.isfinite(array).all() and (array >= least).all()):
+            raise InputError(
+                f"{path}: {name} holds NaN, infinite or negative values: write it again"
+            )
+    leaves = list(tensors.values())
     return Anchor(**jax.tree.unflatten(jax.tree.structure(trees), leaves))
 
 

@@ -137,8 +137,10 @@ def anchor():
     def draw(shape):
         return random.standard_normal(shape).astype(np.float32)
 
-    draws = [jax.tree.map(draw, tree, is_leaf=lambda x: isinstance(x, tuple)) for _ in range(2)]
-    return Anchor(*draws)
+    fisher, weights = (
+        jax.tree.map(draw, tree, is_leaf=lambda x: isinstance(x, tuple)) for _ in range(2)
+    )
+    return Anchor(jax.tree.map(np.square, fisher), weights)
 
 
 def test_an_anchor_comes_back_to_the_bit(anchor, tmp_path):
@@ -171,3 +173,21 @@ def test_the_anchor_of_another_model_is_refused(anchor, tmp_path, fault):
     with pytest.raises(InputError, match=name) as error:
         load_anchor(path, anchor.weights)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fisher.embed.embedding", np.nan),
+        ("fisher.embed.embedding", -1.0),
+        ("weights.embed.embedding", np.inf),
+    ],
+)
+def test_an_anchor_of_impossible_numbers_is_refused(anchor, tmp_path, name, value):
+    path = tmp_path / "anchor.safetensors"
+    save_anchor(path, anchor)
+    tensors = load_file(path)
+    tensors[name][0, 0] = value
+    save_file(tensors, path)
+    with pytest.raises(InputError, match=f"{name} holds NaN, infinite or negative values"):
+        load_anchor(path, anchor.weights)
