@@ -18,13 +18,13 @@ DATA, FSDP = "data", "fsdp"
 
 def parse_mesh(text: str) -> dict[str, int]:
     """Sizes of the axes in a text such as `data=2,fsdp=4`, 1 where left out; or InputError."""
-    sizes = {DATA: 1, FSDP: 1}
+    sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = (word.strip() for word in part.partition("="))
-        if name not in sizes or not size.isdecimal() or int(size) < 1:
+        if name not in (DATA, FSDP) or name in sizes or not size.isdecimal() or int(size) < 1:
             raise InputError(f"mesh {text!r}: write it such as data=2,fsdp=4")
         sizes[name] = int(size)
-    return sizes
+    return {DATA: 1, FSDP: 1} | sizes
 
 
 def make_mesh(sizes: dict[str, int]) -> Mesh:

@@ -193,7 +193,9 @@ def test_layers_stay_whole_and_what_cannot_be_cut_too():
     assert specs["embed"]["embedding"] == PartitionSpec("fsdp", None)
 
 
-@pytest.mark.parametrize("text", ["fsdp", "data=0", "data=2,model=4", "data=two", ""])
+@pytest.mark.parametrize(
+    "text", ["fsdp", "data=0", "data=2,model=4", "data=two", "data=2,data=4", ""]
+)
 def test_a_mesh_that_is_none_is_refused(text):
     with pytest.raises(InputError, match=r"write it such as data=2,fsdp=4"):
         parse_mesh(text)
