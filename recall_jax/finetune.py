@@ -4,8 +4,9 @@ The command line and Python callers come through `finetune`.
 """
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from recall_jax.engine.device import not_finite
 from recall_jax.engine.inputs import common_architecture, compute_dtype
 from recall_jax.engine.plan import DTYPES
 from recall_jax.engine.progress import Clock, Progress, silent
-from recall_jax.errors import InputError, storage_faults
+from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.evaluation.resident import end_of_text
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import from_flax, tensor_shapes, to_flax
@@ -96,14 +97,16 @@ def finetune(
     with clock.stage("reading data"):
         data = _read_data(settings, checkpoint, arch)
     plan = _plan(settings, len(data.examples))
-    rate = learning_rate(
-        settings.learning_rate,
-        settings.schedule,
-        plan.steps,
-        math.ceil(settings.warmup * plan.steps),
-    )
+    warmup_steps = math.ceil(settings.warmup * plan.steps)
+    if plan.steps == 1 and warmup_steps:
+        raise InputError(
+            "the only step has the learning rate 0, from which --warmup begins: nothing would be "
+            "learnt; give --warmup 0, or more --steps or --epochs"
+        )
+    rate = learning_rate(settings.learning_rate, settings.schedule, plan.steps, warmup_steps)
     identity = {
-        "settings": {"model": _resolved(checkpoint), **asdict(settings)},
+        # the dtype written changes no step, and can be found too narrow after the last of them
+        "settings": {"model": _resolved(checkpoint), **asdict(replace(settings, out_dtype=None))},
         "inputs": _inputs(settings, checkpoint),
         "program": {**versions(), "device": device(), "compute_dtype": np.dtype(dtype).name},
     }
@@ -137,6 +140,7 @@ def finetune(
             )
             trained = jax.device_get(trained)
         with clock.stage("writing"):
+            _empty(work.folder)
             if settings.lora is not None:
                 base = _resolved(checkpoint)
                 save_lora(work.folder, arch, trained, settings.lora, base_model=base)
@@ -237,7 +241,7 @@ def _write_model(
             with np.errstate(over="ignore"):
                 cast = array.astype(specs[name].dtype)
             if not np.isfinite(cast).all():
-                raise InputError(
+                raise UnfinishedError(
                     f"tensor {name} overflows {cast.dtype}: choose a wider one with --out-dtype"
                 )
             writer.write(name, cast)
@@ -267,6 +271,8 @@ def _record(
     validation, warnings = data.validation, data.examples.warnings(settings.data)
     if validation is not None and settings.validation is not None:
         warnings += validation.warnings(settings.validation)
+    for path, earlier in zip(settings.ewc_data, data.earlier, strict=True):
+        warnings += earlier.warnings(path)
     return {
         "format": 1,
         "method": settings.method,
@@ -305,6 +311,13 @@ def _inputs(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _resolved(checkpoint: Checkpoint) -> str:
     return "+".join(str(path.resolve()) for path in (checkpoint.folder, *checkpoint.adapters))
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a run that was killed while it wrote has left."""
+    with storage_faults(f"write {folder}"):
+        shutil.rmtree(folder)
+        folder.mkdir()
 
 
 def _size(tree: Tree) -> int:

@@ -149,7 +149,7 @@ def finetune(
     from recall_jax import finetune as job
     from recall_jax.training.settings import Settings, lora_spec
 
-    modules = None if target_modules is None else tuple(target_modules.split(","))
+    modules = None if target_modules is None else tuple(map(str.strip, target_modules.split(",")))
     settings = Settings(
         data=str(data),
         method=method,

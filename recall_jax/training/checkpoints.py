@@ -68,8 +68,10 @@ class Checkpoints:
         self._keep({name, f"best-{history.best_step}"})
 
     def save_best(self, trainable: Tree, step: int) -> None:
-        """Keep weights as the best so far; those before them go with the next `save`."""
+        """Keep weights as the best so far, and forget those that the journal does not count on."""
         _save(self._folder(f"best-{step}"), trainable)
+        kept = self.check() or {}
+        self._keep({f"best-{step}", f"best-{kept.get('best_step')}", str(kept.get("state"))})
 
     def load_best(self, like: Tree, step: int) -> Tree:
         """The best weights, numpy arrays in a tree such as `like`."""
@@ -92,9 +94,15 @@ class Checkpoints:
         """The journal of an interrupted run, None if there is none; raises as `resume`."""
         if not self.journal.is_file():
             return None
-        record = read_json_object(self.journal)
-        if record.get("format") != FORMAT:  # of another version, or another command's
-            return None
+        try:
+            record = read_json_object(self.journal)
+        except InputError:  # that of a merge has many lines
+            record = {}
+        if record.get("format") != FORMAT or "state" not in record:
+            raise UnfinishedError(
+                "what was interrupted here is another command, or of another version: resume it "
+                f"with that, {_ADVICE}"
+            )
         self._check_same(record["identity"])
         return record
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -111,6 +112,8 @@ def train(
     meter.settle()
     if history.best_step is not None:
         return checkpoints.load_best(like.trainable, history.best_step), history
+    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable)):
+        raise _diverged(f"the weights are not finite after step {plan.steps}", meter.saved)
     return state.trainable, history
 
 

@@ -85,6 +85,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{_option(name)} {value}: it must be above 0")
+        if self.seed >= 2**32:
+            raise InputError(f"--seed {self.seed}: it must be below 2^32")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"--warmup {self.warmup}: it is a share of the steps, from 0 to 1")
         self._check_validation()

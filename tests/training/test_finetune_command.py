@@ -13,8 +13,11 @@ from safetensors.numpy import load_file
 from toys import copy_model
 from transformers import AutoModelForCausalLM
 
+from recall_jax import finetune as job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.cli import console
+from recall_jax.training.checkpoints import Checkpoints, History
+from recall_jax.training.step import TrainState
 
 ROWS = [{"prompt": f"{a}{b}=", "completion": f"{b}{a}"} for a in "abcde" for b in "vwxyz"]
 QUICK = ["--batch-size", 5, "--learning-rate", 0.02, "--steps", 10]
@@ -127,6 +130,60 @@ def test_a_killed_run_resumes_to_the_same_bytes(finetune, killed_at, data, tmp_p
         assert then[key] == now[key], key
 
 
+def test_what_a_kill_left_half_written_is_written_anew(finetune, monkeypatch, tmp_path):
+    def stop(*_):
+        raise SystemExit(130)
+
+    common = ["--save-every", 6, "--save-fisher"]
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "save_anchor", stop)
+        assert finetune(*common, "--shard-size", "40KB").status == 130
+    assert (tmp_path / ".out.recall-work/out/model.safetensors.index.json").is_file()
+    done = finetune(*common, "--resume")
+    assert (done.status, done.err) == (0, "")
+    out = tmp_path / "out"
+    assert [path.name for path in out.glob("model*")] == ["model.safetensors"]
+    assert (out / "ewc" / "fisher.safetensors").is_file()
+
+
+def test_weights_too_large_for_the_dtype_asked_for_are_kept_for_a_wider_one(finetune, tmp_path):
+    common = ["--learning-rate", 1e6, "--warmup", 0, "--steps", 2, "--save-every", 1]
+    done = finetune(*common, "--out-dtype", "float16")
+    assert done.status == 2
+    (line,) = done.err.splitlines()
+    assert "overflows float16: choose a wider one with --out-dtype; what is done is kept" in line
+    done = finetune(*common, "--out-dtype", "bfloat16", "--resume")
+    assert done.status == 0, done.err
+    assert "going on after step 1" in done.out
+
+
+def test_the_interrupted_work_of_another_command_is_left_alone(finetune, tmp_path):
+    work = tmp_path / ".out.recall-work"
+    (work / "out").mkdir(parents=True)
+    for lines in ('{"format": 1, "identity": {}}\n', '{"format": 1}\n{"unit": "embed"}\n'):
+        (work / "journal.jsonl").write_text(lines)
+        done = finetune("--resume")
+        assert done.status == 2
+        (line,) = done.err.splitlines()
+        assert "what was interrupted here is another command, or of another version" in line
+        assert (work / "journal.jsonl").read_text() == lines
+
+
+def test_of_the_best_weights_the_last_are_kept_and_those_to_resume_with(tmp_path):
+    identity = {"settings": {}, "program": {}, "inputs": {}}
+    checkpoints = Checkpoints(tmp_path / "journal.jsonl", identity)
+    weights = {"kernel": np.ones(2, np.float32)}
+
+    def best(*steps):
+        for step in steps:
+            checkpoints.save_best(weights, step)
+        return sorted(path.name for path in tmp_path.glob("*-*"))
+
+    assert best(1, 2) == ["best-2"]
+    checkpoints.save(TrainState(weights, {}, np.asarray(2, np.int32)), History(best_step=2))
+    assert best(3, 4) == ["best-2", "best-4", "state-2"]
+
+
 def test_data_that_has_changed_meanwhile_is_refused(finetune, killed_at, tmp_path, data):
     rows = tmp_path / "rows.jsonl"
     shutil.copy(data, rows)
@@ -147,6 +204,14 @@ def test_a_loss_that_is_no_number_ends_in_a_line_and_a_sound_checkpoint(finetune
     record = json.loads((work / "journal.jsonl").read_text())
     assert f"the last checkpoint, of step {len(record['losses'])}, is sound; what is done" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_no_numbers_after_the_last_step_are_not_written(finetune, tmp_path):
+    done = finetune("--learning-rate", 1e39, "--warmup", 0, "--steps", 1, "--method", "lora")
+    assert done.status == 2
+    (line,) = done.err.splitlines()
+    assert "the weights are not finite after step 1: try a lower --learning-rate" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_one_line_and_more_room_goes_on(finetune, disk):
@@ -175,7 +240,7 @@ def test_it_stops_early_and_keeps_the_best(finetune, tmp_path):
 
 
 def test_lora_gives_an_adapter_that_peft_loads(finetune, toys, tmp_path):
-    done = finetune("--method", "lora", "--lora-rank", 4, "--target-modules", "q_proj,up_proj")
+    done = finetune("--method", "lora", "--lora-rank", 4, "--target-modules", "q_proj, up_proj")
     assert done.status == 0, done.err
     base = AutoModelForCausalLM.from_pretrained(toys.llama[0])
     before = loss_in_torch(base)
@@ -217,6 +282,15 @@ def test_ewc_holds_the_weights_that_mattered(finetune, toys, tmp_path):
     assert np.sum(twice[name]) > np.sum(once[name])
 
 
+def test_rows_of_earlier_tasks_that_are_left_out_are_said(finetune, tmp_path):
+    earlier = tmp_path / "earlier.jsonl"
+    earlier.write_text('{"text": "ab"}\n{"prompt": "abcdefgh", "completion": "x"}\n')
+    ewc = ["--method", "ewc", "--ewc-strength", 1, "--ewc-data", earlier]
+    done = finetune(*ewc, "--max-tokens", 8, "--steps", 2)
+    assert done.status == 0
+    assert f"{earlier}: 1 rows were left out, as --max-tokens" in done.err
+
+
 def weights_of(folder) -> dict[str, np.ndarray]:
     checkpoint = open_checkpoint(folder)
     return {name: checkpoint.read(name) for name in checkpoint.specs}
@@ -226,6 +300,8 @@ BAD = {
     "method": (["--method", "qlora"], "--method qlora: use full, lora, ewc"),
     "schedule": (["--schedule", "step"], "--schedule step: use constant, linear, cosine"),
     "rate": (["--learning-rate", "nan"], "--learning-rate nan: it must be above 0"),
+    "seed": (["--seed", 2**32], "--seed 4294967296: it must be below 2^32"),
+    "one step": (["--steps", 1], "the only step has the learning rate 0, from which --warmup"),
     "warmup": (["--warmup", 3], "--warmup 3.0: it is a share of the steps"),
     "epochs": (["--epochs", 0], "--epochs 0: it must be at least 1"),
     "mesh": (["--mesh", "data=3"], "--batch-size 5 cannot be spread over 3 devices"),
