@@ -49,6 +49,12 @@ class Options:
     force: bool = False
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range."""
+        for name, value in (("limit", self.limit), ("batch_size", self.batch_size)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
+
 
 DEFAULTS = Options()
 
@@ -91,6 +97,8 @@ def evaluate(
     Returns the record, as `evaluation.json` holds it. Raises InputError for whatever is wrong with
     models, tasks, rows or `out`; UnfinishedError, which leaves what is done for `resume`.
     """
+    if not models or not tasks:
+        raise InputError("name at least one model and one task")
     clock = Clock()
     with clock.stage("total"):
         asked = [ask(task, options) for task in tasks]

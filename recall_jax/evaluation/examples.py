@@ -1,13 +1,16 @@
 """Examples: a task's rows as the prompts that a model sees and the answers that are right."""
 
+import re
 from dataclasses import dataclass
 
 from recall_jax.errors import InputError
 from recall_jax.evaluation.metrics import UNANSWERABLE
 from recall_jax.evaluation.prompts import evaluate, render
 from recall_jax.evaluation.rows import Rows
-from recall_jax.evaluation.task import Task
+from recall_jax.evaluation.task import Generation, Task
 from recall_jax.representations.data import Row
+
+_WORD = re.compile(r"\w")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ def _example(task: Task, row: Row, number: int, place: str) -> Example:
     if task.choices is None:
         return Example(number, prompt)
     choices = tuple(render(choice, row, place, "choices") for choice in task.choices)
+    if isinstance(task.scoring, Generation) and not all(map(_WORD.search, choices)):
+        raise InputError(
+            f"{place}: choices: one of {', '.join(map(repr, choices))} has no word that an answer "
+            "could begin with: score by likelihood"
+        )
     assert task.answer is not None
     answer = evaluate(task.answer, row, place, "answer")
     if type(answer) is not int or not 0 <= answer < len(choices):

@@ -5,6 +5,7 @@ short is as if it were not there.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,11 @@ def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
     Raises UnfinishedError where it is of another evaluation. A line cut short is removed.
     """
     journal = Journal(path, identity)
-    records = _records(path)
+    if not path.exists():
+        return journal
+    records, size = _whole_records(path)
+    with storage_faults(f"write {path}"):
+        os.truncate(path, size)
     if not records:
         return journal
     then, now = records[0].get("identity", {}), json.loads(json.dumps(identity))
@@ -52,22 +57,23 @@ def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
                 f"the interrupted evaluation had other {key}: go back to them, or run without "
                 "--resume to start afresh"
             )
-    with storage_faults(f"write {path}"):
-        path.unlink()
     for record in records[1:]:
         metrics = {name: Estimate(*values) for name, values in record["metrics"].items()}
-        journal.record(record["model"], record["task"], metrics)
+        journal.results[record["model"], record["task"]] = metrics
     return journal
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal up to the first that is not whole."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a journal up to the first that is not whole, and their bytes."""
+    records: list[dict[str, Any]] = []
+    size = 0
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
-    return records
+        if not line.endswith(b"\n"):
+            break
+        records.append(record)
+        size += len(line)
+    return records, size

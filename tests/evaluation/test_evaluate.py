@@ -17,6 +17,7 @@ from recall_jax.evaluate import Options, evaluate
 from recall_jax.evaluation import scoring
 from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.generation import generate
+from recall_jax.evaluation.journal import Journal, resume_journal
 from recall_jax.evaluation.lengths import count_too_long
 from recall_jax.evaluation.likelihood import log_likelihoods
 from recall_jax.evaluation.metrics import Estimate, squad_f1
@@ -165,6 +166,23 @@ def test_an_interrupted_evaluation_goes_on(evaluated, tmp_path, monkeypatch):
     assert tree(out / "predictions") == tree(finished / "predictions")
     assert json.loads((out / "evaluation.json").read_text())["results"] == record["results"]
     assert not journal.parent.exists()
+
+
+def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path):
+    path, identity = tmp_path / "journal.jsonl", {"models": ["é"]}
+    whole = Journal(path, identity)
+    for task in ("a", "b"):
+        whole.record(0, task, {"accuracy": Estimate(50.0, None, 4)})
+    content = path.read_bytes()
+    ends = [end + 1 for end in range(len(content)) if content[end : end + 1] == b"\n"]
+    for size in range(len(content) + 1):
+        path.write_bytes(content[:size])
+        kept = sum(end <= size for end in ends)
+        found = resume_journal(path, identity)
+        assert list(found.results.items()) == list(whole.results.items())[: max(kept - 1, 0)]
+        found.record(1, "c", {})
+        assert path.read_bytes().startswith(content[: ends[kept - 1] if kept else 0])
+        assert len(resume_journal(path, identity).results) == max(kept, 1)
 
 
 def test_progress_counts_rows(models, monkeypatch):
@@ -353,6 +371,16 @@ def test_the_longest_choice_counts(task, models):
     longest = max(len(encode(text, 10**6, True)) for text in texts)
     for limit, count in ((longest - 1, 0), (longest - 2, 1), (0, len(examples))):
         assert count_too_long(find_task(task), examples, replace(model, max_length=limit)) == count
+
+
+def test_numbers_out_of_range_are_refused(models):
+    with pytest.raises(InputError, match="limit must be at least 1, not 0"):
+        Options(limit=0)
+    with pytest.raises(InputError, match="batch_size must be at least 1, not 0"):
+        Options(batch_size=0)
+    for nothing in (([], [SQUAD]), (models, [])):
+        with pytest.raises(InputError, match="name at least one model and one task"):
+            evaluate(*nothing, options=OPTIONS)
 
 
 def test_a_model_without_a_tokenizer_is_found_before_any_is_asked(models, monkeypatch, tmp_path):

@@ -365,6 +365,14 @@ def test_a_hub_that_cannot_be_had_says_what_to_put_where(monkeypatch):
         load_rows(find_task("sst2"), None)
 
 
+def test_choices_that_no_answer_can_name_are_refused():
+    changes = {"choices": ["+", "-"], "answer": "0", "references": None, "metrics": None}
+    task = Task.model_validate(OWN | changes)
+    rows = rows_module.Rows(({"question": "1 ? 1"},), (0,), ("row 0",), "here")
+    with pytest.raises(InputError, match=r"row 0: choices: one of '\+', '-' has no word"):
+        make_examples(task, rows)
+
+
 def test_a_field_may_have_any_name():
     task = Task.model_validate(OWN | {"prompt": "{{ self }}?"})
     rows = rows_module.Rows(({"self": "x", "answer": "y"},), (0,), ("row 0",), "here")
