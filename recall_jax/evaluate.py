@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from recall_jax.errors import InputError, storage_faults
 from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.journal import Journal, Results, resume_journal
 from recall_jax.evaluation.lengths import count_too_long
-from recall_jax.evaluation.metrics import check_metrics
+from recall_jax.evaluation.metrics import BLEU, check_metrics
 from recall_jax.evaluation.resident import load_resident, without_weights
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import Scored, headline, score
@@ -246,9 +247,15 @@ def _record(
             "batch_size": options.batch_size,
             "compute_dtype": options.compute_dtype,
         },
-        "versions": versions(),
+        "versions": versions() | _scorers(asked),
         "device": device(),
     }
+
+
+def _scorers(asked: Sequence[Asked]) -> dict[str, str]:
+    """The versions of other software whose metrics are among those asked for."""
+    uses_bleu = any(BLEU in headline(each.task) for each in asked)
+    return {"sacrebleu": version("sacrebleu")} if uses_bleu else {}
 
 
 def _write_predictions(path: Path, scored: Scored) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sacrebleu
 import yaml
 from published import DATA
 from toys import copy_model, tree
@@ -241,6 +242,14 @@ def test_likelihoods_are_divided_as_asked(normalise, chosen, monkeypatch, models
     example = Example(0, "?", choices, 0)
     found = score(task, [example], load_resident(models[1]), batch_size=1)
     assert found.predictions[0]["prediction"] == chosen
+
+
+def test_the_record_says_which_sacrebleu_it_was(models, monkeypatch):
+    nothing = scoring.Scored({"bleu": Estimate(0.0, None, 3), "accuracy": Estimate(0, None, 3)}, [])
+    monkeypatch.setattr(evaluate_module, "score", lambda *_, **__: nothing)
+    for task, named in (("iwslt2017_en_fr", True), ("sst2", False)):
+        record = evaluate(models[:1], [find_task(task)], options=OPTIONS)
+        assert (record["versions"].get("sacrebleu") == sacrebleu.__version__) is named
 
 
 def test_what_bleu_needs_is_asked_for_before_the_work(models, monkeypatch):
