@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from recall_jax.evaluation.generation import generate
+from recall_jax.evaluation.prompt_tokens import encode_prompt
 from recall_jax.evaluation.resident import load_resident
 
 Row = Mapping[str, str]
@@ -24,7 +25,7 @@ def exact_matches(model: str | Path, rows: Sequence[Row], batch_size: int = 64) 
     """
     resident = load_resident(model)
     unlimited = 2**31 - 1
-    prompts = [resident.tokenizer.encode(row["prompt"], unlimited, True) for row in rows]
+    prompts = [encode_prompt(resident.tokenizer, row["prompt"]) for row in rows]
     expected = [resident.tokenizer.encode(row["completion"], unlimited, False) for row in rows]
     decoded = generate(
         resident.arch,

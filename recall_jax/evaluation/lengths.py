@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from recall_jax.evaluation.examples import Example
+from recall_jax.evaluation.prompt_tokens import encode_prompt
 from recall_jax.evaluation.resident import Resident
 from recall_jax.evaluation.task import Generation, Perplexity, Task
-
-_UNLIMITED = 2**31 - 1
 
 
 def count_too_long(task: Task, examples: Sequence[Example], model: Resident) -> int:
@@ -20,7 +19,7 @@ def count_too_long(task: Task, examples: Sequence[Example], model: Resident) -> 
 
     def length(example: Example) -> int:
         choice = "" if new else max(example.choices, key=len)
-        return len(model.tokenizer.encode(example.prompt + choice, _UNLIMITED, True)) + new
+        return len(encode_prompt(model.tokenizer, example.prompt + choice)) + new
 
     # The last token is not fed.
     return sum(length(example) - 1 > model.max_length for example in examples)

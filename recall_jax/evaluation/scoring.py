@@ -22,6 +22,7 @@ from recall_jax.evaluation.metrics import (
     row_scores,
     text_estimates,
 )
+from recall_jax.evaluation.prompt_tokens import encode_prompt
 from recall_jax.evaluation.resident import Resident
 from recall_jax.evaluation.stop_strings import before_any, stops_at
 from recall_jax.evaluation.task import Generation, Likelihood, Perplexity, Task
@@ -88,8 +89,8 @@ def split_tokens(tokenizer: Tokenizer, context: str, continuation: str) -> tuple
     Spaces at the end of the context count to the continuation, as its first word's token has them.
     """
     stripped = context.rstrip()
-    count = len(tokenizer.encode(stripped, _UNLIMITED, True))
-    whole = tokenizer.encode(context + continuation, _UNLIMITED, True)
+    count = len(encode_prompt(tokenizer, stripped))
+    whole = encode_prompt(tokenizer, context + continuation)
     return whole[:count], whole[count:]
 
 
@@ -183,7 +184,7 @@ def _generate(
 ) -> list[str]:
     """The text that follows each prompt, up to a stop string."""
     tokenizer = model.tokenizer
-    prompts = [tokenizer.encode(example.prompt, _UNLIMITED, True) for example in examples]
+    prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
     for example, prompt in zip(examples, prompts, strict=True):
         if not prompt:
             raise InputError(f"row {example.row} (from 0): its prompt has no tokens")

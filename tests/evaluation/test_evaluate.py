@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import sacrebleu
+import tokenizers
 import yaml
 from published import DATA
 from toys import copy_model, tree
 
 import recall_jax.evaluate as evaluate_module
+from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.evaluate import Options, evaluate
 from recall_jax.evaluation import scoring
@@ -22,6 +24,7 @@ from recall_jax.evaluation.journal import Journal, resume_journal
 from recall_jax.evaluation.lengths import count_too_long
 from recall_jax.evaluation.likelihood import log_likelihoods
 from recall_jax.evaluation.metrics import Estimate, squad_f1
+from recall_jax.evaluation.prompt_tokens import encode_prompt
 from recall_jax.evaluation.resident import load_resident
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import score, split_tokens
@@ -278,6 +281,24 @@ def test_spaces_before_a_choice_are_the_choice_s(models):
     expected = [tokenizer.encode(text, 99, True) for text in ("Say:", "  yes")]
     assert list(split_tokens(tokenizer, "Say: ", " yes")) == expected
     assert list(split_tokens(tokenizer, "Say:", "  yes")) == expected
+
+
+@pytest.mark.parametrize("special", ["B A", "A E", "B A E", "A"])
+def test_a_prompt_is_not_ended_by_the_tokenizer(special, tmp_path):
+    shutil.copytree(CHECKPOINTS / BASE, tmp_path / "model")
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
+    token = ("<|endoftext|>", 256)
+    template = special.replace("A", "$A").replace("B", token[0]).replace("E", token[0])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=template, special_tokens=[token]
+    )
+    tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
+    found = load_resident(tmp_path / "model").tokenizer
+    begin = [256] * special.startswith("B")
+    assert found.encode("ab", 9, True) == [*begin, 64, 65, *[256] * special.endswith("E")]
+    assert encode_prompt(found, "ab") == [*begin, 64, 65]
+    assert encode_prompt(found, "") == begin
+    assert list(split_tokens(found, "ab", "cd")) == [[*begin, 64, 65], [66, 67]]
 
 
 def own_task(folder):
