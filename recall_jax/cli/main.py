@@ -21,6 +21,7 @@ from recall_jax.cli import (
     signals,
     similarity,
     stages,
+    suite,
 )
 from recall_jax.cli.mapped_files import explain_lost_bytes
 from recall_jax.errors import InputError
@@ -43,6 +44,7 @@ app.command("weights")(stages.weights)
 app.command("similarity")(similarity.similarity)
 app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
+app.command("suite")(suite.suite)
 app.command("convert")(checkpoints.convert)
 app.command("inspect")(checkpoints.inspect)
 app.command("verify")(checkpoints.verify)

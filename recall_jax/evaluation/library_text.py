@@ -42,9 +42,9 @@ class Passage(TypedDict):
 
 def source() -> Documents:
     """Modules of the standard library without their docstrings."""
-    for name, text in _modules():
+    for name, text, documented in _modules():
         lines = text.split("\n")
-        for docstring in _docstrings(text):
+        for docstring in documented:
             first, last = docstring.lineno - 1, docstring.end_lineno or docstring.lineno
             lines[first:last] = [""] * (last - first)
         yield name, "\n".join(line for line in lines if line.strip())
@@ -52,9 +52,8 @@ def source() -> Documents:
 
 def docstrings() -> Documents:
     """All docstrings of each module, one after the other."""
-    for name, text in _modules():
-        found = [ast.literal_eval(docstring) for docstring in _docstrings(text)]
-        yield name, "\n\n".join(map(inspect.cleandoc, found))
+    for name, _, documented in _modules():
+        yield name, "\n\n".join(inspect.cleandoc(str(docstring.value)) for docstring in documented)
 
 
 def topics() -> Documents:
@@ -164,11 +163,12 @@ def _library() -> Path:
 
 
 @cache
-def _modules() -> tuple[tuple[str, str], ...]:
-    """Every module of the library but its tests, tools of its own and what is no code."""
+def _modules() -> list[tuple[str, str, list[ast.Constant]]]:
+    """Every module of the library but tests and what is no code: its name, text and docstrings."""
     kept = sorted(sys.stdlib_module_names - set(_NO_TEXT))
-    parts = [(_library() / f"{name}.py", _library() / name) for name in kept]
-    return tuple(document for part in parts for path in part for document in _files(path))
+    paths = [path for name in kept for path in (_library() / f"{name}.py", _library() / name)]
+    found = [document for path in paths for document in _files(path)]
+    return [(name, text, _docstrings(text)) for name, text in found]
 
 
 def _files(path: Path) -> Documents:

@@ -1,0 +1,56 @@
+"""`recall suite`: models to try continual learning on, made from a seed without a download."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recall_jax.cli import console
+from recall_jax.cli import options as opt
+from recall_jax.errors import InputError
+
+
+def suite(
+    name: Annotated[str, typer.Argument(help="strings (exact answers) or text (perplexity).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write, or to go on with.")],
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of weights, rows and their order.")
+    ] = 0,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", help="Fine-tune on these, with commas between; by default on all."),
+    ] = None,
+    device: opt.Device = None,
+    force: opt.Force = False,
+    no_compilation_cache: opt.NoCache = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Train a base on all tasks of a suite, and a fine-tune on each.
+
+    What is complete in an interrupted suite is kept.
+
+    \b
+    Example: recall suite strings --out strings --seed 0 --tasks reverse,sort,tree
+    """
+    if name not in ("strings", "text"):
+        raise InputError(f"no suite {name!r}: choose strings or text")
+    console.prepare_jax(no_compilation_cache, device)
+    from recall_jax.suites.strings import strings_suite
+    from recall_jax.suites.suite import BASE, make_suite
+    from recall_jax.suites.text import text_suite
+
+    chosen = strings_suite(seed) if name == "strings" else text_suite(seed)
+    asked = chosen.tasks if tasks is None else tuple(map(str.strip, tasks.split(",")))
+    with console.progress_bar(quiet) as progress:
+        make_suite(
+            chosen,
+            out,
+            asked,
+            force=force,
+            progress=progress,
+            announce=lambda line: console.say(line, quiet),
+        )
+    models = " ".join(str(out / model) for model in (BASE, *asked))
+    wanted = ",".join(f"{name}_{task}" for task in chosen.tasks)
+    console.say(f"next: recall evaluate {models} --tasks {wanted}", quiet)

@@ -1,0 +1,40 @@
+"""The suite of tasks on strings: the demo's five, and two whose answers are structures in brackets.
+
+The base is trained on strings of 4 to 6 letters and fine-tunes on 4 to 8, as they are asked; so the
+base knows every task in part, and a fine-tune masters its own and forgets of the others.
+"""
+
+from collections.abc import Sequence
+from itertools import islice
+
+from recall_jax.evaluation.strings import TASKS, Row, draw, draw_distinct
+from recall_jax.suites.suite import Stage, Suite
+
+BASE_LENGTHS = range(4, 7)
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+def strings_suite(seed: int = 0) -> Suite:
+    """The suite of a seed."""
+    return Suite(
+        name="strings",
+        tasks=tuple(TASKS),
+        seed=seed,
+        sizes=SIZES,
+        words=tuple(f"{task} " for task in TASKS),
+        base=Stage(rows=64_000, epochs=1, batch_size=128, learning_rate=2e-3),
+        fine_tune=Stage(rows=1024, epochs=12, batch_size=64, learning_rate=2e-4),
+        draw_base=_mixed,
+        draw=draw_distinct,
+    )
+
+
+def _mixed(tasks: Sequence[str], count: int, seed: int) -> list[Row]:
+    return list(islice(draw(tasks, seed, lengths=BASE_LENGTHS), count))

@@ -1,0 +1,36 @@
+"""The suite of text: domains of Python's own library, each a language of its own to foretell."""
+
+from collections.abc import Sequence
+
+from recall_jax.evaluation.library_text import DOMAINS, Passage, draw_passages, provenance
+from recall_jax.suites.suite import Stage, Suite
+
+SIZES = {
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+def text_suite(seed: int = 0) -> Suite:
+    """The suite of a seed; its text is that of the Python in use."""
+    return Suite(
+        name="text",
+        tasks=tuple(DOMAINS),
+        seed=seed,
+        sizes=SIZES,
+        words=(),
+        base=Stage(rows=2560, epochs=2, batch_size=16, learning_rate=3e-3),
+        fine_tune=Stage(rows=512, epochs=3, batch_size=16, learning_rate=1e-3),
+        draw_base=_mixed,
+        draw=draw_passages,
+        provenance=provenance,
+    )
+
+
+def _mixed(domains: Sequence[str], count: int, seed: int) -> list[Passage]:
+    each = count // len(domains)
+    return [passage for domain in domains for passage in draw_passages(domain, each, seed)]
