@@ -116,7 +116,8 @@ def finetune(
             announce("an interrupted run was discarded: --resume would have gone on with it")
         checkpoints = Checkpoints(work.journal, identity)
         if options.resume:  # before anything else can be found wrong, which would end the work
-            checkpoints.check()
+            for line in checkpoints.steered():
+                announce(line)
         with clock.stage("reading weights"):
             params = _read_params(checkpoint, arch)
         with clock.stage("preparing"):

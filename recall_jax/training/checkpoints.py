@@ -22,6 +22,8 @@ from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.training.step import TrainState, Tree
 
 FORMAT = 1
+# These steer the steps to come, and are what to change where the loss was finite no more.
+STEERING = ("learning_rate", "warmup", "clip_norm", "compute_dtype")
 _ADVICE = "or run without --resume to start afresh"
 
 
@@ -106,6 +108,16 @@ class Checkpoints:
         self._check_same(record["identity"])
         return record
 
+    def steered(self) -> list[str]:
+        """What steers otherwise than in the run that is resumed, a line each."""
+        then = (self.check() or {"identity": self.identity})["identity"]["settings"]
+        now = self.identity["settings"]
+        return [
+            f"{name} was {then[name]} until the interruption, and is {now[name]} from here on"
+            for name in STEERING
+            if then.get(name) != now.get(name)
+        ]
+
     def _folder(self, name: str) -> Path:
         return self.journal.parent / name
 
@@ -120,7 +132,7 @@ class Checkpoints:
         for part in ("settings", "program"):
             for name in {**then[part], **now[part]}:
                 old, new = then[part].get(name), now[part].get(name)
-                if old != new:
+                if old != new and name not in STEERING:
                     raise UnfinishedError(
                         f"the interrupted run had {name} {json.dumps(old)}, not {json.dumps(new)}: "
                         f"go back to it, {_ADVICE}"

@@ -206,6 +206,15 @@ def test_a_loss_that_is_no_number_ends_in_a_line_and_a_sound_checkpoint(finetune
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_diverged_goes_on_by_smaller_steps(finetune, tmp_path):
+    steps = [*QUICK[:2], "--warmup", 0, "--save-every", 1]
+    assert finetune("--learning-rate", 1e30, quick=steps).status == 2
+    done = finetune("--learning-rate", 1e-3, "--clip-norm", 0.5, "--resume", quick=steps)
+    assert "learning_rate was 1e+30 until the interruption, and is 0.001 from here on" in done.out
+    assert "clip_norm was 1.0 until the interruption, and is 0.5 from here on" in done.out
+    assert "going on after step" in done.out
+
+
 def test_weights_that_are_no_numbers_after_the_last_step_are_not_written(finetune, tmp_path):
     done = finetune("--learning-rate", 1e39, "--warmup", 0, "--steps", 1, "--method", "lora")
     assert done.status == 2
