@@ -45,14 +45,16 @@ def text_estimates(nats: ArrayLike, tokens: ArrayLike, num_bytes: ArrayLike) -> 
 
     perplexity is exp(sum nats / sum tokens); bits_per_byte, sum nats / (ln 2 · sum num_bytes), can
     be compared between tokenizers. The first one's standard error is the value's times that of its
-    logarithm.
+    logarithm; both stop at the largest number there is.
     """
     surprise, count, size = (np.asarray(each, np.float64) for each in (nats, tokens, num_bytes))
     per_token, per_byte = _ratio(surprise, count), _ratio(surprise / np.log(2), size)
+    largest = float(np.finfo(np.float64).max)
     with np.errstate(over="ignore"):
-        value = float(np.exp(per_token.value))
+        value = min(float(np.exp(per_token.value)), largest)
     error = per_token.standard_error
-    perplexity = Estimate(value, None if error is None else value * error, per_token.rows)
+    error = None if error is None else min(value * error, largest)
+    perplexity = Estimate(value, error, per_token.rows)
     return dict(zip(OF_TEXTS, (perplexity, per_byte), strict=True))
 
 

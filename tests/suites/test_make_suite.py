@@ -176,6 +176,8 @@ def test_standard_errors_of_texts_are_those_of_the_delta_method():
     for name, samples in (("perplexity", np.exp(means)), ("bits_per_byte", means / 2 / np.log(2))):
         assert found[name].standard_error == pytest.approx(samples.std(), rel=0.06)
     assert text_estimates([3.0], [2], [1])["perplexity"] == (np.exp(1.5), None, 1)
+    hopeless = text_estimates([9e3, 8e3], [2, 2], [1, 1])["perplexity"]
+    assert np.isfinite(hopeless[:2]).all() and hopeless.value > 1e300
 
 
 def test_a_text_is_asked_for_nothing_else():
