@@ -115,6 +115,10 @@ def changed_input(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
 
 def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise UnfinishedError for the first difference between two identities."""
+    if then.keys() != now.keys():
+        raise UnfinishedError(
+            f"what was interrupted here is another command: resume it with that, {_ADVICE}"
+        )
     for part in ("recipe", "program"):  # another recipe may well have other inputs
         if keys := _differences(then[part], now[part]):
             raise UnfinishedError(

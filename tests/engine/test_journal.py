@@ -72,6 +72,7 @@ def test_after_a_cut_it_can_be_continued(path):
         ({"recipe": {"merge_method": "recall", "samples": {"count": 3}}}, "another samples.count"),
         ({"recipe": {"merge_method": "recall", "samples": None}}, "another samples"),
         ({"program": {"jax": "2"}}, "another jax"),
+        ({"settings": {}}, "what was interrupted here is another command"),
     ],
 )
 def test_another_merge_or_changed_inputs_are_refused(change, words, path):
