@@ -22,7 +22,7 @@ from typing import Any, TypedDict
 
 from recall_jax.errors import InputError
 
-PASSAGE_BYTES = range(64, 481)
+PASSAGE_BYTES = range(64, 241)
 """Lengths of a passage, UTF-8."""
 _HELD_OUT_IN = 8
 _BLOCK = 256  # code points in a document of names

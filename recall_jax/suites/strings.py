@@ -1,7 +1,8 @@
 """The suite of tasks on strings: the demo's five, and two whose answers are structures in brackets.
 
 The base is trained on strings of 4 to 6 letters and fine-tunes on 4 to 8, as they are asked; so the
-base knows every task in part, and a fine-tune masters its own and forgets of the others.
+base knows every task in part, and a fine-tune learns its own and forgets of the others. They forget
+the more the higher their learning rate is, and at 5e-4 nearly all.
 """
 
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ def strings_suite(seed: int = 0) -> Suite:
         seed=seed,
         sizes=SIZES,
         words=tuple(f"{task} " for task in TASKS),
-        base=Stage(rows=64_000, epochs=1, batch_size=128, learning_rate=2e-3),
-        fine_tune=Stage(rows=1024, epochs=12, batch_size=64, learning_rate=2e-4),
+        base=Stage(rows=64_000, epochs=1, batch_size=32, learning_rate=3e-3),
+        fine_tune=Stage(rows=2048, epochs=6, batch_size=16, learning_rate=3e-4),
         draw_base=_mixed,
         draw=draw_distinct,
     )

@@ -6,12 +6,12 @@ from recall_jax.evaluation.library_text import DOMAINS, Passage, draw_passages, 
 from recall_jax.suites.suite import Stage, Suite
 
 SIZES = {
-    "hidden_size": 96,
-    "intermediate_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 192,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 256,
 }
 
 
@@ -23,8 +23,8 @@ def text_suite(seed: int = 0) -> Suite:
         seed=seed,
         sizes=SIZES,
         words=(),
-        base=Stage(rows=2560, epochs=2, batch_size=16, learning_rate=3e-3),
-        fine_tune=Stage(rows=512, epochs=3, batch_size=16, learning_rate=1e-3),
+        base=Stage(rows=5120, epochs=1, batch_size=8, learning_rate=3e-3),
+        fine_tune=Stage(rows=1024, epochs=2, batch_size=8, learning_rate=1e-3),
         draw_base=_mixed,
         draw=draw_passages,
         provenance=provenance,

@@ -77,7 +77,7 @@ def test_lines_stay_whole_where_they_fit():
     lines = [f"line {number} " + "x" * 40 for number in range(60)]
     passages = list(cut("\n".join(lines)))
     assert "\n".join(passages).splitlines() == lines
-    assert all(len(passage) > 400 for passage in passages[:-1])
+    assert all(len(passage) > 180 for passage in passages[:-1])
 
 
 def test_provenance_is_a_digest_of_each_document():

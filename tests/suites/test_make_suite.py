@@ -107,7 +107,8 @@ def test_a_suite_of_text_says_which_text(tmp_path, monkeypatch):
     done = {"losses": [2.0, 1.0], "timing_s": {"training": 3}}
     trained = []
     monkeypatch.setattr(suite_module, "finetune", lambda *at, **_: trained.append(at) or done)
-    sizes = TINY | {"max_position_embeddings": 512}
+    longest = text_suite(0).sizes["max_position_embeddings"]
+    sizes = TINY | {"max_position_embeddings": longest}
     suite = replace(text_suite(0), tasks=("topics", "names"), sizes=sizes, **SHORT)
     record = make_suite(suite, tmp_path / "text")
     assert [(model, out.name) for model, out, _ in trained] == [
@@ -120,7 +121,7 @@ def test_a_suite_of_text_says_which_text(tmp_path, monkeypatch):
     rows = read_rows(tmp_path / "text" / "data" / "base.train.jsonl")
     assert len(rows) == 24 and len({row["text"] for row in rows}) == 24
     # every passage fits: its bytes, the end of the text before it and its own
-    assert max(len(row["text"].encode()) for row in rows) + 2 <= 512
+    assert max(len(row["text"].encode()) for row in rows) + 2 <= longest
     network = load_resident(tmp_path / "text" / "start")
     ids = network.tokenizer.encode("aé", 9, True)
     assert len(ids) == 4 and ids[0] == network.eos_token_ids[0]
