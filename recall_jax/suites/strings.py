@@ -1,8 +1,9 @@
 """The suite of tasks on strings: the demo's five, and two whose answers are structures in brackets.
 
 The base is trained on strings of 4 to 6 letters and fine-tunes on 4 to 8, as they are asked; so the
-base knows every task in part, and a fine-tune learns its own and forgets of the others. They forget
-the more the higher their learning rate is, and at 5e-4 nearly all.
+base knows every task in part, and a fine-tune learns its own and forgets of the others. Of the
+learning rates tried for fine-tunes (2e-4, 3e-4, 5e-4) this is the least at which all of them do far
+better than the base on their own task.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def strings_suite(seed: int = 0) -> Suite:
         sizes=SIZES,
         words=tuple(f"{task} " for task in TASKS),
         base=Stage(rows=64_000, epochs=1, batch_size=32, learning_rate=3e-3),
-        fine_tune=Stage(rows=2048, epochs=6, batch_size=16, learning_rate=3e-4),
+        fine_tune=Stage(rows=2048, epochs=6, batch_size=16, learning_rate=5e-4),
         draw_base=_mixed,
         draw=draw_distinct,
     )
