@@ -88,6 +88,8 @@ def _run(arguments: Sequence[str]) -> int:
             raise
         return _complain(signals.STATUSES[end.code], end.code, end)
     except Exception as error:
+        if (status := _signal_behind(error)) is not None:
+            return _complain(signals.STATUSES[status], status, error)
         if hasattr(error, "format_message"):  # a usage error of click's
             return _complain(_usage(error), 2, error)
         if debug:
@@ -103,6 +105,14 @@ def _run(arguments: Sequence[str]) -> int:
         fault = f"{type(error).__name__}: {error}"
         return _complain(f"fault of recall's own, please report it with --debug: {fault}", 1, error)
     return result if isinstance(result, int) else 0
+
+
+def _signal_behind(error: BaseException) -> int | None:
+    """The status of a signal that came inside a C callback, which made a SystemError of it."""
+    cause = error.__cause__ or error.__context__
+    if not isinstance(error, SystemError) or not isinstance(cause, SystemExit):
+        return None
+    return cause.code if isinstance(cause.code, int) and cause.code in signals.STATUSES else None
 
 
 def _complain(message: str, status: int, error: BaseException) -> int:

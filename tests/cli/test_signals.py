@@ -10,6 +10,7 @@ import pytest
 from toys import environment
 
 from recall_jax import conversion
+from recall_jax.cli import main as cli_main
 from recall_jax.errors import InputError
 
 NOTE = "go on with\n--resume"
@@ -72,6 +73,7 @@ def test_a_job_in_a_shells_background_ignores_the_keyboard(toys, cache):
     code = """
 import os, signal, sys
 from recall_jax import conversion
+from recall_jax.cli import main as cli_main
 from recall_jax.cli.main import main
 
 describe = conversion.describe
@@ -106,6 +108,7 @@ main(["inspect", sys.argv[1]])
 SWALLOWED = """
 import os, signal, sys, time, weakref
 from recall_jax import conversion
+from recall_jax.cli import main as cli_main
 from recall_jax.cli.main import main
 
 class Thing:
@@ -148,3 +151,19 @@ finally:
     )
     assert (done.returncode, done.stdout) == (143, "")
     assert done.stderr == "recall: terminated\n"
+
+
+@pytest.mark.parametrize("status", [130, 143])
+def test_a_signal_inside_a_c_callback_is_no_fault_of_ours(status, recall, monkeypatch):
+    def interrupted(*arguments, **options):
+        try:
+            raise SystemExit(status)
+        except SystemExit as end:
+            raise SystemError(
+                "<class 'numpy.dtype'> returned a result with an exception set"
+            ) from end
+
+    monkeypatch.setattr(cli_main, "app", interrupted)
+    done = recall("demo")
+    assert done.status == status
+    assert done.err.startswith("recall: interrupted" if status == 130 else "recall: terminated")
