@@ -15,12 +15,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from recall_jax.checkpoint.checksums import FileChecksum
-from recall_jax.checkpoint.companions import companions, copy_companions
+from recall_jax.checkpoint.companions import copy_companions
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.device import not_finite
 from recall_jax.engine.inputs import common_architecture, compute_dtype
+from recall_jax.engine.journal import input_files
 from recall_jax.engine.plan import DTYPES
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
@@ -107,7 +108,7 @@ def finetune(
     identity = {
         # the dtype written changes no step, and can be found too narrow after the last of them
         "settings": {"model": _resolved(checkpoint), **asdict(replace(settings, out_dtype=None))},
-        "inputs": _inputs(settings, checkpoint),
+        "inputs": input_files([checkpoint], map(Path, settings.data_files)),
         "program": {**versions(), "device": device(), "compute_dtype": np.dtype(dtype).name},
     }
     inputs = [checkpoint.folder, *checkpoint.adapters, *map(Path, settings.data_files)]
@@ -298,16 +299,6 @@ def _record(
         "device": device(),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-
-
-def _inputs(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What every file that goes into a run is known by, by its path."""
-    inputs: dict[str, Any] = dict(checkpoint.fingerprint())
-    copied = companions(checkpoint.folder, checkpoint.tokenizer_folders).values()
-    for path in (*copied, *filter(Path.is_file, map(Path, settings.data_files))):
-        status = path.stat()
-        inputs[str(path.resolve())] = [status.st_size, status.st_mtime_ns]
-    return inputs
 
 
 def _resolved(checkpoint: Checkpoint) -> str:

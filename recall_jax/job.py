@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from recall_jax.checkpoint.companions import companions
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
 from recall_jax.engine.findings import Findings
-from recall_jax.engine.journal import Journal, changed_input, resume_journal
+from recall_jax.engine.journal import Journal, changed_input, input_files, resume_journal
 from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import (
@@ -119,7 +118,7 @@ def merge(
                 chunk=chunk,
                 progress=progress,
             )
-        if path := changed_input(identity["inputs"], _inputs(recipe, models)):
+        if path := changed_input(identity["inputs"], input_files(models, _input_files(recipe))):
             raise InputError(f"{path} was changed while it was being merged: start again")
         report = make_report(recipe, prepared, [model.name for model in models], list(plan.units))
         report |= {
@@ -214,23 +213,10 @@ def _given(path: Path, models: Sequence[Checkpoint], plan: Plan, needed: int) ->
 def _identity(recipe: Recipe, models: Sequence[Checkpoint], options: Options) -> dict[str, Any]:
     """What makes a merge the same merge: only then may one go on where another has stopped."""
     return {
-        "inputs": _inputs(recipe, models),
+        "inputs": input_files(models, _input_files(recipe)),
         "recipe": resolved(recipe, models, recipe.compute_dtype).model_dump(mode="json"),
         "program": {**versions(), "device": device(), "shard_size": options.shard_bytes},
     }
-
-
-def _inputs(recipe: Recipe, models: Sequence[Checkpoint]) -> dict[str, Any]:
-    """What every file that goes into a merge is known by, by its path."""
-    inputs: dict[str, Any] = {}
-    for model in models:
-        inputs |= model.fingerprint()
-    newest = models[-1]
-    copied = companions(newest.folder, newest.tokenizer_folders).values()
-    for path in (*copied, *filter(Path.is_file, _input_files(recipe))):
-        status = path.stat()
-        inputs[str(path.resolve())] = [status.st_size, status.st_mtime_ns]
-    return inputs
 
 
 def _describe(models: Sequence[Checkpoint], plan: Plan, budget: int, resumed: int) -> str:

@@ -5,11 +5,13 @@ finished unit with the writer's mark. A line that a kill cut short is as if it w
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recall_jax.checkpoint.companions import companions
+from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import Mark
 from recall_jax.errors import UnfinishedError, storage_faults
 
@@ -71,7 +73,7 @@ def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]
     Raises UnfinishedError where it is of another merge, or an input has changed since.
     """
     journal = Journal(path, identity)
-    records = _records(path)
+    records, _ = whole_records(path)
     if not records or records[0].get("format") != FORMAT or "identity" not in records[0]:
         return journal
     _check_same(records[0]["identity"], json.loads(json.dumps(identity)))
@@ -90,22 +92,40 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record) + "\n"
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a journal, up to the first that cannot be read."""
-    records = []
+def whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a journal up to the first that cannot be read, and their bytes."""
+    records: list[dict[str, Any]] = []
+    size = 0
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
-        return []
+        return [], 0
     for line in lines:
         try:
-            record = json.loads(line) if line.endswith("\n") else None
+            record = json.loads(line) if line.endswith(b"\n") else None
         except ValueError:
             record = None
         if not isinstance(record, dict):
             break
         records.append(record)
-    return records
+        size += len(line)
+    return records, size
+
+
+def input_files(models: Sequence[Checkpoint], files: Iterable[Path]) -> dict[str, Any]:
+    """What every file that a run reads is known by, by its path.
+
+    Those of the models, those that are copied from the last one, and `files` where there are such.
+    """
+    inputs: dict[str, Any] = {}
+    for model in models:
+        inputs |= model.fingerprint()
+    newest = models[-1]
+    copied = companions(newest.folder, newest.tokenizer_folders).values()
+    for path in (*copied, *filter(Path.is_file, files)):
+        status = path.stat()
+        inputs[str(path.resolve())] = [status.st_size, status.st_mtime_ns]
+    return inputs
 
 
 def changed_input(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

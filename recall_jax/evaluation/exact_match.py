@@ -8,6 +8,7 @@ import numpy as np
 from recall_jax.evaluation.generation import generate
 from recall_jax.evaluation.prompt_tokens import encode_prompt
 from recall_jax.evaluation.resident import load_resident
+from recall_jax.representations.tokens import UNLIMITED
 
 Row = Mapping[str, str]
 
@@ -24,9 +25,8 @@ def exact_matches(model: str | Path, rows: Sequence[Row], batch_size: int = 64) 
     the completion. Raises InputError for a model that cannot be read, or that has no end of text.
     """
     resident = load_resident(model)
-    unlimited = 2**31 - 1
     prompts = [encode_prompt(resident.tokenizer, row["prompt"]) for row in rows]
-    expected = [resident.tokenizer.encode(row["completion"], unlimited, False) for row in rows]
+    expected = [resident.tokenizer.encode(row["completion"], UNLIMITED, False) for row in rows]
     decoded = generate(
         resident.arch,
         resident.params,

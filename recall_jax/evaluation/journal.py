@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recall_jax.engine.journal import whole_records
 from recall_jax.errors import UnfinishedError, storage_faults
 from recall_jax.evaluation.metrics import Estimate
 
@@ -43,11 +44,10 @@ def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
     Raises UnfinishedError where it is of another evaluation. A line cut short is removed.
     """
     journal = Journal(path, identity)
-    if not path.exists():
-        return journal
-    records, size = _whole_records(path)
-    with storage_faults(f"write {path}"):
-        os.truncate(path, size)
+    records, size = whole_records(path)
+    if path.exists():
+        with storage_faults(f"write {path}"):
+            os.truncate(path, size)
     if not records:
         return journal
     then, now = records[0].get("identity", {}), json.loads(json.dumps(identity))
@@ -61,19 +61,3 @@ def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
         metrics = {name: Estimate(*values) for name, values in record["metrics"].items()}
         journal.results[record["model"], record["task"]] = metrics
     return journal
-
-
-def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a journal up to the first that is not whole, and their bytes."""
-    records: list[dict[str, Any]] = []
-    size = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        records.append(record)
-        size += len(line)
-    return records, size

@@ -1,8 +1,6 @@
 """Prompts as tokens: texts that are to go on."""
 
-from recall_jax.representations.tokens import Tokenizer
-
-_UNLIMITED = 2**31 - 1
+from recall_jax.representations.tokens import UNLIMITED, Tokenizer
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -10,12 +8,12 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 
     Those that it puts after it, which would end the text, are left out.
     """
-    token_ids = tokenizer.encode(text, _UNLIMITED, True)
+    token_ids = tokenizer.encode(text, UNLIMITED, True)
     return token_ids[: len(token_ids) - _num_special_after(tokenizer)]
 
 
 def _num_special_after(tokenizer: Tokenizer) -> int:
-    whole, bare = (tokenizer.encode("a", _UNLIMITED, special) for special in (True, False))
+    whole, bare = (tokenizer.encode("a", UNLIMITED, special) for special in (True, False))
     starts = range(len(whole) - len(bare) + 1)
     matches = [start for start in starts if bare and whole[start : start + len(bare)] == bare]
     return len(whole) - len(bare) - matches[0] if matches else 0

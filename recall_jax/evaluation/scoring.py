@@ -26,10 +26,9 @@ from recall_jax.evaluation.prompt_tokens import encode_prompt
 from recall_jax.evaluation.resident import Resident
 from recall_jax.evaluation.stop_strings import before_any, stops_at
 from recall_jax.evaluation.task import Generation, Likelihood, Perplexity, Task
-from recall_jax.representations.tokens import Tokenizer
+from recall_jax.representations.tokens import UNLIMITED, Tokenizer
 
 ACCURACY = "accuracy"
-_UNLIMITED = 2**31 - 1
 _BATCHES_AT_ONCE = 64  # between two words of progress
 
 
@@ -144,7 +143,7 @@ def _read(
     What the tokenizer puts before a text, or else the end of the text before it, is its context.
     """
     tokenizer = model.tokenizer
-    rows = [tokenizer.encode(example.prompt, _UNLIMITED, False) for example in examples]
+    rows = [tokenizer.encode(example.prompt, UNLIMITED, False) for example in examples]
     for example, row in zip(examples, rows, strict=True):
         if not row:
             raise InputError(f"row {example.row} (from 0): its text has no tokens")
@@ -153,7 +152,7 @@ def _read(
         model.params,
         rows,
         max_length=model.max_length,
-        prefix_token_id=(*tokenizer.encode("", _UNLIMITED, True), *model.eos_token_ids)[0],
+        prefix_token_id=(*tokenizer.encode("", UNLIMITED, True), *model.eos_token_ids)[0],
         batch_size=batch_size,
         dtype=dtype,
     )

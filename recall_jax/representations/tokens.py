@@ -94,6 +94,10 @@ _CHANGES = (
 _MISTRAL_S_OWN = "tekken.json"  # where its library is installed, transformers prefers this file
 
 
+# As `max_tokens`: no text is cut. The largest that a tokenizer takes.
+UNLIMITED = 2**31 - 1
+
+
 class Tokenizer(Protocol):
     """What the samples need of a tokenizer."""
 

@@ -17,10 +17,9 @@ import numpy as np
 from recall_jax.errors import InputError
 from recall_jax.representations.batches import padded_length
 from recall_jax.representations.data import Row, read_rows, row_text
-from recall_jax.representations.tokens import Tokenizer
+from recall_jax.representations.tokens import UNLIMITED, Tokenizer
 from recall_jax.training.step import Batch
 
-_UNLIMITED = 2**31 - 1
 Part = tuple[str, bool]
 
 
@@ -230,7 +229,7 @@ def _tokenize(
             message = f"{where} holds half a surrogate pair, which is no text: repair it"
             raise InputError(message) from error
         # A chat template writes the special tokens itself.
-        ids = tokenizer.encode(text, _UNLIMITED, first and not is_chat)
+        ids = tokenizer.encode(text, UNLIMITED, first and not is_chat)
         return ids[:-1] if len(ids) > 1 and ids[-1] == end_of_text else ids
 
     texts = [text for text, _ in parts]
