@@ -25,7 +25,7 @@ from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.journal import Journal, Results, resume_journal
 from recall_jax.evaluation.lengths import count_too_long
 from recall_jax.evaluation.metrics import BLEU, check_metrics
-from recall_jax.evaluation.resident import load_resident, without_weights
+from recall_jax.evaluation.resident import Resident, with_weights, without_weights
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import Scored, headline, score
 from recall_jax.evaluation.task import Task
@@ -104,7 +104,12 @@ def evaluate(
     with clock.stage("total"):
         asked = [ask(task, options) for task in tasks]
         checkpoints = [open_checkpoint(model) for model in models]
-        warnings = [line for each in checkpoints for line in _check(each, asked)]
+        residents = list(map(without_weights, checkpoints))  # what is wrong is found now
+        warnings = [
+            line
+            for model, checkpoint in zip(residents, checkpoints, strict=True)
+            for line in _too_long(model, checkpoint.name, asked)
+        ]
         names = [f"{k}-{_file_name(model)}" for k, model in enumerate(models)]
         with _kept(out, checkpoints, asked, options) as (folder, journal):
             rows = {each.task.task: len(each.examples) for each in asked}
@@ -114,9 +119,9 @@ def evaluate(
                 done = sum(rows[task] for _, task in journal.results)
                 progress(doing, done + answered, total)
 
-            for k, checkpoint in enumerate(checkpoints):
+            for k, (model, checkpoint) in enumerate(zip(residents, checkpoints, strict=True)):
                 missing = [each for each in asked if (k, each.task.task) not in journal.results]
-                for each, scored in _answers(checkpoint, missing, options, clock, tell):
+                for each, scored in _answers(model, checkpoint, missing, options, clock, tell):
                     task = each.task.task
                     if folder is not None:
                         _write_predictions(
@@ -130,19 +135,19 @@ def evaluate(
     return record | {"timing_s": clock.seconds}
 
 
-def _check(checkpoint: Checkpoint, asked: Sequence[Asked]) -> Iterator[str]:
-    """Warnings about a model; InputError now, not after hours, for one that cannot be asked."""
-    model = without_weights(checkpoint)
+def _too_long(model: Resident, name: str, asked: Sequence[Asked]) -> Iterator[str]:
+    """A warning for each task with rows that are longer than the model was made for."""
     for each in asked:
         if count := count_too_long(each.task, each.examples, model):
             yield (
                 f"{each.task.task}: {count:,} of {len(each.examples):,} rows can take more, with "
                 f"their answers, than the {model.max_length:,} tokens that "
-                f"{short_name(checkpoint.name)} was made for; nothing is cut"
+                f"{short_name(name)} was made for; nothing is cut"
             )
 
 
 def _answers(
+    model: Resident,
     checkpoint: Checkpoint,
     asked: Sequence[Asked],
     options: Options,
@@ -153,7 +158,7 @@ def _answers(
     if not asked:
         return
     with clock.stage("loading"):
-        model = load_resident(checkpoint.name)
+        model = with_weights(model, checkpoint)
         model = replace(model, params=jax.device_put(model.params))  # once for all tasks
     dtype = compute_dtype(options.compute_dtype, checkpoint)
     for each in asked:

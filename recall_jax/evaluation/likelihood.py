@@ -87,11 +87,6 @@ def token_nll(
     return nll, count
 
 
-def perplexity(nll: np.ndarray, count: np.ndarray) -> float:
-    """exp of the mean negative log-likelihood of all tokens of all texts (`token_nll`)."""
-    return float(np.exp(nll.sum() / count.sum()))
-
-
 def rolling_windows(tokens: Tokens, max_length: int) -> list[tuple[Tokens, Tokens]]:
     """(context, continuation) pairs in which each token but the first is predicted once.
 

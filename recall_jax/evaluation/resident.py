@@ -38,9 +38,7 @@ def load_resident(model: str | Path) -> Resident:
         InputError: if it cannot be read, or does not say which tokens end a text.
     """
     checkpoint = open_checkpoint(model)
-    resident = without_weights(checkpoint)
-    tensors = {name: checkpoint.read(name) for name in tensor_shapes(resident.arch)}
-    return replace(resident, params=to_flax(resident.arch, tensors))
+    return with_weights(without_weights(checkpoint), checkpoint)
 
 
 def without_weights(checkpoint: Checkpoint) -> Resident:
@@ -50,6 +48,12 @@ def without_weights(checkpoint: Checkpoint) -> Resident:
     tokenizer = load_tokenizer(checkpoint.tokenizer_folders, arch.family)
     max_length = checkpoint.config.get("max_position_embeddings") or DEFAULT_MAX_LENGTH
     return Resident(arch, {}, tokenizer, end_of_text(checkpoint), max_length)
+
+
+def with_weights(model: Resident, checkpoint: Checkpoint) -> Resident:
+    """The model with the `params` of the checkpoint that it was made of."""
+    tensors = {name: checkpoint.read(name) for name in tensor_shapes(model.arch)}
+    return replace(model, params=to_flax(model.arch, tensors))
 
 
 def end_of_text(checkpoint: Checkpoint) -> tuple[int, ...]:

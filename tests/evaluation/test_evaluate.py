@@ -25,7 +25,7 @@ from recall_jax.evaluation.lengths import count_too_long
 from recall_jax.evaluation.likelihood import log_likelihoods
 from recall_jax.evaluation.metrics import Estimate, squad_f1
 from recall_jax.evaluation.prompt_tokens import encode_prompt
-from recall_jax.evaluation.resident import load_resident
+from recall_jax.evaluation.resident import load_resident, with_weights
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import score, split_tokens
 from recall_jax.evaluation.task import Task, find_task
@@ -127,15 +127,15 @@ def test_an_evaluation_is_deterministic_whatever_the_batch(evaluated):
 def test_models_are_loaded_one_after_another(models, monkeypatch):
     events = []
 
-    def load(model):
-        events.append(("load", model))
-        return load_resident(model)
+    def load(model, checkpoint):
+        events.append(("load", checkpoint.name))
+        return with_weights(model, checkpoint)
 
     def answer(task, examples, model, **_):
         events.append(("score", task.task))
         return scoring.Scored({"accuracy": (50.0, None, 1)}, [])
 
-    monkeypatch.setattr(evaluate_module, "load_resident", load)
+    monkeypatch.setattr(evaluate_module, "with_weights", load)
     monkeypatch.setattr(evaluate_module, "score", answer)
     monkeypatch.setattr(evaluate_module, "_record", lambda *_: {})
     tasks = [find_task("sst2"), find_task("race")]
@@ -257,7 +257,7 @@ def test_the_record_says_which_sacrebleu_it_was(models, monkeypatch):
 
 def test_what_bleu_needs_is_asked_for_before_the_work(models, monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    monkeypatch.setattr(evaluate_module, "load_resident", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(evaluate_module, "with_weights", lambda *_: pytest.fail("loaded"))
     with pytest.raises(InputError, match="pip install sacrebleu"):
         evaluate(models, [find_task("iwslt2017_en_fr")], options=OPTIONS)
 
@@ -414,7 +414,7 @@ def test_numbers_out_of_range_are_refused(models):
 
 
 def test_a_model_without_a_tokenizer_is_found_before_any_is_asked(models, monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluate_module, "load_resident", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(evaluate_module, "with_weights", lambda *_: pytest.fail("loaded"))
     bare = copy_model(models[1], tmp_path / "bare")
     for path in bare.glob("tokenizer*"):
         path.unlink()
@@ -423,6 +423,6 @@ def test_a_model_without_a_tokenizer_is_found_before_any_is_asked(models, monkey
 
 
 def test_a_model_that_is_wrong_is_found_before_any_is_asked(models, toys, monkeypatch):
-    monkeypatch.setattr(evaluate_module, "load_resident", lambda _: pytest.fail("loaded"))
+    monkeypatch.setattr(evaluate_module, "with_weights", lambda *_: pytest.fail("loaded"))
     with pytest.raises(InputError, match="eos_token_id"):
         evaluate([models[0], toys.qwen2[0]], [find_task("sst2")], options=OPTIONS)

@@ -11,10 +11,10 @@ from recall_jax.errors import InputError
 from recall_jax.evaluation import likelihood
 from recall_jax.evaluation.likelihood import (
     log_likelihoods,
-    perplexity,
     rolling_windows,
     token_nll,
 )
+from recall_jax.evaluation.metrics import text_estimates
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import to_flax
 
@@ -129,4 +129,4 @@ def test_perplexity_of_a_model_that_knows_nothing_is_the_size_of_its_vocabulary(
     _, arch, tree = model
     blind = jax.tree.map(np.zeros_like, tree)
     nll, count = token_nll(arch, blind, CONTEXTS, max_length=14, prefix_token_id=0, batch_size=6)
-    assert perplexity(nll, count) == pytest.approx(97)
+    assert text_estimates(nll, count, count)["perplexity"].value == pytest.approx(97)

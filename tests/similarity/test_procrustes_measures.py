@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import procrustes
+from two_sides import MIXED, NARROW, SHAPES, WIDE, float64, sides  # noqa: F401
 
 from recall_jax.similarity import (
     aligned_cosine,
@@ -18,24 +19,6 @@ from recall_jax.similarity import (
 from recall_jax.similarity.blocks import condense
 from recall_jax.similarity.procrustes import ANGLE, SIZE_AND_SHAPE
 from recall_jax.similarity.procrustes import DISTANCE as PROCRUSTES
-
-NARROW, MIXED, WIDE = (40, 6, 9), (15, 40, 6), (12, 20, 30)
-SHAPES = pytest.mark.parametrize("shape", [NARROW, MIXED, WIDE], ids=["narrow", "mixed", "wide"])
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
-def sides(shape, seed=0):
-    n, first, second = shape
-    rng = np.random.default_rng(seed)
-    common = rng.standard_normal((n, 5))
-    X = common @ rng.standard_normal((5, first)) + rng.standard_normal((n, first)) + 2
-    Y = common @ rng.standard_normal((5, second)) + 0.5 * rng.standard_normal((n, second)) - 1
-    return X, Y
 
 
 def padded(X, Y):
