@@ -19,6 +19,7 @@ ORDER = [
     "checkpoint",
     "models",
     "representations",
+    "generation",
     "similarity",
     "merging",
     "recipe",

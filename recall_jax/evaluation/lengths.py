@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from recall_jax.evaluation.examples import Example
-from recall_jax.evaluation.prompt_tokens import encode_prompt
 from recall_jax.evaluation.resident import Resident
 from recall_jax.evaluation.task import Generation, Perplexity, Task
+from recall_jax.generation.prompt_tokens import encode_prompt
 
 
 def count_too_long(task: Task, examples: Sequence[Example], model: Resident) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from recall_jax.evaluation.generation import check_token_ids
+from recall_jax.generation.generate import check_token_ids
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.forward import forward, logits
 from recall_jax.representations.batches import make_batches

@@ -11,7 +11,6 @@ from jax.typing import DTypeLike
 
 from recall_jax.errors import InputError
 from recall_jax.evaluation.examples import Example
-from recall_jax.evaluation.generation import generate
 from recall_jax.evaluation.likelihood import log_likelihoods, token_nll
 from recall_jax.evaluation.metrics import (
     OF_TEXTS,
@@ -22,10 +21,11 @@ from recall_jax.evaluation.metrics import (
     row_scores,
     text_estimates,
 )
-from recall_jax.evaluation.prompt_tokens import encode_prompt
 from recall_jax.evaluation.resident import Resident
 from recall_jax.evaluation.stop_strings import before_any, stops_at
 from recall_jax.evaluation.task import Generation, Likelihood, Perplexity, Task
+from recall_jax.generation.generate import generate
+from recall_jax.generation.prompt_tokens import encode_prompt
 from recall_jax.representations.tokens import UNLIMITED, Tokenizer
 
 ACCURACY = "accuracy"

@@ -20,10 +20,10 @@ from jax.typing import DTypeLike
 from recall_jax.checkpoint.companions import has_tokenizer
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.errors import InputError
-from recall_jax.evaluation.generation import generate
 from recall_jax.evaluation.likelihood import log_likelihoods, token_nll
 from recall_jax.evaluation.resident import load_resident
 from recall_jax.evaluation.stop_strings import before_any, stops_at
+from recall_jax.generation.generate import generate
 
 try:
     from lm_eval.api.model import TemplateLM  # type: ignore[import-not-found]

@@ -19,16 +19,16 @@ from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.evaluate import Options, evaluate
 from recall_jax.evaluation import scoring
 from recall_jax.evaluation.examples import Example, make_examples
-from recall_jax.evaluation.generation import generate
 from recall_jax.evaluation.journal import Journal, resume_journal
 from recall_jax.evaluation.lengths import count_too_long
 from recall_jax.evaluation.likelihood import log_likelihoods
 from recall_jax.evaluation.metrics import Estimate, squad_f1
-from recall_jax.evaluation.prompt_tokens import encode_prompt
 from recall_jax.evaluation.resident import load_resident, with_weights
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import score, split_tokens
 from recall_jax.evaluation.task import Task, find_task
+from recall_jax.generation.generate import generate
+from recall_jax.generation.prompt_tokens import encode_prompt
 
 SHORT = {"by": "generation", "max_new_tokens": 6, "stop": ["e", "\n"], "no_answer": "unanswerable"}
 

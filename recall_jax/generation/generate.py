@@ -1,4 +1,4 @@
-"""Generation: the new tokens of each prompt, greedily chosen or drawn, with a cache of keys."""
+"""The new tokens of each prompt, greedily chosen or drawn, with a cache of keys."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from recall_jax.errors import InputError
-from recall_jax.evaluation.sampling import Sampling, choose
+from recall_jax.generation.sampling import Sampling, choose
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.cache import Cache
 from recall_jax.models.forward import logits

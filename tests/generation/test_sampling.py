@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from recall_jax.evaluation.sampling import Sampling, choose, filtered
+from recall_jax.generation.sampling import Sampling, choose, filtered
 
 LOGITS = 2 * np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
 SETTINGS = [(None, None), (1, None), (7, None), (99, None), (None, 0.3), (None, 1.0), (7, 0.8),

@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from recall_jax.errors import InputError
-from recall_jax.evaluation import generation
-from recall_jax.evaluation.generation import generate
-from recall_jax.evaluation.sampling import Sampling
+from recall_jax.generation import generate as generation
+from recall_jax.generation.generate import generate
+from recall_jax.generation.sampling import Sampling
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import to_flax
 from recall_jax.models.forward import init_params

@@ -1,0 +1,1 @@
+"""Generation: the tokens that a model goes on with, chosen or drawn."""
