@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import LAYERS, Architecture
+from recall_jax.models.decoder import SAME_INPUTS
 from recall_jax.models.families import FAMILIES
 from recall_jax.models.forward import init_params
 from recall_jax.units import EMBED, HEAD, LM_HEAD, is_derived
@@ -37,6 +38,19 @@ def unit_tensors(arch: Architecture, unit: str) -> tuple[str, ...]:
 def state_tensors(arch: Architecture, unit: str) -> tuple[str, ...]:
     """Those of `unit_tensors` that hidden states depend on: all but the output projection."""
     return tuple(name for name in unit_tensors(arch, unit) if name != LM_HEAD)
+
+
+def linear_inputs(arch: Architecture, unit: str) -> dict[str, str]:
+    """Hugging Face name of the weight of each linear layer of `unit` -> path of what it reads.
+
+    The paths are those of `forward.block_with_inputs`, and "lm_head" for the output projection.
+    """
+    kernels = {
+        name: path.removesuffix("/kernel")
+        for name, path in _names(arch, unit)
+        if path.endswith("/kernel")
+    }
+    return {name: SAME_INPUTS.get(path, path) for name, path in kernels.items()}
 
 
 def unit_params(arch: Architecture, unit: str, tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,13 @@ QUERY_BLOCK = 128
 
 INIT = nn.initializers.normal(0.02)
 
+SAME_INPUTS = {
+    "self_attn/k_proj": "self_attn/q_proj",
+    "self_attn/v_proj": "self_attn/q_proj",
+    "mlp/up_proj": "mlp/gate_proj",
+}
+"""Linear layers of a block that read what another one reads, by their paths."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -203,6 +210,7 @@ class Linear(nn.Module):
     """x W + c; where the variables hold a `lora` collection, + scale dropout(x) A B as well.
 
     Hu et al. 2021 (arXiv:2106.09685), section 4.1. Without a `dropout` key nothing is dropped.
+    Where `intermediates` are asked for, x is among them, under `inputs`.
     """
 
     features: int
@@ -218,6 +226,7 @@ class Linear(nn.Module):
             return jnp.dot(states, matrix.astype(self.dtype), precision=_precision(self.dtype))
 
         inputs = inputs.astype(self.dtype)
+        self.sow("intermediates", "inputs", inputs)
         outputs = product(inputs, self.param("kernel", INIT, (inputs.shape[-1], self.features)))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)

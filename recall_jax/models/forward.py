@@ -13,9 +13,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from recall_jax.models.architecture import LAYERS, Architecture
-from recall_jax.models.decoder import Block, Context, Embed, Head
+from recall_jax.models.decoder import SAME_INPUTS, Block, Context, Embed, Head
 from recall_jax.models.lora import LoraSpec
 from recall_jax.models.rope import cos_sin
 from recall_jax.units import EMBED, HEAD
@@ -73,6 +74,25 @@ def block(
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     module = Block(arch, hidden.dtype, lora_spec)
     return module.apply(variables, hidden, context, window, rngs=rngs)
+
+
+def block_with_inputs(
+    arch: Architecture, params: Params, hidden: Array, context: Context, window: Array | int
+) -> tuple[Array, dict[str, Array]]:
+    """As `block`, and beside its output what its linear layers read: (B, T, in) by their paths.
+
+    Layers that read the same are there once, under the path that `decoder.SAME_INPUTS` gives them.
+    """
+    chex.assert_shape(hidden, (*context.is_token.shape, arch.hidden_size))
+    module = Block(arch, hidden.dtype)
+    after, seen = module.apply(
+        {"params": params}, hidden, context, window, mutable=["intermediates"]
+    )
+    inputs = {
+        path.removesuffix("/inputs"): values[0]
+        for path, values in flatten_dict(seen["intermediates"], sep="/").items()
+    }
+    return after, {path: read for path, read in inputs.items() if path not in SAME_INPUTS}
 
 
 def head(arch: Architecture, params: Params, hidden: Array) -> Array:

@@ -1,14 +1,12 @@
 """Rows of text as training examples: token ids, and which of them the loss counts.
 
-A row is a chain of parts, each counted or not: the prompt is not and the completion is; of messages
-the assistant's turns are; a plain text is, whole. A completion or text is followed by the end of
-text, which counts; a chat template writes its own ends.
+A completion or text is followed by the end of text, which counts; a chat template writes its own
+ends.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,10 @@ import numpy as np
 
 from recall_jax.errors import InputError
 from recall_jax.representations.batches import padded_length
-from recall_jax.representations.data import Row, read_rows, row_text
-from recall_jax.representations.tokens import UNLIMITED, Tokenizer
+from recall_jax.representations.data import read_rows
+from recall_jax.representations.parts import row_parts, tokenize_parts
+from recall_jax.representations.tokens import Tokenizer
 from recall_jax.training.step import Batch
-
-Part = tuple[str, bool]
 
 
 @dataclass(frozen=True)
@@ -106,9 +103,9 @@ def read_examples(
     ids, masks, whole_chats, left_out = [], [], 0, 0
     for index, row in enumerate(read_rows(path)):
         where = f"{path}, row {index} (from 0)"
-        parts, is_chat, apart = _parts(row, where, tokenizer, field)
-        whole_chats += is_chat and not apart
-        tokens, counted = _tokenize(parts, tokenizer, where, None if is_chat else end_of_text)
+        parts = row_parts(row, where, tokenizer, field)
+        whole_chats += parts.is_chat and not parts.apart
+        tokens, counted = tokenize_parts(parts, tokenizer, where, end_of_text)
         tokens, counted = tokens[:max_tokens], counted[:max_tokens]
         if any(counted[1:]):
             ids.append(np.asarray(tokens, np.int32))
@@ -172,78 +169,3 @@ def validation_batches(examples: Examples, batch_size: int) -> list[Batch]:
         make_batch(examples, by_length[start : start + batch_size], (batch_size,))
         for start in starts
     ]
-
-
-def _parts(
-    row: Row, where: str, tokenizer: Tokenizer, field: str | None
-) -> tuple[list[Part], bool, bool]:
-    """(parts, whether the row is a chat, whether its turns could be told apart)."""
-    text = row_text(row, where, field)
-    if isinstance(text, list):
-        try:
-            parts = _turns(text, tokenizer)
-            return parts or [(tokenizer.chat_text(text), True)], True, bool(parts)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-    if field is None and "text" not in row:
-        return [(row["prompt"], False), (row["completion"], True)], False, True
-    return [(text, True)], False, True
-
-
-def _turns(messages: list[Any], tokenizer: Tokenizer) -> list[Part]:
-    """The template's text with the assistant's turns counted; nothing if it cannot be cut.
-
-    A turn is what the text up to and with it has more than the prompt for it, the text before it
-    with the template's beginning of an answer. Each such text has to begin the whole text: a
-    template may change what it wrote before, as some do with earlier reasoning.
-    """
-    whole, parts, end = tokenizer.chat_text(messages), [], 0
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") != "assistant":
-            continue
-        if index == 0:  # templates do not write the beginning of an answer to nothing
-            return []
-        prompt = tokenizer.chat_text(messages[:index], add_generation_prompt=True)
-        answered = tokenizer.chat_text(messages[: index + 1])
-        if not (whole.startswith(answered) and answered.startswith(prompt) and len(prompt) >= end):
-            return []
-        parts += [(whole[end : len(prompt)], False), (whole[len(prompt) : len(answered)], True)]
-        end = len(answered)
-    return [*parts, (whole[end:], False)] if parts else []
-
-
-def _tokenize(
-    parts: list[Part], tokenizer: Tokenizer, where: str, end_of_text: int | None
-) -> tuple[list[int], list[int]]:
-    """Token ids of the joined parts, and 1 on those of the counted parts and of the end of text.
-
-    Where a token would reach over the border of two parts they are tokenised apart, as a model
-    that generates sees the prompt.
-    """
-    is_chat = end_of_text is None
-
-    def encode(text: str, first: bool = True) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            message = f"{where} holds half a surrogate pair, which is no text: repair it"
-            raise InputError(message) from error
-        # A chat template writes the special tokens itself.
-        ids = tokenizer.encode(text, UNLIMITED, first and not is_chat)
-        return ids[:-1] if len(ids) > 1 and ids[-1] == end_of_text else ids
-
-    texts = [text for text, _ in parts]
-    ids = encode("".join(texts))
-    if not ids or not "".join(texts):
-        raise InputError(f"{where} tokenises to nothing: remove it or give it text")
-    beginnings = [encode(text) for text in list(accumulate(texts))[:-1]]
-    ends = [*map(len, beginnings), len(ids)]
-    if any(ids[: len(beginning)] != beginning for beginning in beginnings):
-        pieces = [encode(text, first=index == 0) for index, text in enumerate(texts)]
-        ids, ends = list(chain(*pieces)), list(accumulate(map(len, pieces)))
-    counted, start = [], 0
-    for (_, counts), end in zip(parts, ends, strict=True):
-        counted += [int(counts)] * (end - start)
-        start = end
-    ending = [] if end_of_text is None else [end_of_text]
-    return ids + ending, counted + [1] * len(ending)

@@ -4,16 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from recall_jax.models.architecture import Architecture
-from recall_jax.models.forward import Params, forward, logits
+from recall_jax.models.forward import Params, forward
 from recall_jax.models.lora import LoraSpec
+from recall_jax.models.loss import next_token_loss
 from recall_jax.training.step import Batch
 
 Array = jax.Array
-
-_TOKENS_AT_ONCE = 128  # of each row, whose logits exist together
 
 
 def completion_loss(
@@ -46,25 +44,4 @@ def completion_loss(
         lora_spec=lora_spec,
         dropout_key=dropout_key,
     )
-    # Predictions and their targets keep the length T, which blocks divide; the last predicts none.
-    targets = jnp.roll(input_ids, -1, axis=1)
-    counted = jnp.roll(loss_mask.at[:, 0].set(0), -1, axis=1).astype(jnp.float32)
-
-    def summed(normed: Array, targets: Array, counted: Array) -> Array:
-        scores = logits(arch, params, normed)
-        losses = optax.softmax_cross_entropy_with_integer_labels(scores, targets)
-        return jnp.sum(losses * counted)
-
-    tokens = input_ids.shape[1]
-    if tokens > _TOKENS_AT_ONCE and tokens % _TOKENS_AT_ONCE == 0:
-        # Logits, (B, T, V), are the largest array of all: of a block of tokens at a time.
-        blocks = tuple(map(_in_blocks, (normed, targets, counted)))
-        losses = jax.lax.map(lambda block: jax.checkpoint(summed)(*block), blocks)
-        return jnp.sum(losses), jnp.sum(counted)
-    return summed(normed, targets, counted), jnp.sum(counted)
-
-
-def _in_blocks(states: Array) -> Array:
-    """(B, T, …) to (T / 128, B, 128, …)."""
-    batch, _, *rest = states.shape
-    return jnp.moveaxis(states.reshape(batch, -1, _TOKENS_AT_ONCE, *rest), 1, 0)
+    return next_token_loss(arch, params, normed, input_ids, loss_mask)
