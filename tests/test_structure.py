@@ -38,6 +38,7 @@ ORDER = [
     "finetune",
     "evaluate",
     "suites",
+    "ablation",
     "demo",
     "benchmark",
     "cli",
