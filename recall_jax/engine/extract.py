@@ -31,7 +31,10 @@ def pooled_states(
     num_units = arch.units.index(units[-1]) + 1
     for done, rows in enumerate(passes.rows):
         forward = StreamedForward.of(
-            arch, [token_ids[row] for row in rows], batch_size=passes.batch_size, dtype=dtype
+            arch,
+            [token_ids[row] for row in rows],
+            batch_size=min(passes.batch_size, len(rows)),
+            dtype=dtype,
         )
         states = {}
         for index, (unit, means) in enumerate(forward.pooled_units(model, units[-1]), start=1):

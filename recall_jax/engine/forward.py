@@ -1,8 +1,8 @@
 """The streamed forward: one unit of the models at a time, its parameters from disk and gone again.
 
-Only hidden states stay between units. A program is compiled once for each kind of unit (embed,
-block, head) and each padded length, whatever the depth and the number of models: it runs a group of
-models over a mesh of devices, some models side by side and the rows of each split.
+Only hidden states stay between units. The same few programs serve every depth and number of models:
+they run a group of models over a mesh of devices, some models side by side and the rows of each
+split.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,32 +10,41 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from recall_jax.engine.device import not_finite, to_device
 from recall_jax.engine.lane import prefetch
 from recall_jax.engine.plan import NamedModel
+from recall_jax.engine.programs import (
+    EVERYWHERE,
+    MODELS,
+    ROWS,
+    Grams,
+    Parameters,
+    in_dtype,
+    prepare_context,
+    run_block,
+    run_block_with_grams,
+    run_embed,
+    run_head,
+    run_head_with_grams,
+)
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
-from recall_jax.models.convert import state_tensors, unit_params
+from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
 from recall_jax.models.decoder import Context
-from recall_jax.models.forward import attention_windows, block, context, embed, head
+from recall_jax.models.forward import attention_windows
 from recall_jax.representations.batches import Batches, make_batches
-from recall_jax.representations.pooling import masked_mean
-from recall_jax.units import EMBED, HEAD, layer_unit
+from recall_jax.units import EMBED, HEAD
 
 # Hidden states of a group of G models, one (G, B, T, E) array in the compute dtype for each batch.
 HiddenStates = tuple[jax.Array, ...]
-
-# Of the models on one device, each with its parameters in the order of `state_tensors`. On several
-# devices an array holds, along its first axis, one model's parameter after the other's.
-Parameters = list[list[jax.Array]]
 
 
 class Placed(NamedTuple):
@@ -43,10 +52,6 @@ class Placed(NamedTuple):
 
     stored: Sequence[Mapping[str, np.ndarray]]
     groups: Iterable[Parameters]  # to be taken once
-
-
-_MODELS, _ROWS = PartitionSpec("models"), PartitionSpec("rows")
-_MODELS_AND_ROWS = PartitionSpec("models", "rows")
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,10 @@ class StreamedForward:
         """Prepare what all models share: tokens, positions and masks of each batch.
 
         A device runs at most `models_at_once` models in one program, and no group of models is
-        smaller than another. A batch has no more rows than there are, rounded up to a multiple of
-        the devices that split them.
+        smaller than another. A batch has `batch_size` rows, some of them empty where there are
+        fewer, rounded up to a multiple of the devices that split them.
         """
         devices = jax.local_devices()
-        batch_size = min(batch_size, len(token_ids))
         side_by_side = models_side_by_side(num_models, len(devices), batch_size)
         splits = min(len(devices) // side_by_side, batch_size)
         rounds = num_models // side_by_side
@@ -89,14 +93,14 @@ class StreamedForward:
             axis_types=(AxisType.Auto, AxisType.Auto),
             devices=devices[: side_by_side * splits],
         )
-        rows = NamedSharding(mesh, _ROWS)
+        rows = NamedSharding(mesh, ROWS)
         batches = make_batches(token_ids, -(-batch_size // splits) * splits)
         masks = [jax.device_put(batch.attention_mask, rows) for batch in batches.batches]
         return cls(
             arch,
             batches,
             tuple(jax.device_put(batch.input_ids, rows) for batch in batches.batches),
-            tuple(_context(arch, mask) for mask in masks),
+            tuple(prepare_context(arch, mask) for mask in masks),
             dtype,
             mesh,
             max(n for n in range(1, models_at_once + 1) if rounds % n == 0),
@@ -129,12 +133,35 @@ class StreamedForward:
         pooled_means = np.concatenate(means)[:, self.batches.order]
         for model, own, mean in zip(models, placed.stored, pooled_means, strict=True):
             if not np.isfinite(mean).all():
-                raise InputError(
-                    not_finite(model, own)
-                    or f"{model}: hidden states overflow in unit {unit}, "
-                    "though its weights are finite"
-                )
+                raise InputError(_why_not_finite(model, unit, own))
         return list(after), pooled_means
+
+    def advance_with_grams(
+        self, unit: str, placed: Placed, states: Sequence[HiddenStates], model: str
+    ) -> tuple[list[HiddenStates], Grams]:
+        """Run `unit` of the only model: (states after it, Grams of what its linear layers read).
+
+        A Gram is X^T X, of the inputs X of all tokens of all rows. `states` stay as they were.
+        Raises InputError, with the name of the `model`, where a Gram is not finite.
+        """
+        shapes = tensor_shapes(self.arch)
+        widths = {path: shapes[name][1] for name, path in linear_inputs(self.arch, unit).items()}
+        if not widths:  # of the embedding, and of a head whose projection is tied to it
+            return self.advance(unit, placed, states, [model])[0], {}
+        place = NamedSharding(self.mesh, EVERYWHERE)
+        grams = {
+            path: jnp.zeros((width, width), jnp.float32, device=place)
+            for path, width in widths.items()
+        }
+        (parameters,) = placed.groups
+        run = self._program_with_grams(unit, parameters)
+        after = []
+        for hidden, ctx in zip(states[0], self.contexts, strict=True):
+            hidden, grams = run(hidden, ctx, grams)
+            after.append(hidden)
+        if not all(np.isfinite(np.trace(np.asarray(gram))) for gram in grams.values()):
+            raise InputError(_why_not_finite(model, unit, placed.stored[0]))
+        return [tuple(after)], grams
 
     def _run(
         self, unit: str, parameters: Parameters, given: Sequence[jax.Array]
@@ -162,7 +189,7 @@ class StreamedForward:
 
     def _spread(self, models: Sequence[Mapping[str, np.ndarray]]) -> Parameters:
         """The parameters of a group, each on the devices of its model and on no others."""
-        sharding = NamedSharding(self.mesh, _MODELS)
+        sharding = NamedSharding(self.mesh, MODELS)
 
         def spread(arrays: Sequence[np.ndarray]) -> jax.Array:
             """One array of the same parameter of models side by side."""
@@ -187,11 +214,27 @@ class StreamedForward:
     ) -> Callable[[jax.Array, Context], tuple[jax.Array, jax.Array]]:
         """From a batch's input to (hidden states (G, B, T, E), pooled means (G, B, E))."""
         if unit == EMBED:
-            return partial(_embed, self.arch, self.mesh, self.dtype, tensors)
+            return partial(run_embed, self.arch, self.mesh, self.dtype, tensors)
         if unit == HEAD:
-            return partial(_head, self.arch, self.mesh, tensors)
+            return partial(run_head, self.arch, self.mesh, tensors)
         window = attention_windows(self.arch)[self.arch.units.index(unit) - 1]
-        return partial(_block, self.arch, self.mesh, _in_dtype(tensors, self.dtype), window)
+        return partial(run_block, self.arch, self.mesh, in_dtype(tensors, self.dtype), window)
+
+    def _program_with_grams(
+        self, unit: str, tensors: Parameters
+    ) -> Callable[[jax.Array, Context, Grams], tuple[jax.Array, Grams]]:
+        """From a batch's input and Grams to (hidden states (1, B, T, E), Grams with its own)."""
+        if unit == HEAD:
+            return partial(run_head_with_grams, self.arch, self.mesh, tensors)
+        window = attention_windows(self.arch)[self.arch.units.index(unit) - 1]
+        own = in_dtype(tensors, self.dtype)
+        return partial(run_block_with_grams, self.arch, self.mesh, own, window)
+
+
+def _why_not_finite(model: str, unit: str, tensors: Mapping[str, np.ndarray]) -> str:
+    return not_finite(model, tensors) or (
+        f"{model}: hidden states overflow in unit {unit}, though its weights are finite"
+    )
 
 
 def models_side_by_side(num_models: int, num_devices: int, num_rows: int) -> int:
@@ -207,94 +250,3 @@ def models_side_by_side(num_models: int, num_devices: int, num_rows: int) -> int
 
     layouts = [m for m in range(1, num_devices + 1) if num_models % m == 0]
     return min(reversed(layouts), key=rows_passed)
-
-
-@partial(jax.jit, static_argnames="arch")
-def _context(arch: Architecture, attention_mask: jax.Array) -> Context:
-    return context(arch, attention_mask)
-
-
-def _in_dtype(tensors: Parameters, dtype: DTypeLike) -> Parameters:
-    """A block's parameters in the compute dtype, once for all batches."""
-    # jit would copy what it passes on: on CPU a file's own pages, used where they are mapped.
-    cast = any(array.dtype != dtype for array in jax.tree.leaves(tensors))
-    return _cast(tensors, dtype) if cast else tensors
-
-
-@partial(jax.jit, static_argnames="dtype")
-def _cast(tensors: Parameters, dtype: DTypeLike) -> Parameters:
-    return jax.tree.map(lambda array: array.astype(dtype), tensors)
-
-
-def _params(arch: Architecture, unit: str, tensors: list[jax.Array]) -> Any:
-    return unit_params(arch, unit, dict(zip(state_tensors(arch, unit), tensors, strict=True)))
-
-
-@partial(jax.jit, static_argnames=("arch", "mesh", "dtype"))
-def _embed(
-    arch: Architecture,
-    mesh: Mesh,
-    dtype: DTypeLike,
-    tensors: Parameters,
-    input_ids: jax.Array,
-    ctx: Context,
-) -> tuple[jax.Array, jax.Array]:
-    def local(tensors: Parameters, input_ids: jax.Array, ctx: Context) -> Any:
-        # No vmap: to stack tables only to look up a few of their rows is a waste.
-        each = [embed(arch, _params(arch, EMBED, model), input_ids, dtype) for model in tensors]
-        return _pooled(jnp.stack(each), ctx)
-
-    return _over(mesh, local, (_MODELS, _ROWS, _ROWS))(tensors, input_ids, ctx)
-
-
-@partial(jax.jit, static_argnames=("arch", "mesh"), donate_argnames="hidden")
-def _block(
-    arch: Architecture,
-    mesh: Mesh,
-    tensors: Parameters,
-    window: jax.Array,
-    hidden: jax.Array,
-    ctx: Context,
-) -> tuple[jax.Array, jax.Array]:
-    def local(tensors: Parameters, window: jax.Array, hidden: jax.Array, ctx: Context) -> Any:
-        def run(model: list[jax.Array], hidden: jax.Array) -> jax.Array:
-            # Every layer has the names of the first but for its number: one program serves all.
-            return block(arch, _params(arch, layer_unit(0), model), hidden, ctx, window)
-
-        return _pooled(_each(run, tensors, hidden), ctx)
-
-    specs = (_MODELS, PartitionSpec(), _MODELS_AND_ROWS, _ROWS)
-    return _over(mesh, local, specs)(tensors, window, hidden, ctx)
-
-
-@partial(jax.jit, static_argnames=("arch", "mesh"), donate_argnames="hidden")
-def _head(
-    arch: Architecture, mesh: Mesh, tensors: Parameters, hidden: jax.Array, ctx: Context
-) -> tuple[jax.Array, jax.Array]:
-    def local(tensors: Parameters, hidden: jax.Array, ctx: Context) -> Any:
-        def run(model: list[jax.Array], hidden: jax.Array) -> jax.Array:
-            return head(arch, _params(arch, HEAD, model), hidden)
-
-        return _pooled(_each(run, tensors, hidden), ctx)
-
-    return _over(mesh, local, (_MODELS, _MODELS_AND_ROWS, _ROWS))(tensors, hidden, ctx)
-
-
-def _over(mesh: Mesh, local: Callable[..., Any], in_specs: tuple[PartitionSpec, ...]) -> Any:
-    """`local` on every device, with its share of the models and of the rows."""
-    out_specs = (_MODELS_AND_ROWS, _MODELS_AND_ROWS)
-    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
-
-
-def _each(
-    run: Callable[[list[jax.Array], jax.Array], jax.Array], tensors: Parameters, hidden: jax.Array
-) -> jax.Array:
-    """`run` with each model's parameters on its own hidden states (G, B, T, E)."""
-    if len(tensors) == 1:  # XLA multiplies matrices in a batch of one slower than without a batch
-        return run(tensors[0], hidden[0])[None]
-    stacked = [jnp.stack(models) for models in zip(*tensors, strict=True)]
-    return jax.vmap(run)(stacked, hidden)
-
-
-def _pooled(hidden: jax.Array, ctx: Context) -> tuple[jax.Array, jax.Array]:
-    return hidden, jax.vmap(lambda model: masked_mean(model, ctx.is_token))(hidden)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recall_jax.engine import forward as streamed
+from recall_jax.engine import programs
 from recall_jax.engine.forward import StreamedForward, models_side_by_side
 from recall_jax.engine.memory import hidden_bytes, working_bytes
 from recall_jax.errors import InputError
@@ -109,11 +109,11 @@ def test_identical_models_have_identical_states(num_devices, models_at_once):
 
 
 def test_one_program_serves_all_blocks_and_all_groups():
-    before = streamed._block._cache_size()
+    before = programs.run_block._cache_size()
     _, run = walk(MODELS, models_at_once=2, batch_size=3)
     shapes = {batch.input_ids.shape for batch in run.batches.batches}
     assert len(shapes) == 2
-    assert streamed._block._cache_size() - before == len(shapes)
+    assert programs.run_block._cache_size() - before == len(shapes)
 
 
 def test_a_device_gets_only_its_own_models_parameters():
@@ -128,7 +128,7 @@ def test_a_device_gets_only_its_own_models_parameters():
 def test_a_parameter_in_the_compute_dtype_is_used_where_it_lies():
     _, run = walk(MODELS[:1])
     name = state_tensors(ARCH, "layers.1")[1]
-    ((used,),) = streamed._in_dtype(run._spread([{name: MODELS[0][name]}]), run.dtype)
+    ((used,),) = programs.in_dtype(run._spread([{name: MODELS[0][name]}]), run.dtype)
     assert used.unsafe_buffer_pointer() == MODELS[0][name].unsafe_buffer_pointer()
 
 
@@ -175,7 +175,7 @@ def test_what_a_block_works_with_is_bounded(widths, rows, tokens, models_at_once
     hidden = jax.ShapeDtypeStruct((models_at_once, rows, tokens, arch.hidden_size), dtype)
     ctx = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.contexts[0])
     window = attention_windows(arch)[0]
-    compiled = streamed._block.lower(arch, mesh, parameters, window, hidden, ctx).compile()
+    compiled = programs.run_block.lower(arch, mesh, parameters, window, hidden, ctx).compile()
     taken = compiled.memory_analysis().temp_size_in_bytes
     bound = working_bytes(arch, rows, tokens, models_at_once, itemsize)
     assert taken <= bound <= (1.4 if dtype == jnp.float32 else 1.75) * taken

@@ -1,0 +1,190 @@
+"""The compiled programs of the streamed forward: a unit of some models on one batch, over a mesh.
+
+A program is compiled once for each kind of unit (embed, block, head) and each padded length. Beside
+the hidden states it gives what a method needs of them: their means over the tokens, or the Grams of
+what the unit's linear layers read.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
+
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.convert import state_tensors, unit_params
+from recall_jax.models.decoder import Context
+from recall_jax.models.forward import block, block_with_inputs, context, embed, head
+from recall_jax.representations.pooling import masked_mean
+from recall_jax.units import EMBED, HEAD, layer_unit
+
+# Of the models on one device, each with its parameters in the order of `state_tensors`. On several
+# devices an array holds, along its first axis, one model's parameter after the other's.
+Parameters = list[list[jax.Array]]
+
+# Of what linear layers read, by their paths: float32 (in, in).
+Grams = dict[str, jax.Array]
+
+MODELS, ROWS, EVERYWHERE = PartitionSpec("models"), PartitionSpec("rows"), PartitionSpec()
+MODELS_AND_ROWS = PartitionSpec("models", "rows")
+
+
+@partial(jax.jit, static_argnames="arch")
+def prepare_context(arch: Architecture, attention_mask: jax.Array) -> Context:
+    """What all blocks need to know of a batch."""
+    return context(arch, attention_mask)
+
+
+def in_dtype(tensors: Parameters, dtype: DTypeLike) -> Parameters:
+    """A block's parameters in the compute dtype, once for all batches."""
+    # jit would copy what it passes on: on CPU a file's own pages, used where they are mapped.
+    cast = any(array.dtype != dtype for array in jax.tree.leaves(tensors))
+    return _cast(tensors, dtype) if cast else tensors
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _cast(tensors: Parameters, dtype: DTypeLike) -> Parameters:
+    return jax.tree.map(lambda array: array.astype(dtype), tensors)
+
+
+def _params(arch: Architecture, unit: str, tensors: list[jax.Array]) -> Any:
+    return unit_params(arch, unit, dict(zip(state_tensors(arch, unit), tensors, strict=True)))
+
+
+@partial(jax.jit, static_argnames=("arch", "mesh", "dtype"))
+def run_embed(
+    arch: Architecture,
+    mesh: Mesh,
+    dtype: DTypeLike,
+    tensors: Parameters,
+    input_ids: jax.Array,
+    ctx: Context,
+) -> tuple[jax.Array, jax.Array]:
+    """The embedding of G models: (hidden states (G, B, T, E), pooled means (G, B, E))."""
+
+    def local(tensors: Parameters, input_ids: jax.Array, ctx: Context) -> Any:
+        # No vmap: to stack tables only to look up a few of their rows is a waste.
+        each = [embed(arch, _params(arch, EMBED, model), input_ids, dtype) for model in tensors]
+        return _pooled(jnp.stack(each), ctx)
+
+    return _over(mesh, local, (MODELS, ROWS, ROWS))(tensors, input_ids, ctx)
+
+
+@partial(jax.jit, static_argnames=("arch", "mesh"), donate_argnames="hidden")
+def run_block(
+    arch: Architecture,
+    mesh: Mesh,
+    tensors: Parameters,
+    window: jax.Array,
+    hidden: jax.Array,
+    ctx: Context,
+) -> tuple[jax.Array, jax.Array]:
+    """A block of G models, each on its own hidden states, which are consumed: as `run_embed`."""
+
+    def local(tensors: Parameters, window: jax.Array, hidden: jax.Array, ctx: Context) -> Any:
+        def run(model: list[jax.Array], hidden: jax.Array) -> jax.Array:
+            # Every layer has the names of the first but for its number: one program serves all.
+            return block(arch, _params(arch, layer_unit(0), model), hidden, ctx, window)
+
+        return _pooled(_each(run, tensors, hidden), ctx)
+
+    specs = (MODELS, EVERYWHERE, MODELS_AND_ROWS, ROWS)
+    return _over(mesh, local, specs)(tensors, window, hidden, ctx)
+
+
+@partial(jax.jit, static_argnames=("arch", "mesh"), donate_argnames="hidden")
+def run_head(
+    arch: Architecture, mesh: Mesh, tensors: Parameters, hidden: jax.Array, ctx: Context
+) -> tuple[jax.Array, jax.Array]:
+    """The final norm of G models: as `run_block`."""
+
+    def local(tensors: Parameters, hidden: jax.Array, ctx: Context) -> Any:
+        def run(model: list[jax.Array], hidden: jax.Array) -> jax.Array:
+            return head(arch, _params(arch, HEAD, model), hidden)
+
+        return _pooled(_each(run, tensors, hidden), ctx)
+
+    return _over(mesh, local, (MODELS, MODELS_AND_ROWS, ROWS))(tensors, hidden, ctx)
+
+
+@partial(jax.jit, static_argnames=("arch", "mesh"), donate_argnames="grams")
+def run_block_with_grams(
+    arch: Architecture,
+    mesh: Mesh,
+    tensors: Parameters,
+    window: jax.Array,
+    hidden: jax.Array,
+    ctx: Context,
+    grams: Grams,
+) -> tuple[jax.Array, Grams]:
+    """A block of one model: the states after it, and `grams` with those of this batch added."""
+
+    def local(tensors: Parameters, window: jax.Array, hidden: jax.Array, ctx: Context) -> Any:
+        params = _params(arch, layer_unit(0), tensors[0])
+        after, inputs = block_with_inputs(arch, params, hidden[0], ctx, window)
+        return after[None], {path: _gram(read, ctx) for path, read in inputs.items()}
+
+    specs = (MODELS, EVERYWHERE, MODELS_AND_ROWS, ROWS)
+    run = _over(mesh, local, specs, (MODELS_AND_ROWS, EVERYWHERE))
+    after, added = run(tensors, window, hidden, ctx)
+    return after, jax.tree.map(jnp.add, grams, added)
+
+
+@partial(jax.jit, static_argnames=("arch", "mesh"), donate_argnames="grams")
+def run_head_with_grams(
+    arch: Architecture,
+    mesh: Mesh,
+    tensors: Parameters,
+    hidden: jax.Array,
+    ctx: Context,
+    grams: Grams,
+) -> tuple[jax.Array, Grams]:
+    """As `run_block_with_grams` the head, whose output the output projection reads."""
+
+    def local(tensors: Parameters, hidden: jax.Array, ctx: Context) -> Any:
+        normed = head(arch, _params(arch, HEAD, tensors[0]), hidden[0])
+        return normed[None], {path: _gram(normed, ctx) for path in grams}
+
+    specs = (MODELS, MODELS_AND_ROWS, ROWS)
+    after, added = _over(mesh, local, specs, (MODELS_AND_ROWS, EVERYWHERE))(tensors, hidden, ctx)
+    return after, jax.tree.map(jnp.add, grams, added)
+
+
+def _gram(read: jax.Array, ctx: Context) -> jax.Array:
+    """X^T X of what a linear layer reads (B, T, in) at the tokens of all devices' rows."""
+    tokens = jnp.where(ctx.is_token[..., None], read, jnp.zeros((), read.dtype))
+    gram = jnp.einsum(
+        "bti,btj->ij",
+        tokens,
+        tokens,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    return jax.lax.psum(gram, ("models", "rows"))
+
+
+def _over(
+    mesh: Mesh,
+    local: Callable[..., Any],
+    in_specs: tuple[PartitionSpec, ...],
+    out_specs: tuple[PartitionSpec, ...] = (MODELS_AND_ROWS, MODELS_AND_ROWS),
+) -> Any:
+    """`local` on every device, with its share of the models and of the rows."""
+    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+def _each(
+    run: Callable[[list[jax.Array], jax.Array], jax.Array], tensors: Parameters, hidden: jax.Array
+) -> jax.Array:
+    """`run` with each model's parameters on its own hidden states (G, B, T, E)."""
+    if len(tensors) == 1:  # XLA multiplies matrices in a batch of one slower than without a batch
+        return run(tensors[0], hidden[0])[None]
+    stacked = [jnp.stack(models) for models in zip(*tensors, strict=True)]
+    return jax.vmap(run)(stacked, hidden)
+
+
+def _pooled(hidden: jax.Array, ctx: Context) -> tuple[jax.Array, jax.Array]:
+    return hidden, jax.vmap(lambda model: masked_mean(model, ctx.is_token))(hidden)
