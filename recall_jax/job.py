@@ -18,15 +18,15 @@ from recall_jax.engine.journal import Journal, changed_input, input_files, resum
 from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import (
+    Merge,
     Prepared,
-    linear_weights,
-    recall_comparison,
-    weights_by_tensor,
+    recipe_values,
+    values_by_tensor,
     weights_by_unit,
 )
 from recall_jax.engine.stream import BACKLOG, merge_stream
 from recall_jax.errors import InputError
-from recall_jax.merging.methods import METHODS, LinearParameters, RecallParameters
+from recall_jax.merging.methods import METHODS
 from recall_jax.merging.trees import check_weights
 from recall_jax.outcome import (
     device,
@@ -80,16 +80,24 @@ def merge(
         announce(line)
 
     with clock.stage("total"):
-        models = open_models([entry.model for entry in recipe.models])
+        base_first = [] if recipe.base_model is None else [recipe.base_model]
+        read = open_models([*base_first, *(entry.model for entry in recipe.models)])
+        base, models = (read[0], read[1:]) if base_first else (None, read)
+        method = METHODS[recipe.merge_method]
         budget = memory_budget(options.memory)
         plan = make_plan(
-            models, tied=is_tied(models[-1]), out_dtype=recipe.out_dtype or recipe.dtype
+            models,
+            base=base,
+            tied=is_tied(models[-1]),
+            out_dtype=recipe.out_dtype or recipe.dtype,
         )
-        size = sum(model.nbytes for model in models)
+        size = sum(model.nbytes for model in read)
         plan = replace(plan, larger_than_memory=size > cacheable_bytes(budget))
-        chunk, beside = cut_pieces(models, plan.specs, BACKLOG, budget)
-        identity = _identity(recipe, models, options)
-    inputs = [*options.inputs, *_input_paths(recipe, models)]
+        chunk, beside = cut_pieces(
+            read, plan.specs, BACKLOG, budget, whole_tensors=method.whole_tensors
+        )
+        identity = _identity(recipe, models, base, options)
+    inputs = [*options.inputs, *_input_paths(recipe, read)]
     with work_folder(out, force=options.force, resume=options.resume, inputs=inputs) as work:
         with (
             clock.stage("total"),
@@ -102,29 +110,29 @@ def merge(
             if work.discarded:
                 tell("an interrupted merge was discarded: --resume would have gone on with it")
             resumed = len(journal.units)
-            tell(_describe(models, plan, budget, resumed))
+            tell(_describe(read, plan, budget, resumed))
             prepared = _prepare(
-                recipe, models, plan, journal, budget, beside, clock, progress, tell
+                Merge(recipe, models, base, plan, journal, budget, beside, clock, progress, tell)
             )
             merge_stream(
                 replace(plan, models=prepared.models),
                 prepared.rule,
                 writer,
-                kernel=METHODS[recipe.merge_method].kernel(recipe.parameters),
+                kernel=method.kernel(recipe.parameters),
                 reference=-1 if prepared.reference is None else prepared.reference,
                 clock=clock,
-                finished=lambda unit: _finish_unit(unit, models, journal, writer),
+                finished=lambda unit: _finish_unit(unit, read, journal, writer),
                 resumed=resumed,
                 chunk=chunk,
                 progress=progress,
             )
-        if path := changed_input(identity["inputs"], input_files(models, _input_files(recipe))):
+        if path := changed_input(identity["inputs"], input_files(read, _input_files(recipe))):
             raise InputError(f"{path} was changed while it was being merged: start again")
         report = make_report(recipe, prepared, [model.name for model in models], list(plan.units))
         report |= {
             "timing_s": clock.seconds,
             "bytes": {
-                "read": sum(model.bytes_read for model in models),
+                "read": sum(model.bytes_read for model in read),
                 "written": writer.bytes_written,
             },
             "peak_memory_bytes": peak_memory_bytes(),
@@ -137,8 +145,8 @@ def merge(
             "plan": lines,
             "resumed_units": resumed,
         }
-        repeatable = resolved(recipe, models, prepared.compute_dtype)
-        write_outcome(work.folder, out.name, repeatable, models[-1], prepared.samples, report)
+        repeatable = resolved(recipe, models, base, prepared.compute_dtype)
+        write_outcome(work.folder, out.name, repeatable, models[-1], prepared, report)
         write_checksums(work.folder, writer.checksums)
     return report
 
@@ -153,46 +161,20 @@ def _finish_unit(
     journal.record_unit(unit, writer.mark())
 
 
-def _prepare(
-    recipe: Recipe,
-    models: Sequence[Checkpoint],
-    plan: Plan,
-    journal: Journal,
-    budget: int,
-    beside: int,
-    clock: Clock,
-    progress: Progress,
-    announce: Callable[[str], None],
-) -> Prepared:
-    """The rule that the recipe asks for; `beside` are bytes that merging takes."""
-    needed = held_bytes() + beside
+def _prepare(merge: Merge) -> Prepared:
+    """The rule that the recipe asks for."""
+    recipe, needed = merge.recipe, held_bytes() + merge.beside
     if recipe.weights is not None:
-        return _given(Path(recipe.weights), models, plan, needed)
-    if METHODS[recipe.merge_method].compares_models:
+        return _given(Path(recipe.weights), merge.models, merge.plan, needed)
+    match METHODS[recipe.merge_method].rule:
+        case "parameters":
+            values = recipe_values(recipe, merge.plan.specs)
+            return Prepared(values_by_tensor(values, merge.plan.specs), merge.models, needed)
         # The models' forward, and all it imports, is for methods that run the models.
-        from recall_jax.engine.prepare import prepare_recall
+        case "recall":
+            from recall_jax.engine.prepare import prepare_recall
 
-        assert isinstance(recipe.parameters, RecallParameters)
-        assert recipe.samples is not None
-        return prepare_recall(
-            models,
-            recipe.samples,
-            recall_comparison(recipe.parameters, [entry.model for entry in recipe.models]),
-            temperature=recipe.parameters.temperature,
-            dtype_name=recipe.compute_dtype,
-            ignore_config=recipe.ignore_config,
-            journal=journal,
-            budget=budget,
-            beside=beside,
-            clock=clock,
-            progress=progress,
-            announce=announce,
-        )
-    if isinstance(recipe.parameters, LinearParameters):
-        weights = linear_weights(recipe, plan.specs)
-    else:
-        weights = dict.fromkeys(plan.specs, np.full(len(models), 1 / len(models), np.float32))
-    return Prepared(weights_by_tensor(weights, plan.specs), models, needed)
+            return prepare_recall(merge)
 
 
 def _given(path: Path, models: Sequence[Checkpoint], plan: Plan, needed: int) -> Prepared:
@@ -210,11 +192,15 @@ def _given(path: Path, models: Sequence[Checkpoint], plan: Plan, needed: int) ->
     return Prepared(rule, models, needed, reference=told.get("reference"), told=told)
 
 
-def _identity(recipe: Recipe, models: Sequence[Checkpoint], options: Options) -> dict[str, Any]:
+def _identity(
+    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None, options: Options
+) -> dict[str, Any]:
     """What makes a merge the same merge: only then may one go on where another has stopped."""
+    read = [*models, *([] if base is None else [base])]
+    repeatable = resolved(recipe, models, base, recipe.compute_dtype)
     return {
-        "inputs": input_files(models, _input_files(recipe)),
-        "recipe": resolved(recipe, models, recipe.compute_dtype).model_dump(mode="json"),
+        "inputs": input_files(read, _input_files(recipe)),
+        "recipe": repeatable.model_dump(mode="json"),
         "program": {**versions(), "device": device(), "shard_size": options.shard_bytes},
     }
 
@@ -238,9 +224,9 @@ def _input_paths(recipe: Recipe, models: Sequence[Checkpoint]) -> list[Path]:
 
 
 def _input_files(recipe: Recipe) -> list[Path]:
-    files = [recipe.weights]
+    files = [recipe.weights, *(entry.data for entry in recipe.models)]
     if recipe.samples is not None:
-        files += [recipe.samples.data, recipe.samples.typical]
+        files += [recipe.samples.data, recipe.samples.typical, recipe.samples.prompts]
     return [Path(name) for name in files if name]
 
 

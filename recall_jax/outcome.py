@@ -26,7 +26,7 @@ from recall_jax.representations.data import write_jsonl
 from recall_jax.similarity.diagnostics import similarity_warnings
 
 if TYPE_CHECKING:
-    from recall_jax.engine.inputs import TypicalSamples
+    from recall_jax.representations.samples import Tokenized
 
 REPORT = "recall_report.json"
 PAGE = "recall_report.html"
@@ -42,12 +42,17 @@ def make_report(
     typical = samples and samples.typical
     warnings = typical.warnings() if typical else []
     warnings += similarity_warnings(found.similarity, list(units), prepared.reference)
-    settings = recipe.model_dump(mode="json", exclude={"merge_method", "models", "parameters"})
-    rows = samples.samples.indices.tolist() if samples else told.get("typical_samples", [])
+    settings = recipe.model_dump(
+        mode="json", exclude={"merge_method", "models", "base_model", "parameters"}
+    )
+    rows = told.get("typical_samples", [])
+    if newest := samples.samples if samples else prepared.own[-1] if prepared.own else None:
+        rows = newest.indices.tolist()
     return {
         "format": 1,
         "method": recipe.merge_method,
         "models": list(models),
+        "base_model": recipe.base_model,
         "reference": prepared.reference,
         "units": list(units),
         "typical_samples": rows,
@@ -70,7 +75,7 @@ def write_outcome(
     out_name: str,
     recipe: Recipe,
     newest: Checkpoint,
-    samples: "TypicalSamples | None",
+    prepared: Prepared,
     report: dict[str, Any],
 ) -> None:
     """Everything in OUT beside the weights and their checksums; `recipe` is resolved.
@@ -85,20 +90,32 @@ def write_outcome(
         tokenizers=newest.tokenizer_folders,
         dtype=DTYPES[out_dtype] if out_dtype else None,
     )
+    samples = prepared.samples
     texts: Sequence[str] = samples.samples.texts if samples else ()
+    typical = samples.samples.typical_rows() if samples else _rows_of_each(prepared.own)
     page, card = render_html(report, texts), model_card(report, out_name)
     with storage_faults(f"write {folder}"):
-        if samples is not None:
-            write_jsonl(folder / TYPICAL, samples.samples.typical_rows())
+        if typical:
+            write_jsonl(folder / TYPICAL, typical)
         (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
         write_report(folder / REPORT, report)
         (folder / PAGE).write_text(page, encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def resolved(recipe: Recipe, models: Sequence[Checkpoint], compute_dtype: str | None) -> Recipe:
+def _rows_of_each(own: "Sequence[Tokenized]") -> list[dict[str, Any]]:
+    """The typical rows of each model, the oldest first."""
+    return [{**row, "model": k} for k, rows in enumerate(own) for row in rows.typical_rows()]
+
+
+def resolved(
+    recipe: Recipe,
+    models: Sequence[Checkpoint],
+    base: Checkpoint | None,
+    compute_dtype: str | None,
+) -> Recipe:
     """The recipe with every local path absolute, so that it runs from anywhere."""
-    names = ["+".join(str(p.resolve()) for p in (m.folder, *m.adapters)) for m in models]
+    names = list(map(_resolved_name, models))
     parameters = recipe.parameters
     if isinstance(parameters, RecallParameters):
         by_name = dict(zip((entry.model for entry in recipe.models), names, strict=True))
@@ -106,13 +123,14 @@ def resolved(recipe: Recipe, models: Sequence[Checkpoint], compute_dtype: str | 
         parameters = parameters.model_copy(update={"reference": reference})
     samples = recipe.samples
     if samples is not None:
-        paths = {"data": _absolute(samples.data), "typical": _absolute(samples.typical)}
+        paths = {key: _absolute(getattr(samples, key)) for key in ("data", "typical", "prompts")}
         samples = samples.model_copy(update=paths)
     update: dict[str, Any] = {
         "models": tuple(
-            entry.model_copy(update={"model": name})
+            entry.model_copy(update={"model": name, "data": _absolute(entry.data)})
             for entry, name in zip(recipe.models, names, strict=True)
         ),
+        "base_model": None if base is None else _resolved_name(base),
         "parameters": parameters,
         "samples": samples,
         "weights": _absolute(recipe.weights),
@@ -137,6 +155,10 @@ def peak_memory_bytes() -> int:
     """Peak resident memory of this process in bytes, mapped input files included."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _resolved_name(model: Checkpoint) -> str:
+    return "+".join(str(path.resolve()) for path in (model.folder, *model.adapters))
 
 
 def _absolute(path: str | None) -> str | None:

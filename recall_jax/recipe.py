@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from recall_jax.errors import InputError
 from recall_jax.merging.methods import (
     METHODS,
     FilteredValue,
@@ -25,22 +26,30 @@ from recall_jax.schema import Schema, first_fault, read_yaml, validate
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 # Keys of mergekit's recipes that mean something here only once it is built.
-_LATER = {"slices", "modules", "base_model", "tokenizer", "tokenizer_source", "chat_template"}
+_LATER = {"slices", "modules", "tokenizer", "tokenizer_source", "chat_template"}
+_UNNAMED = "samples: give data (rows to choose from) or typical (rows as given)"
 DtypeName = Literal["bfloat16", "float16", "float32", "float64"]
 
 
 class ModelEntry(Schema):
-    """One model: a folder, `base+adapter`, or a hub id; and its own parameters."""
+    """One model: a folder, `base+adapter`, or a hub id; its own parameters, and rows it knows."""
 
     model: Annotated[str, Field(min_length=1)]
+    data: str | None = None
     parameters: SerializeAsAny[Parameters] = Parameters()
 
 
 class Samples(Schema):
-    """Where the typical samples come from: chosen from `data`, or given as `typical`."""
+    """The typical samples: chosen from `data`, given as `typical`, or of another `source`.
 
+    The other sources need no data: rows `generated` by the models, from `prompts` if given, or of
+    `random` tokens.
+    """
+
+    source: Literal["data", "generated", "random"] = "data"
     data: str | None = None
     typical: str | None = None
+    prompts: str | None = None
     field: str | None = None
     count: Count = 20
     pool: Count = 1024
@@ -51,9 +60,19 @@ class Samples(Schema):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Samples":
-        if (self.data is None) == (self.typical is None):
+        if self.data is not None and self.typical is not None:
             raise ValueError("give either data (rows to choose from) or typical (rows as given)")
+        named = [key for key in ("data", "typical", "field") if getattr(self, key) is not None]
+        if self.source != "data" and named:
+            raise ValueError(f"source: {self.source} needs no data: remove {named[0]}")
+        if self.source != "generated" and self.prompts is not None:
+            raise ValueError("prompts are for source: generated: remove them")
         return self
+
+    @property
+    def are_named(self) -> bool:
+        """Whether the newest model's samples are named, or need no name."""
+        return self.source != "data" or self.data is not None or self.typical is not None
 
 
 class Recipe(Schema):
@@ -65,6 +84,7 @@ class Recipe(Schema):
 
     merge_method: str
     models: tuple[ModelEntry, ...]
+    base_model: Annotated[str, Field(min_length=1)] | None = None
     parameters: SerializeAsAny[Parameters] = Parameters()
     samples: Samples | None = None
     weights: str | None = None
@@ -93,10 +113,10 @@ class Recipe(Schema):
             if not isinstance(entry, dict):
                 raise ValueError(f"models.{index} must be a mapping such as {{model: FOLDER}}")
         parameters = _parse(method.parameters, values.get("parameters"), "parameters")
-        return values | {
-            "parameters": parameters,
-            "models": [_with_parameters(method, index, e) for index, e in enumerate(models)],
-        }
+        entries = [_with_parameters(method, index, e) for index, e in enumerate(models)]
+        if method.needs_base:  # mergekit's recipes name it among the models too
+            entries = [e for e in entries if e.get("model") != values.get("base_model")]
+        return values | {"parameters": parameters, "models": entries}
 
     @model_validator(mode="after")
     def _complete(self) -> "Recipe":
@@ -106,15 +126,36 @@ class Recipe(Schema):
                 f"{self.merge_method} takes at least {method.min_models} models, "
                 f"this recipe has {len(self.models)}"
             )
-        if method.compares_models and self.weights is None and self.samples is None:
+        if method.needs_base != (self.base_model is not None):
             raise ValueError(
-                f"{self.merge_method} compares models on samples: add samples: {{data: FILE}}"
+                f"{self.merge_method} merges relative to a base: add base_model: FOLDER"
+                if method.needs_base
+                else f"{self.merge_method} takes no base_model: remove it"
             )
-        if not method.compares_models:
+        self._check_samples(method)
+        return self
+
+    def _check_samples(self, method: Method) -> None:
+        if method.samples == "newest" and self.weights is None:
+            if self.samples is None:
+                raise ValueError(
+                    f"{self.merge_method} compares models on samples: add samples: {{data: FILE}}"
+                )
+            if not self.samples.are_named:
+                raise ValueError(_UNNAMED)
+        if method.samples == "none":
             for key in ("samples", "weights", "compute_dtype"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"{self.merge_method} compares no models: remove {key}")
-        return self
+        elif method.rule != "recall" and self.weights is not None:
+            raise ValueError(f"{self.merge_method} takes no weights: remove them")
+        if method.samples != "each":
+            for index, entry in enumerate(self.models):
+                if entry.data is not None:
+                    raise ValueError(
+                        f"models.{index}.data: {self.merge_method} does not look at samples of "
+                        "each model: remove it"
+                    )
 
     def changed(self, **changes: Any) -> "Recipe":
         """The recipe with keys set anew, or InputError; a key set to None is left as it is."""
@@ -142,7 +183,10 @@ def make_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
 
 def make_samples(values: dict[str, Any]) -> Samples:
     """A recipe's `samples` on their own, or InputError."""
-    return validate(Samples, values, "samples")
+    samples = validate(Samples, values, "samples")
+    if not samples.are_named:
+        raise InputError(_UNNAMED)
+    return samples
 
 
 def make_recall_parameters(values: dict[str, Any]) -> RecallParameters:

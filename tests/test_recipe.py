@@ -40,8 +40,10 @@ def test_a_short_recipe_has_the_defaults(tmp_path):
         "alignment": "none",
     }
     assert recipe.samples.model_dump() == {
+        "source": "data",
         "data": "rows.jsonl",
         "typical": None,
+        "prompts": None,
         "field": None,
         "count": 20,
         "pool": 1024,

@@ -22,6 +22,7 @@ from recall_jax.errors import UnfinishedError
 SHARE = 0.6  # of what is free
 MIB = 1 << 20
 _PROGRAMS = 32 * MIB  # what compiling the merge takes: 26 MiB measured
+_FLOAT32 = 4
 _SMALLEST_CHUNK = 1 << 14
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
@@ -56,26 +57,44 @@ def held_bytes() -> int:
 
 
 def cut_pieces(
-    models: Sequence[Checkpoint], merged: Mapping[str, TensorSpec], backlog: int, budget: int
-) -> tuple[int, int]:
+    models: Sequence[Checkpoint],
+    merged: Mapping[str, TensorSpec],
+    backlog: int,
+    budget: int,
+    *,
+    whole_tensors: bool = False,
+) -> tuple[int | None, int]:
     """The largest pieces to merge in, up to CHUNK elements, and the bytes merging adds to `held`.
 
     `backlog` pieces of the `merged` tensors exist at once, beside one in work and one handed over.
+    For a method that takes `whole_tensors` there are no pieces (None), and the one in work exists
+    in float32 too, of all models and of what is made of them.
     Raises UnfinishedError where even the smallest do not fit.
     """
     element = sum(widest(specs) for specs in (merged, *(model.specs for model in models)))
     folded = folded_bytes(models)
+    if whole_tensors:
+        largest = max(math.prod(spec.shape) for spec in merged.values())
+        work = 2 * _FLOAT32 * (len(models) + 1)
+        added = _PROGRAMS + folded + largest * (work + (backlog + 2) * widest(merged))
+        if (needed := held_bytes() + added) > budget:
+            raise _too_large(needed, budget)
+        return None, added
     chunk = CHUNK
     while True:
         added = _PROGRAMS + folded + (backlog + 2) * chunk * element
         if (needed := held_bytes() + added) <= budget:
             return chunk, added
         if chunk <= _SMALLEST_CHUNK:
-            raise UnfinishedError(
-                f"this merge needs {needed / MIB:,.0f} MiB of memory and may take "
-                f"{budget / MIB:,.0f} MiB: allow more with --memory"
-            )
+            raise _too_large(needed, budget)
         chunk //= 4
+
+
+def _too_large(needed: int, budget: int) -> UnfinishedError:
+    return UnfinishedError(
+        f"this merge needs {needed / MIB:,.0f} MiB of memory and may take "
+        f"{budget / MIB:,.0f} MiB: allow more with --memory"
+    )
 
 
 def folded_bytes(models: Sequence[Checkpoint]) -> int:

@@ -2,10 +2,12 @@
 
 A tensor of any shape is taken as one row of elements and cut into pieces of a power of two; the
 last piece reaches back over the one before it instead of having a size of its own. Beside the
-tensors themselves, memory is a few pieces, however large the tensors are.
+tensors themselves, memory is a few pieces, however large the tensors are. Methods that look at a
+whole tensor get it as it is.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,32 +30,39 @@ class Piece(NamedTuple):
     skip: int
 
 
-def merge_pieces(
+def merge_tensor(
     stored: Sequence[np.ndarray],
-    weights: np.ndarray,
+    values: Mapping[str, Any],
     dtype: np.dtype[Any],
     *,
     kernel: Kernel,
-    reference: int,
-    chunk: int = CHUNK,
+    base: np.ndarray | None = None,
+    reference: int = -1,
+    chunk: int | None = CHUNK,
 ) -> Iterator[Piece]:
-    """Merge one tensor of K models, given as on disk, with weights (K,) float32, piece by piece.
+    """Merge one tensor of K models, given as on disk, piece by piece; whole without a `chunk`.
 
-    Arithmetic is the kernel's, in float32, rounded once to `dtype`. Tensors that are not floating
-    point (step counts, buffers) have no mean: they are the newest (last) model's. Pieces may not
-    have been computed yet when they are handed out.
+    Arithmetic is the kernel's, in float32, rounded once to `dtype`; `values` are those of the
+    tensor. Tensors that are not floating point (step counts, buffers) have no mean: they are the
+    newest (last) model's. Pieces may not have been computed yet when they are handed out.
     """
-    rows = [array.reshape(-1) for array in stored]
-    if not is_float(rows[-1].dtype) or rows[-1].size == 0:
-        yield Piece(rows[-1].astype(dtype, copy=False), True, 0)
+    arrays = [*stored, *([] if base is None else [base])]
+    newest = stored[-1]
+    if not is_float(newest.dtype) or newest.size == 0:
+        yield Piece(newest.reshape(-1).astype(dtype, copy=False), True, 0)
         return
     # float64 exists in JAX only under x64; there equal elements still pass bit for bit.
-    wide = np.dtype(np.float64) in {dtype, *(row.dtype for row in rows)}
-    for start, size, skip in spans(rows[-1].size, chunk):
+    wide = np.dtype(np.float64) in {dtype, *(array.dtype for array in arrays)}
+    cuts = [(slice(None), 0)]
+    if chunk is not None:
+        arrays = [array.reshape(-1) for array in arrays]
+        cuts = [(slice(at, at + size), skip) for at, size, skip in spans(newest.size, chunk)]
+    for cut, skip in cuts:
+        # On CPU jax uses a piece that lies aligned in its file where it is mapped.
+        models = [array[cut] if chunk is not None else array for array in arrays]
+        own = None if base is None else models.pop()
         with jax.enable_x64(wide):
-            # On CPU jax uses a piece that lies aligned in its file where it is mapped.
-            pieces = [row[start : start + size] for row in rows]
-            elements, finite = _merge(pieces, weights, kernel, reference, dtype)
+            elements, finite = _merge(models, values, own, kernel, reference, dtype)
         yield Piece(elements, finite, skip)
 
 
@@ -70,9 +79,14 @@ def spans(size: int, chunk: int) -> Iterator[tuple[int, int, int]]:
 
 @partial(jax.jit, static_argnames=("kernel", "reference", "dtype"))
 def _merge(
-    pieces: Sequence[Any], weights: Any, kernel: Kernel, reference: int, dtype: Any
+    models: Sequence[Any],
+    values: Mapping[str, Any],
+    base: Any,
+    kernel: Kernel,
+    reference: int,
+    dtype: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    merged = kernel(pieces, weights, reference=reference, dtype=dtype)
+    merged = kernel(models, values, base=base, reference=reference, dtype=dtype).reshape(-1)
     # Down the columns first: on CPU a reduction of one long row is not vectorised.
-    finite = jnp.isfinite(merged).reshape(-1, min(merged.size, _ROW))
-    return merged, jnp.all(jnp.all(finite, axis=0))
+    rows = jnp.isfinite(merged).reshape(-1, math.gcd(merged.size, _ROW))
+    return merged, jnp.all(jnp.all(rows, axis=0))

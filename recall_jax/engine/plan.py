@@ -46,12 +46,19 @@ def is_tied(model: ConfiguredModel) -> bool:
 class Plan:
     """What is merged: the output tensors in the order of the units, and the K models' tensors.
 
-    Models `larger_than_memory` are not left in the system's cache behind the walk.
+    Some methods merge relative to a `base`. Models `larger_than_memory` are not left in the
+    system's cache behind the walk.
     """
 
     models: Sequence[NamedModel]
     specs: Mapping[str, TensorSpec]
+    base: NamedModel | None = None
     larger_than_memory: bool = False
+
+    @property
+    def inputs(self) -> list[NamedModel]:
+        """All that is read: the K models, then the base if there is one."""
+        return [*self.models, *([] if self.base is None else [self.base])]
 
     @property
     def units(self) -> dict[str, list[str]]:
@@ -92,22 +99,29 @@ def in_forward_order(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     return dict(sorted(specs.items(), key=lambda item: _unit_rank(unit_of_tensor(item[0]))))
 
 
-def make_plan(models: Sequence[NamedModel], *, tied: bool, out_dtype: str | None) -> Plan:
+def make_plan(
+    models: Sequence[NamedModel],
+    *,
+    base: NamedModel | None = None,
+    tied: bool,
+    out_dtype: str | None,
+) -> Plan:
     """Plan to merge all tensors of the newest (last) model, in the order of the units.
 
     `tied` drops an lm_head stored beside the embedding it is tied to. `out_dtype` is for floating
     point tensors; by default each keeps its dtype in the newest model. Raises InputError where the
     models' tensors differ in name or shape.
     """
-    kept = [_merged_specs(model, tied) for model in models]
-    for model, specs in zip(models[:-1], kept[:-1], strict=True):
-        _check_alike(model.name, specs, models[-1].name, kept[-1])
+    newest = models[-1]
+    expected = _merged_specs(newest, tied)
+    for model in (*models[:-1], *([] if base is None else [base])):
+        _check_alike(model.name, _merged_specs(model, tied), newest.name, expected)
     dtype = DTYPES[out_dtype] if out_dtype else None
     specs = {
         name: TensorSpec(dtype if dtype and is_float(spec.dtype) else spec.dtype, spec.shape)
-        for name, spec in in_forward_order(kept[-1]).items()
+        for name, spec in in_forward_order(expected).items()
     }
-    return Plan(models, specs)
+    return Plan(models, specs, base)
 
 
 def _merged_specs(model: NamedModel, tied: bool) -> dict[str, TensorSpec]:

@@ -1,11 +1,9 @@
 """RECALL made ready to walk: typical samples chosen, the forward cut to fit the memory."""
 
-from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
 
-from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.budget import cacheable_bytes, widest
 from recall_jax.engine.cut import SELECTION, Cut, cut_forward
 from recall_jax.engine.forward import StreamedForward
@@ -16,46 +14,33 @@ from recall_jax.engine.inputs import (
     find_typical,
     read_samples,
 )
-from recall_jax.engine.journal import Journal
-from recall_jax.engine.progress import Clock, Progress
 from recall_jax.engine.recall import Comparer
 from recall_jax.engine.resident import Resident
-from recall_jax.engine.rules import Prepared, Rule
+from recall_jax.engine.rules import Merge, Prepared, Rule, recall_comparison
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import UnfinishedError
-from recall_jax.recipe import Samples
+from recall_jax.merging.methods import RecallParameters
 from recall_jax.representations.samples import Tokenized
-from recall_jax.similarity.compare import Comparison, check_samples
+from recall_jax.similarity.compare import check_samples
 
 
-def prepare_recall(
-    models: Sequence[Checkpoint],
-    settings: Samples,
-    comparison: Comparison,
-    *,
-    temperature: float,
-    dtype_name: str | None,
-    ignore_config: Collection[str],
-    journal: Journal,
-    budget: int,
-    beside: int,
-    clock: Clock,
-    progress: Progress,
-    announce: Callable[[str], None],
-) -> Prepared:
+def prepare_recall(merge: Merge) -> Prepared:
     """Choose the typical samples, or take them from the journal, and set up the comparison.
 
-    `beside` are bytes of memory that the merge takes beside the forward, and beside what is held by
-    now. The model that chooses is kept in memory for the merge where it fits, and then read only
-    once. Raises UnfinishedError where the memory is too small, or an interrupted merge saw other
-    texts.
+    The model that chooses is kept in memory for the merge where it fits, and then read only once.
+    Raises UnfinishedError where the memory is too small, or an interrupted merge saw other texts.
     """
+    recipe, models, journal, announce = merge.recipe, merge.models, merge.journal, merge.announce
+    assert isinstance(recipe.parameters, RecallParameters)
+    assert recipe.samples is not None
+    settings, budget = recipe.samples, merge.budget
+    comparison = recall_comparison(recipe.parameters, [entry.model for entry in recipe.models])
     reference = None if comparison.reference == "pairwise" else comparison.reference
     chooser = models[-1 if reference is None else reference]
-    arch = common_architecture(models, ignore_config)
-    dtype = compute_dtype(dtype_name, models[-1])
+    arch = common_architecture(models, recipe.ignore_config)
+    dtype = compute_dtype(recipe.compute_dtype, models[-1])
     kept = Resident(chooser)
-    with clock.stage("select"):
+    with merge.clock.stage("select"):
         pool = read_samples(settings, chooser, arch)
         lengths = [len(ids) for ids in pool.token_ids]
         wanted = len(lengths) if settings.typical else min(settings.count, len(lengths))
@@ -79,7 +64,7 @@ def prepare_recall(
                 itemsize=np.dtype(dtype).itemsize,
                 stored=max(widest(model.specs) for model in models),
                 budget=budget,
-                beside=beside + (SELECTION if passes else 0),
+                beside=merge.beside + (SELECTION if passes else 0),
             )
             needed = max(cut.needed, passes.needed if passes else 0)
             cut = replace(cut, needed=needed)
@@ -95,7 +80,7 @@ def prepare_recall(
                 arch,
                 passes=passes,
                 dtype=dtype,
-                progress=progress,
+                progress=merge.progress,
             )
             samples = replace(samples, passes=0) if fits else samples
             journal.record_prepared(
@@ -110,9 +95,15 @@ def prepare_recall(
         num_models=len(models),
         models_at_once=cut.models_at_once,
     )
-    comparer = Comparer(forward, [model.name for model in models], comparison, temperature)
+    comparer = Comparer(
+        forward,
+        [model.name for model in models],
+        comparison,
+        recipe.parameters.temperature,
+        merge.plan.units,
+    )
     return Prepared(
-        Rule(comparer.weigh, comparer.findings, forward.place),
+        Rule(comparer.values, comparer.findings, forward.place),
         [kept if model is chooser else model for model in models],
         needed=cut.needed,
         cut={"batch_size": cut.batch_size, "models_at_once": forward.models_each},

@@ -1,6 +1,6 @@
 """RECALL's rule in the streamed engine: compare the models unit by unit, and weigh them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 
 from recall_jax.engine.findings import Findings, adjacent_similarities
 from recall_jax.engine.forward import HiddenStates, Placed, StreamedForward
+from recall_jax.engine.rules import Values
 from recall_jax.merging.weights import layer_weights
 from recall_jax.similarity.compare import Comparison, check_sigma, compare_unit
 
@@ -28,24 +29,29 @@ class Comparer:
         models: Sequence[str],
         comparison: Comparison,
         temperature: float,
+        tensors: Mapping[str, Sequence[str]],
     ) -> None:
-        """`forward` holds the typical samples; the models, named here, come unit by unit."""
+        """`forward` holds the typical samples; the models, named here, come unit by unit.
+
+        `tensors` are the names of those to be merged, by unit.
+        """
         self._forward = forward
         self._comparison = comparison
         self._temperature = temperature
         self._models = models
+        self._tensors = tensors
         self._states: Sequence[HiddenStates] = ()
         self._found: list[_UnitFinding] = []
 
-    def weigh(self, unit: str, placed: Placed) -> np.ndarray:
-        """Weights (K,) of the models in `unit`, as the forward has placed it."""
+    def values(self, unit: str, placed: Placed) -> dict[str, Values]:
+        """The weights (K,) of the models in `unit`, as the forward has placed it."""
         self._states, reps = self._forward.advance(unit, placed, self._states, self._models)
         similarity, sigma = compare_unit(jnp.asarray(reps), self._comparison)
         check_sigma(sigma, self._comparison, [unit])
         weights = np.asarray(layer_weights(similarity, temperature=self._temperature))
         found = _UnitFinding(np.asarray(similarity), np.asarray(sigma), weights, reps[-1])
         self._found.append(found)
-        return weights
+        return {name: {"weight": weights} for name in self._tensors[unit]}
 
     def findings(self) -> Findings:
         """What the walk found, after its last unit."""

@@ -1,43 +1,71 @@
-"""Rules: where a merge's weights come from.
+"""Rules: where the values come from that a kernel merges a tensor with.
 
-RECALL compares the models as the walk reaches a unit; `linear` and `average` have theirs from the
-recipe; a file of weights stands in for RECALL's.
+Most methods have theirs from the recipe alone; RECALL compares the models as the walk reaches a
+unit; a file of weights stands in for RECALL's.
 """
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.findings import Findings
-from recall_jax.engine.plan import NamedModel, units_of
+from recall_jax.engine.journal import Journal
+from recall_jax.engine.plan import NamedModel, Plan, units_of
+from recall_jax.engine.progress import Clock, Progress
 from recall_jax.errors import InputError
-from recall_jax.merging.methods import LinearModelParameters, LinearParameters, RecallParameters
+from recall_jax.merging.methods import METHODS, LinearParameters, ParameterValue, RecallParameters
 from recall_jax.recipe import Recipe, parameter_at
 from recall_jax.similarity.compare import Comparison, Reference, check_reference, parse_similarity
 from recall_jax.units import EMBED, HEAD
 
 if TYPE_CHECKING:
     from recall_jax.engine.inputs import TypicalSamples
+    from recall_jax.representations.samples import Tokenized
 
 # The tensors of a unit, of each of K models, as on disk.
 Stored = Sequence[Mapping[str, np.ndarray]]
 
+# What a kernel merges a tensor with: arrays (K,) of the models, () of the recipe, and others.
+Values = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Rule:
-    """How a walk over the units comes by its weights, and what there is to tell of them afterwards.
+    """How a walk over the units comes by its values, and what there is to tell of them afterwards.
 
-    `weigh(unit, placed)` gives the unit's weights, (K,) for all its tensors or (n, K), a row for
-    each. `place(unit, stored)` brings what that needs to the device while the unit before is
-    computed; a rule without it knows its weights, and needs no more than the tensors' names.
+    `values(unit, placed)` gives those of each tensor of a unit. `place(unit, stored)` brings what
+    that needs to the device while the unit before is computed; a rule without it knows its values.
+    `merged(unit, tensors)` hears what became of a unit, before the next one's values are asked.
     """
 
-    weigh: Callable[[str, Any], np.ndarray]
+    values: Callable[[str, Any], Mapping[str, Values]]
     findings: Callable[[], Findings]
     place: Callable[[str, Stored], Any] | None = None
+    merged: Callable[[str, Mapping[str, np.ndarray]], None] | None = None
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge about to begin: all that a rule can be made of.
+
+    `budget` are the bytes of memory allowed, `beside` those that merging itself takes.
+    """
+
+    recipe: Recipe
+    models: Sequence[Checkpoint]
+    base: Checkpoint | None
+    plan: Plan
+    journal: Journal
+    budget: int
+    beside: int
+    clock: Clock
+    progress: Progress
+    announce: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +73,8 @@ class Prepared:
     """A rule ready to walk over `models`, and what the report has to say of it.
 
     `needed` are the bytes of memory planned, `cut` how the forward is cut for them; `told` are
-    entries known from the report of an earlier run.
+    entries known from the report of an earlier run. `own` are the typical samples of each model,
+    where each has some.
     """
 
     rule: Rule
@@ -55,6 +84,7 @@ class Prepared:
     reference: int | None = None
     compute_dtype: str | None = None
     samples: "TypicalSamples | None" = None
+    own: "Sequence[Tokenized]" = ()
     told: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -84,55 +114,79 @@ def _reference(value: int | str, models: Sequence[str]) -> Reference:
     return value % len(models)
 
 
-def linear_weights(recipe: Recipe, specs: Mapping[str, TensorSpec]) -> dict[str, np.ndarray]:
-    """Effective weights (K,) float32 of every tensor of a `linear` recipe.
+def recipe_values(recipe: Recipe, specs: Mapping[str, TensorSpec]) -> dict[str, Values]:
+    """The values that the recipe itself has for every tensor, float32.
 
-    Raises InputError where a model has no weight, or weights to be normalised sum to zero.
+    (K,) of each model's parameters, where it has none those of the recipe; () of the recipe's own;
+    `seed` (), uint32, where the method draws numbers. In a method without weights all models weigh
+    the same. Raises InputError where a model has no value.
     """
     shared = recipe.parameters
-    assert isinstance(shared, LinearParameters)
+    own = METHODS[recipe.merge_method].model_parameters.by_tensor
+    values: dict[str, Values] = {}
+    for name, depth in depths(specs).items():
+        at: dict[str, Any] = {"weight": np.full(len(recipe.models), 1 / len(recipe.models))}
+        for key in own:
+            row = [_value(entry, shared, key, name, depth) for entry in recipe.models]
+            at[key] = np.asarray(row, np.float64)
+        for key in shared.by_tensor:
+            found = parameter_at(getattr(shared, key), name, depth)
+            if found is None:
+                raise InputError(f"parameters.{key} has no value for {name}: add one for *")
+            at[key] = np.asarray(found, np.float64)
+        if isinstance(shared, LinearParameters) and shared.normalize:
+            at["weight"] = _normalized(at["weight"], name)
+        at = {key: value.astype(np.float32) for key, value in at.items()}
+        if hasattr(shared, "seed"):
+            at["seed"] = np.uint32(zlib.crc32(f"{shared.seed} {name}".encode()))
+        values[name] = at
+    return values
+
+
+def depths(specs: Mapping[str, TensorSpec]) -> dict[str, float]:
+    """Where each tensor stands in its model: layer i of L at i / (L - 1), embed at 0, head at 1."""
     units = units_of(specs)
     inner = max(len(set(units) - {EMBED, HEAD}) - 1, 1)
-    weights = {}
+    found: dict[str, float] = {}
     for unit, names in units.items():
         depth = {EMBED: 0.0, HEAD: 1.0}.get(unit)
         if depth is None:
             depth = int(unit.rpartition(".")[2]) / inner
-        for name in names:
-            row = np.asarray([_weight(m, shared, name, depth) for m in recipe.models], np.float64)
-            if shared.normalize:
-                with np.errstate(over="ignore"):
-                    total = row.sum()
-                if abs(total) < 1e-8 or not np.isfinite(total):
-                    what = "sum to zero" if np.isfinite(total) else "have no finite sum"
-                    raise InputError(
-                        f"the weights of {name} {what}: change them, or set normalize: false"
-                    )
-                row /= total
-            weights[name] = row.astype(np.float32)
-    return weights
+        found |= dict.fromkeys(names, depth)
+    return {name: found[name] for name in specs}
 
 
-def _weight(entry: Any, shared: LinearParameters, tensor: str, depth: float) -> float:
-    """A model's weight for one tensor: its own, else the recipe's."""
-    own = entry.parameters
-    assert isinstance(own, LinearModelParameters)
-    for value in (own.weight, shared.weight):
+def _value(entry: Any, shared: Any, key: str, tensor: str, depth: float) -> float:
+    """A model's parameter for one tensor: its own, else the recipe's."""
+    choices: list[ParameterValue | None] = [getattr(entry.parameters, key), getattr(shared, key)]
+    for value in choices:
         if value is not None and (found := parameter_at(value, tensor, depth)) is not None:
             return found
-    raise InputError(f"model {entry.model} has no weight for {tensor}: give it parameters.weight")
+    raise InputError(f"model {entry.model} has no {key} for {tensor}: give it parameters.{key}")
 
 
-def weights_by_tensor(weights: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> Rule:
-    """The rule of weights (K,) known for each tensor beforehand."""
-    found = Findings(mean_by_unit(weights, specs))
-    return Rule(lambda unit, stored: np.stack([weights[name] for name in stored[0]]), lambda: found)
+def _normalized(weights: np.ndarray, name: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        total = weights.sum()
+    if abs(total) < 1e-8 or not np.isfinite(total):
+        what = "sum to zero" if np.isfinite(total) else "have no finite sum"
+        raise InputError(f"the weights of {name} {what}: change them, or set normalize: false")
+    return weights / total
+
+
+def values_by_tensor(values: Mapping[str, Values], specs: Mapping[str, TensorSpec]) -> Rule:
+    """The rule of values known for each tensor beforehand, `weight` (K,) among them."""
+    found = Findings(mean_by_unit({name: values[name]["weight"] for name in specs}, specs))
+    return Rule(lambda unit, stored: {name: values[name] for name in stored[0]}, lambda: found)
 
 
 def weights_by_unit(found: Findings, units: Sequence[str]) -> Rule:
     """The rule of weights (K, U) known for each unit beforehand."""
-    columns = dict(zip(units, found.weights.T, strict=True))
-    return Rule(lambda unit, stored: columns[unit], lambda: found)
+    columns = dict(zip(units, found.weights.T.astype(np.float32), strict=True))
+    return Rule(
+        lambda unit, stored: {name: {"weight": columns[unit]} for name in stored[0]},
+        lambda: found,
+    )
 
 
 def mean_by_unit(weights: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> np.ndarray:

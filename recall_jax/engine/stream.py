@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recall_jax.checkpoint.writer import ShardedWriter
-from recall_jax.engine.chunks import CHUNK, Piece, merge_pieces
+from recall_jax.engine.chunks import CHUNK, Piece, merge_tensor
 from recall_jax.engine.device import not_finite
 from recall_jax.engine.lane import Lane, prefetch
 from recall_jax.engine.plan import Plan
@@ -42,14 +42,15 @@ def merge_stream(
     clock: Clock,
     finished: Callable[[str], None] = lambda unit: None,
     resumed: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = CHUNK,
     progress: Progress = silent,
 ) -> None:
     """Walk over the units: read, weigh, merge, write each tensor in the order of `plan.specs`.
 
-    `kernel` merges a tensor with the weights that `rule` gives, and `reference` is the model whose
-    elements pass where all agree. `finished(unit)` is called when a unit has been written. The
-    first `resumed` units are written already: they are read only if the rule runs the models.
+    `kernel` merges a tensor with the values that `rule` gives, and `reference` is the model whose
+    elements pass where all agree; without a `chunk` it is given whole tensors. `finished(unit)` is
+    called when a unit has been written. The first `resumed` units are written already: they are
+    read only if the rule runs the models, and merged again only if it needs to hear of that.
     Raises InputError naming the tensor and the model where a parameter is not finite.
     """
     units = plan.units
@@ -61,8 +62,9 @@ def merge_stream(
             # The unit before this one is being computed, the one before that may be in use yet.
             if plan.larger_than_memory and (at := names.index(unit)) >= 3:
                 _drop(plan, units[names[at - 3]])
-            stored = [{name: model.read(name) for name in units[unit]} for model in plan.models]
-            return _Unit(unit, stored, rule.place(unit, stored) if rule.place else stored)
+            stored = [{name: model.read(name) for name in units[unit]} for model in plan.inputs]
+            own = stored[: len(plan.models)]
+            return _Unit(unit, stored, rule.place(unit, own) if rule.place else own)
 
     def write(name: str, piece: Piece, stored: Sequence[np.ndarray]) -> None:
         with clock.stage("merge"):
@@ -73,7 +75,7 @@ def merge_stream(
             writer.write_piece(name, elements[piece.skip :])
 
     def tell(unit: str, done: int) -> None:
-        read = sum(model.bytes_read for model in plan.models)
+        read = sum(model.bytes_read for model in plan.inputs)
         progress(unit, done, len(names), read=read, written=writer.bytes_written)
 
     with closing(prefetch(read, walked)) as coming, Lane(BACKLOG) as writing:
@@ -81,30 +83,48 @@ def merge_stream(
             done = names.index(unit)
             tell(unit, done)
             with clock.stage("forward"):
-                weights = np.asarray(rule.weigh(unit, placed), np.float32)
+                values = rule.values(unit, placed)
             del placed  # before the unit after the next one is placed
-            if done < resumed:
+            if done < resumed and rule.merged is None:
                 continue
-            weights = np.broadcast_to(weights, (len(units[unit]), len(plan.models)))
-            for name, row in zip(units[unit], weights, strict=True):
+            merged: dict[str, list[Piece]] = {}
+            for name in units[unit]:
                 arrays = [model[name] for model in stored]
-                dtype = plan.specs[name].dtype
-                for piece in merge_pieces(
-                    arrays, row, dtype, kernel=kernel, reference=reference, chunk=chunk
+                base = None if plan.base is None else arrays[-1]
+                for piece in merge_tensor(
+                    arrays[: len(plan.models)],
+                    values[name],
+                    plan.specs[name].dtype,
+                    kernel=kernel,
+                    base=base,
+                    reference=reference,
+                    chunk=chunk,
                 ):
-                    writing.run(write, name, piece, arrays)
-            writing.run(finished, unit)
+                    if done >= resumed:
+                        writing.run(write, name, piece, arrays)
+                    if rule.merged is not None:
+                        merged.setdefault(name, []).append(piece)
+            if done >= resumed:
+                writing.run(finished, unit)
+            if rule.merged is not None:
+                rule.merged(unit, {name: _joined(plan, name, merged[name]) for name in merged})
     tell("", len(names))
 
 
+def _joined(plan: Plan, name: str, pieces: Sequence[Piece]) -> np.ndarray:
+    """A merged tensor from its pieces."""
+    elements = [np.asarray(piece.elements)[piece.skip :] for piece in pieces]
+    return np.concatenate(elements).reshape(plan.specs[name].shape)
+
+
 def _drop(plan: Plan, names: Sequence[str]) -> None:
-    for model in plan.models:
+    for model in plan.inputs:
         for name in names:
             model.drop(name)
 
 
 def _why_not_finite(plan: Plan, name: str, arrays: Sequence[np.ndarray]) -> str:
-    for model, array in zip(plan.models, arrays, strict=True):
+    for model, array in zip(plan.inputs, arrays, strict=True):
         if fault := not_finite(model.name, {name: array}):
             return fault
     return (

@@ -1,10 +1,36 @@
 """Averages of K arrays of one shape, in float32, rounded once to the output dtype."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+
+def average(
+    models: Sequence[jax.Array],
+    values: Mapping[str, jax.Array],
+    *,
+    base: jax.Array | None = None,
+    reference: int = -1,
+    dtype: DTypeLike,
+) -> jax.Array:
+    """The kernel of `weighted_average`, by the value `weight` (K,)."""
+    del base
+    return weighted_average(models, values["weight"], reference=reference, dtype=dtype)
+
+
+def total(
+    models: Sequence[jax.Array],
+    values: Mapping[str, jax.Array],
+    *,
+    base: jax.Array | None = None,
+    reference: int = -1,
+    dtype: DTypeLike,
+) -> jax.Array:
+    """The kernel of `weighted_sum`, by the value `weight` (K,)."""
+    del base, reference
+    return weighted_sum(models, values["weight"], dtype=dtype)
 
 
 def weighted_average(
@@ -28,14 +54,8 @@ def weighted_average(
     return jnp.where(equal, original.astype(dtype), (anchor + moved).astype(dtype))
 
 
-def weighted_sum(
-    models: Sequence[jax.Array], weights: jax.Array, *, reference: int = -1, dtype: DTypeLike
-) -> jax.Array:
-    """Sum over k of w_k theta_k, for weights of any sum; no model stands out as the reference.
-
-    Shapes as in `weighted_average`.
-    """
-    del reference
+def weighted_sum(models: Sequence[jax.Array], weights: jax.Array, *, dtype: DTypeLike) -> jax.Array:
+    """Sum over k of w_k theta_k, for weights of any sum; shapes as in `weighted_average`."""
     total = jnp.zeros(models[0].shape, jnp.float32)
     for index, model in enumerate(models):
         total += weights[index] * model.astype(jnp.float32)

@@ -1,18 +1,20 @@
 """The merge methods: each one's name, parameters, and what it needs.
 
-A method merges one tensor at a time: its kernel takes the K models' arrays and weights (K,). To add
-one, write its function, the equation in its docstring, in a file of this room, and give it a line
-in `METHODS`.
+A method merges one tensor at a time: its kernel takes the K models' arrays and the values that its
+rule gives for the tensor, such as their weights. To add one, write its kernel, the equation in its
+docstring, in a file of this room, and give it a line in `METHODS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from functools import cache, partial
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import jax
+from jax.typing import DTypeLike
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
-from recall_jax.merging.average import weighted_average, weighted_sum
+from recall_jax.merging import average
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Gradient = Annotated[list[Number], Field(min_length=1)]
@@ -33,9 +35,13 @@ ParameterValue = Number | Gradient | Annotated[list[FilteredValue], Field(min_le
 
 
 class Parameters(BaseModel):
-    """A method's parameters; keys that it does not know are refused."""
+    """A method's parameters; keys that it does not know are refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Those of `by_tensor` can differ between tensors: the rule gives the kernel their values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+    by_tensor: ClassVar[tuple[str, ...]] = ()
 
     # mergekit's memory option: accepted, and without effect on a float32 computation.
     int8_mask: Annotated[bool, Strict(), Field(exclude=True)] = False
@@ -51,6 +57,7 @@ class LinearParameters(Parameters):
 class LinearModelParameters(Parameters):
     """`linear`, for each model: its weight."""
 
+    by_tensor = ("weight",)
     weight: ParameterValue | None = None
 
 
@@ -64,33 +71,66 @@ class RecallParameters(Parameters):
     alignment: Literal["none", "center", "procrustes"] = "none"
 
 
-# From the K arrays of a tensor and its weights (K,), with the keywords `reference` and `dtype`.
-Kernel = Callable[..., jax.Array]
+# For one tensor: (K,) of the models, () of the recipe, or what else a rule has for a kernel.
+Values = Mapping[str, jax.Array]
+
+
+class Kernel(Protocol):
+    """Merges a tensor, in float32, and rounds once."""
+
+    def __call__(
+        self,
+        models: Sequence[jax.Array],
+        values: Values,
+        *,
+        base: jax.Array | None,
+        reference: int,
+        dtype: DTypeLike,
+    ) -> jax.Array:
+        """From the K arrays of one shape, and the base's, to one of `dtype`.
+
+        `reference` is the model whose elements pass where all agree.
+        """
+
+
+@cache
+def fixed(kernel: Callable[..., jax.Array], **options: Any) -> Kernel:
+    """The kernel with its options; for the same ones the same object, as jit wants it."""
+    return partial(kernel, **options)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A merge method. `kernel` picks the function that merges a tensor, by the parameters."""
+    """A merge method. `kernel` picks the function that merges a tensor, by the parameters.
+
+    `rule` says where the kernel's values come from: the recipe's `parameters` alone, or what
+    running the models tells. `samples` are what they run on: none, the newest model's, or those of
+    each. A kernel that needs `whole_tensors` is not given pieces of them.
+    """
 
     kernel: Callable[[Any], Kernel]
     parameters: type[Parameters] = Parameters
     model_parameters: type[Parameters] = Parameters
     min_models: int = 1
-    compares_models: bool = False
+    needs_base: bool = False
+    whole_tensors: bool = False
+    samples: Literal["none", "newest", "each"] = "none"
+    rule: Literal["parameters", "recall"] = "parameters"
 
 
 METHODS: dict[str, Method] = {
     "recall": Method(
-        lambda parameters: weighted_average,
+        lambda parameters: average.average,
         parameters=RecallParameters,
         min_models=2,
-        compares_models=True,
+        samples="newest",
+        rule="recall",
     ),
     "linear": Method(
         # Weights that sum to one keep what all models share exact.
-        lambda parameters: weighted_average if parameters.normalize else weighted_sum,
+        lambda parameters: average.average if parameters.normalize else average.total,
         parameters=LinearParameters,
         model_parameters=LinearModelParameters,
     ),
-    "average": Method(lambda parameters: weighted_average),
+    "average": Method(lambda parameters: average.average),
 }

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recall_jax.engine.chunks import merge_pieces, spans
-from recall_jax.merging.average import weighted_average, weighted_sum
+from recall_jax.engine.chunks import merge_tensor, spans
+from recall_jax.merging.average import average, total
 
 
 @given(size=st.integers(1, 5000), chunk=st.integers(0, 10).map(lambda bits: 1 << bits))
@@ -25,7 +25,7 @@ def test_spans_cover_everything_once_in_few_lengths(size, chunk):
     assert length.bit_count() == 1 and length <= chunk and (length == chunk or 2 * length > size)
 
 
-@pytest.mark.parametrize("kernel", [weighted_average, weighted_sum])
+@pytest.mark.parametrize("kernel", [average, total])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 43), (64, 64), (0, 4)])
 def test_pieces_laid_end_to_end_are_the_whole(kernel, dtype, shape):
@@ -34,11 +34,16 @@ def test_pieces_laid_end_to_end_are_the_whole(kernel, dtype, shape):
     models[0] = models[2].copy()
     weights = np.asarray([0.5, 0.2, 0.3], np.float32)
     pieces = list(
-        merge_pieces(models, weights, np.dtype(dtype), kernel=kernel, reference=1, chunk=64)
+        merge_tensor(
+            models, {"weight": weights}, np.dtype(dtype), kernel=kernel, reference=1, chunk=64
+        )
     )
     merged = np.concatenate([np.asarray(piece.elements)[piece.skip :] for piece in pieces])
     whole = jax.jit(kernel, static_argnames=("reference", "dtype"))(
-        [jnp.asarray(model) for model in models], jnp.asarray(weights), reference=1, dtype=dtype
+        [jnp.asarray(model) for model in models],
+        {"weight": jnp.asarray(weights)},
+        reference=1,
+        dtype=dtype,
     )
     assert merged.dtype == dtype
     np.testing.assert_array_equal(
@@ -51,27 +56,27 @@ def test_a_piece_that_is_not_finite_says_so():
     models = [np.ones(256, np.float32) for _ in range(2)]
     models[1][200] = np.nan
     weights = np.asarray([0.5, 0.5], np.float32)
-    pieces = merge_pieces(
-        models, weights, np.dtype(np.float32), kernel=weighted_average, reference=-1, chunk=64
+    pieces = merge_tensor(
+        models, {"weight": weights}, np.dtype(np.float32), kernel=average, reference=-1, chunk=64
     )
     assert [bool(piece.finite) for piece in pieces] == [True, True, True, False]
 
 
 def test_integers_are_the_newest_models():
     models = [np.arange(5), np.arange(5) + 7]
-    (piece,) = merge_pieces(
-        models, np.zeros(2, np.float32), models[0].dtype, kernel=weighted_average, reference=0
+    (piece,) = merge_tensor(
+        models, {"weight": np.zeros(2, np.float32)}, models[0].dtype, kernel=average, reference=0
     )
     np.testing.assert_array_equal(piece.elements, models[1])
 
 
 def test_float64_is_merged_from_float64():
     models = [np.asarray([1e300, 1 + 1e-12]), np.asarray([1e300, 1 + 1e-12])]
-    (piece,) = merge_pieces(
+    (piece,) = merge_tensor(
         models,
-        np.asarray([0.5, 0.5], np.float32),
+        {"weight": np.asarray([0.5, 0.5], np.float32)},
         np.dtype(np.float64),
-        kernel=weighted_average,
+        kernel=average,
         reference=1,
     )
     np.testing.assert_array_equal(np.asarray(piece.elements), models[0])
