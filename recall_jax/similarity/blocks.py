@@ -1,6 +1,6 @@
 """Work over blocks of samples, so that what takes n x n or more never stands in memory whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -43,7 +43,7 @@ def order_statistics(
     values: Callable[[jax.Array], jax.Array],
     num_samples: int,
     block_size: int,
-    ranks: tuple[int, ...],
+    ranks: Sequence[int | jax.Array],
 ) -> jax.Array:
     """The numbers (r,) at these ranks, from zero, among all `values(index)` (b, m), none negative.
 

@@ -1,0 +1,33 @@
+"""MagMax: of each parameter, the change that was largest (arXiv 2407.06322)."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from recall_jax.merging.task_vectors import add_to_base, task_vectors
+
+
+def magmax(
+    models: Sequence[jax.Array],
+    values: Mapping[str, jax.Array],
+    *,
+    base: jax.Array,
+    reference: int = -1,
+    dtype: DTypeLike,
+) -> jax.Array:
+    """B + lambda D, where D is element by element the D_i = X_i - B of largest |D_i|.
+
+    Of two changes equally large the positive one counts; the authors' code takes the later model's,
+    which would make the result hang on the order. They merge models that were fine-tuned one from
+    the other, and their scripts have lambda = 0.5. `models` are K arrays of one shape; `values`
+    holds `lambda_` ().
+    """
+    del reference
+    vectors = task_vectors(models, base)
+    highest, lowest = vectors[0], vectors[0]
+    for vector in vectors[1:]:
+        highest, lowest = jnp.maximum(highest, vector), jnp.minimum(lowest, vector)
+    largest = jnp.where(highest >= -lowest, highest, lowest)
+    return add_to_base(base, values["lambda_"] * largest, dtype)

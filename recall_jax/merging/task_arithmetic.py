@@ -1,0 +1,28 @@
+"""Task arithmetic: a base and the sum of what its fine-tunes added (arXiv 2212.04089)."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.typing import DTypeLike
+
+from recall_jax.merging.task_vectors import add_to_base, task_vectors, weighted_vectors
+
+
+def task_arithmetic(
+    models: Sequence[jax.Array],
+    values: Mapping[str, jax.Array],
+    *,
+    base: jax.Array,
+    reference: int = -1,
+    dtype: DTypeLike,
+    normalize: bool = False,
+) -> jax.Array:
+    """B + lambda sum w_i (X_i - B), divided by sum w_i if `normalize`.
+
+    `models` are K arrays of one shape; `values` holds `weight` (K,) and `lambda_` ().
+    """
+    del reference
+    total = weighted_vectors(
+        task_vectors(models, base), values["weight"], normalize=normalize, consensus=False
+    )
+    return add_to_base(base, values["lambda_"] * total, dtype)

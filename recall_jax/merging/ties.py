@@ -1,0 +1,38 @@
+"""TIES: trim the task vectors, elect a sign for each element, merge what agrees with it."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from recall_jax.merging.sparsify import keep_largest, rescaled
+from recall_jax.merging.task_vectors import add_to_base, task_vectors, weighted_vectors
+
+
+def ties(
+    models: Sequence[jax.Array],
+    values: Mapping[str, jax.Array],
+    *,
+    base: jax.Array,
+    reference: int = -1,
+    dtype: DTypeLike,
+    normalize: bool = True,
+    rescale: bool = False,
+) -> jax.Array:
+    """TIES (arXiv 2306.01708): B + lambda num / den over the elements of the elected sign.
+
+    S_i holds the `density` (K,) of largest magnitude in D_i = X_i - B, the whole tensor, and zeros;
+    `rescale` gives it the L1 norm of D_i. Election, num and den are `weighted_vectors`'. `models`
+    are K whole tensors of one shape; `values` holds `weight` and `density` (K,), and `lambda_` ().
+    """
+    del reference
+    vectors = task_vectors(models, base)
+    trimmed = [
+        jnp.where(keep_largest(vector, density), vector, 0)
+        for vector, density in zip(vectors, values["density"], strict=True)
+    ]
+    if rescale:
+        trimmed = [rescaled(kept, whole) for kept, whole in zip(trimmed, vectors, strict=True)]
+    total = weighted_vectors(trimmed, values["weight"], normalize=normalize, consensus=True)
+    return add_to_base(base, values["lambda_"] * total, dtype)
