@@ -17,7 +17,7 @@ from recall_jax.engine.findings import report_entries
 from recall_jax.engine.plan import DTYPES
 from recall_jax.engine.rules import Prepared
 from recall_jax.errors import storage_faults
-from recall_jax.merging.methods import RecallParameters
+from recall_jax.merging.methods import METHODS, RecallParameters
 from recall_jax.recipe import Recipe
 from recall_jax.report.card import model_card
 from recall_jax.report.html import render_html
@@ -51,6 +51,7 @@ def make_report(
     return {
         "format": 1,
         "method": recipe.merge_method,
+        "equation": METHODS[recipe.merge_method].equation,
         "models": list(models),
         "base_model": recipe.base_model,
         "reference": prepared.reference,

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from recall_jax.merging import average
+from recall_jax.merging.weights import Merged, Weighing
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Gradient = Annotated[list[Number], Field(min_length=1)]
@@ -62,13 +63,20 @@ class LinearModelParameters(Parameters):
 
 
 class RecallParameters(Parameters):
-    """`recall`: how the models are compared, and the softmax temperature of the weights."""
+    """`recall`: how the models are compared, and how their similarities become weights."""
 
     sigma: Positive | Literal["median", "dim"] = "median"
     temperature: Positive = 1.0
     reference: Annotated[int, Strict()] | str = "newest"
     similarity: str | dict[str, Positive] = "rbf"
     alignment: Literal["none", "center", "procrustes"] = "none"
+    merged_units: Merged = "all"
+    threshold: Number | None = None
+
+    @property
+    def weighing(self) -> Weighing:
+        """What the weights depend on beside the similarities."""
+        return Weighing(self.temperature, self.merged_units, self.threshold)
 
 
 # For one tensor: (K,) of the models, () of the recipe, or what else a rule has for a kernel.
@@ -116,6 +124,7 @@ class Method:
     whole_tensors: bool = False
     samples: Literal["none", "newest", "each"] = "none"
     rule: Literal["parameters", "recall"] = "parameters"
+    equation: str = ""  # for the report: of a tensor theta, in a line
 
 
 METHODS: dict[str, Method] = {
@@ -125,12 +134,14 @@ METHODS: dict[str, Method] = {
         min_models=2,
         samples="newest",
         rule="recall",
+        equation="θ = Σₖ wₖ θₖ, in each unit",
     ),
     "linear": Method(
         # Weights that sum to one keep what all models share exact.
         lambda parameters: average.average if parameters.normalize else average.total,
         parameters=LinearParameters,
         model_parameters=LinearModelParameters,
+        equation="θ = Σₖ wₖ θₖ",
     ),
-    "average": Method(lambda parameters: average.average),
+    "average": Method(lambda parameters: average.average, equation="θ = Σₖ wₖ θₖ"),
 }

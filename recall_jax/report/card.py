@@ -71,6 +71,8 @@ def _models(report: Mapping[str, Any], out_name: str) -> Iterator[str]:
         [str(index + 1), _code(name) + (f" ({role})" if role else "")]
         for index, (name, role) in enumerate(zip(report["models"], roles, strict=True))
     ]
+    if base := report.get("base_model"):
+        rows.append(["", f"{_code(base)} (base)"])
     yield _table(["no.", "model"], rows)
 
 

@@ -18,6 +18,7 @@ _UNMEASURED: dict[str, Any] = {
     "peak_memory_bytes": None,
     "versions": {},
 }
+_SHOWN_ELSEWHERE = ("equation", "weight_rises_with_depth")
 _DEPTH = "unit, from input to output"
 _PREVIEW = 280  # a text longer than this, in characters, is folded
 _LONGEST = 20_000  # and beyond this it is cut
@@ -247,5 +248,5 @@ def _run(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows + [
         (key.replace("_", " "), str(value))
         for key, value in report.items()
-        if key not in (*KEYS, "weight_rises_with_depth") and isinstance(value, str | int | float)
+        if key not in (*KEYS, *_SHOWN_ELSEWHERE) and isinstance(value, str | int | float)
     ]

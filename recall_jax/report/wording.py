@@ -106,26 +106,32 @@ def verdict(report: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def equation(report: Mapping[str, Any]) -> tuple[str, ...]:
-    """The method in a few lines of plain text, none for a method not known here."""
+    """The method in a few lines of plain text, none where the report has no equation."""
     if report["similarity"] is not None:
-        measure = report["settings"].get("similarity", "rbf")
+        settings = report["settings"]
+        measure = settings.get("similarity", "rbf")
         if report["reference"] is None:
             compared = "Sₖ = mean similarity of model k and each other model"
         elif measure == "rbf":
             compared = "Sₖ = mean over the texts x of exp(−‖r_ref(x) − rₖ(x)‖² / 2σ²)"
         else:
             compared = "Sₖ = similarity of rₖ and r_ref over the texts"
-        alignment = report["settings"].get("alignment", "none")
+        alignment = settings.get("alignment", "none")
         aligned = "" if alignment == "none" else f", aligned by {alignment}"
-        averaged = ("θ = Σₖ wₖ θₖ, in each unit",) if report["method"] == "recall" else ()
+        some = settings.get("merged_units", "all") != "all" or settings.get("threshold") is not None
+        left = "; 1 for the newest model in units left to it" if some else ""
         return (
             compared,
-            "w = softmax of S / τ over the models k",
-            *averaged,
+            f"w = softmax of S / τ over the models k{left}",
+            *_own_equation(report),
             f"r: hidden state, averaged over a text's tokens{aligned}; σ: bandwidth; "
             "τ: temperature; θ: parameters",
         )
-    return ("θ = Σₖ wₖ θₖ",) if report["method"] in ("linear", "average") else ()
+    return _own_equation(report)
+
+
+def _own_equation(report: Mapping[str, Any]) -> tuple[str, ...]:
+    return (report["equation"],) if report.get("equation") else ()
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
