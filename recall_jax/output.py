@@ -34,6 +34,11 @@ class Work:
     journal: Path
     discarded: bool = False  # what an interrupted work had left
 
+    @property
+    def scratch(self) -> Path:
+        """Beside them, where the caller may put what is not for `out`; removed with the work."""
+        return self.folder.with_name("scratch")
+
 
 @contextmanager
 def output_folder(out: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> Iterator[Path]:

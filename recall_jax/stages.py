@@ -112,10 +112,10 @@ def extract(
 def weigh(representations: Representations, parameters: RecallParameters) -> dict[str, Any]:
     """RECALL's weights from representations: the record that `weights.json` holds."""
     comparison = recall_comparison(parameters, representations.models)
-    reference = None if comparison.reference == "pairwise" else comparison.reference
+    reference = comparison.reference_index
     units = list(representations.units)
     found = compare_representations(
-        representations.reps, comparison, temperature=parameters.temperature, units=units
+        representations.reps, comparison, parameters.weighing, units=units
     )
     return {
         "format": 1,

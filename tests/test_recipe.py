@@ -38,6 +38,8 @@ def test_a_short_recipe_has_the_defaults(tmp_path):
         "reference": "newest",
         "similarity": "rbf",
         "alignment": "none",
+        "merged_units": "all",
+        "threshold": None,
     }
     assert recipe.samples.model_dump() == {
         "source": "data",

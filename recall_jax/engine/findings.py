@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.merging.weights import layer_weights
+from recall_jax.merging.weights import Weighing
 from recall_jax.similarity.compare import (
     Comparison,
     check_representations,
@@ -36,7 +36,7 @@ class Findings:
 
 
 def compare_representations(
-    reps: np.ndarray, comparison: Comparison, *, temperature: float, units: list[str]
+    reps: np.ndarray, comparison: Comparison, weighing: Weighing, *, units: list[str]
 ) -> Findings:
     """RECALL's weights from representations held in memory: `reps` (K, U, n, E) float32.
 
@@ -52,7 +52,16 @@ def compare_representations(
     check_sigma(sigma, comparison, units)
     return Findings(
         weights=np.stack(
-            [layer_weights(unit, temperature=temperature) for unit in similarity.T], axis=1
+            [
+                weighing.weights(
+                    similarity,
+                    unit=index,
+                    num_units=len(by_unit),
+                    reference=comparison.reference_index,
+                )
+                for index, (similarity, _) in enumerate(by_unit)
+            ],
+            axis=1,
         ),
         similarity=similarity,
         sigma=sigma if comparison.takes_sigma else None,

@@ -35,7 +35,7 @@ def prepare_recall(merge: Merge) -> Prepared:
     assert recipe.samples is not None
     settings, budget = recipe.samples, merge.budget
     comparison = recall_comparison(recipe.parameters, [entry.model for entry in recipe.models])
-    reference = None if comparison.reference == "pairwise" else comparison.reference
+    reference = comparison.reference_index
     chooser = models[-1 if reference is None else reference]
     arch = common_architecture(models, recipe.ignore_config)
     dtype = compute_dtype(recipe.compute_dtype, models[-1])
@@ -99,7 +99,7 @@ def prepare_recall(merge: Merge) -> Prepared:
         forward,
         [model.name for model in models],
         comparison,
-        recipe.parameters.temperature,
+        recipe.parameters.weighing,
         merge.plan.units,
     )
     return Prepared(

@@ -9,7 +9,7 @@ import numpy as np
 from recall_jax.engine.findings import Findings, adjacent_similarities
 from recall_jax.engine.forward import HiddenStates, Placed, StreamedForward
 from recall_jax.engine.rules import Values
-from recall_jax.merging.weights import layer_weights
+from recall_jax.merging.weights import Weighing
 from recall_jax.similarity.compare import Comparison, check_sigma, compare_unit
 
 
@@ -28,7 +28,7 @@ class Comparer:
         forward: StreamedForward,
         models: Sequence[str],
         comparison: Comparison,
-        temperature: float,
+        weighing: Weighing,
         tensors: Mapping[str, Sequence[str]],
     ) -> None:
         """`forward` holds the typical samples; the models, named here, come unit by unit.
@@ -37,7 +37,7 @@ class Comparer:
         """
         self._forward = forward
         self._comparison = comparison
-        self._temperature = temperature
+        self._weighing = weighing
         self._models = models
         self._tensors = tensors
         self._states: Sequence[HiddenStates] = ()
@@ -48,7 +48,14 @@ class Comparer:
         self._states, reps = self._forward.advance(unit, placed, self._states, self._models)
         similarity, sigma = compare_unit(jnp.asarray(reps), self._comparison)
         check_sigma(sigma, self._comparison, [unit])
-        weights = np.asarray(layer_weights(similarity, temperature=self._temperature))
+        weights = np.asarray(
+            self._weighing.weights(
+                similarity,
+                unit=list(self._tensors).index(unit),
+                num_units=len(self._tensors),
+                reference=self._comparison.reference_index,
+            )
+        )
         found = _UnitFinding(np.asarray(similarity), np.asarray(sigma), weights, reps[-1])
         self._found.append(found)
         return {name: {"weight": weights} for name in self._tensors[unit]}

@@ -8,6 +8,7 @@ import numpy as np
 from recall_jax.engine.findings import compare_representations, report_entries
 from recall_jax.errors import InputError
 from recall_jax.merging.trees import UnitOf, merge_trees
+from recall_jax.merging.weights import Merged, Weighing
 from recall_jax.representations.extract import ApplyFn, Backend, MaskOf, extract, num_rows
 from recall_jax.representations.typical import select_typical
 from recall_jax.similarity.compare import (
@@ -33,6 +34,8 @@ def recall_merge(
     seed: int = 0,
     sigma: Sigma = "median",
     temperature: float = 1.0,
+    merged_units: Merged = "all",
+    threshold: float | None = None,
     similarity: str | dict[str, float] = "rbf",
     alignment: str = "none",
     mask: MaskOf | None = None,
@@ -71,7 +74,8 @@ def recall_merge(
             for k, tree in enumerate(trees)
         ]
     )
-    found = compare_representations(reps, comparison, temperature=temperature, units=list(units))
+    weighing = Weighing(temperature, merged_units, threshold)
+    found = compare_representations(reps, comparison, weighing, units=list(units))
     index = None if reference == "pairwise" else anchor
     merged = merge_trees(trees, found.weights, unit_of=unit_of, reference=anchor)
     report = {
@@ -87,6 +91,8 @@ def recall_merge(
         "settings": {
             "sigma": sigma if isinstance(sigma, str) else float(sigma),
             "temperature": float(temperature),
+            "merged_units": merged_units,
+            "threshold": threshold,
             "similarity": similarity,
             "alignment": alignment,
             "samples": {"count": count, "seed": seed},

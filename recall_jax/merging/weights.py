@@ -1,10 +1,16 @@
 """Weights of K models per unit."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from recall_jax.errors import InputError
+
+Merged = Literal["all", "first", "middle", "last"]
+_THIRDS = ("first", "middle", "last")
 
 
 def layer_weights(similarity: jax.Array | np.ndarray, *, temperature: float = 1.0) -> jax.Array:
@@ -18,6 +24,42 @@ def layer_weights(similarity: jax.Array | np.ndarray, *, temperature: float = 1.
             f"temperature is {temperature}: give a number above 0 that float32 can hold"
         )
     return _softmax(jnp.asarray(similarity, jnp.float32), np.float32(temperature))
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How RECALL's similarities become weights, and which units it leaves to the newest model.
+
+    It merges all units, or the `first`, `middle` or `last` third of them; and of these only units
+    in which the models other than the reference have a mean similarity of `threshold` or more.
+    """
+
+    temperature: float = 1.0
+    merged_units: Merged = "all"
+    threshold: float | None = None
+
+    def weights(
+        self, similarity: jax.Array, *, unit: int, num_units: int, reference: int | None
+    ) -> jax.Array:
+        """Weights (K,) float32 of the models in unit `unit` of `num_units`, from S (K,).
+
+        `layer_weights`, or all weight on the last model; `reference` is None for pairwise. Raises
+        InputError unless temperature > 0.
+        """
+        weights = layer_weights(similarity, temperature=self.temperature)
+        if self._merges(np.asarray(similarity), unit, num_units, reference):
+            return weights
+        return jnp.zeros_like(weights).at[-1].set(1)
+
+    def _merges(
+        self, similarity: np.ndarray, unit: int, num_units: int, reference: int | None
+    ) -> bool:
+        if self.merged_units != "all":
+            third = _THIRDS.index(self.merged_units)
+            if not round(third * num_units / 3) <= unit < round((third + 1) * num_units / 3):
+                return False
+        others = similarity if reference is None else np.delete(similarity, reference)
+        return self.threshold is None or bool(others.mean() >= self.threshold)
 
 
 @jax.jit  # one program, where each operation on its own would be one

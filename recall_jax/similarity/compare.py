@@ -74,6 +74,11 @@ class Comparison:
             raise InputError("alignment procrustes rotates onto a reference: pairwise has none")
 
     @property
+    def reference_index(self) -> int | None:
+        """The reference's index, None where every model is compared with every other."""
+        return None if self.reference == "pairwise" else self.reference
+
+    @property
     def takes_sigma(self) -> bool:
         """Whether any of the measures has a bandwidth."""
         return any("sigma" in COMPARABLE[name].options for name, _ in self.similarity)

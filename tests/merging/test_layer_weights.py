@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from recall_jax.errors import InputError
-from recall_jax.merging.weights import layer_weights
+from recall_jax.merging.weights import Weighing, layer_weights
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -62,3 +62,43 @@ def test_hot_is_uniform_and_cold_is_the_newest(seed):
 def test_no_temperature(temperature):
     with pytest.raises(InputError, match=f"temperature is {temperature}: give a number above 0"):
         layer_weights(np.ones((2, 3)), temperature=temperature)
+
+
+def weigh(similarity, weighing, reference=-1):
+    """(K, U), as an engine that goes through the units has it."""
+    num_units = similarity.shape[1]
+    columns = [
+        weighing.weights(column, unit=unit, num_units=num_units, reference=reference)
+        for unit, column in enumerate(jnp.asarray(similarity).T)
+    ]
+    return np.stack(columns, axis=1)
+
+
+@given(seeds, st.integers(3, 12))
+def test_the_thirds_share_out_the_units(seed, num_units):
+    similarity = similarity_of(seed, num_units=num_units)
+    whole = weigh(similarity, Weighing(0.5))
+    np.testing.assert_array_equal(whole, layer_weights(similarity, temperature=0.5))
+    left = [[0], [0], [0], [1]]
+    merged = []
+    for third in ("first", "middle", "last"):
+        weights = weigh(similarity, Weighing(0.5, merged_units=third))
+        alone = (weights == left).all(axis=0)
+        np.testing.assert_array_equal(weights[:, ~alone], whole[:, ~alone])
+        merged.append(~alone)
+    np.testing.assert_array_equal(np.sum(merged, axis=0), 1)
+    for unit, third in ((0, 0), (num_units // 2, 1), (num_units - 1, 2)):
+        assert merged[third][unit]
+
+
+@given(seeds, st.sampled_from([0, 2, -1, None]))
+def test_a_threshold_leaves_units_of_little_similarity_to_the_newest(seed, reference):
+    similarity = similarity_of(seed)
+    others = similarity if reference is None else np.delete(similarity, reference, axis=0)
+    below = others.mean(axis=0) < 0.5
+    weights = weigh(similarity, Weighing(threshold=0.5), reference)
+    np.testing.assert_array_equal(weights[:, ~below], layer_weights(similarity)[:, ~below])
+    assert (weights[:, below] == [[0], [0], [0], [1]]).all()
+    np.testing.assert_array_equal(
+        weigh(similarity, Weighing(threshold=0.0), reference), layer_weights(similarity)
+    )
