@@ -25,7 +25,7 @@ from recall_jax.engine.journal import input_files
 from recall_jax.engine.plan import DTYPES
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
-from recall_jax.evaluation.resident import end_of_text
+from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import from_flax, tensor_shapes, to_flax
 from recall_jax.models.forward import Params

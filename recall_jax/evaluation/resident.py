@@ -1,13 +1,11 @@
 """A whole model in memory, ready to be asked."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from recall_jax.checkpoint.json_objects import read_json_object
-from recall_jax.errors import InputError
+from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors, tensor_shapes, to_flax
@@ -54,22 +52,3 @@ def with_weights(model: Resident, checkpoint: Checkpoint) -> Resident:
     """The model with the `params` of the checkpoint that it was made of."""
     tensors = {name: checkpoint.read(name) for name in tensor_shapes(model.arch)}
     return replace(model, params=to_flax(model.arch, tensors))
-
-
-def end_of_text(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """The token ids that end a text, of the generation config or else the config.
-
-    Raises:
-        InputError: if neither has any.
-    """
-    generation = checkpoint.folder / "generation_config.json"
-    configs: list[Mapping[str, Any]] = [checkpoint.config]
-    if generation.is_file():
-        configs.insert(0, read_json_object(generation))
-    for config in configs:
-        match config.get("eos_token_id"):
-            case int(token):
-                return (token,)
-            case list(tokens) if tokens:
-                return tuple(tokens)
-    raise InputError(f"{checkpoint.name} has no eos_token_id: add it to its config.json")
