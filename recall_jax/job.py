@@ -169,7 +169,20 @@ def _prepare(merge: Merge) -> Prepared:
     match METHODS[recipe.merge_method].rule:
         case "parameters":
             values = recipe_values(recipe, merge.plan.specs)
-            return Prepared(values_by_tensor(values, merge.plan.specs), merge.models, needed)
+            rule = values_by_tensor(values, merge.plan.specs, recipe.parameters)
+            return Prepared(rule, merge.models, needed)
+        case "opcm":
+            from recall_jax.engine.opcm import prepare_opcm
+
+            return prepare_opcm(merge)
+        case "regmean" | "regmean_plusplus" as rule:
+            from recall_jax.engine.regmean import prepare_regmean
+
+            return prepare_regmean(merge, through_merged=rule == "regmean_plusplus")
+        case "lm_cocktail":
+            from recall_jax.engine.cocktail import prepare_cocktail
+
+            return prepare_cocktail(merge)
         # The models' forward, and all it imports, is for methods that run the models.
         case "recall":
             from recall_jax.engine.prepare import prepare_recall
@@ -196,7 +209,7 @@ def _identity(
     recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None, options: Options
 ) -> dict[str, Any]:
     """What makes a merge the same merge: only then may one go on where another has stopped."""
-    read = [*models, *([] if base is None else [base])]
+    read = [*([] if base is None else [base]), *models]  # the newest last
     repeatable = resolved(recipe, models, base, recipe.compute_dtype)
     return {
         "inputs": input_files(read, _input_files(recipe)),

@@ -18,7 +18,14 @@ from recall_jax.engine.journal import Journal
 from recall_jax.engine.plan import NamedModel, Plan, units_of
 from recall_jax.engine.progress import Clock, Progress
 from recall_jax.errors import InputError
-from recall_jax.merging.methods import METHODS, LinearParameters, ParameterValue, RecallParameters
+from recall_jax.merging.methods import (
+    METHODS,
+    LinearParameters,
+    Parameters,
+    ParameterValue,
+    RecallParameters,
+    TaskVectorParameters,
+)
 from recall_jax.recipe import Recipe, parameter_at
 from recall_jax.similarity.compare import Comparison, Reference, check_reference, parse_similarity
 from recall_jax.units import EMBED, HEAD
@@ -174,9 +181,26 @@ def _normalized(weights: np.ndarray, name: str) -> np.ndarray:
     return weights / total
 
 
-def values_by_tensor(values: Mapping[str, Values], specs: Mapping[str, TensorSpec]) -> Rule:
+def effective_weight(shared: Parameters | None, values: Values) -> np.ndarray:
+    """(K,) float64: what a model counts in a tensor, or its task vector in a method with a base.
+
+    Where elements are dropped or elect a sign, it is so for those that all models keep.
+    """
+    weight = np.asarray(values["weight"], np.float64)
+    if not isinstance(shared, TaskVectorParameters):
+        return weight
+    total = weight.sum() if shared.normalize else 1.0
+    return values["lambda_"] * weight / (total if abs(total) > 1e-6 * abs(weight).sum() else 1)
+
+
+def values_by_tensor(
+    values: Mapping[str, Values],
+    specs: Mapping[str, TensorSpec],
+    shared: Parameters | None = None,
+) -> Rule:
     """The rule of values known for each tensor beforehand, `weight` (K,) among them."""
-    found = Findings(mean_by_unit({name: values[name]["weight"] for name in specs}, specs))
+    weights = {name: effective_weight(shared, values[name]) for name in specs}
+    found = Findings(mean_by_unit(weights, specs))
     return Rule(lambda unit, stored: {name: values[name] for name in stored[0]}, lambda: found)
 
 

@@ -12,9 +12,15 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import jax
 from jax.typing import DTypeLike
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
 from recall_jax.merging import average
+from recall_jax.merging.dare import dare
+from recall_jax.merging.magmax import magmax
+from recall_jax.merging.opcm import opcm
+from recall_jax.merging.regmean import regmean
+from recall_jax.merging.task_arithmetic import task_arithmetic
+from recall_jax.merging.ties import ties
 from recall_jax.merging.weights import Merged, Weighing
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
@@ -60,6 +66,81 @@ class LinearModelParameters(Parameters):
 
     by_tensor = ("weight",)
     weight: ParameterValue | None = None
+
+
+def _fractions(value: ParameterValue | None) -> ParameterValue | None:
+    """`value`, if all of its numbers are in [0, 1]."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, FilteredValue):
+            _fractions(part.value)
+        elif part is not None and not 0 <= part <= 1:
+            raise ValueError(f"should be a share from 0 to 1, not {part}")
+    return value
+
+
+Share = Annotated[ParameterValue, AfterValidator(_fractions)]
+
+
+class TaskVectorModelParameters(Parameters):
+    """Methods of task vectors, for each model: its weight, and the share of elements it keeps."""
+
+    by_tensor = ("weight", "density")
+    weight: ParameterValue | None = None
+    density: Share | None = None
+
+
+class TaskVectorParameters(Parameters):
+    """Methods of task vectors: what is theirs, and `weight` and `density` of models without.
+
+    `normalize` divides by the sum of the weights, `rescale` gives a sparse task vector its L1 norm
+    from before; both, and `density`, mean nothing where nothing is made sparse.
+    """
+
+    by_tensor = ("lambda_",)
+    weight: ParameterValue | None = None
+    density: Share = 1.0
+    normalize: Annotated[bool, Strict()] = False
+    rescale: Annotated[bool, Strict()] = False
+    lambda_: ParameterValue = Field(1.0, alias="lambda")
+
+
+class TiesParameters(TaskVectorParameters):
+    """`ties`."""
+
+    normalize: Annotated[bool, Strict()] = True
+
+
+class DareParameters(TaskVectorParameters):
+    """`dare_linear` and `dare_ties`: `seed` is that of the draw; see `dare` for `rescale`."""
+
+    rescale: Annotated[bool, Strict()] | Literal["density"] = True  # type: ignore[assignment]
+    seed: Annotated[int, Strict(), Field(ge=0)] = 0
+
+
+class MagMaxParameters(Parameters):
+    """`magmax`."""
+
+    by_tensor = ("lambda_",)
+    lambda_: ParameterValue = Field(1.0, alias="lambda")
+
+
+class OpcmParameters(Parameters):
+    """`opcm`: the share of a spectrum that counts as taken."""
+
+    alpha: Annotated[Number, Field(ge=0, le=1)] = 0.5
+
+
+class RegMeanParameters(Parameters):
+    """`regmean` and `regmean_plusplus`: what is left of a Gram off its diagonal."""
+
+    by_tensor = ("alpha",)
+    alpha: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+
+
+class CocktailParameters(Parameters):
+    """`lm_cocktail`: the temperature, in nats, of the softmax over the models' losses."""
+
+    temperature: Positive = 5.0
 
 
 class RecallParameters(Parameters):
@@ -123,7 +204,9 @@ class Method:
     needs_base: bool = False
     whole_tensors: bool = False
     samples: Literal["none", "newest", "each"] = "none"
-    rule: Literal["parameters", "recall"] = "parameters"
+    rule: Literal["parameters", "recall", "opcm", "regmean", "regmean_plusplus", "lm_cocktail"] = (
+        "parameters"
+    )
     equation: str = ""  # for the report: of a tensor theta, in a line
 
 
@@ -144,4 +227,75 @@ METHODS: dict[str, Method] = {
         equation="θ = Σₖ wₖ θₖ",
     ),
     "average": Method(lambda parameters: average.average, equation="θ = Σₖ wₖ θₖ"),
+    "task_arithmetic": Method(
+        lambda p: fixed(task_arithmetic, normalize=p.normalize),
+        parameters=TaskVectorParameters,
+        model_parameters=TaskVectorModelParameters,
+        needs_base=True,
+        equation="θ = θ_base + λ Σₖ wₖ (θₖ − θ_base)",
+    ),
+    "ties": Method(
+        lambda p: fixed(ties, normalize=p.normalize, rescale=p.rescale),
+        parameters=TiesParameters,
+        model_parameters=TaskVectorModelParameters,
+        needs_base=True,
+        whole_tensors=True,
+        equation="θ = θ_base + λ Σₖ wₖ trim(θₖ − θ_base), of the elected signs",
+    ),
+    "dare_linear": Method(
+        lambda p: fixed(dare, consensus=False, normalize=p.normalize, rescale=p.rescale),
+        parameters=DareParameters,
+        model_parameters=TaskVectorModelParameters,
+        needs_base=True,
+        whole_tensors=True,
+        equation="θ = θ_base + λ Σₖ wₖ drop(θₖ − θ_base)",
+    ),
+    "dare_ties": Method(
+        lambda p: fixed(dare, consensus=True, normalize=p.normalize, rescale=p.rescale),
+        parameters=DareParameters,
+        model_parameters=TaskVectorModelParameters,
+        needs_base=True,
+        whole_tensors=True,
+        equation="θ = θ_base + λ Σₖ wₖ drop(θₖ − θ_base), of the elected signs",
+    ),
+    "magmax": Method(
+        lambda parameters: magmax,
+        parameters=MagMaxParameters,
+        needs_base=True,
+        equation="θ = θ_base + λ (θₖ − θ_base), each element of the k where it is largest",
+    ),
+    "opcm": Method(
+        lambda parameters: opcm,
+        parameters=OpcmParameters,
+        needs_base=True,
+        whole_tensors=True,
+        rule="opcm",
+        equation="θ = θ_base + Σₖ Pₖ(θₖ − θ_base) / λ, Pₖ off what came before",
+    ),
+    "regmean": Method(
+        lambda parameters: regmean,
+        parameters=RegMeanParameters,
+        min_models=2,
+        whole_tensors=True,
+        samples="each",
+        rule="regmean",
+        equation="W = (Σₖ Gₖ)⁻¹ Σₖ Gₖ Wₖ, Gₖ = Xₖᵀ Xₖ of what a linear layer reads",
+    ),
+    "regmean_plusplus": Method(
+        lambda parameters: regmean,
+        parameters=RegMeanParameters,
+        min_models=2,
+        whole_tensors=True,
+        samples="each",
+        rule="regmean_plusplus",
+        equation="W = (Σₖ Gₖ)⁻¹ Σₖ Gₖ Wₖ, Gₖ = Xₖᵀ Xₖ behind the merged units before",
+    ),
+    "lm_cocktail": Method(
+        lambda parameters: average.average,
+        parameters=CocktailParameters,
+        min_models=2,
+        samples="newest",
+        rule="lm_cocktail",
+        equation="θ = Σₖ wₖ θₖ, w = softmax(−loss / T)",
+    ),
 }

@@ -1,0 +1,58 @@
+"""OPCM's rule: one pass over the models for the scale of the sum, before the walk that writes it.
+
+The scale is that of the whole merged model, so that nothing can be written before all is summed.
+"""
+
+import jax
+import numpy as np
+
+from recall_jax.engine.budget import held_bytes
+from recall_jax.engine.plan import is_float
+from recall_jax.engine.rules import Merge, Prepared, Values, values_by_tensor
+from recall_jax.merging.methods import OpcmParameters
+from recall_jax.merging.opcm import sequential_sum
+from recall_jax.units import EMBED
+
+
+def prepare_opcm(merge: Merge) -> Prepared:
+    """Norms of all task vectors and of their sequential sum, or the scale from the journal."""
+    parameters = merge.recipe.parameters
+    assert isinstance(parameters, OpcmParameters)
+    values: dict[str, Values] = {}
+    for unit, names in merge.plan.units.items():
+        for name in names:
+            is_linear = unit != EMBED and len(merge.plan.specs[name].shape) == 2
+            values[name] = {"alpha": np.float32(parameters.alpha)} if is_linear else {}
+    if merge.journal.prepared is None:
+        merge.journal.record_prepared({"lambda": _scale(merge, values)})
+    assert merge.journal.prepared is not None
+    scale = np.float32(merge.journal.prepared["lambda"])
+    weight = np.full(len(merge.models), 1 / scale, np.float32)
+    scaled = {name: {**own, "lambda_": scale, "weight": weight} for name, own in values.items()}
+    return Prepared(
+        values_by_tensor(scaled, merge.plan.specs), merge.models, held_bytes() + merge.beside
+    )
+
+
+def _scale(merge: Merge, values: dict[str, Values]) -> float:
+    """lambda: the norm of the sum over the mean norm of the task vectors, of the whole models."""
+    assert merge.base is not None
+    squares = np.zeros(len(merge.models) + 1)
+    units = merge.plan.units
+    for done, (unit, names) in enumerate(units.items()):
+        read = sum(model.bytes_read for model in merge.plan.inputs)
+        merge.progress(f"first pass: {unit}", done, len(units), read=read, written=0)
+        for name in names:
+            models = [model.read(name) for model in merge.models]
+            if is_float(models[-1].dtype) and models[-1].size:
+                squares += np.asarray(_squares(models, values[name], merge.base.read(name)))
+            if merge.plan.larger_than_memory:
+                for model in merge.plan.inputs:
+                    model.drop(name)
+    *norms, total = np.sqrt(squares)
+    return float(total / np.mean(norms)) if total else 1.0
+
+
+@jax.jit
+def _squares(models: list[jax.Array], values: Values, base: jax.Array) -> jax.Array:
+    return sequential_sum(models, values, base)[1]
