@@ -259,13 +259,13 @@ METHODS: dict[str, Method] = {
         equation="θ = θ_base + λ Σₖ wₖ drop(θₖ − θ_base), of the elected signs",
     ),
     "magmax": Method(
-        lambda parameters: magmax,
+        lambda parameters: fixed(magmax),
         parameters=MagMaxParameters,
         needs_base=True,
         equation="θ = θ_base + λ (θₖ − θ_base), each element of the k where it is largest",
     ),
     "opcm": Method(
-        lambda parameters: opcm,
+        lambda parameters: fixed(opcm),
         parameters=OpcmParameters,
         needs_base=True,
         whole_tensors=True,
