@@ -38,6 +38,7 @@ ORDER = [
     "finetune",
     "evaluate",
     "suites",
+    "continual",
     "ablation",
     "demo",
     "benchmark",

@@ -1,0 +1,99 @@
+"""The journal of a continual-learning run: what was made and what was measured.
+
+Lines of JSON: first what the run depends on beside its recipe's strategies, then what each model
+scored and how long its making took. A line that a kill cut short is as if it were not there.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recall_jax.engine.journal import changed_input, whole_records
+from recall_jax.errors import UnfinishedError, storage_faults
+
+Results = dict[str, dict[str, Any]]
+"""An evaluation task's metrics by name, each as `evaluation.json` holds it."""
+
+_ADVICE = "or run without --resume to start afresh"
+
+
+@dataclass
+class Journal:
+    """What is known of each model by its name, here and on disk."""
+
+    path: Path
+    identity: Mapping[str, Any]
+    results: dict[str, Results] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Write what the run depends on; from now on there is something to resume."""
+        self._append({"identity": self.identity})
+
+    def record_made(self, model: str, seconds: float, warnings: Sequence[str]) -> None:
+        """Note that a model was made; a second time counts as well."""
+        record = {"made": model, "seconds": seconds, "warnings": list(warnings)}
+        self._take(record)
+        self._append(record)
+
+    def record_results(self, model: str, results: Results) -> None:
+        """Note what a model scored."""
+        record = {"evaluated": model, "results": results}
+        self._take(record)
+        self._append(record)
+
+    def told(self) -> list[str]:
+        """Each warning once, with the number of models that it is of."""
+        lines: dict[str, list[str]] = {}
+        for model, warnings in self.warnings.items():
+            for line in warnings:
+                lines.setdefault(line, []).append(model)
+        return [
+            f"{models[0]}{f' and {len(models) - 1} more' if len(models) > 1 else ''}: {line}"
+            for line, models in lines.items()
+        ]
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        if "made" in record:
+            model = record["made"]
+            self.seconds[model] = self.seconds.get(model, 0.0) + record["seconds"]
+            self.warnings[model] = record["warnings"]
+        elif "evaluated" in record:
+            self.results[record["evaluated"]] = record["results"]
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        with storage_faults(f"write {self.path}"), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
+    """The journal of the run that was interrupted, or a new one.
+
+    Raises UnfinishedError where what it depends on has changed; strategies, orders and seeds may.
+    """
+    journal = Journal(path, identity)
+    records, size = whole_records(path)
+    if not records or "identity" not in records[0]:
+        path.unlink(missing_ok=True)
+        journal.begin()
+        return journal
+    with storage_faults(f"write {path}"):
+        os.truncate(path, size)
+    then, now = records[0]["identity"], json.loads(json.dumps(identity))
+    for key in ("program", "evaluated"):
+        if then[key] != now[key]:
+            raise UnfinishedError(
+                f"the interrupted run had another {key}: go back to it, {_ADVICE}"
+            )
+    both = then["inputs"].keys() & now["inputs"].keys()
+    if changed := changed_input(*({k: part["inputs"][k] for k in both} for part in (then, now))):
+        raise UnfinishedError(
+            f"{changed} is not what it was when the run was interrupted: restore it, {_ADVICE}"
+        )
+    for record in records[1:]:
+        journal._take(record)
+    return journal

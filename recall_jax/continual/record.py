@@ -1,0 +1,127 @@
+"""The record of a run: every matrix, its metrics, and what they are over orders and seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recall_jax.continual.journal import Journal, Results
+from recall_jax.continual.lineage import Merged, Model, Tuned, ancestry, definition
+from recall_jax.continual.metrics import METRICS, Summary, measure, summarise
+from recall_jax.continual.plan import Run
+from recall_jax.continual.recipe import Protocol
+from recall_jax.evaluation.metrics import OF_TEXTS
+from recall_jax.evaluation.scoring import headline
+from recall_jax.evaluation.task import Task
+from recall_jax.outcome import device, versions
+
+BASE = "base"  # its row in tables
+BITS = "bits_per_byte"
+MATRICES, MODELS = "matrices", "models"
+
+
+def score_of(task: Task, results: Results) -> float:
+    """A task's first metric; of texts minus the bits per byte. Higher is better."""
+    metrics = headline(task)
+    name, sign = (BITS, -1) if metrics == OF_TEXTS else (metrics[0], 1)
+    return sign * float(results[task.task][name]["value"])
+
+
+def scores(columns: Mapping[str, Task], order: Sequence[str], results: Results) -> list[float]:
+    """A row of R: the tasks of the order, then all others."""
+    return [score_of(columns[name], results) for name in in_order(columns, order)]
+
+
+def in_order(columns: Mapping[str, Task], order: Sequence[str]) -> list[str]:
+    """The names of the columns: those of the order, then all others."""
+    return [*order, *(name for name in columns if name not in order)]
+
+
+def make_record(
+    protocol: Protocol,
+    runs: Sequence[Run],
+    columns: Mapping[str, Task],
+    kept: Mapping[str, Model],
+    journal: Journal,
+) -> dict[str, Any]:
+    """What `continual.json` holds; `kept` are the final models left, by the name of the run."""
+    told = [_run(run, columns, kept.get(run.name), journal) for run in runs]
+    models = ancestry(model for run in runs for model in (run.base, *run.stages) if model)
+    return {
+        "format": 1,
+        "columns": [
+            {
+                "name": name,
+                "task": task.task,
+                "metric": "minus bits per byte"
+                if headline(task) == OF_TEXTS
+                else headline(task)[0].replace("_", " "),
+                "learnt": name in [task.name for task in protocol.tasks],
+            }
+            for name, task in columns.items()
+        ],
+        "orders": [list(order) for order in protocol.orders],
+        "seeds": list(protocol.seeds),
+        "base": {"summary": _summary([_of_base(run) for run in told])},
+        "strategies": {
+            name: {
+                "about": strategy.about,
+                "joint": strategy.joint,
+                "summary": _summary([r["metrics"] for r in told if r["strategy"] == name]),
+            }
+            for name, strategy in protocol.strategies.items()
+        },
+        "runs": told,
+        "models": {
+            name: {**definition(model), "results": journal.results.get(name)}
+            for name, model in models.items()
+        },
+        "warnings": journal.told(),
+        "recipe": protocol.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "timing_s": {
+            what: sum(journal.seconds.get(n, 0.0) for n, m in models.items() if isinstance(m, kind))
+            for what, kind in (("fine-tuning", Tuned), ("merging", Merged))
+        },
+        "versions": versions(),
+        "device": device(),
+    }
+
+
+def _run(
+    run: Run, columns: Mapping[str, Task], kept: Model | None, journal: Journal
+) -> dict[str, Any]:
+    """A run: its matrix R, rows by stage, and its metrics."""
+    missing = [None] * len(columns)
+    R = [
+        missing if model is None else scores(columns, run.tasks, journal.results[model.name])
+        for model in (run.base, *run.stages)
+    ]
+    matrix = np.asarray(R, np.float64)  # None becomes NaN
+    return {
+        "strategy": run.strategy,
+        "order": run.order,
+        "seed": run.seed,
+        "stages": [BASE, *run.tasks],
+        "columns": in_order(columns, run.tasks),
+        "num_tasks": len(run.tasks),
+        "R": R,
+        "metrics": measure(matrix, len(run.tasks)),
+        "models": [model and model.name for model in (run.base, *run.stages)],
+        "kept": kept and f"{MODELS}/{kept.name}",
+        "matrix": f"{MATRICES}/{run.name}.json",
+    }
+
+
+def _of_base(run: Mapping[str, Any]) -> dict[str, float | None]:
+    """The metrics of a base, as far as it has any."""
+    row = np.asarray([run["R"][0]], np.float64)
+    found = measure(row, run["num_tasks"])
+    averages = ("final_average", "unseen_average")
+    return {name: found[name] if name in averages else None for name in METRICS}
+
+
+def _summary(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    return {
+        name: found._asdict() if isinstance(found, Summary) else None
+        for name, found in summarise(runs).items()
+    }
