@@ -69,12 +69,33 @@ def cut_forward(
             cut = Cut(rows, models_at_once, beside + states + step)
             if cut.needed <= budget:
                 return cut
-    raise UnfinishedError(
-        f"this needs {cut.needed / MIB:,.0f} MiB of memory and may take {budget / MIB:,.0f} MiB, "
-        f"{states / MIB:,.0f} MiB of it for the hidden states of {len(lengths)} rows in "
-        f"{num_models} model{'s' * (num_models > 1)}: allow more with --memory, or take fewer or "
-        "shorter samples (count, max_tokens)"
-    )
+    raise _too_large(cut.needed, budget, states, len(lengths), num_models)
+
+
+def cut_apart(
+    arch: Architecture,
+    lengths: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    itemsize: int,
+    stored: int,
+    budget: int,
+    beside: int,
+) -> Cut:
+    """As `cut_forward`, of models one after the other, each over rows of its own lengths."""
+    beside += held_bytes() + _PROGRAMS
+    together = [length for own in lengths for length in own]
+    for rows in _halvings(min(batch_size, max(map(len, lengths)))):
+        states = sum(
+            hidden_bytes(arch, make_batches([range(n) for n in own], rows), itemsize)
+            for own in lengths
+        )
+        step = _one_step(arch, together, rows, 1, itemsize)
+        step += _placed_bytes(arch, len(lengths), 1, stored)
+        cut = Cut(rows, 1, beside + states + step)
+        if cut.needed <= budget:
+            return cut
+    raise _too_large(cut.needed, budget, states, len(together), len(lengths))
 
 
 def cut_rows(
@@ -121,6 +142,17 @@ def hidden_bytes_of(
     """Bytes of one model's hidden states of rows of these lengths, in batches."""
     batches = make_batches([range(length) for length in lengths], min(batch_size, len(lengths)))
     return hidden_bytes(arch, batches, itemsize)
+
+
+def _too_large(
+    needed: int, budget: int, states: int, num_rows: int, num_models: int
+) -> UnfinishedError:
+    return UnfinishedError(
+        f"this needs {needed / MIB:,.0f} MiB of memory and may take {budget / MIB:,.0f} MiB, "
+        f"{states / MIB:,.0f} MiB of it for the hidden states of {num_rows} rows in "
+        f"{num_models} model{'s' * (num_models > 1)}: allow more with --memory, or take fewer or "
+        "shorter samples (count, max_tokens)"
+    )
 
 
 def _one_step(

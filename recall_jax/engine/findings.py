@@ -26,13 +26,15 @@ _paired_rbf = jax.jit(paired_rbf)
 class Findings:
     """The weights of a merge and, where models were compared, what they follow from.
 
-    weights and similarity (K, U), sigma (U,), adjacent (U - 2,); None where a method has none.
+    weights and similarity (K, U), sigma (U,), adjacent (U - 2,), losses (K,) in nats; None where a
+    method has none.
     """
 
     weights: np.ndarray
     similarity: np.ndarray | None = None
     sigma: np.ndarray | None = None
     adjacent: np.ndarray | None = None
+    losses: np.ndarray | None = None
 
 
 def compare_representations(
@@ -98,6 +100,7 @@ def report_entries(found: Findings) -> dict[str, Any]:
         "similarity": _plain(found.similarity),
         "weights": _plain(found.weights),
         "adjacent": _plain(found.adjacent),
+        "losses": _plain(found.losses),
         "weight_rises_with_depth": rises,
     }
 

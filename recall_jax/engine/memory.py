@@ -3,12 +3,14 @@
 import math
 
 from recall_jax.models.architecture import Architecture
-from recall_jax.models.convert import state_tensors, tensor_shapes
+from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
 from recall_jax.models.decoder import QUERY_BLOCK
+from recall_jax.models.loss import TOKENS_AT_ONCE
 from recall_jax.representations.batches import Batches
 from recall_jax.units import EMBED, HEAD, layer_unit
 
 _FLOAT32 = 4
+_SOLVING = 6  # matrices as large as a Gram that a merge makes of it
 
 
 def block_bytes(arch: Architecture, itemsize: int) -> int:
@@ -24,6 +26,23 @@ def largest_unit_bytes(arch: Architecture, itemsize: int) -> int:
         sum(math.prod(shapes[name]) for name in state_tensors(arch, unit))
         for unit in (EMBED, layer_unit(0), HEAD)
     )
+
+
+def gram_bytes(arch: Architecture, num_models: int) -> int:
+    """The Grams of what the linear layers of a unit read, and what is made of one in merging.
+
+    Those of all models, and of the one that runs; float32.
+    """
+    shapes = tensor_shapes(arch)
+    unit = {path: shapes[name][1] for name, path in linear_inputs(arch, layer_unit(0)).items()}
+    grams = (num_models + 1) * sum(width**2 for width in unit.values())
+    return _FLOAT32 * (grams + _SOLVING * max(unit.values()) ** 2)
+
+
+def loss_bytes(arch: Architecture, batch_rows: int) -> int:
+    """The output projection as it is used, and the logits of a block of tokens; float32."""
+    logits = batch_rows * TOKENS_AT_ONCE * arch.vocab_size
+    return _FLOAT32 * (2 * arch.vocab_size * arch.hidden_size + 3 * logits)
 
 
 def hidden_bytes(arch: Architecture, batches: Batches, itemsize: int) -> int:

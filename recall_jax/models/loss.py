@@ -9,7 +9,8 @@ from recall_jax.models.forward import Params, logits
 
 Array = jax.Array
 
-_TOKENS_AT_ONCE = 128  # of each row, whose logits exist together
+TOKENS_AT_ONCE = 128
+"""So many tokens of each row have logits at a time."""
 
 
 def next_token_loss(
@@ -31,7 +32,7 @@ def next_token_loss(
         return jnp.sum(losses * counted)
 
     tokens = input_ids.shape[1]
-    if tokens > _TOKENS_AT_ONCE and tokens % _TOKENS_AT_ONCE == 0:
+    if tokens > TOKENS_AT_ONCE and tokens % TOKENS_AT_ONCE == 0:
         # Logits, (B, T, V), are the largest array of all: of a block of tokens at a time.
         blocks = tuple(map(_in_blocks, (normed, targets, counted)))
         losses = jax.lax.map(lambda block: jax.checkpoint(summed)(*block), blocks)
@@ -42,4 +43,4 @@ def next_token_loss(
 def _in_blocks(states: Array) -> Array:
     """(B, T, …) to (T / 128, B, 128, …)."""
     batch, _, *rest = states.shape
-    return jnp.moveaxis(states.reshape(batch, -1, _TOKENS_AT_ONCE, *rest), 1, 0)
+    return jnp.moveaxis(states.reshape(batch, -1, TOKENS_AT_ONCE, *rest), 1, 0)

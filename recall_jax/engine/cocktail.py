@@ -1,0 +1,110 @@
+"""LM-Cocktail: one weight for each model, by its loss on a few labelled examples."""
+
+import numpy as np
+
+from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.budget import widest
+from recall_jax.engine.cut import cut_forward
+from recall_jax.engine.findings import Findings
+from recall_jax.engine.inputs import (
+    TypicalSamples,
+    common_architecture,
+    compute_dtype,
+    read_samples,
+)
+from recall_jax.engine.losses import mean_loss
+from recall_jax.engine.memory import loss_bytes
+from recall_jax.engine.rules import Merge, Prepared, weights_by_unit
+from recall_jax.errors import InputError, UnfinishedError
+from recall_jax.generation.end_of_text import end_of_text
+from recall_jax.merging.methods import CocktailParameters
+from recall_jax.merging.weights import layer_weights
+from recall_jax.models.architecture import Architecture
+from recall_jax.recipe import Samples
+from recall_jax.representations.parts import row_parts, tokenize_parts
+from recall_jax.representations.samples import Tokenized
+from recall_jax.representations.tokens import load_tokenizer
+
+
+def prepare_cocktail(merge: Merge) -> Prepared:
+    """Weigh the models by softmax(-loss / temperature), each run once before the walk.
+
+    Xiao et al. 2023 (arXiv 2311.13534). The examples are `count` rows drawn from the data by its
+    seed, or the rows as given. Raises UnfinishedError where the memory is too small, or an
+    interrupted merge saw other texts.
+    """
+    recipe, models, journal = merge.recipe, merge.models, merge.journal
+    assert isinstance(recipe.parameters, CocktailParameters)
+    assert recipe.samples is not None
+    settings, newest = recipe.samples, models[-1]
+    if settings.source != "data":
+        raise InputError(
+            f"samples.source {settings.source}: lm_cocktail weighs by labelled examples: give data "
+            "or typical"
+        )
+    arch = common_architecture(models, recipe.ignore_config)
+    dtype = compute_dtype(recipe.compute_dtype, newest)
+    with merge.clock.stage("select"):
+        drawn = settings.model_copy(update={"pool": settings.count})
+        samples = read_samples(drawn, newest, arch)
+        token_ids, counted = labelled(samples, settings, newest, arch)
+        cut = cut_forward(
+            arch,
+            list(map(len, token_ids)),
+            num_models=1,
+            batch_size=settings.batch_size,
+            itemsize=np.dtype(dtype).itemsize,
+            stored=max(widest(model.specs) for model in models),
+            budget=merge.budget,
+            beside=merge.beside + loss_bytes(arch, settings.batch_size),
+        )
+        merge.announce(f"losses: {len(token_ids)} examples in a pass over each of the models")
+        prepared = journal.prepared or {"texts": samples.digest(), "losses": []}
+        if prepared["texts"] != samples.digest():
+            raise UnfinishedError(
+                f"the texts or the tokenizer of {newest.name} are not what they were when the "
+                "merge was interrupted: restore them, or run without --resume to start afresh"
+            )
+        for done, model in enumerate(models[len(prepared["losses"]) :], len(prepared["losses"])):
+            merge.progress(f"{model.name}: loss", done, len(models), read=model.bytes_read)
+            loss = mean_loss(
+                model, arch, token_ids, counted, batch_size=cut.batch_size, dtype=dtype
+            )
+            prepared = {**prepared, "losses": [*prepared["losses"], loss]}
+            journal.record_prepared(prepared)
+    losses = np.asarray(prepared["losses"], np.float64)
+    weights = layer_weights(-losses, temperature=recipe.parameters.temperature)
+    units = list(merge.plan.units)
+    by_unit = np.repeat(np.asarray(weights)[:, None], len(units), axis=1)
+    return Prepared(
+        weights_by_unit(Findings(by_unit, losses=losses), units),
+        models,
+        needed=cut.needed,
+        cut={"batch_size": cut.batch_size},
+        compute_dtype=np.dtype(dtype).name,
+        samples=TypicalSamples(samples, None, 0),
+    )
+
+
+def labelled(
+    samples: Tokenized, settings: Samples, model: Checkpoint, arch: Architecture
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids of each row, and 1 on those that are predicted: its label, and the end of text.
+
+    Raises InputError for a row without a label within `max_tokens`.
+    """
+    tokenizer = load_tokenizer(model.tokenizer_folders, arch.family)
+    end = end_of_text(model)[0]
+    token_ids, counted = [], []
+    for index, row in zip(samples.indices, samples.rows, strict=True):
+        where = f"{settings.data or settings.typical}, row {index} (from 0)"
+        parts = row_parts(row, where, tokenizer, settings.field)
+        ids, counts = tokenize_parts(parts, tokenizer, where, end)
+        token_ids.append(ids[: settings.max_tokens])
+        counted.append(counts[: settings.max_tokens])
+        if not any(counted[-1][1:]):
+            raise InputError(
+                f"{where} has no token to predict within {settings.max_tokens} tokens: remove it, "
+                "or allow more with samples.max_tokens"
+            )
+    return token_ids, counted
