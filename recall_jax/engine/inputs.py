@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.cut import Passes
+from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.plan import DTYPES, ConfiguredModel, NamedModel
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.select import choose_typical
@@ -112,9 +113,14 @@ def find_typical(
 
 
 def read_samples(settings: Samples, model: Checkpoint, arch: Architecture) -> Tokenized:
-    """The rows to choose from, or the typical ones as given, tokenised by `model`'s tokenizer."""
+    """The rows to choose from, or the typical ones as given, tokenised by `model`'s tokenizer.
+
+    Of a source that needs no data they are drawn from `model`.
+    """
     tokenizer = load_tokenizer(model.tokenizer_folders, arch.family)
-    if settings.typical is not None:
+    if settings.source != "data":
+        samples = draw_samples(settings, model, arch, tokenizer)
+    elif settings.typical is not None:
         samples = read_typical(
             Path(settings.typical),
             tokenizer,

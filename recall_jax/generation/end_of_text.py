@@ -1,4 +1,4 @@
-"""Which tokens end a model's texts."""
+"""Which tokens begin and end a model's texts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.errors import InputError
+from recall_jax.generation.prompt_tokens import encode_prompt
+from recall_jax.representations.tokens import Tokenizer
 
 
 def end_of_text(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -14,14 +16,30 @@ def end_of_text(checkpoint: Checkpoint) -> tuple[int, ...]:
     Raises:
         InputError: if neither has any.
     """
-    generation = checkpoint.folder / "generation_config.json"
-    configs: list[Mapping[str, Any]] = [checkpoint.config]
-    if generation.is_file():
-        configs.insert(0, read_json_object(generation))
-    for config in configs:
+    for config in _configs(checkpoint):
         match config.get("eos_token_id"):
             case int(token):
                 return (token,)
             case list(tokens) if tokens:
                 return tuple(tokens)
     raise InputError(f"{checkpoint.name} has no eos_token_id: add it to its config.json")
+
+
+def start_of_text(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
+    """The token ids that a text begins with.
+
+    Those that the tokenizer puts before every text, else the config's bos_token_id, else the token
+    that ends the text before. Raises InputError where there is none of them.
+    """
+    if before := encode_prompt(tokenizer, ""):
+        return before
+    known = [config.get("bos_token_id") for config in _configs(checkpoint)]
+    starts = [token for token in known if isinstance(token, int)]
+    return starts[:1] or [end_of_text(checkpoint)[0]]
+
+
+def _configs(checkpoint: Checkpoint) -> list[Mapping[str, Any]]:
+    """The generation config, where there is one, and the config."""
+    generation = checkpoint.folder / "generation_config.json"
+    own = [read_json_object(generation)] if generation.is_file() else []
+    return [*own, checkpoint.config]

@@ -12,6 +12,8 @@ from recall_jax.errors import InputError
 from recall_jax.representations.data import Row, read_rows, row_text
 from recall_jax.representations.tokens import Tokenizer
 
+INPUT_IDS = "input_ids"  # of a row that is known by its tokens
+
 
 @dataclass(frozen=True)
 class Tokenized:
@@ -63,7 +65,8 @@ def read_typical(
     """All rows of a file of typical samples, tokenised.
 
     Their numbers are their `row` fields where every row has a different one, as `recall select`
-    writes them, else their places in this file.
+    writes them, else their places in this file. A row's `input_ids` stand for its text: rows that
+    were drawn have them where the text has other tokens.
     """
     rows = read_rows(path)
     numbers = [row.get("row") for row in rows]
@@ -73,7 +76,7 @@ def read_typical(
         indices = np.asarray([row["row"] for row in rows], np.int64)
     else:
         indices = np.arange(len(rows))
-    return _tokenize(path, indices, rows, tokenizer, field, max_tokens)
+    return _tokenize(path, indices, rows, tokenizer, field, max_tokens, by_ids=True)
 
 
 def check_vocabulary(samples: Tokenized, vocab_size: int, model: str) -> None:
@@ -93,6 +96,7 @@ def _tokenize(
     tokenizer: Tokenizer,
     field: str | None,
     max_tokens: int,
+    by_ids: bool = False,
 ) -> Tokenized:
     texts, token_ids = [], []
     for index, row in zip(indices, rows, strict=True):
@@ -106,10 +110,19 @@ def _tokenize(
         except UnicodeEncodeError as error:
             message = f"{where} holds half a surrogate pair, which is no text: repair it"
             raise InputError(message) from error
-        # A chat template writes the special tokens itself.
-        ids = tokenizer.encode(text, max_tokens, not is_chat)
+        if by_ids and INPUT_IDS in row:
+            ids = _given_ids(row[INPUT_IDS], where)[:max_tokens]
+        else:
+            # A chat template writes the special tokens itself.
+            ids = tokenizer.encode(text, max_tokens, not is_chat)
         if not ids:
             raise InputError(f"{where} tokenises to nothing: remove it or give it text")
         texts.append(text)
         token_ids.append(ids)
     return Tokenized(indices, tuple(rows), tuple(texts), tuple(token_ids))
+
+
+def _given_ids(ids: Any, where: str) -> list[int]:
+    if isinstance(ids, list) and ids and all(type(each) is int and each >= 0 for each in ids):
+        return ids
+    raise InputError(f"{where}: {INPUT_IDS} is no list of token ids: repair it or leave it out")

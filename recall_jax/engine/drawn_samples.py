@@ -1,0 +1,127 @@
+"""Samples that need no data: drawn from a model itself, or from its vocabulary."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.errors import InputError
+from recall_jax.generation.end_of_text import end_of_text, start_of_text
+from recall_jax.generation.generate import check_token_ids, generate
+from recall_jax.generation.prompt_tokens import encode_prompt
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.convert import tensor_shapes, to_flax
+from recall_jax.recipe import Samples
+from recall_jax.representations.data import Row, read_rows, row_text
+from recall_jax.representations.samples import INPUT_IDS, Tokenized
+from recall_jax.representations.tokens import UNLIMITED, Tokenizer
+
+
+def draw_samples(
+    settings: Samples, model: Checkpoint, arch: Architecture, tokenizer: Tokenizer, place: int = 0
+) -> Tokenized:
+    """`settings.count` sequences of a model, the same for the same seed and `place`.
+
+    `generated`: ancestral sampling at temperature 1 from the start of a text, or of an answer to
+    each of the prompts, until the model ends the text or it has `max_tokens` tokens; the whole
+    model is in memory meanwhile. `random`: a start of text and tokens drawn uniformly from the
+    vocabulary, special ones left out. No sequence is longer than the model was made for.
+
+    Raises InputError for prompts that cannot be read or leave no room for an answer.
+    """
+    longest = model.config.get("max_position_embeddings") or settings.max_tokens
+    max_tokens = min(settings.max_tokens, longest)
+    seed = int(np.random.SeedSequence([settings.seed, place]).generate_state(1)[0])
+    if settings.source == "random":
+        start = start_of_text(model, tokenizer)
+        prompts = [start] * settings.count
+        texts = [""] * settings.count
+        answers = _random_tokens(
+            settings.count, max(max_tokens - len(start), 1), arch.vocab_size, tokenizer, seed
+        )
+    else:
+        texts, prompts = _prompts(settings, model, tokenizer)
+        room = max_tokens - max(map(len, prompts))
+        if room < 1:
+            raise InputError(
+                f"{settings.prompts or model.name}: a prompt of {max(map(len, prompts))} tokens "
+                f"leaves no room for an answer within {max_tokens}: allow more with "
+                "samples.max_tokens, or shorten it"
+            )
+        check_token_ids(arch, prompts, f"{settings.prompts or model.name}: prompt")
+        answers = generate(
+            arch,
+            to_flax(arch, {name: model.read(name) for name in tensor_shapes(arch)}),
+            prompts,
+            max_new_tokens=room,
+            eos_token_ids=end_of_text(model),
+            batch_size=min(settings.batch_size, settings.count),
+            temperature=1.0,
+            seed=seed,
+        )
+    token_ids = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    rows = [
+        _row(text, answer, ids, tokenizer)
+        for text, answer, ids in zip(texts, answers, token_ids, strict=True)
+    ]
+    return Tokenized(
+        np.arange(settings.count),
+        tuple(rows),
+        tuple(text + tokenizer.decode(ids) for text, ids in zip(texts, answers, strict=True)),
+        tuple(token_ids),
+    )
+
+
+def _prompts(
+    settings: Samples, model: Checkpoint, tokenizer: Tokenizer
+) -> tuple[list[str], list[list[int]]]:
+    """The text and the tokens of `count` prompts: those of the file in turn, or starts of text."""
+    if settings.prompts is None:
+        return [""] * settings.count, [start_of_text(model, tokenizer)] * settings.count
+    path = Path(settings.prompts)
+    rows = read_rows(path)
+    texts, prompts = [], []
+    for index in range(settings.count):
+        place = index % len(rows)
+        row, where = rows[place], f"{path}, row {place} (from 0)"
+        text: Any = row["prompt"] if "prompt" in row else row_text(row, where)
+        if isinstance(text, list):
+            text = tokenizer.chat_text(text, add_generation_prompt=True)
+            tokens = tokenizer.encode(text, UNLIMITED, False)
+        elif isinstance(text, str):
+            tokens = encode_prompt(tokenizer, text)
+        else:
+            raise InputError(f"{where}: prompt holds {type(text).__name__}, not text")
+        texts.append(text)
+        prompts.append(tokens)
+    return texts, prompts
+
+
+def _random_tokens(
+    count: int, length: int, vocab_size: int, tokenizer: Tokenizer, seed: int
+) -> list[list[int]]:
+    """Token ids (count, length), uniform over those that the tokenizer writes as text."""
+    rng = np.random.default_rng(seed)
+    tokens: list[int] = []
+    is_text: dict[int, bool] = {}
+    for _ in range(1000):
+        if len(tokens) >= count * length:
+            break
+        for token in rng.integers(vocab_size, size=count * length).tolist():
+            if token not in is_text:
+                is_text[token] = tokenizer.decode([token]) != ""
+            if is_text[token]:
+                tokens.append(token)
+    else:
+        raise InputError("the tokenizer has no tokens of text: use the one that fits the model")
+    return [tokens[start : start + length] for start in range(0, count * length, length)]
+
+
+def _row(prompt: str, answer: Sequence[int], ids: list[int], tokenizer: Tokenizer) -> Row:
+    """A drawn row as a file of samples holds it; with its tokens where its text has others."""
+    text = tokenizer.decode(answer)
+    row: Row = {"prompt": prompt, "completion": text} if prompt else {"text": text}
+    again = tokenizer.encode(prompt + text, UNLIMITED, True)
+    return row if again == ids else {**row, INPUT_IDS: ids}
