@@ -128,8 +128,8 @@ def _keys_at(schema: Any, steps: Sequence[str]) -> list[str]:
     """The keys known at a place of the schema; where it is one of several kinds, those of all."""
     parts = _models(schema)
     for step in steps:
-        if not step.isdigit():
-            fields = [part.model_fields[step] for part in parts if step in part.model_fields]
+        fields = [part.model_fields[step] for part in parts if step in part.model_fields]
+        if fields:  # else an index, or a key of a mapping of such parts
             parts = [model for field in fields for model in _models(field.annotation)]
     return list(dict.fromkeys(name for part in parts for name in part.model_fields))
 
