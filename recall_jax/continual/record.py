@@ -7,7 +7,7 @@ import numpy as np
 
 from recall_jax.continual.journal import Journal, Results
 from recall_jax.continual.lineage import Merged, Model, Tuned, ancestry, definition
-from recall_jax.continual.metrics import METRICS, Summary, measure, summarise
+from recall_jax.continual.metrics import Summary, measure, summarise
 from recall_jax.continual.plan import Run
 from recall_jax.continual.recipe import Protocol
 from recall_jax.evaluation.metrics import OF_TEXTS
@@ -62,7 +62,11 @@ def make_record(
         ],
         "orders": [list(order) for order in protocol.orders],
         "seeds": list(protocol.seeds),
-        "base": {"summary": _summary([_of_base(run) for run in told])},
+        "base": {
+            "summary": _summary(
+                [_of_base(run) for run in {(r["order"], r["seed"]): r for r in told}.values()]
+            )
+        },
         "strategies": {
             name: {
                 "about": strategy.about,
@@ -113,11 +117,10 @@ def _run(
 
 
 def _of_base(run: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics of a base, as far as it has any."""
-    row = np.asarray([run["R"][0]], np.float64)
-    found = measure(row, run["num_tasks"])
-    averages = ("final_average", "unseen_average")
-    return {name: found[name] if name in averages else None for name in METRICS}
+    """The metrics of a base that learns nothing, as far as it has any."""
+    R = np.full((run["num_tasks"] + 1, len(run["columns"])), np.nan)
+    R[-1] = run["R"][0]
+    return measure(R, run["num_tasks"])
 
 
 def _summary(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_experts_and_chains_share_what_is_made_alike(protocol):
     assert isinstance(first, Tuned) and first.start == base
     # all begin with the same fine-tuning; recall of one model alone is that model
     assert recall.stages[0].name == first.name
-    assert [model.name for model in average.stages[2].models][0] == first.name
+    assert average.stages[2].models[0].name == first.name
     assert [model.start for model in average.stages[2].models] == [base] * 3
     assert [model.name for model in average.final.models] == [
         model.name for model in recall.final.models
