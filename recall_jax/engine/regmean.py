@@ -18,6 +18,7 @@ from recall_jax.engine.findings import Findings
 from recall_jax.engine.forward import HiddenStates, Placed, StreamedForward
 from recall_jax.engine.inputs import common_architecture, compute_dtype
 from recall_jax.engine.memory import gram_bytes
+from recall_jax.engine.own_samples import own_samples
 from recall_jax.engine.programs import Grams
 from recall_jax.engine.rules import (
     Merge,
@@ -41,8 +42,6 @@ def prepare_regmean(merge: Merge, *, through_merged: bool) -> Prepared:
 
     Raises UnfinishedError where the memory is too small, or an interrupted merge saw other texts.
     """
-    from recall_jax.engine.own_samples import own_samples
-
     recipe, models, journal = merge.recipe, merge.models, merge.journal
     arch = common_architecture(models, recipe.ignore_config)
     dtype = compute_dtype(recipe.compute_dtype, models[-1])

@@ -104,6 +104,7 @@ def merge_stream(
                         writing.run(write, name, piece, arrays)
                     if rule.merged is not None:
                         merged.setdefault(name, []).append(piece)
+            del values  # before those of the next unit exist
             if done >= resumed:
                 writing.run(finished, unit)
             if rule.merged is not None:

@@ -1,14 +1,17 @@
 """RegMean and RegMean++ against the same, written out on transformers' Llama with hooks."""
 
 import copy
+import json
 from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from toys import TIMED, tree
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.writer import ShardedWriter
@@ -19,8 +22,10 @@ from recall_jax.engine.progress import Clock
 from recall_jax.engine.regmean import RegMean
 from recall_jax.engine.rules import Rule
 from recall_jax.engine.stream import merge_stream
+from recall_jax.errors import InputError
 from recall_jax.merging.regmean import regmean
 from recall_jax.models.config import read_architecture
+from recall_jax.recipe import make_recipe
 
 SIZES = {
     "vocab_size": 61,
@@ -212,3 +217,46 @@ def test_identical_models_pass_bit_for_bit(through_merged, folders, rows, tmp_pa
     original = SafetensorsFile(folders[0] / "model.safetensors")
     for name in merged.specs:
         np.testing.assert_array_equal(merged.read(name), original.read(name))
+
+
+@pytest.fixture
+def recipe_of(toys, tmp_path):
+    """A recipe of three models, each with rows of its own, more or fewer."""
+    entries = []
+    for k, folder in enumerate(toys.qwen2):
+        texts = ["abcdefgh"[k : k + n] * n for n in range(2, 7 - k)]
+        data = tmp_path / f"{k}.jsonl"
+        data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        entries.append({"model": folder, "data": str(data)})
+    return lambda method, **keys: make_recipe({"merge_method": method, "models": entries, **keys})
+
+
+@pytest.mark.parametrize("method", ["regmean", "regmean_plusplus"])
+@pytest.mark.parametrize("before", ["embed", "layers.2"])
+def test_an_interrupted_merge_goes_on_to_the_same_bytes(method, before, recipe_of, tmp_path):
+    recipe = recipe_of(method)
+
+    def interrupt(doing, done, total, **moved):
+        if doing == before:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        job.merge(recipe, tmp_path / "out", progress=interrupt)
+    options = job.Options(resume=True)
+    report = job.merge(recipe, tmp_path / "out", options=options)
+    # what waits for the writer may or may not be written
+    assert report["resumed_units"] in {"embed": {0}, "layers.2": {2, 3}}[before]
+    whole = job.merge(recipe, tmp_path / "whole")
+    assert report["memory"]["batch_size"] == whole["memory"]["batch_size"] == 5
+    one, other = (
+        {name: content for name, content in tree(tmp_path / out).items() if name not in TIMED}
+        for out in ("out", "whole")
+    )
+    assert one == other
+    typical = (tmp_path / "out" / "typical.jsonl").read_text().splitlines()
+    assert [json.loads(row)["model"] for row in typical] == [0] * 5 + [1] * 4 + [2] * 3
+
+
+def test_alpha_without_limit_is_refused(recipe_of):
+    with pytest.raises(InputError, match="alpha"):
+        recipe_of("regmean", parameters={"alpha": 1.0})
