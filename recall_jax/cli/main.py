@@ -14,10 +14,12 @@ import typer
 from recall_jax.cli import (
     bench,
     checkpoints,
+    continual,
     demo,
     evaluate,
     finetune,
     merge,
+    rows,
     signals,
     similarity,
     stages,
@@ -45,6 +47,8 @@ app.command("similarity")(similarity.similarity)
 app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("suite")(suite.suite)
+app.command("rows")(rows.rows)
+app.command("continual")(continual.continual)
 app.command("convert")(checkpoints.convert)
 app.command("inspect")(checkpoints.inspect)
 app.command("verify")(checkpoints.verify)

@@ -1,0 +1,53 @@
+"""`recall rows`: what a task has to learn from, as rows for `recall finetune`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from recall_jax.cli import console
+from recall_jax.cli import options as opt
+
+
+def rows(
+    task: Annotated[str, typer.Argument(help="Evaluation task, by name or .yml file.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write, .jsonl.")],
+    split: Annotated[
+        str, typer.Option("--split", help="Rows to take; never the ones that are evaluated.")
+    ] = "train",
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-root",
+            help="Folder with a folder of rows for each task; without it, rows come from the hub.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Take at most this many rows, by seed.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the draw of rows.")
+    ] = 0,
+    force: opt.Force = False,
+    quiet: opt.Quiet = False,
+    debug: opt.Debug = False,
+) -> None:
+    """Write a task's training rows, asked as the evaluation asks, with the right answers.
+
+    \b
+    Example: recall rows sst2 --limit 10000 --out sst2.train.jsonl
+    """
+    from recall_jax.evaluation.examples import make_examples
+    from recall_jax.evaluation.rows import load_rows
+    from recall_jax.evaluation.task import find_task
+    from recall_jax.evaluation.training_rows import training_rows, with_split
+    from recall_jax.output import output_file
+    from recall_jax.representations.data import write_jsonl
+
+    asked = with_split(find_task(task), split)
+    found = load_rows(asked, data_root)
+    drawn = found.draw(limit, seed)
+    made = training_rows(asked, make_examples(asked, drawn))
+    with output_file(out, force=force, inputs=found.files) as file:
+        write_jsonl(file, made)
+    console.say(f"{len(made):,} of {len(found.rows):,} rows of {found.source} in {out}", quiet)

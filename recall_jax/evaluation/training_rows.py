@@ -1,0 +1,46 @@
+"""A task's rows to be learnt from: prompts as the evaluation asks them, with the right answers."""
+
+from collections.abc import Sequence
+
+from recall_jax.errors import InputError
+from recall_jax.evaluation.examples import Example
+from recall_jax.evaluation.task import Generated, Generation, Task
+from recall_jax.representations.data import Row
+
+
+def with_split(task: Task, split: str) -> Task:
+    """The task with the rows of another split; InputError for the one that is evaluated."""
+    if isinstance(task.source, Generated):
+        raise InputError(
+            f"{task.task} has no splits, and its rows are held out: recall suite makes rows to "
+            "learn from"
+        )
+    if split not in task.source.splits:
+        known = ", ".join(task.source.splits)
+        raise InputError(f"{task.task} has no split {split!r}: choose from {known}")
+    if split == task.split:
+        raise InputError(f"{task.task} is evaluated on split {split!r}: learn from another one")
+    return task.model_copy(update={"split": split})
+
+
+def training_rows(task: Task, examples: Sequence[Example]) -> list[Row]:
+    """Rows for fine-tuning: `prompt` and `completion`, or `text` of a task without answers.
+
+    The completion is the right choice or the first reference, or `no_answer` where there is none. A
+    space goes before it unless there is white space already.
+    """
+    return [_row(task, example) for example in examples]
+
+
+def _row(task: Task, example: Example) -> Row:
+    if example.choices:
+        answer = example.choices[example.answer]
+    elif example.references:
+        answer = example.references[0]
+    elif task.references is None:
+        return {"text": example.prompt}
+    else:
+        assert isinstance(task.scoring, Generation)
+        answer = task.scoring.no_answer or ""
+    spaced = example.prompt[-1:].isspace() or answer[:1].isspace()
+    return {"prompt": example.prompt, "completion": answer if spaced else f" {answer}"}
