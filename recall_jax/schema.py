@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from recall_jax.errors import InputError
 
@@ -128,10 +129,15 @@ def _keys_at(schema: Any, steps: Sequence[str]) -> list[str]:
     """The keys known at a place of the schema; where it is one of several kinds, those of all."""
     parts = _models(schema)
     for step in steps:
-        fields = [part.model_fields[step] for part in parts if step in part.model_fields]
+        fields = [known[step] for known in map(_fields, parts) if step in known]
         if fields:  # else an index, or a key of a mapping of such parts
             parts = [model for field in fields for model in _models(field.annotation)]
-    return list(dict.fromkeys(name for part in parts for name in part.model_fields))
+    return list(dict.fromkeys(name for part in parts for name in _fields(part)))
+
+
+def _fields(schema: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a schema by their names in a file."""
+    return {field.alias or name: field for name, field in schema.model_fields.items()}
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

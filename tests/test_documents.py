@@ -15,7 +15,7 @@ from recall_jax.job import merge
 from recall_jax.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yml"))
+CONFIGS = sorted({*(ROOT / "configs").glob("*.yml")} - {ROOT / "configs" / "ablation.yml"})
 
 
 def test_the_example_of_the_readme_runs():
@@ -40,7 +40,8 @@ def test_every_shipped_recipe_merges(config, tmp_path, monkeypatch):
     assert {n: s.shape for n, s in merged.specs.items()} == {
         n: s.shape for n, s in newest.specs.items()
     }
-    np.testing.assert_allclose(np.asarray(report["weights"]).sum(axis=0), 1.0, atol=1e-6)
+    if report["base_model"] is None:  # else they are of task vectors, and of any sum
+        np.testing.assert_allclose(np.asarray(report["weights"]).sum(axis=0), 1.0, atol=1e-6)
 
 
 def test_the_documents_name_only_files_that_exist():

@@ -1,0 +1,3 @@
+from toys import toys
+
+__all__ = ["toys"]
