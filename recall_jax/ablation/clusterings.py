@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recall_jax.ablation.domains import squared_distances
+from recall_jax.errors import InputError
 
 _DRAWS = 20
 
@@ -24,12 +25,12 @@ class Coverage(NamedTuple):
 def coverage(states: np.ndarray, typical: np.ndarray) -> Coverage:
     """How typical samples (U, m, E) cover n texts (U, n, E); units of one state are left out.
 
-    Raises ValueError where no unit has more than one state.
+    Raises InputError where no unit has more than one state.
     """
     spreads = np.sqrt(states.var(axis=1, dtype=np.float64).sum(axis=1))  # (U,)
     units = np.flatnonzero(spreads > 0).tolist()
     if not units:
-        raise ValueError("every text has the same state: there is nothing to cover")
+        raise InputError("every text of the domains has the same states: give other rows")
 
     def nearest(unit: int, samples: np.ndarray) -> np.ndarray:
         squared = squared_distances(states[unit], samples)

@@ -12,6 +12,7 @@ from contextlib import suppress
 import typer
 
 from recall_jax.cli import (
+    ablate,
     bench,
     checkpoints,
     continual,
@@ -49,6 +50,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("suite")(suite.suite)
 app.command("rows")(rows.rows)
 app.command("continual")(continual.continual)
+app.command("ablate")(ablate.ablate)
 app.command("convert")(checkpoints.convert)
 app.command("inspect")(checkpoints.inspect)
 app.command("verify")(checkpoints.verify)

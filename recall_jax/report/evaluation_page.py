@@ -30,7 +30,7 @@ def summary(record: Mapping[str, Any]) -> Table:
                 results[task["task"]][name]
                 for task, name in zip(record["tasks"], firsts, strict=True)
             ]
-            cells.append(estimate(_mean(first)))
+            cells.append(estimate(mean_of_tasks(first)))
         rows.append([model["model"], *cells])
     if has_mean:
         titles.append("mean")
@@ -55,18 +55,19 @@ def words(metric: str) -> str:
     )
 
 
+def mean_of_tasks(estimates: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The mean of tasks' scores; they share no rows, so their errors are independent."""
+    errors = [each["standard_error"] for each in estimates]
+    known = None if None in errors else sqrt(sum(error**2 for error in errors)) / len(errors)
+    return {"value": fmean(each["value"] for each in estimates), "standard_error": known}
+
+
 def estimate(found: Mapping[str, Any], metric: str = "") -> str:
     """An estimate as `value ± standard error`, in as many digits as the metric is told in."""
     digits = _DIGITS.get(metric, 1)
     if found["standard_error"] is None:
         return f"{found['value']:.{digits}f}"
     return f"{found['value']:.{digits}f} ± {found['standard_error']:.{digits}f}"
-
-
-def _mean(estimates: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    errors = [each["standard_error"] for each in estimates]
-    known = None if None in errors else sqrt(sum(error**2 for error in errors)) / len(errors)
-    return {"value": fmean(each["value"] for each in estimates), "standard_error": known}
 
 
 def _table(record: Mapping[str, Any], task: str) -> Table:

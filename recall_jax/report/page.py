@@ -62,6 +62,14 @@ def render(template: str, **values: Any) -> str:
     return wording.printable(page)
 
 
+def markdown(table: Table) -> str:
+    """A table as Markdown, numbers as on the page, the title above it."""
+    cells = [[_cell(value) for value in row] for row in (table.columns, *table.rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    lines.insert(1, "|---" * len(table.columns) + "|")
+    return "\n".join([f"## {table.title}", "", *lines, ""])
+
+
 def unit_tick(unit: str) -> str:
     """What stands under a unit's column: a layer's bare number, else the unit's name."""
     return wording.short_name(unit.rpartition(".")[2], 12)
@@ -69,6 +77,11 @@ def unit_tick(unit: str) -> str:
 
 def _read(name: str) -> str:
     return files("recall_jax.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _cell(value: str | float | None) -> str:
+    text = "–" if value is None else value if isinstance(value, str) else wording.number(value)
+    return wording.printable(" ".join(text.split()).replace("|", "\\|"))
 
 
 def _breakable(name: str) -> Markup:

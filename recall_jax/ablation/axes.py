@@ -1,0 +1,91 @@
+"""The choices of a RECALL recipe that can be varied, and the values that are tried by default."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from recall_jax.recipe import Recipe, make_recipe
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One choice: what it is, where in the recipe it is made, and what to try."""
+
+    about: str
+    section: Literal["samples", "parameters"]
+    key: str
+    values: tuple[Any, ...]
+
+    def own(self, recipe: Recipe) -> Any:
+        """The recipe's own value."""
+        return getattr(getattr(recipe, self.section), self.key)
+
+    def vary(self, recipe: Recipe, value: Any) -> Recipe:
+        """The recipe with another value. Raises InputError where it does not fit."""
+        values = recipe.model_dump(exclude_none=True)
+        section = values[self.section] | {self.key: value}
+        if self.key == "source" and value != "data":
+            section = {k: v for k, v in section.items() if k not in ("data", "typical", "field")}
+        return make_recipe(values | {self.section: section})
+
+
+AXES: Mapping[str, Axis] = {
+    "count": Axis("Number of typical samples", "samples", "count", (2, 5, 10, 20, 50, 100)),
+    "unit": Axis(
+        "Unit whose states are clustered",
+        "samples",
+        "unit",
+        ("embed", "layers.0", "last", "head", "all"),
+    ),
+    "source": Axis("Source of the samples", "samples", "source", ("data", "generated", "random")),
+    "sigma": Axis(
+        "Bandwidth of the similarity", "parameters", "sigma", ("median", "dim", 0.1, 1.0, 10.0)
+    ),
+    "temperature": Axis(
+        "Temperature of the weights", "parameters", "temperature", (0.03, 0.1, 0.3, 1.0, 3.0)
+    ),
+    "reference": Axis(
+        "Model that the others are compared with",
+        "parameters",
+        "reference",
+        ("newest", 0, "pairwise"),
+    ),
+    "merged_units": Axis(
+        "Units that are merged, the others left to the newest model",
+        "parameters",
+        "merged_units",
+        ("all", "first", "middle", "last"),
+    ),
+    "threshold": Axis(
+        "Similarity below which a unit is left to the newest model",
+        "parameters",
+        "threshold",
+        (None, 0.25, 0.5, 0.75, 0.9),
+    ),
+    "similarity": Axis(
+        "Measure of similarity",
+        "parameters",
+        "similarity",
+        (
+            "rbf",
+            "cosine",
+            "linear_cka",
+            {"rbf": 0.5, "cosine": 0.5},
+            {"rbf": 0.5, "linear_cka": 0.5},
+        ),
+    ),
+    "alignment": Axis(
+        "Alignment of the models' states",
+        "parameters",
+        "alignment",
+        ("none", "center", "procrustes"),
+    ),
+}
+"""By the names that a recipe's `ablate` has for them."""
+
+
+def label(value: Any) -> str:
+    """A value as tables and pictures write it."""
+    if isinstance(value, Mapping):
+        return " + ".join(f"{weight:g} {name}" for name, weight in value.items())
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

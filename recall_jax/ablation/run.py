@@ -1,0 +1,140 @@
+"""An ablation, from recipe to page: each variant is merged, asked, and removed again.
+
+What each came to is kept; an interrupted ablation goes on after the last one that was finished.
+"""
+
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recall_jax import job
+from recall_jax.ablation.plan import Plan, make_plan
+from recall_jax.ablation.recipe import OWN, Ablation
+from recall_jax.ablation.record import make_record
+from recall_jax.ablation.scores import counted_metric, row_shares
+from recall_jax.ablation.units import look_at_units
+from recall_jax.checkpoint.folder import open_checkpoint
+from recall_jax.engine.inputs import compute_dtype
+from recall_jax.engine.progress import Progress, silent
+from recall_jax.engine.results import Results, resume_results
+from recall_jax.errors import InputError, UnfinishedError, storage_faults
+from recall_jax.evaluation.resident import with_weights, without_weights
+from recall_jax.evaluation.scoring import score
+from recall_jax.output import work_folder
+from recall_jax.recipe import Recipe
+from recall_jax.report.ablation_page import render_ablation, tables_in_markdown
+from recall_jax.stages import write_json
+
+RECORD, PAGE, TABLE = "ablation.json", "index.html", "table.md"
+_TOLD = ("weights", "similarity", "sigma", "typical_samples", "typical", "warnings")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an ablation is run; `memory` is the merges' budget in bytes.
+
+    `inputs` are files that OUT must not replace, beside those that the recipe names.
+    """
+
+    memory: int | None = None
+    force: bool = False
+    resume: bool = False
+    inputs: Collection[Path] = ()
+
+
+DEFAULTS = Options()
+
+
+def ablate(
+    ablation: Ablation,
+    out: Path,
+    *,
+    options: Options = DEFAULTS,
+    progress: Progress = silent,
+    announce: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Merge and ask every variant, and write `out`: the record, a page with plots, the tables.
+
+    `announce` hears what is going to be done. Returns the record, as `ablation.json` holds it.
+    Raises InputError for whatever is wrong with the recipe, the models, the rows or `out`, before
+    anything is merged; UnfinishedError, which leaves what is done for `resume`.
+    """
+    plan = make_plan(ablation)
+    opened = [plan.base, *plan.models]
+    inputs = [*options.inputs]
+    inputs += [path for model in opened for path in (model.folder, *model.adapters)]
+    inputs += plan.files()
+    with work_folder(out, force=options.force, resume=options.resume, inputs=inputs) as work:
+        if options.resume:
+            results = resume_results(work.journal, plan.identity(), "ablation")
+        else:
+            results = Results(work.journal, plan.identity())
+        announce(_describe(plan, len(results.values)))
+        for done, (name, recipe) in enumerate(plan.runs.items()):
+            progress(name, done, len(plan.runs))
+            if name not in results.values:
+                shutil.rmtree(work.scratch, ignore_errors=True)  # of a run that was killed
+                work.scratch.mkdir()
+                results.keep(name, _run(name, recipe, plan, work.scratch, options))
+        record = make_record(plan, results.values)
+        page, tables = render_ablation(record), tables_in_markdown(record)
+        with storage_faults(f"write {out}"):
+            write_json(work.folder / RECORD, record)
+            (work.folder / PAGE).write_text(page, encoding="utf-8")
+            (work.folder / TABLE).write_text(tables, encoding="utf-8")
+    return record
+
+
+def _run(
+    name: str, recipe: Recipe | None, plan: Plan, scratch: Path, options: Options
+) -> dict[str, Any]:
+    """What a variant comes to, or the error for which it cannot be; JSON values.
+
+    Without a recipe, the newest model as it is.
+    """
+    if recipe is None:
+        return _scores(plan.models[-1].name, plan)
+    merged = scratch / "merged"
+    try:
+        report = job.merge(recipe, merged, options=job.Options(memory=options.memory))
+    except UnfinishedError:
+        raise
+    except InputError as error:
+        if name not in plan.varied:
+            raise
+        return {"error": str(error)}
+    found = _scores(str(merged), plan) | {key: report[key] for key in _TOLD}
+    if name == OWN and plan.domains:
+        found["domains"] = look_at_units(plan, merged, scratch, options.memory)
+    return found
+
+
+def _scores(model: str, plan: Plan) -> dict[str, Any]:
+    """A model's metrics on every task, and each row's share in the one that counts."""
+    checkpoint = open_checkpoint(model)
+    resident = with_weights(without_weights(checkpoint), checkpoint)
+    dtype = compute_dtype(plan.ablation.compute_dtype, checkpoint)
+    results, shares = {}, {}
+    for each in plan.asked:
+        scored = score(
+            each.task,
+            each.examples,
+            resident,
+            batch_size=plan.ablation.evaluate.batch_size,
+            dtype=dtype,
+        )
+        name = each.task.task
+        results[name] = {key: value._asdict() for key, value in scored.metrics.items()}
+        shares[name] = row_shares(counted_metric(each.task), scored.predictions)
+    return {"results": results, "shares": shares}
+
+
+def _describe(plan: Plan, done: int) -> str:
+    rows = sum(len(each.examples) for each in plan.asked)
+    merges = len(plan.runs) - 1
+    return (
+        f"{merges} merges of {len(plan.models)} models, each asked {rows:,} rows of "
+        f"{len(plan.asked)} tasks" + f"; {done} of {len(plan.runs)} done already" * bool(done)
+    )

@@ -1,0 +1,356 @@
+"""The page of an ablation: for each choice a table and a plot, and what the units tell."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from recall_jax.report import svg, wording
+from recall_jax.report.evaluation_page import estimate, words
+from recall_jax.report.page import NARROW, WIDE, Figure, Table, markdown, render, unit_tick
+from recall_jax.report.scales import nice_range
+
+_REFERENCES = {"newest": "the newest model, not merged", "average": "the average of all models"}
+_DEPTH = "unit, from input to output"
+_KINDS = ("within", "across")
+_SURE = 2  # standard errors
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one axis."""
+
+    axis: str
+    about: str
+    verdict: str
+    figure: Figure | None
+    table: Table
+    warnings: Sequence[str]
+
+
+def render_ablation(record: Mapping[str, Any]) -> str:
+    """The page for a record, as `ablation.json` holds it."""
+    return render(
+        "ablation.html.jinja",
+        record=record,
+        names=[wording.short_name(name, 40) for name in record["models"]],
+        metrics=list(dict.fromkeys(words(task["metric"]) for task in record["tasks"])),
+        references=_references(record),
+        overview=overview(record),
+        sections=[_section(record, axis) for axis in record["axes"]],
+        domains=_domain_figures(record),
+        clusterings=_clusterings(record),
+        clustering_figures=_clustering_figures(record),
+        settings=wording.flat_settings(record["settings"]),
+    )
+
+
+def tables_in_markdown(record: Mapping[str, Any]) -> str:
+    """Every table of the page, one after the other."""
+    tables = [_references(record), overview(record)]
+    tables += [_axis_table(record, axis) for axis in record["axes"]]
+    if record["domains"] is not None:
+        tables += [figure.numbers for figure in _domain_figures(record)]
+        tables.append(_clusterings(record))
+    return "\n".join(map(markdown, tables))
+
+
+def _references(record: Mapping[str, Any]) -> Table:
+    """What the merges stand beside."""
+    named = {**_REFERENCES, "own": "RECALL as the recipe has it"}
+    rows = []
+    for name, said in named.items():
+        rows.append([said, _difference(record, name), *_scores(record, name)])
+    return Table("Without variation", ["model", "difference", *_columns(record)], rows)
+
+
+def overview(record: Mapping[str, Any]) -> Table:
+    """The best and the worst value of each axis, and how far they are from the recipe's own."""
+    columns = ["choice", "the recipe’s", "best", "difference", "worst", "difference"]
+    rows: list[list[str | None]] = []
+    for axis in record["axes"]:
+        ranked = _ranked(record, axis)
+        own = next((each["label"] for each in axis["values"] if each["run"] == "own"), None)
+        cells = [
+            cell
+            for each in (ranked[0], ranked[-1])
+            for cell in (each["label"], _difference(record, each["run"]))
+        ]
+        rows.append([axis["axis"], own, *cells])
+    return Table("How much each choice matters", columns, rows)
+
+
+def _ranked(record: Mapping[str, Any], axis: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The values that could be merged, the best mean first; of equal ones, the recipe's own."""
+    sign = 1 if record["less_is_better"] else -1
+    return sorted(
+        _merged(record, axis),
+        key=lambda each: (sign * _mean(record, each["run"])["value"], each["run"] != "own"),
+    )
+
+
+def _merged(record: Mapping[str, Any], axis: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [each for each in axis["values"] if "error" not in record["runs"][each["run"]]]
+
+
+def _mean(record: Mapping[str, Any], run: str, group: str = "all") -> Mapping[str, Any]:
+    found: Mapping[str, Any] = record["runs"][run]["means"][group]
+    return found
+
+
+def _section(record: Mapping[str, Any], axis: Mapping[str, Any]) -> Section:
+    return Section(
+        axis["axis"],
+        axis["about"],
+        _verdict(record, axis),
+        _axis_figure(record, axis),
+        _axis_table(record, axis),
+        [
+            f"{each['label']}: {warning}"
+            for each in _merged(record, axis)
+            for warning in record["runs"][each["run"]]["warnings"]
+        ],
+    )
+
+
+def _verdict(record: Mapping[str, Any], axis: Mapping[str, Any]) -> str:
+    """Whether any value differs from the recipe's by more than twice the standard error."""
+    sure = []
+    for each in _merged(record, axis):
+        found = record["runs"][each["run"]]["differences"]["all"]
+        if found and abs(found["value"]) > _SURE * found["standard_error"]:
+            sure.append(f"{each['label']} ({_difference(record, each['run'])})")
+    if not sure:
+        return "no value differs from the recipe’s by more than twice the standard error"
+    return f"beyond twice the standard error: {', '.join(sure)}"
+
+
+def _axis_table(record: Mapping[str, Any], axis: Mapping[str, Any]) -> Table:
+    rows: list[list[str | None]] = []
+    for each in axis["values"]:
+        run = record["runs"][each["run"]]
+        name = each["label"] + (" (the recipe’s)" if each["run"] == "own" else "")
+        if "error" in run:
+            rows.append([f"{name}: {run['error']}", *[None] * (len(_columns(record)) + 1)])
+        else:
+            rows.append([name, _difference(record, each["run"]), *_scores(record, each["run"])])
+    return Table(axis["about"], [axis["axis"], "difference", *_columns(record)], rows)
+
+
+def _columns(record: Mapping[str, Any]) -> list[str]:
+    """The groups' means, and the tasks, with their metrics where these differ."""
+    groups = ["mean" if group == "all" else group for group in record["groups"]]
+    tasks = record["tasks"]
+    if len({task["metric"] for task in tasks}) == 1:
+        return [*groups, *(task["task"] for task in tasks)]
+    return [*groups, *(f"{task['task']}: {words(task['metric'])}" for task in tasks)]
+
+
+def _scores(record: Mapping[str, Any], name: str) -> list[str]:
+    run, metric = record["runs"][name], record["tasks"][0]["metric"]
+    means = [estimate(run["means"][group], metric) for group in record["groups"]]
+    tasks = record["tasks"]
+    return [
+        *means,
+        *(estimate(run["results"][task["task"]][task["metric"]], task["metric"]) for task in tasks),
+    ]
+
+
+def _difference(record: Mapping[str, Any], name: str) -> str | None:
+    """Of a run's mean over all tasks, from the recipe's own merge."""
+    found = record["runs"][name]["differences"]["all"]
+    if found is None or name == "own":
+        return None
+    digits = max(1, 2 - len(str(int(abs(found["standard_error"])))))
+    return f"{found['value']:+.{digits}f} ± {found['standard_error']:.{digits}f}"
+
+
+def _axis_figure(record: Mapping[str, Any], axis: Mapping[str, Any]) -> Figure | None:
+    """The groups' means over the values, and as a level line the average of all models."""
+    values = _merged(record, axis)
+    if len(values) < 2:
+        return None
+    labels = [each["label"] for each in values]
+    ticks = [wording.short_name(label, 14) for label in labels]
+    lines = [
+        svg.Series(
+            "all tasks" if group == "all" else f"{group} tasks",
+            [_mean(record, each["run"], group)["value"] for each in values],
+            group,
+            index,
+        )
+        for index, group in enumerate(record["groups"])
+    ]
+    guide = _mean(record, "average")["value"]
+    return _figure(
+        axis["about"],
+        "mean score",
+        svg.Axis(axis["axis"], labels, ticks),
+        lines,
+        guide=guide,
+        guide_name="the average of all models, all tasks",
+    )
+
+
+def _figure(
+    title: str,
+    y_title: str,
+    axis: svg.Axis,
+    lines: Sequence[svg.Series],
+    *,
+    guide: float | None = None,
+    guide_name: str = "",
+    span: float = 0.0,
+) -> Figure:
+    every = [value for line in lines for value in line.values]
+    y_range = nice_range([*every, *([] if guide is None else [guide])], minimum_span=span)
+
+    def draw(frame: svg.Frame) -> Any:
+        return svg.line_chart(
+            lines, axis, frame, title=title, y_title=y_title, y_range=y_range, guide=guide
+        )
+
+    numbers = Table(
+        title,
+        [axis.title.partition(",")[0], *(line.name for line in lines)],
+        [
+            [name, *(float(line.values[index]) for line in lines)]
+            for index, name in enumerate(axis.names)
+        ],
+    )
+    return Figure(
+        svg.legend(lines, guide=guide_name),
+        [draw(replace(WIDE, right=90))],
+        [draw(replace(NARROW, right=60))],
+        numbers,
+    )
+
+
+def _domain_figures(record: Mapping[str, Any]) -> list[Figure]:
+    """Over the units: similarity within less across domains, and how often neighbours tell."""
+    found = record["domains"]
+    if found is None:
+        return []
+    axis = svg.Axis(_DEPTH, record["units"], [unit_tick(unit) for unit in record["units"]])
+    apart = [
+        [None if one is None else one - other for one, other in zip(*pair, strict=True)]
+        for pair in zip(found["within"], found["across"], strict=True)
+    ]
+    figures = []
+    if all(value is not None for row in apart for value in row):
+        figure = _figure(
+            "Similarity within domains less across them",
+            "within − across",
+            axis,
+            _of_models(found, apart),
+            guide=0.0,
+            guide_name="texts of two domains as alike as those of one",
+        )
+        figures.append(replace(figure, numbers=_both(record)))
+    figures.append(
+        _figure(
+            "Domain told by the five nearest texts",
+            "share told right",
+            axis,
+            _of_models(found, found["neighbour_accuracy"]),
+            guide=found["chance"],
+            guide_name="the largest domain, always",
+        )
+    )
+    return figures
+
+
+def _both(record: Mapping[str, Any]) -> Table:
+    """Similarity within and across domains of each model, unit by unit."""
+    found = record["domains"]
+    columns = ["unit", *(f"{name} {kind}" for name in found["models"] for kind in _KINDS)]
+    rows = [
+        [
+            unit,
+            *(
+                found[kind][model][index]
+                for model in range(len(found["models"]))
+                for kind in _KINDS
+            ),
+        ]
+        for index, unit in enumerate(record["units"])
+    ]
+    return Table("Similarity within and across domains", columns, rows)
+
+
+def _of_models(found: Mapping[str, Any], values: Sequence[Sequence[Any]]) -> list[svg.Series]:
+    """A line for each of the models, the newest in front."""
+    return [
+        svg.Series(f"{name} model", row, name, index)
+        for index, (name, row) in enumerate(zip(found["models"], values, strict=True))
+    ]
+
+
+def _clusterings(record: Mapping[str, Any]) -> Table:
+    columns = [
+        "clustered unit",
+        "clusters",
+        "mean distance",
+        "of random texts",
+        "farthest",
+        "domains covered",
+        "information, nats",
+        "normalised",
+    ]
+    found = record["domains"]
+    rows = [
+        [
+            each["unit"],
+            each["count"],
+            each["coverage"]["mean"],
+            each["coverage"]["random"],
+            each["coverage"]["farthest"],
+            each["domains_covered"],
+            each["mutual_information"]["nats"],
+            each["mutual_information"]["normalised"],
+        ]
+        for each in (found["clusterings"] if found else ())
+    ]
+    return Table("Clusterings of the texts of all domains", columns, rows)
+
+
+def _clustering_figures(record: Mapping[str, Any]) -> list[Figure]:
+    """Over the number of clusters, with a line for each clustered unit."""
+    found = record["domains"]
+    if found is None:
+        return []
+    own = str(record["settings"]["samples"]["unit"])
+    units = list(dict.fromkeys(each["unit"] for each in found["clusterings"]))
+    counts = list(dict.fromkeys(str(each["count"]) for each in found["clusterings"]))
+    if len(counts) < 2:
+        return []
+
+    def lines(value: Any) -> list[svg.Series]:
+        by_unit = {
+            unit: [value(each) for each in found["clusterings"] if each["unit"] == unit]
+            for unit in units
+        }
+        return [
+            svg.Series(
+                f"clustered by {unit}",
+                by_unit[unit],
+                wording.short_name(unit, 10),
+                0 if unit == own else 1 + index % 7,
+            )
+            for index, unit in enumerate(units)
+        ]
+
+    axis = svg.Axis("number of clusters", counts, counts)
+    return [
+        _figure(
+            "What the cluster tells of the domain",
+            "normalised mutual information",
+            axis,
+            lines(lambda each: each["mutual_information"]["normalised"]),
+        ),
+        _figure(
+            "How far texts are from the nearest typical sample",
+            "mean distance, in spreads",
+            axis,
+            lines(lambda each: each["coverage"]["mean"]),
+        ),
+    ]
