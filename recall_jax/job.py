@@ -165,7 +165,7 @@ def _prepare(merge: Merge) -> Prepared:
     """The rule that the recipe asks for."""
     recipe, needed = merge.recipe, held_bytes() + merge.beside
     if recipe.weights is not None:
-        return _given(Path(recipe.weights), merge.models, merge.plan, needed)
+        return _given(merge, Path(recipe.weights), needed)
     match METHODS[recipe.merge_method].rule:
         case "parameters":
             values = recipe_values(recipe, merge.plan.specs)
@@ -190,19 +190,24 @@ def _prepare(merge: Merge) -> Prepared:
             return prepare_recall(merge)
 
 
-def _given(path: Path, models: Sequence[Checkpoint], plan: Plan, needed: int) -> Prepared:
+def _given(merge: Merge, path: Path, needed: int) -> Prepared:
+    """The rule of a file's weights, and in methods that have others, of the recipe's values."""
+    recipe, specs, units = merge.recipe, merge.plan.specs, list(merge.plan.units)
     told = load_report(path)
-    if told["units"] != list(plan.units):
+    if told["units"] != units:
         raise InputError(
             f"{path} has weights for the units {_span(told['units'])}, but these models have "
-            f"{_span(list(plan.units))}"
+            f"{_span(units)}"
         )
-    weights = check_weights(np.asarray(told["weights"], np.float32), len(models))
+    weights = check_weights(np.asarray(told["weights"], np.float32), len(merge.models))
+    if METHODS[recipe.merge_method].rule == "parameters":
+        values = recipe_values(recipe, specs, dict(zip(units, weights.T, strict=True)))
+        return Prepared(values_by_tensor(values, specs, recipe.parameters), merge.models, needed)
     found = Findings(
         weights, *(_array(told.get(key)) for key in ("similarity", "sigma", "adjacent"))
     )
-    rule = weights_by_unit(found, list(plan.units))
-    return Prepared(rule, models, needed, reference=told.get("reference"), told=told)
+    rule = weights_by_unit(found, units)
+    return Prepared(rule, merge.models, needed, reference=told.get("reference"), told=told)
 
 
 def _identity(

@@ -144,11 +144,11 @@ class Recipe(Schema):
             if not self.samples.are_named:
                 raise ValueError(_UNNAMED)
         if method.samples == "none":
-            for key in ("samples", "weights", "compute_dtype"):
+            for key in ("samples", "compute_dtype"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"{self.merge_method} compares no models: remove {key}")
-        elif method.rule != "recall" and self.weights is not None:
-            raise ValueError(f"{self.merge_method} takes no weights: remove them")
+        if self.weights is not None and not method.takes_weights:
+            raise ValueError(f"{self.merge_method} takes no file of weights: remove weights")
         if method.samples != "each":
             for index, entry in enumerate(self.models):
                 if entry.data is not None:

@@ -28,7 +28,7 @@ from recall_jax.merging.methods import (
 )
 from recall_jax.recipe import Recipe, parameter_at
 from recall_jax.similarity.compare import Comparison, Reference, check_reference, parse_similarity
-from recall_jax.units import EMBED, HEAD
+from recall_jax.units import EMBED, HEAD, unit_of_tensor
 
 if TYPE_CHECKING:
     from recall_jax.engine.inputs import TypicalSamples
@@ -121,19 +121,26 @@ def _reference(value: int | str, models: Sequence[str]) -> Reference:
     return value % len(models)
 
 
-def recipe_values(recipe: Recipe, specs: Mapping[str, TensorSpec]) -> dict[str, Values]:
+def recipe_values(
+    recipe: Recipe,
+    specs: Mapping[str, TensorSpec],
+    weights: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Values]:
     """The values that the recipe itself has for every tensor, float32.
 
     (K,) of each model's parameters, where it has none those of the recipe; () of the recipe's own;
     `seed` (), uint32, where the method draws numbers. In a method without weights all models weigh
-    the same. Raises InputError where a model has no value.
+    the same; `weights` (K,) of each unit stand in for those of the recipe. Raises InputError where
+    a model has no value.
     """
     shared = recipe.parameters
     own = METHODS[recipe.merge_method].model_parameters.by_tensor
     values: dict[str, Values] = {}
     for name, depth in depths(specs).items():
         at: dict[str, Any] = {"weight": np.full(len(recipe.models), 1 / len(recipe.models))}
-        for key in own:
+        if weights is not None:
+            at["weight"] = weights[unit_of_tensor(name)]
+        for key in own if weights is None else set(own) - {"weight"}:
             row = [_value(entry, shared, key, name, depth) for entry in recipe.models]
             at[key] = np.asarray(row, np.float64)
         for key in shared.by_tensor:

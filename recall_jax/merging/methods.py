@@ -209,6 +209,11 @@ class Method:
     )
     equation: str = ""  # for the report: of a tensor theta, in a line
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether weights known for each unit beforehand can stand in for its own."""
+        return self.rule == "recall" or "weight" in self.model_parameters.by_tensor
+
 
 METHODS: dict[str, Method] = {
     "recall": Method(

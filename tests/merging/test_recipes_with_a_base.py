@@ -18,7 +18,7 @@ def tensors(folder):
     return {name: model.read(name) for name in model.specs}
 
 
-def merged(toys, out, method, parameters, *own):
+def merged(toys, out, method, parameters, *own, **more):
     models = [{"model": m, "parameters": p} for m, p in zip(toys.qwen2[1:], own, strict=True)]
     values = {
         "merge_method": method,
@@ -26,6 +26,7 @@ def merged(toys, out, method, parameters, *own):
         "models": [{"model": toys.qwen2[0]}, *models],  # mergekit's recipes list the base too
         "parameters": parameters,
         "out_dtype": "float32",
+        **more,
     }
     return job.merge(make_recipe(values), out)
 
@@ -110,6 +111,32 @@ def test_dare_draws_by_the_seed_the_tensor_and_the_model(toys, tmp_path):
     alike = [kept[f"model.layers.{i}.mlp.up_proj.weight"] for i in (0, 1)]
     same_length = min(map(len, alike))
     assert abs((alike[0][:same_length] == alike[1][:same_length]).mean() - 0.5) < 0.1
+
+
+def test_the_weights_of_an_earlier_comparison(toys, tmp_path):
+    """Those of each unit, as RECALL's report holds them, in place of the recipe's."""
+    weights = zip(toys.qwen2[1:], (1, [1, 3]), strict=True)
+    models = [{"model": model, "parameters": {"weight": weight}} for model, weight in weights]
+    job.merge(make_recipe({"merge_method": "linear", "models": models}), tmp_path / "linear")
+    own = {"weight": 5.0, "density": 0.5}, {"density": 0.5}
+    report = merged(
+        toys,
+        tmp_path / "out",
+        "task_arithmetic",
+        {"lambda": 0.8},
+        *own,
+        weights=str(tmp_path / "linear" / "recall_report.json"),
+    )
+    shares = {}
+    for name in tensors(toys.qwen2[0]):
+        second = 1 + 2 * depth_of(name)
+        shares[name] = [1 / (1 + second), second / (1 + second)]
+
+    def expected(name, models, base):
+        return float64.task_arithmetic(models, base, shares[name], 0.8)
+
+    assert_each(toys, tmp_path / "out", expected)
+    np.testing.assert_allclose([row[0] for row in report["weights"]], [0.4, 0.4], rtol=1e-6)
 
 
 def test_magmax(toys, tmp_path):
