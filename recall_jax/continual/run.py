@@ -135,15 +135,21 @@ def _on_its_own(model: Model) -> Model:
 def _describe(runs: Sequence[Run], staged: Sequence[Model], measured: int) -> str:
     """The plan of all runs in a line."""
     models = ancestry(staged).values()
-    tuned, merged = (sum(isinstance(m, kind) for m in models) for kind in (Tuned, Merged))
-    names, orders, seeds = (
-        len({getattr(run, key) for run in runs}) for key in ("strategy", "order", "seed")
-    )
+    counts = {
+        "strategy": len({run.strategy for run in runs}),
+        "order": len({run.order for run in runs}),
+        "seed": len({run.seed for run in runs}),
+        "fine-tuning": sum(isinstance(model, Tuned) for model in models),
+        "merge": sum(isinstance(model, Merged) for model in models),
+    }
     resumed = f"; {measured} models were measured before" * bool(measured)
-    return (
-        f"{names} strategies, {orders} orders, {seeds} seeds: {tuned} fine-tunings, {merged} "
-        f"merges{resumed}"
-    )
+    return ", ".join(_counted(*each) for each in counts.items()) + resumed
+
+
+def _counted(what: str, count: int) -> str:
+    if count == 1:
+        return f"1 {what}"
+    return f"{count:,} {what[:-1]}ies" if what.endswith("y") else f"{count:,} {what}s"
 
 
 def _stage_name(run: Run, stage: int) -> str:
