@@ -123,7 +123,8 @@ def _signal_behind(error: BaseException) -> int | None:
 
 def _complain(message: str, status: int, error: BaseException) -> int:
     """Print one line, the error's notes included, and give the status back."""
-    line = "; ".join([message, *getattr(error, "__notes__", ())])
+    notes = dict.fromkeys(getattr(error, "__notes__", ()))  # a work within a work says the same
+    line = "; ".join([message, *notes])
     sys.stderr.write(f"recall: {' '.join(line.split())}\n")
     return status
 

@@ -112,8 +112,6 @@ def _carry_out(
             results = shop.results(model)
             if stage == len(run.tasks) and run.name in kept:
                 shop.make(kept[run.name])
-        except UnfinishedError:
-            raise
         except InputError as error:  # what was made before it is worth keeping
             raise UnfinishedError(f"{where}: {error}") from error
         if is_new:
