@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-SHAPES = {"matrix": (12, 17), "vector": (40,)}
+SHAPE = (12, 17)
 WEIGHTS = [0.7, -0.4, 1.1]
 DENSITIES = [0.3, 0.62, 1.0]
 SHARED = {"weight": WEIGHTS, "density": [1.0] * 3, "lambda": 1.0}
@@ -40,26 +40,25 @@ def main() -> None:
     methods = {method.spec.name: method for method in registered_methods()}
     rng = np.random.default_rng(7)
     arrays = {"cases": np.array(json.dumps(CASES))}
-    for kind, shape in SHAPES.items():
-        base = rng.standard_normal(shape).astype(np.float32)
-        models = base + 0.1 * rng.standard_normal((3, *shape)).astype(np.float32)
-        models[1, ..., :5] = base[..., :5]
-        arrays |= {f"{kind} base": base, f"{kind} models": models}
-        masks = [rng.random(shape) < density for density in DENSITIES]
-        arrays[f"{kind} masks"] = np.stack(masks)
-        for name, parameters in CASES.items():
-            method = methods[name.split()[0]]
-            defaults = {"normalize": method.default_normalize, "rescale": method.default_rescale}
-            parameters = defaults | {"int8_mask": False} | parameters
-            for key in ("weight", "density"):
-                parameters[key] = dict(enumerate(parameters[key]))
-            chosen = zip(masks, parameters["density"].values(), strict=True)
-            draws = [mask for mask, density in chosen if density < 1]
-            torch.bernoulli = lambda chances, d=draws: torch.from_numpy(d.pop(0)).to(chances.dtype)
-            group = TensorGroup.from_tensors(
-                [*map(torch.from_numpy, models), torch.from_numpy(base)], base_index=3
-            )
-            arrays[f"{kind} {name}"] = method.merge_group(group, **parameters).numpy()
+    base = rng.standard_normal(SHAPE).astype(np.float32)
+    models = base + 0.1 * rng.standard_normal((3, *SHAPE)).astype(np.float32)
+    models[1, ..., :5] = base[..., :5]
+    arrays |= {"base": base, "models": models}
+    masks = [rng.random(SHAPE) < density for density in DENSITIES]
+    arrays["masks"] = np.stack(masks)
+    for name, parameters in CASES.items():
+        method = methods[name.split()[0]]
+        defaults = {"normalize": method.default_normalize, "rescale": method.default_rescale}
+        parameters = defaults | {"int8_mask": False} | parameters
+        for key in ("weight", "density"):
+            parameters[key] = dict(enumerate(parameters[key]))
+        chosen = zip(masks, parameters["density"].values(), strict=True)
+        draws = [mask for mask, density in chosen if density < 1]
+        torch.bernoulli = lambda chances, d=draws: torch.from_numpy(d.pop(0)).to(chances.dtype)
+        group = TensorGroup.from_tensors(
+            [*map(torch.from_numpy, models), torch.from_numpy(base)], base_index=3
+        )
+        arrays[name] = method.merge_group(group, **parameters).numpy()
     np.savez_compressed(Path(__file__).with_name("mergekit_reference.npz"), **arrays)
 
 
