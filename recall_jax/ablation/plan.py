@@ -26,7 +26,7 @@ from recall_jax.recipe import Recipe, make_recipe
 from recall_jax.representations.data import Row, read_rows
 from recall_jax.similarity.compare import check_samples
 
-NEWEST, AVERAGE = "newest", "average"
+NEWEST, BASE, AVERAGE = "newest", "base", "average"
 ROWS_OF_DOMAIN = 64
 
 
@@ -34,9 +34,9 @@ ROWS_OF_DOMAIN = 64
 class Plan:
     """An ablation ready to run.
 
-    `runs` are the models to be asked, each once: the newest one as it is (None), the average of all
-    models, the recipe's own merge, and the variants. `domains` are rows for the units' analyses,
-    none with fewer than two domains.
+    `runs` are the models to be asked, each once: the newest one and the base as they are (by name),
+    the average of all models, the recipe's own merge, and the variants. `domains` are rows for the
+    units' analyses, none with fewer than two domains.
     """
 
     ablation: Ablation
@@ -46,7 +46,7 @@ class Plan:
     asked: Sequence[Asked]
     axes: Mapping[str, Sequence[Variant]]
     left_out: Sequence[str]
-    runs: Mapping[str, Recipe | None]
+    runs: Mapping[str, Recipe | str]
     domains: Mapping[str, Sequence[Row]]
 
     @property
@@ -101,8 +101,8 @@ def make_plan(ablation: Ablation) -> Plan:
     axes, left_out = variants(ablation, check)
     average = {"merge_method": "average", "models": [{"model": name} for name in names]}
     shared = {key: getattr(own, key) for key in ("dtype", "out_dtype") if getattr(own, key)}
-    runs: dict[str, Recipe | None] = {NEWEST: None, AVERAGE: make_recipe(average | shared)}
-    runs[OWN] = own
+    runs: dict[str, Recipe | str] = {NEWEST: models[-1].name, BASE: base.name}
+    runs |= {AVERAGE: make_recipe(average | shared), OWN: own}
     runs |= {each.name: each.recipe for values in axes.values() for each in values}
     asked = [ask(task, asking) for task in tasks]
     return Plan(

@@ -88,14 +88,11 @@ def ablate(
 
 
 def _run(
-    name: str, recipe: Recipe | None, plan: Plan, scratch: Path, options: Options
+    name: str, recipe: Recipe | str, plan: Plan, scratch: Path, options: Options
 ) -> dict[str, Any]:
-    """What a variant comes to, or the error for which it cannot be; JSON values.
-
-    Without a recipe, the newest model as it is.
-    """
-    if recipe is None:
-        return _scores(plan.models[-1].name, plan)
+    """What a merge, or a model as it is, comes to, or why it cannot be merged; JSON values."""
+    if isinstance(recipe, str):
+        return _scores(recipe, plan)
     merged = scratch / "merged"
     try:
         report = job.merge(recipe, merged, options=job.Options(memory=options.memory))
@@ -133,7 +130,7 @@ def _scores(model: str, plan: Plan) -> dict[str, Any]:
 
 def _describe(plan: Plan, done: int) -> str:
     rows = sum(len(each.examples) for each in plan.asked)
-    merges = len(plan.runs) - 1
+    merges = sum(isinstance(recipe, Recipe) for recipe in plan.runs.values())
     return (
         f"{merges} merges of {len(plan.models)} models, each asked {rows:,} rows of "
         f"{len(plan.asked)} tasks" + f"; {done} of {len(plan.runs)} done already" * bool(done)

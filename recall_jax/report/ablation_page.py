@@ -9,7 +9,11 @@ from recall_jax.report.evaluation_page import estimate, words
 from recall_jax.report.page import NARROW, WIDE, Figure, Table, markdown, render, unit_tick
 from recall_jax.report.scales import nice_range
 
-_REFERENCES = {"newest": "the newest model, not merged", "average": "the average of all models"}
+_REFERENCES = {
+    "base": "the base, not merged",
+    "newest": "the newest model, not merged",
+    "average": "the average of all models",
+}
 _DEPTH = "unit, from input to output"
 _KINDS = ("within", "across")
 _SURE = 2  # standard errors

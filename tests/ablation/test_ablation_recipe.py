@@ -161,8 +161,8 @@ def test_the_shipped_recipe_can_be_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     plan = make_plan(read_ablation(Path("configs/ablation.yml")))
     assert list(plan.axes) == list(AXES) and plan.left_out == []
-    assert list(plan.runs)[:3] == ["newest", "average", "own"]
-    assert len(plan.runs) == 3 + sum(
+    assert list(plan.runs)[:4] == ["newest", "base", "average", "own"]
+    assert len(plan.runs) == 4 + sum(
         not each.own for values in plan.axes.values() for each in values
     )
     assert all(len(rows) == 64 for rows in plan.domains.values()) and len(plan.domains) > 2
