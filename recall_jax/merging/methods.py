@@ -93,7 +93,7 @@ class TaskVectorParameters(Parameters):
     """Methods of task vectors: what is theirs, and `weight` and `density` of models without.
 
     `normalize` divides by the sum of the weights, `rescale` gives a sparse task vector its L1 norm
-    from before; both, and `density`, mean nothing where nothing is made sparse.
+    from before. Where nothing is made sparse, `density` and `rescale` are accepted and do nothing.
     """
 
     by_tensor = ("lambda_",)

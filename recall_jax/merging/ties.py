@@ -22,9 +22,10 @@ def ties(
 ) -> jax.Array:
     """TIES (arXiv 2306.01708): B + lambda num / den over the elements of the elected sign.
 
-    S_i holds the `density` (K,) of largest magnitude in D_i = X_i - B, the whole tensor, and zeros;
-    `rescale` gives it the L1 norm of D_i. Election, num and den are `weighted_vectors`'. `models`
-    are K whole tensors of one shape; `values` holds `weight` and `density` (K,), and `lambda_` ().
+    S_i holds the `density` (K,) of largest magnitude in D_i = X_i - B, and zeros; `rescale` gives
+    it the L1 norm of D_i. Election, num and den are `weighted_vectors`'. As in mergekit each tensor
+    is trimmed by itself; the authors take the model as one vector. `models` are K whole tensors of
+    one shape; `values` holds `weight` and `density` (K,), and `lambda_` ().
     """
     del reference
     vectors = task_vectors(models, base)
