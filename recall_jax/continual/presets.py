@@ -23,8 +23,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "finetune": {"method": "ewc", "ewc_strength": 1000.0},
     },
     "average": {
-        "about": "The average of the experts (Wortsman et al. 2022).",
-        "merge": {"merge_method": "average"},
+        "about": "The average of the base and the experts (Wortsman et al. 2022).",
+        "merge": {"merge_method": "average", "with_base": True},
     },
     "task_arithmetic": {
         "about": "The sum of the experts' task vectors, times 0.4 (Ilharco et al. 2023).",
@@ -82,9 +82,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "merge": {"merge_method": "regmean_plusplus"},
     },
     "recall": {
-        "about": "RECALL: experts weighed in each layer by how alike their representations of the "
-        "newest task's typical samples are (arXiv:2510.20479).",
-        "merge": {"merge_method": "recall"},
+        "about": "RECALL: the base and the experts, weighed in each layer by how alike their "
+        "representations of the newest task's typical samples are (arXiv:2510.20479).",
+        "merge": {"merge_method": "recall", "with_base": True},
     },
     "recall_sequential": {
         "about": "RECALL of two: each expert fine-tuned from the last merged model, and merged "

@@ -32,13 +32,12 @@ def test_experts_and_chains_share_what_is_made_alike(protocol):
     base = Given(protocol["base_model"])
     first = sequential.stages[0]
     assert isinstance(first, Tuned) and first.start == base
-    # all begin with the same fine-tuning; recall of one model alone is that model
-    assert recall.stages[0].name == first.name
-    assert average.stages[2].models[0].name == first.name
-    assert [model.start for model in average.stages[2].models] == [base] * 3
-    assert [model.name for model in average.final.models] == [
-        model.name for model in recall.final.models
-    ]
+    # all begin with the same fine-tuning
+    assert average.stages[0].models == recall.stages[0].models == (base, first)
+    experts = average.final.models[1:]
+    assert experts[0].name == first.name
+    assert [model.start for model in experts] == [base] * 3
+    assert recall.final.models == average.final.models
     # experts of magmax are the stages of the sequence
     assert [model.name for model in magmax.final.models] == [
         model.name for model in sequential.stages
@@ -55,7 +54,7 @@ def test_seeds_steer_training_samples_and_paths(protocol):
     runs = planned(protocol, seeds=[3, 4], base_model="suite-{seed}", strategies=["recall", "dare"])
     third, dare = runs["recall-0-3"], runs["dare-0-4"]
     assert (third.base.name, dare.base.name) == ("suite-3", "suite-4")
-    assert third.final.models[0].settings.seed == 3
+    assert third.final.models[1].settings.seed == 3
     recipe = third.final.values(lambda model: model.name)
     assert recipe["samples"] == {
         "count": 3,
@@ -99,12 +98,15 @@ def test_merges_from_and_with_what_was_merged(protocol):
         strategies={
             "both": {"merge": merge, "from": "merged", "keeps": "merged"},
             "regmean": {"like": "regmean", "finetune": {"steps": 5}},
+            "experts": {"like": "recall", "merge": {"with_base": False}},
         },
     )
     first, second, _ = runs["both-0-0"].stages
     base = Given(protocol["base_model"])
     assert first.models[0] == base and first.models[1].start == base
     assert second.models[0] == first and second.models[1].start == first
+    alone, pair, _ = runs["experts-0-0"].stages
+    assert isinstance(alone, Tuned) and pair.models[0] == alone  # recall takes two
     regmean = runs["regmean-0-0"].final
     assert regmean.data == tuple(task["data"] for task in protocol["tasks"])
     assert {model.settings.steps for model in regmean.models} == {5}

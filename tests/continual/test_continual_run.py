@@ -95,14 +95,14 @@ def untimed(folder):
 def test_every_model_is_made_once_and_cleared_when_done_with(protocol, stand, tmp_path):
     lines = []
     record = continual(asked(protocol, seeds=[0, 1]), tmp_path / "out", announce=lines.append)
-    assert len(stand.made) == len(set(stand.made)) == 2 * (6 + 2 + 3 + 3)
-    assert lines[0] == "5 strategies, 1 order, 2 seeds, 12 fine-tunings, 16 merges"
+    assert len(stand.made) == len(set(stand.made)) == 2 * (6 + 3 + 3 + 3)
+    assert lines[0] == "5 strategies, 1 order, 2 seeds, 12 fine-tunings, 18 merges"
     assert [line.split("-")[0] for line in record["warnings"]] == ["reverse"]
     assert record["warnings"][0].endswith(" and 11 more: hot")
     kept = {path.name for path in (tmp_path / "out" / "models").iterdir()}
     assert kept == {run["models"][-1] for run in record["runs"]}
     assert all((tmp_path / "out" / run["kept"]).is_dir() for run in record["runs"])
-    # three experts, three of the sequence and what is kept or just made, not all 28
+    # three experts, three of the sequence and what is kept or just made, not all 30
     assert stand.most <= 5 + 5 + 6
     table = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert table[0].startswith("| strategy | final average | unseen average |")
@@ -192,7 +192,7 @@ def test_the_command_trains_merges_and_tells(protocol, recall, tmp_path):
     done = recall("continual", tmp_path / "two.yml", "--out", out)
     assert done.status == 0, done.err
     lines = done.out.splitlines()
-    assert lines[0] == "2 strategies, 1 order, 1 seed, 4 fine-tunings, 1 merge"
+    assert lines[0] == "2 strategies, 1 order, 1 seed, 4 fine-tunings, 2 merges"
     assert lines[-1] == f"every matrix, and how each task fares: {out / 'index.html'}"
     record = json.loads((out / "continual.json").read_text())
     for run in record["runs"]:  # the adapters of lora are folded in
