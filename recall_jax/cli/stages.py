@@ -27,6 +27,19 @@ SimilarityName = Annotated[
 Alignment = Annotated[
     str, typer.Option("--alignment", help="none, center, or procrustes onto the reference.")
 ]
+MergedUnits = Annotated[
+    str,
+    typer.Option(
+        "--merged-units",
+        help="all, or the first, middle or last third; others are left to the newest model.",
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", help="Leave units of less mean similarity than this to the newest model."
+    ),
+]
 AllRows = Annotated[
     int | None,
     typer.Option("--pool", min=1, help="Take at most this many rows, drawn by seed; else all."),
@@ -146,6 +159,8 @@ def weights(
     reference: Reference = "newest",
     similarity: SimilarityName = "rbf",
     alignment: Alignment = "none",
+    merged_units: MergedUnits = "all",
+    threshold: Threshold = None,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
     quiet: opt.Quiet = False,
@@ -160,7 +175,15 @@ def weights(
     from recall_jax import stages
     from recall_jax.output import output_file
 
-    parameters = _parameters(sigma, temperature, reference, similarity, alignment)
+    parameters = _parameters(
+        sigma,
+        reference,
+        similarity,
+        temperature=temperature,
+        alignment=alignment,
+        merged_units=merged_units,
+        threshold=threshold,
+    )
     with output_file(out, force=force, inputs=[reps]) as hidden:
         record = stages.weigh(stages.load_representations(reps), parameters)
         stages.write_json(hidden, record)
@@ -169,9 +192,7 @@ def weights(
         _show("weights", record["units"], record["models"], record["weights"])
 
 
-def _parameters(
-    sigma: str, temperature: float, reference: str, similarity: str, alignment: str
-) -> "RecallParameters":
+def _parameters(sigma: str, reference: str, similarity: str, **others: Any) -> "RecallParameters":
     from recall_jax.recipe import make_recall_parameters
 
     mix: Any = similarity
@@ -182,10 +203,9 @@ def _parameters(
     return make_recall_parameters(
         {
             "sigma": as_number(sigma),
-            "temperature": temperature,
             "reference": index if isinstance(index, int) else reference,
             "similarity": mix,
-            "alignment": alignment,
+            **others,
         }
     )
 

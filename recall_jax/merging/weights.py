@@ -38,6 +38,12 @@ class Weighing:
     merged_units: Merged = "all"
     threshold: float | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse thirds that there are not."""
+        if self.merged_units not in ("all", *_THIRDS):
+            known = ", ".join(("all", *_THIRDS))
+            raise InputError(f"merged_units is {self.merged_units!r}: choose from {known}")
+
     def weights(
         self, similarity: jax.Array, *, unit: int, num_units: int, reference: int | None
     ) -> jax.Array:

@@ -43,6 +43,7 @@ def here(tmp_path, monkeypatch):
     {},
     {"reference": "pairwise", "temperature": 0.25},
     {"sigma": "dim", "alignment": "center", "similarity": {"rbf": 0.5, "cosine": 0.5}},
+    {"merged_units": "first", "threshold": 0.7},
 ])  # fmt: skip
 def test_stage_by_stage_is_the_same_merge(options, recall, toys, here):
     recipe = write_recipe(here / "recipe.yml", toys.qwen2, toys.data, **options)
@@ -50,7 +51,7 @@ def test_stage_by_stage_is_the_same_merge(options, recall, toys, here):
     words = {name: json.dumps(value).strip('"') for name, value in options.items()}
     if "similarity" in options:
         words["similarity"] = "rbf=0.5,cosine=0.5"
-    flags = [word for name, value in words.items() for word in (f"--{name}", value)]
+    flags = [word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", value)]
     succeed(recall, "select", toys.qwen2[-1], "--data", toys.data, "--out", "t.jsonl", *COUNT)
     succeed(recall, "extract", *toys.qwen2, "--typical", "t.jsonl", "--out", "reps.npz")
     succeed(recall, "weights", "--reps", "reps.npz", "--out", "weights.json", *flags)

@@ -154,6 +154,19 @@ def test_another_reference_and_temperature(reference):
     check_report(merged, report, reference=reference, temperature=0.3)
 
 
+def test_units_can_be_left_to_the_newest():
+    _, whole = merge(TREES, count=10)
+    merged, report = merge(TREES, count=10, merged_units="first")
+    weights = np.asarray(report["weights"])
+    np.testing.assert_array_equal(weights[:, 0], np.asarray(whole["weights"])[:, 0])
+    assert (weights[:-1, -1] == 0).all() and weights[-1, -1] == 1
+    chex.assert_trees_all_equal(merged["head"], TREES[-1]["head"])
+    assert report["settings"]["merged_units"] == "first"
+    newest, report = merge(TREES, count=10, threshold=1.5)
+    chex.assert_trees_all_equal(newest, TREES[-1])
+    assert report["settings"]["threshold"] == 1.5
+
+
 def test_pairwise_has_no_reference():
     merged, report = merge(TREES, reference="pairwise", typical=range(12))
     assert report["reference"] is None
@@ -292,6 +305,7 @@ def bad_tree(value):
         ({"similarity": "euclid"}, "unknown similarity 'euclid'"),
         ({"alignment": "rotate"}, "unknown alignment 'rotate'"),
         ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"merged_units": "some"}, "merged_units is 'some': choose from all, first"),
         ({"count": 0}, "cannot make 0 clusters"),
         ({"unit_of": lambda path: "neck"}, r"unit_of gave 'neck' for \['embed'\]"),
         ({"trees": [bad_tree(np.nan), *TREES[1:]]}, "model 0 hold NaN or infinity in unit 2"),
