@@ -79,33 +79,53 @@ def _stages(
     """The model of a strategy after each task."""
     settings = _settings(protocol, strategy, seed)
     if strategy.joint:
-        files = [task.data for task in protocol.tasks if _is_among(task.name, tasks)]
-        paths = tuple(str(filled(path, seed)) for path in files)
         yield from [None] * (len(tasks) - 1)
-        yield Tuned(base, paths, Settings(data=paths[0], **settings), label="joint")
-        return
-    experts: list[Model] = []
+        yield _joint(protocol, base, tasks, settings)
+    elif strategy.merge is None:
+        yield from _chain(base, tasks, settings)
+    else:
+        yield from _merges(protocol, strategy, strategy.merge, base, tasks, settings)
+
+
+def _joint(
+    protocol: Protocol, base: Given, tasks: Sequence[Learnt], settings: dict[str, Any]
+) -> Tuned:
+    """The base fine-tuned on the rows of all tasks, whatever their order."""
+    rows = {task.name: task.data for task in tasks}
+    files = tuple(rows[task.name] for task in protocol.tasks if task.name in rows)
+    return Tuned(base, files, Settings(data=files[0], **settings), label="joint")
+
+
+def _chain(base: Given, tasks: Sequence[Learnt], settings: dict[str, Any]) -> Iterator[Model]:
+    """Each model fine-tuned from the one before."""
+    models: list[Model] = []
+    for task in tasks:
+        models.append(_fine_tuned(models[-1] if models else base, task, settings, models))
+        yield models[-1]
+
+
+def _merges(
+    protocol: Protocol,
+    strategy: Strategy,
+    merge: Merge,
+    base: Given,
+    tasks: Sequence[Learnt],
+    settings: dict[str, Any],
+) -> Iterator[Model]:
+    """After each task its expert merged with what is kept: experts, or what was merged before."""
     merged: Model = base
-    for count, task in enumerate(tasks, start=1):
-        last = experts[-1] if experts else base
-        if strategy.merge is None:
-            experts.append(_fine_tuned(last, task, settings, experts))
-            yield experts[-1]
-            continue
-        start = {"base": base, "merged": merged, "expert": last}[strategy.start]
-        experts.append(_fine_tuned(start, task, settings, []))
-        if strategy.keeps == "merged":
-            kept, known = [merged, experts[-1]], [None, task.data]
-        else:
-            kept, known = [base, *experts], [None, *(each.data for each in tasks[:count])]
-        if kept[0] is base and not strategy.merge.with_base:
+    experts: list[Model] = []
+    rows: list[str | None] = []
+    for task in tasks:
+        start = {"base": base, "merged": merged, "expert": experts[-1] if experts else base}
+        experts.append(_fine_tuned(start[strategy.start], task, settings, []))
+        rows.append(task.data)
+        kept = (merged, *experts[-1:]) if strategy.keeps == "merged" else (base, *experts)
+        known = (None, *rows[1 - len(kept) :])
+        if kept[0] == base and not merge.with_base:
             kept, known = kept[1:], known[1:]
-        merged = _merged(protocol, strategy.merge, base, kept, known, seed)
+        merged = _merged(protocol, merge, base, kept, known, settings["seed"])
         yield merged
-
-
-def _is_among(name: str, tasks: Sequence[Learnt]) -> bool:
-    return name in [task.name for task in tasks]
 
 
 def _settings(protocol: Protocol, strategy: Strategy, seed: int) -> dict[str, Any]:
