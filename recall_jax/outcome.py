@@ -17,7 +17,8 @@ from recall_jax.engine.findings import report_entries
 from recall_jax.engine.plan import DTYPES
 from recall_jax.engine.rules import Prepared
 from recall_jax.errors import storage_faults
-from recall_jax.merging.methods import METHODS, RecallParameters
+from recall_jax.merging.methods import METHODS
+from recall_jax.merging.parameters import RecallParameters
 from recall_jax.recipe import Recipe
 from recall_jax.report.card import model_card
 from recall_jax.report.html import render_html

@@ -14,10 +14,9 @@ from pydantic import (
 )
 
 from recall_jax.errors import InputError
-from recall_jax.merging.methods import (
-    METHODS,
+from recall_jax.merging.methods import METHODS, Method
+from recall_jax.merging.parameters import (
     FilteredValue,
-    Method,
     Parameters,
     ParameterValue,
     RecallParameters,

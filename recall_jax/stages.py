@@ -29,7 +29,7 @@ from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.rules import recall_comparison
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import InputError
-from recall_jax.merging.methods import RecallParameters
+from recall_jax.merging.parameters import RecallParameters
 from recall_jax.recipe import Samples
 from recall_jax.similarity.diagnostics import similarity_warnings
 from recall_jax.units import unit_names

@@ -19,7 +19,7 @@ from recall_jax.evaluate import Asked, ask
 from recall_jax.evaluate import Options as Asking
 from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.task import find_tasks
-from recall_jax.merging.methods import RecallParameters
+from recall_jax.merging.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.outcome import device, versions
 from recall_jax.recipe import Recipe, make_recipe

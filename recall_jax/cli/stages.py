@@ -10,7 +10,7 @@ from recall_jax.cli import options as opt
 from recall_jax.cli.merge import as_number, sample_values
 
 if TYPE_CHECKING:
-    from recall_jax.merging.methods import RecallParameters
+    from recall_jax.merging.parameters import RecallParameters
 
 Sigma = Annotated[str, typer.Option("--sigma", help="median, dim or a number.")]
 Temperature = Annotated[

@@ -17,7 +17,7 @@ from recall_jax.engine.memory import loss_bytes
 from recall_jax.engine.rules import Merge, Prepared, weights_by_unit
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.generation.end_of_text import end_of_text
-from recall_jax.merging.methods import CocktailParameters
+from recall_jax.merging.parameters import CocktailParameters
 from recall_jax.merging.weights import layer_weights
 from recall_jax.models.architecture import Architecture
 from recall_jax.recipe import Samples

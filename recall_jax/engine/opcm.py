@@ -9,8 +9,8 @@ import numpy as np
 from recall_jax.engine.budget import held_bytes
 from recall_jax.engine.plan import is_float
 from recall_jax.engine.rules import Merge, Prepared, Values, values_by_tensor
-from recall_jax.merging.methods import OpcmParameters
 from recall_jax.merging.opcm import sequential_sum
+from recall_jax.merging.parameters import OpcmParameters
 from recall_jax.units import EMBED
 
 

@@ -19,7 +19,7 @@ from recall_jax.engine.resident import Resident
 from recall_jax.engine.rules import Merge, Prepared, Rule, recall_comparison
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import UnfinishedError
-from recall_jax.merging.methods import RecallParameters
+from recall_jax.merging.parameters import RecallParameters
 from recall_jax.representations.samples import Tokenized
 from recall_jax.similarity.compare import check_samples
 

@@ -8,157 +8,32 @@ docstring, in a file of this room, and give it a line in `METHODS`.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 from jax.typing import DTypeLike
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
 from recall_jax.merging import average
 from recall_jax.merging.dare import dare
 from recall_jax.merging.magmax import magmax
 from recall_jax.merging.opcm import opcm
+from recall_jax.merging.parameters import (
+    CocktailParameters,
+    DareParameters,
+    LinearModelParameters,
+    LinearParameters,
+    MagMaxParameters,
+    OpcmParameters,
+    Parameters,
+    RecallParameters,
+    RegMeanParameters,
+    TaskVectorModelParameters,
+    TaskVectorParameters,
+    TiesParameters,
+)
 from recall_jax.merging.regmean import regmean
 from recall_jax.merging.task_arithmetic import task_arithmetic
 from recall_jax.merging.ties import ties
-from recall_jax.merging.weights import Merged, Weighing
-
-Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
-Gradient = Annotated[list[Number], Field(min_length=1)]
-Positive = Annotated[Number, Field(gt=0)]
-
-
-class FilteredValue(BaseModel):
-    """A value for the tensors whose name contains `filter`; "*" or none matches all."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    filter: str | None = None
-    value: Number | Gradient
-
-
-# A number, a gradient over the layers, or the first match of a list of filters.
-ParameterValue = Number | Gradient | Annotated[list[FilteredValue], Field(min_length=1)]
-
-
-class Parameters(BaseModel):
-    """A method's parameters; keys that it does not know are refused.
-
-    Those of `by_tensor` can differ between tensors: the rule gives the kernel their values.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
-    by_tensor: ClassVar[tuple[str, ...]] = ()
-
-    # mergekit's memory option: accepted, and without effect on a float32 computation.
-    int8_mask: Annotated[bool, Strict(), Field(exclude=True)] = False
-
-
-class LinearParameters(Parameters):
-    """`linear`: `weight` for models without one of their own; `normalize` divides by their sum."""
-
-    weight: ParameterValue | None = None
-    normalize: Annotated[bool, Strict()] = True
-
-
-class LinearModelParameters(Parameters):
-    """`linear`, for each model: its weight."""
-
-    by_tensor = ("weight",)
-    weight: ParameterValue | None = None
-
-
-def _fractions(value: ParameterValue | None) -> ParameterValue | None:
-    """`value`, if all of its numbers are in [0, 1]."""
-    for part in value if isinstance(value, list) else [value]:
-        if isinstance(part, FilteredValue):
-            _fractions(part.value)
-        elif part is not None and not 0 <= part <= 1:
-            raise ValueError(f"should be a share from 0 to 1, not {part}")
-    return value
-
-
-Share = Annotated[ParameterValue, AfterValidator(_fractions)]
-
-
-class TaskVectorModelParameters(Parameters):
-    """Methods of task vectors, for each model: its weight, and the share of elements it keeps."""
-
-    by_tensor = ("weight", "density")
-    weight: ParameterValue | None = None
-    density: Share | None = None
-
-
-class TaskVectorParameters(Parameters):
-    """Methods of task vectors: what is theirs, and `weight` and `density` of models without.
-
-    `normalize` divides by the sum of the weights, `rescale` gives a sparse task vector its L1 norm
-    from before. Where nothing is made sparse, `density` and `rescale` are accepted and do nothing.
-    """
-
-    by_tensor = ("lambda_",)
-    weight: ParameterValue | None = None
-    density: Share = 1.0
-    normalize: Annotated[bool, Strict()] = False
-    rescale: Annotated[bool, Strict()] = False
-    lambda_: ParameterValue = Field(1.0, alias="lambda")
-
-
-class TiesParameters(TaskVectorParameters):
-    """`ties`."""
-
-    normalize: Annotated[bool, Strict()] = True
-
-
-class DareParameters(TaskVectorParameters):
-    """`dare_linear` and `dare_ties`: `seed` is that of the draw; see `dare` for `rescale`."""
-
-    rescale: Annotated[bool, Strict()] | Literal["density"] = True  # type: ignore[assignment]
-    seed: Annotated[int, Strict(), Field(ge=0)] = 0
-
-
-class MagMaxParameters(Parameters):
-    """`magmax`."""
-
-    by_tensor = ("lambda_",)
-    lambda_: ParameterValue = Field(1.0, alias="lambda")
-
-
-class OpcmParameters(Parameters):
-    """`opcm`: the share of a spectrum that counts as taken."""
-
-    alpha: Annotated[Number, Field(ge=0, le=1)] = 0.5
-
-
-class RegMeanParameters(Parameters):
-    """`regmean` and `regmean_plusplus`: what is left of a Gram off its diagonal."""
-
-    by_tensor = ("alpha",)
-    alpha: Annotated[Number, Field(ge=0, lt=1)] = 0.9
-
-
-class CocktailParameters(Parameters):
-    """`lm_cocktail`: the temperature, in nats, of the softmax over the models' losses."""
-
-    temperature: Positive = 5.0
-
-
-class RecallParameters(Parameters):
-    """`recall`: how the models are compared, and how their similarities become weights."""
-
-    sigma: Positive | Literal["median", "dim"] = "median"
-    temperature: Positive = 1.0
-    reference: Annotated[int, Strict()] | str = "newest"
-    similarity: str | dict[str, Positive] = "rbf"
-    alignment: Literal["none", "center", "procrustes"] = "none"
-    merged_units: Merged = "all"
-    threshold: Number | None = None
-
-    @property
-    def weighing(self) -> Weighing:
-        """What the weights depend on beside the similarities."""
-        return Weighing(self.temperature, self.merged_units, self.threshold)
-
 
 # For one tensor: (K,) of the models, () of the recipe, or what else a rule has for a kernel.
 Values = Mapping[str, jax.Array]

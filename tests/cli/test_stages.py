@@ -51,7 +51,9 @@ def test_stage_by_stage_is_the_same_merge(options, recall, toys, here):
     words = {name: json.dumps(value).strip('"') for name, value in options.items()}
     if "similarity" in options:
         words["similarity"] = "rbf=0.5,cosine=0.5"
-    flags = [word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", value)]
+    flags = [
+        word for name, value in words.items() for word in (f"--{name.replace('_', '-')}", value)
+    ]
     succeed(recall, "select", toys.qwen2[-1], "--data", toys.data, "--out", "t.jsonl", *COUNT)
     succeed(recall, "extract", *toys.qwen2, "--typical", "t.jsonl", "--out", "reps.npz")
     succeed(recall, "weights", "--reps", "reps.npz", "--out", "weights.json", *flags)
