@@ -164,8 +164,8 @@ def _difference(record: Mapping[str, Any], name: str) -> str | None:
     found = record["runs"][name]["differences"]["all"]
     if found is None or name == "own":
         return None
-    digits = max(1, 2 - len(str(int(abs(found["standard_error"])))))
-    return f"{found['value']:+.{digits}f} ± {found['standard_error']:.{digits}f}"
+    sign = "+" if found["value"] >= 0 else ""
+    return sign + estimate(found, record["tasks"][0]["metric"])
 
 
 def _axis_figure(record: Mapping[str, Any], axis: Mapping[str, Any]) -> Figure | None:
