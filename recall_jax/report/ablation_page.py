@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil, log10
 from typing import Any
 
 from recall_jax.report import svg, wording
@@ -164,8 +165,11 @@ def _difference(record: Mapping[str, Any], name: str) -> str | None:
     found = record["runs"][name]["differences"]["all"]
     if found is None or name == "own":
         return None
-    sign = "+" if found["value"] >= 0 else ""
-    return sign + estimate(found, record["tasks"][0]["metric"])
+    value, error = found["value"], found["standard_error"]
+    digits = 3 if record["less_is_better"] else 1
+    if error > 0:  # as many as tell the error at all
+        digits = max(digits, ceil(-log10(error)))
+    return f"{value:+.{digits}f} ± {error:.{digits}f}"
 
 
 def _axis_figure(record: Mapping[str, Any], axis: Mapping[str, Any]) -> Figure | None:
