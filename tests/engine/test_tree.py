@@ -31,6 +31,7 @@ KEYS = {
     "similarity",
     "weights",
     "adjacent",
+    "losses",
     "weight_rises_with_depth",
     "typical",
     "warnings",
