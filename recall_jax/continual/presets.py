@@ -34,14 +34,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         },
     },
     "dare": {
-        "about": "Task arithmetic after nine in ten elements are dropped at random and the others "
-        "multiplied by ten (Yu et al. 2024).",
+        "about": "Task arithmetic after half of the elements are dropped at random and the others "
+        "doubled (Yu et al. 2024, who choose the share by validation).",
         "merge": {
             "merge_method": "dare_linear",
             "parameters": {
                 "weight": 1.0,
                 "lambda": 0.4,
-                "density": 0.1,
+                "density": 0.5,
                 "rescale": "density",
                 "seed": "{seed}",
             },
