@@ -183,6 +183,10 @@ def _prepare(merge: Merge) -> Prepared:
             from recall_jax.engine.cocktail import prepare_cocktail
 
             return prepare_cocktail(merge)
+        case "recall_distill":
+            from recall_jax.engine.distill import prepare_distill
+
+            return prepare_distill(merge)
         # The models' forward, and all it imports, is for methods that run the models.
         case "recall":
             from recall_jax.engine.prepare import prepare_recall
@@ -242,7 +246,7 @@ def _input_paths(recipe: Recipe, models: Sequence[Checkpoint]) -> list[Path]:
 
 
 def _input_files(recipe: Recipe) -> list[Path]:
-    files = [recipe.weights, *(entry.data for entry in recipe.models)]
+    files = [recipe.weights, recipe.base_data, *(entry.data for entry in recipe.models)]
     if recipe.samples is not None:
         files += [recipe.samples.data, recipe.samples.typical, recipe.samples.prompts]
     return [Path(name) for name in files if name]

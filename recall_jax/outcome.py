@@ -133,6 +133,7 @@ def resolved(
             for entry, name in zip(recipe.models, names, strict=True)
         ),
         "base_model": None if base is None else _resolved_name(base),
+        "base_data": _absolute(recipe.base_data),
         "parameters": parameters,
         "samples": samples,
         "weights": _absolute(recipe.weights),

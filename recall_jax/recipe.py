@@ -77,13 +77,15 @@ class Samples(Schema):
 class Recipe(Schema):
     """A whole merge.
 
-    `weights` is a file of weights per unit to use in place of comparing the models; `compute_dtype`
+    `base_data` are rows that the base knows. `weights` is a file of weights per unit to use in
+    place of comparing the models; `compute_dtype`
     is the forward's, and `ignore_config` lets config attributes pass that are not known.
     """
 
     merge_method: str
     models: tuple[ModelEntry, ...]
     base_model: Annotated[str, Field(min_length=1)] | None = None
+    base_data: str | None = None
     parameters: SerializeAsAny[Parameters] = Parameters()
     samples: Samples | None = None
     weights: str | None = None
@@ -148,6 +150,10 @@ class Recipe(Schema):
                     raise ValueError(f"{self.merge_method} compares no models: remove {key}")
         if self.weights is not None and not method.takes_weights:
             raise ValueError(f"{self.merge_method} takes no file of weights: remove weights")
+        if self.base_data is not None and not (method.needs_base and method.samples == "each"):
+            raise ValueError(
+                f"{self.merge_method} does not look at samples of a base: remove base_data"
+            )
         if method.samples != "each":
             for index, entry in enumerate(self.models):
                 if entry.data is not None:

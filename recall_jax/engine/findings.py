@@ -26,8 +26,8 @@ _paired_rbf = jax.jit(paired_rbf)
 class Findings:
     """The weights of a merge and, where models were compared, what they follow from.
 
-    weights and similarity (K, U), sigma (U,), adjacent (U - 2,), losses (K,) in nats; None where a
-    method has none.
+    weights and similarity (K, U), sigma (U,), adjacent (U - 2,), losses (K,) in nats, loss_curve
+    (steps + 1,) of what was minimised; None where a method has none.
     """
 
     weights: np.ndarray
@@ -35,6 +35,7 @@ class Findings:
     sigma: np.ndarray | None = None
     adjacent: np.ndarray | None = None
     losses: np.ndarray | None = None
+    loss_curve: np.ndarray | None = None
 
 
 def compare_representations(
@@ -101,6 +102,7 @@ def report_entries(found: Findings) -> dict[str, Any]:
         "weights": _plain(found.weights),
         "adjacent": _plain(found.adjacent),
         "losses": _plain(found.losses),
+        "loss_curve": _plain(found.loss_curve),
         "weight_rises_with_depth": rises,
     }
 

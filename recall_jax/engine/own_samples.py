@@ -1,6 +1,6 @@
 """Each model's own samples: rows of what it knows, given, chosen by it or drawn from it."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,68 +26,87 @@ from recall_jax.representations.tokens import Tokenizer, load_tokenizer
 TYPICAL = "typical.jsonl"
 
 
-def own_samples(merge: Merge, arch: Architecture) -> list[Tokenized]:
+def own_samples(merge: Merge, arch: Architecture, *, with_base: bool = False) -> list[Tokenized]:
     """The samples of each model, in order, by the newest model's tokenizer.
 
     A model's are the typical rows of its entry's `data`, chosen by the model itself where the file
-    has more than `samples.count`; else the `typical.jsonl` in its folder, whole; else, of the
-    newest, those that `samples` names. Of a `samples.source` that needs no data they are drawn from
-    each model. What was chosen is kept in the journal.
+    has more than `samples.count`; of the newest else those that `samples` names; else the
+    `typical.jsonl` in its folder, whole. Of a `samples.source` that needs no data they are drawn
+    from each model. `with_base`, the base's come first: of `base_data`, and where it has no others
+    they are generated from it. What was chosen is kept in the journal.
 
     Raises InputError for a model without samples; UnfinishedError where the memory is too small to
     choose, or an interrupted merge saw other texts.
     """
     settings = merge.recipe.samples or Samples()
     tokenizer = load_tokenizer(merge.models[-1].tokenizer_folders, arch.family)
-    data = [entry.data for entry in merge.recipe.models]
-    if settings.typical is None:
-        data[-1] = data[-1] or settings.data
+    sources = [
+        _Source(model, entry.data, _beside(model))
+        for model, entry in zip(merge.models, merge.recipe.models, strict=True)
+    ]
+    if sources[-1].data is None and settings.source == "data":
+        if settings.data is not None:
+            sources[-1] = replace(sources[-1], data=settings.data)
+        elif settings.typical is not None:
+            sources[-1] = replace(sources[-1], typical=Path(settings.typical))
+    places = [*range(len(sources))]
+    if with_base:
+        assert merge.base is not None
+        base = _Source(merge.base, merge.recipe.base_data, _beside(merge.base), may_draw=True)
+        sources, places = [base, *sources], [len(sources), *places]
     kept = list((merge.journal.prepared or {}).get("own", ()))
     own: list[Tokenized] = []
-    for place, (model, file) in enumerate(zip(merge.models, data, strict=True)):
-        if settings.source != "data":
-            pool, has_more = draw_samples(settings, model, arch, tokenizer, place), False
-        else:
-            given = _given(settings, model, is_newest=place == len(data) - 1)
-            pool = _read(settings, model, file, given, tokenizer)
-            has_more = file is not None and len(pool.rows) > settings.count
+    for place, source in zip(places, sources, strict=True):
+        pool, has_more = _pool(settings, source, arch, tokenizer, place)
         check_vocabulary(pool, arch.vocab_size, merge.models[-1].name)
-        if place < len(kept):
-            samples = _again(kept[place], pool, model.name)
-        elif has_more:
-            samples = _chosen(settings, pool, model, arch, merge)
-        else:
-            samples = pool
+        if len(own) < len(kept):
+            own.append(_again(kept[len(own)], pool, source.model.name))
+            continue
+        samples = _chosen(settings, pool, source.model, arch, merge) if has_more else pool
         own.append(samples)
-        if place >= len(kept):
-            kept.append({"texts": pool.digest(), "places": _places(pool, samples)})
-            merge.journal.record_prepared({**(merge.journal.prepared or {}), "own": kept})
+        kept.append({"texts": pool.digest(), "places": _places(pool, samples)})
+        merge.journal.record_prepared({**(merge.journal.prepared or {}), "own": kept})
     return own
 
 
-def _given(settings: Samples, model: Checkpoint, *, is_newest: bool) -> Path | None:
-    """The file of typical samples that a model has beside its data, if any."""
-    if is_newest and settings.typical is not None:
-        return Path(settings.typical)
-    # Of a model with adapters, what lies beside its base is the base's.
+@dataclass(frozen=True)
+class _Source:
+    """Where a model's samples come from: rows to choose from, rows as given, or the model."""
+
+    model: Checkpoint
+    data: str | None
+    typical: Path | None
+    may_draw: bool = False  # where it has no rows
+
+
+def _beside(model: Checkpoint) -> Path | None:
+    """The typical samples in a model's folder; of one with adapters the base's are not its own."""
     path = (*reversed(model.adapters), model.folder)[0] / TYPICAL
     return path if path.is_file() else None
 
 
-def _read(
-    settings: Samples, model: Checkpoint, file: str | None, given: Path | None, tokenizer: Tokenizer
-) -> Tokenized:
-    """A model's pool of rows, or its typical ones as given."""
+def _pool(
+    settings: Samples, source: _Source, arch: Architecture, tokenizer: Tokenizer, place: int
+) -> tuple[Tokenized, bool]:
+    """A model's rows, and whether its typical ones are yet to be chosen from them."""
+    has_none = source.data is None and source.typical is None
+    if settings.source != "data" or (has_none and source.may_draw):
+        if settings.source == "data":
+            settings = settings.model_copy(update={"source": "generated"})
+        return draw_samples(settings, source.model, arch, tokenizer, place), False
     limits: dict[str, Any] = {"max_tokens": settings.max_tokens}
-    if file is not None:
+    if source.data is not None:
         limits |= {"field": settings.field, "pool": settings.pool, "seed": settings.seed}
-        return read_pool(Path(file), tokenizer, **limits)
-    if given is not None:
+        pool = read_pool(Path(source.data), tokenizer, **limits)
+        return pool, len(pool.rows) > settings.count
+    if source.typical is not None:
         # Rows from an earlier merge may have come from data with other fields.
-        has_field = settings.field and all(settings.field in row for row in read_rows(given))
-        return read_typical(given, tokenizer, field=settings.field if has_field else None, **limits)
+        field = settings.field
+        if field is not None and any(field not in row for row in read_rows(source.typical)):
+            field = None
+        return read_typical(source.typical, tokenizer, field=field, **limits), False
     raise InputError(
-        f"{model.name} has no samples of its own: give its entry in models data: FILE, put "
+        f"{source.model.name} has no samples of its own: give its entry in models data: FILE, put "
         f"{TYPICAL} in its folder, or take samples: {{source: generated}}"
     )
 

@@ -20,6 +20,7 @@ from recall_jax.merging.opcm import opcm
 from recall_jax.merging.parameters import (
     CocktailParameters,
     DareParameters,
+    DistillParameters,
     LinearModelParameters,
     LinearParameters,
     MagMaxParameters,
@@ -79,9 +80,15 @@ class Method:
     needs_base: bool = False
     whole_tensors: bool = False
     samples: Literal["none", "newest", "each"] = "none"
-    rule: Literal["parameters", "recall", "opcm", "regmean", "regmean_plusplus", "lm_cocktail"] = (
-        "parameters"
-    )
+    rule: Literal[
+        "parameters",
+        "recall",
+        "opcm",
+        "regmean",
+        "regmean_plusplus",
+        "lm_cocktail",
+        "recall_distill",
+    ] = "parameters"
     equation: str = ""  # for the report: of a tensor theta, in a line
 
     @property
@@ -177,5 +184,14 @@ METHODS: dict[str, Method] = {
         samples="newest",
         rule="lm_cocktail",
         equation="θ = Σₖ wₖ θₖ, w = softmax(−loss / T)",
+    ),
+    "recall_distill": Method(
+        lambda parameters: fixed(task_arithmetic, normalize=False),
+        parameters=DistillParameters,
+        min_models=2,
+        needs_base=True,
+        samples="each",
+        rule="recall_distill",
+        equation="θ = θ_base + Σₖ cₖ (θₖ − θ_base), c refined from RECALL's weights",
     ),
 }

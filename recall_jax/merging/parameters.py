@@ -144,3 +144,21 @@ class RecallParameters(Parameters):
     def weighing(self) -> Weighing:
         """What the weights depend on beside the similarities."""
         return Weighing(self.temperature, self.merged_units, self.threshold)
+
+
+class DistillParameters(Parameters):
+    """`recall_distill`: what the coefficients are, and how they are refined.
+
+    `match` weighs what is asked of the merged model's outputs: `js` or `kl` of its next-token
+    distributions at `temperature`, `hidden` of its pooled states. `anchor` weighs the base among
+    the models that are to be matched.
+    """
+
+    coefficients: Literal["unit", "tensor"] = "unit"
+    match: Annotated[dict[Literal["js", "kl", "hidden"], Positive], Field(min_length=1)] = {
+        "js": 1.0
+    }
+    anchor: Annotated[Number, Field(ge=0)] = 1.0
+    temperature: Positive = 1.0
+    steps: Annotated[int, Strict(), Field(ge=0)] = 150
+    learning_rate: Positive = 0.02

@@ -34,13 +34,13 @@ def next_token_loss(
     tokens = input_ids.shape[1]
     if tokens > TOKENS_AT_ONCE and tokens % TOKENS_AT_ONCE == 0:
         # Logits, (B, T, V), are the largest array of all: of a block of tokens at a time.
-        blocks = tuple(map(_in_blocks, (normed, targets, counted)))
+        blocks = tuple(map(in_blocks, (normed, targets, counted)))
         losses = jax.lax.map(lambda block: jax.checkpoint(summed)(*block), blocks)
         return jnp.sum(losses), jnp.sum(counted)
     return summed(normed, targets, counted), jnp.sum(counted)
 
 
-def _in_blocks(states: Array) -> Array:
+def in_blocks(states: Array) -> Array:
     """(B, T, …) to (T / 128, B, 128, …)."""
     batch, _, *rest = states.shape
     return jnp.moveaxis(states.reshape(batch, -1, TOKENS_AT_ONCE, *rest), 1, 0)

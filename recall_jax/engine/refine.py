@@ -1,0 +1,296 @@
+"""Coefficients on task vectors, refined by distillation: the merged model learns from its models.
+
+A pure function on arrays. What is trained is one number for each model and unit, or tensor; the
+models' parameters stay as they are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.typing import DTypeLike
+
+from recall_jax.models.architecture import LAYERS, Architecture
+from recall_jax.models.convert import unit_params, unit_tensors
+from recall_jax.models.forward import Params, forward, logits
+from recall_jax.models.loss import TOKENS_AT_ONCE, in_blocks
+from recall_jax.representations.batches import make_batches
+from recall_jax.representations.pooling import masked_mean
+from recall_jax.units import EMBED, HEAD
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised, and for how long; the equations are in `refine`.
+
+    `kl`, `js` and `hidden` weigh how a teacher is matched, `anchor` the base among the teachers.
+    """
+
+    kl: float = 0.0
+    js: float = 1.0
+    hidden: float = 0.0
+    anchor: float = 1.0
+    temperature: float = 1.0
+    steps: int = 150
+    learning_rate: float = 0.02
+
+
+class Lessons(NamedTuple):
+    """S batches of B rows of one padded length, each to be learnt from one teacher.
+
+    input_ids and attention_mask (S, B, T) int32; teacher (S,) int32, an index into the models;
+    token_weight and row_weight (S,) float32, what a token and a row of the batch count; normed
+    (S, B, T, E) the teacher's final-norm output, and pooled (S, U, B, E) float32 its pooled states.
+    """
+
+    input_ids: Any
+    attention_mask: Any
+    teacher: Any
+    token_weight: Any
+    row_weight: Any
+    normed: Any
+    pooled: Any
+
+
+class Refined(NamedTuple):
+    """Coefficients (K,) float32 of every tensor by its name on disk, and the losses (steps + 1,).
+
+    The losses are those before each step, and after the last.
+    """
+
+    coefficients: dict[str, np.ndarray]
+    losses: np.ndarray
+
+
+def refine(
+    arch: Architecture,
+    models: Sequence[Params],
+    samples: Sequence[Sequence[Sequence[int]]],
+    start: np.ndarray,
+    objective: Objective,
+    *,
+    by_tensor: bool = False,
+    batch_size: int,
+    dtype: DTypeLike = jnp.float32,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+) -> Refined:
+    """The coefficients c_k on the task vectors theta_k - B of K experts that a merged model has.
+
+        theta = B + sum over k of c_k (theta_k - B), c_k for each unit, or `by_tensor`
+        loss  = mean over experts of D(k, theta) + anchor D(base, theta)
+        D(t, theta) = mean over tokens of t's samples of T^2 (kl KL(p || q) + js JS(p, q))
+                    + hidden mean over t's samples and units of |r_t - r|^2 / mean |r_t|^2
+
+    p and q are the next-token distributions of teacher and merged model at temperature T, r their
+    pooled states; JS(p, q) = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2 (Lin 1991), which
+    is at most log 2. Gradient descent is Adam's with a cosine decay (Kingma and Ba 2015; Loshchilov
+    and Hutter 2017), each step on all samples.
+
+    `models` are the base and the K experts, laid out as by `convert.to_flax`, all in memory;
+    `samples` token ids of rows of each, where the base may have none; `start` (K, U) is what the
+    coefficients start from. One program, whatever the numbers. The same arguments give the same
+    bits.
+    """
+    placed = [jax.device_put(model) for model in models]
+    lessons = _lessons(arch, placed, samples, objective, batch_size, dtype)
+    columns = dict(zip(arch.units, np.asarray(start, np.float32).T, strict=True))
+    coefficients: Any = columns
+    if by_tensor:
+        coefficients = {
+            name: column for unit, column in columns.items() for name in unit_tensors(arch, unit)
+        }
+    coefficients = jax.tree.map(jnp.asarray, coefficients)
+    memory = _optimizer(objective).init(coefficients)
+    unit = EMBED if arch.tie_word_embeddings else HEAD
+    projections = {unit: jax.tree.map(lambda *each: jnp.stack(each), *(m[unit] for m in placed))}
+    losses = []
+    for step in range(objective.steps + 1):
+        last = coefficients
+        loss, coefficients, memory = _step(
+            arch, objective, placed, projections, lessons, coefficients, memory, dtype
+        )
+        losses.append(float(loss))
+        progress(step, losses[-1])
+    found = jax.tree.map(np.asarray, _of_tensors(arch, last))
+    return Refined(found, np.asarray(losses))
+
+
+def pooled_states(
+    arch: Architecture,
+    params: Params,
+    token_ids: Sequence[Sequence[int]],
+    batch_size: int,
+    dtype: DTypeLike,
+) -> np.ndarray:
+    """The pooled states (U, n, E) float32 of a model in memory, on rows of token ids."""
+    placed = jax.device_put(params)
+    batches = make_batches(token_ids, min(batch_size, len(token_ids)))
+    means = [np.asarray(_taught(arch, placed, *batch, dtype)[1]) for batch in batches.batches]
+    return np.concatenate(means, axis=1)[:, batches.order]
+
+
+def mix(arch: Architecture, models: Sequence[Params], coefficients: Mapping[str, Array]) -> Params:
+    """The base and the weighted task vectors, float32; `models` and coefficients as in `refine`."""
+    named = _of_tensors(arch, coefficients)
+    embed, *layers, head = (unit_params(arch, unit, named) for unit in arch.units)
+    stacked = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *layers)  # (K, L)
+    base, *experts = models
+
+    def mixed(weights: Array, base: Array, *experts: Array) -> Array:
+        wide = base.astype(jnp.float32)
+        total = wide
+        for weight, expert in zip(weights, experts, strict=True):
+            spread = weight.reshape(weight.shape + (1,) * (wide.ndim - weight.ndim))
+            total += spread * (expert.astype(jnp.float32) - wide)
+        return total
+
+    tree = {EMBED: embed, LAYERS: stacked, HEAD: head}
+    return jax.tree.map(mixed, tree, base, *experts)
+
+
+def _of_tensors(arch: Architecture, coefficients: Mapping[str, Array]) -> dict[str, Array]:
+    """Coefficients of every tensor; given so, or of every unit."""
+    return {
+        name: coefficients[unit if unit in coefficients else name]
+        for unit in arch.units
+        for name in unit_tensors(arch, unit)
+    }
+
+
+def _optimizer(objective: Objective) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(objective.learning_rate, max(objective.steps, 1)))
+
+
+def _lessons(
+    arch: Architecture,
+    models: Sequence[Params],
+    samples: Sequence[Sequence[Sequence[int]]],
+    objective: Objective,
+    batch_size: int,
+    dtype: DTypeLike,
+) -> list[Lessons]:
+    """All samples, by padded length, with what their teachers make of them."""
+    batch_size = min(batch_size, max(map(len, samples)))
+    found: dict[int, list[Lessons]] = {}
+    for teacher, rows in enumerate(samples):
+        share = objective.anchor if teacher == 0 else 1 / (len(models) - 1)
+        if not rows or not share:
+            continue
+        weights = np.float32(share / sum(map(len, rows))), np.float32(share / len(rows))
+        for batch in make_batches(rows, batch_size).batches:
+            normed, pooled = _taught(arch, models[teacher], *batch, dtype)
+            pooled = pooled if objective.hidden else ()
+            lesson = Lessons(*batch, np.int32(teacher), *weights, normed, pooled)
+            found.setdefault(batch.input_ids.shape[1], []).append(lesson)
+    return [jax.tree.map(lambda *each: jnp.stack(each), *group) for group in found.values()]
+
+
+@partial(jax.jit, static_argnames=("arch", "dtype"))
+def _taught(
+    arch: Architecture, params: Params, ids: Array, mask: Array, dtype: DTypeLike
+) -> tuple[Array, Array]:
+    """Final-norm output (B, T, E) and pooled states (U, B, E) float32."""
+    pooled, normed = forward(
+        arch, params, ids, mask, observe=lambda hidden: masked_mean(hidden, mask), dtype=dtype
+    )
+    return normed, jnp.stack(pooled)
+
+
+@partial(jax.jit, static_argnames=("arch", "objective", "dtype"))
+def _step(
+    arch: Architecture,
+    objective: Objective,
+    models: Sequence[Params],
+    projections: Params,
+    lessons: Sequence[Lessons],
+    coefficients: Any,
+    memory: Any,
+    dtype: DTypeLike,
+) -> tuple[Array, Any, Any]:
+    """The loss, and what Adam makes of coefficients and its own memory.
+
+    `projections` are the models' units with the output projection, (K + 1, …).
+    """
+
+    merged, pull_back = jax.vjp(partial(mix, arch, models), coefficients)
+
+    def add(totals: tuple[Array, Params], lesson: Lessons) -> tuple[Any, None]:
+        teacher = jax.tree.map(lambda each: each[lesson.teacher], projections)
+        distance = partial(_distance, arch, objective, dtype=dtype)
+        found = jax.value_and_grad(distance)(merged, teacher, lesson)
+        return jax.tree.map(jnp.add, totals, found), None
+
+    # A batch at a time, its gradient added up: nothing of a batch is kept for the backward pass.
+    totals: Any = (jnp.float32(0), jax.tree.map(jnp.zeros_like, merged))
+    for group in lessons:
+        totals, _ = jax.lax.scan(add, totals, group)
+    loss, gradients = totals
+    updates, memory = _optimizer(objective).update(pull_back(gradients)[0], memory)
+    return loss, optax.apply_updates(coefficients, updates), memory
+
+
+def _distance(
+    arch: Architecture,
+    objective: Objective,
+    merged: Params,
+    teacher: Params,
+    lesson: Lessons,
+    *,
+    dtype: DTypeLike,
+) -> Array:
+    """What a batch adds to the loss."""
+    mask = lesson.attention_mask
+    pooled, normed = forward(
+        arch,
+        merged,
+        lesson.input_ids,
+        mask,
+        observe=lambda hidden: masked_mean(hidden, mask) if objective.hidden else (),
+        dtype=dtype,
+        remat=True,
+    )
+
+    def summed(own: Array, its: Array, counts: Array) -> Array:
+        ours, theirs = (
+            jax.nn.log_softmax(logits(arch, params, states) / objective.temperature)
+            for params, states in ((merged, own), (teacher, its))
+        )
+        return jnp.sum(_divergence(objective, theirs, ours) * counts)
+
+    parts = (normed, lesson.normed, mask.astype(jnp.float32))
+    if mask.shape[1] > TOKENS_AT_ONCE:  # of a block of tokens at a time, as in training
+        blocks = tuple(map(in_blocks, parts))
+        divergence = jnp.sum(jax.lax.map(lambda block: jax.checkpoint(summed)(*block), blocks))
+    else:
+        divergence = summed(*parts)
+    total = lesson.token_weight * objective.temperature**2 * divergence
+    if objective.hidden:
+        squares = jnp.sum((jnp.stack(pooled) - lesson.pooled) ** 2, axis=2)  # (U, B)
+        is_row = jnp.any(mask != 0, axis=1)
+        norms = jnp.sum(lesson.pooled**2, axis=2)
+        scale = jnp.sum(norms, axis=1, keepdims=True) / jnp.maximum(jnp.sum(is_row), 1)
+        apart = jnp.sum(jnp.mean(squares / scale, axis=0))
+        total += objective.hidden * lesson.row_weight * apart
+    return total
+
+
+def _divergence(objective: Objective, theirs: Array, ours: Array) -> Array:
+    """Of log-probabilities (…, V), each (…)."""
+
+    def kl(p: Array, q: Array) -> Array:
+        return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+    total = jnp.zeros(theirs.shape[:-1], jnp.float32)
+    if objective.kl:
+        total += objective.kl * kl(theirs, ours)
+    if objective.js:
+        middle = jnp.logaddexp(theirs, ours) - jnp.log(jnp.float32(2))
+        total += objective.js * (kl(theirs, middle) + kl(ours, middle)) / 2
+    return total
