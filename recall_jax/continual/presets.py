@@ -86,6 +86,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "representations of the newest task's typical samples are (arXiv:2510.20479).",
         "merge": {"merge_method": "recall", "with_base": True},
     },
+    "recall_distill": {
+        "about": "RECALL's weights refined until the merged model answers as each expert does on "
+        "its own typical samples, and as the base does on samples drawn from it.",
+        "merge": {"merge_method": "recall_distill"},
+    },
     "recall_sequential": {
         "about": "RECALL of two: each expert fine-tuned from the last merged model, and merged "
         "with it.",
