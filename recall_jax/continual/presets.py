@@ -20,7 +20,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ewc": {
         "about": "One fine-tuning after the other, held back by the Fisher information of each "
         "earlier task (Kirkpatrick et al. 2017).",
-        "finetune": {"method": "ewc", "ewc_strength": 1000.0},
+        "finetune": {"method": "ewc", "ewc_strength": 100.0},
     },
     "average": {
         "about": "The average of the base and the experts (Wortsman et al. 2022).",
