@@ -12,7 +12,7 @@ from recall_jax.engine.device import not_finite
 from recall_jax.engine.findings import Findings, compare_representations
 from recall_jax.engine.inputs import common_architecture, compute_dtype
 from recall_jax.engine.own_samples import own_samples
-from recall_jax.engine.refine import Objective, pooled_states, refine
+from recall_jax.engine.refine import Match, pooled_states, refine
 from recall_jax.engine.rules import (
     Merge,
     Prepared,
@@ -132,19 +132,16 @@ def _refined(
     assert isinstance(parameters, DistillParameters)
     models = [_loaded(model, arch) for model in checkpoints]
     start = _recall_weights(merge, arch, models[1:], own[-1], batch_size, dtype)
-    objective = Objective(
-        **{name: parameters.match.get(name, 0.0) for name in ("js", "kl", "hidden")},
-        anchor=parameters.anchor,
-        temperature=parameters.temperature,
-        steps=parameters.steps,
-        learning_rate=parameters.learning_rate,
-    )
+    asked = {name: parameters.match.get(name, 0.0) for name in ("kl", "js", "hidden")}
     found = refine(
         arch,
         models,
         [samples.token_ids for samples in own],
         start,
-        objective,
+        Match(**asked, temperature=parameters.temperature),
+        anchor=parameters.anchor,
+        steps=parameters.steps,
+        learning_rate=parameters.learning_rate,
         by_tensor=parameters.coefficients == "tensor",
         batch_size=batch_size,
         dtype=dtype,

@@ -25,38 +25,35 @@ from recall_jax.units import EMBED, HEAD
 
 Array = jax.Array
 
+_ADAM = optax.scale_by_adam()
+
 
 @dataclass(frozen=True)
-class Objective:
-    """What is minimised, and for how long; the equations are in `refine`.
-
-    `kl`, `js` and `hidden` weigh how a teacher is matched, `anchor` the base among the teachers.
-    """
+class Match:
+    """How the distance to a teacher is taken; what the numbers mean is in `refine`."""
 
     kl: float = 0.0
     js: float = 1.0
     hidden: float = 0.0
-    anchor: float = 1.0
     temperature: float = 1.0
-    steps: int = 150
-    learning_rate: float = 0.02
 
 
 class Lessons(NamedTuple):
     """S batches of B rows of one padded length, each to be learnt from one teacher.
 
     input_ids and attention_mask (S, B, T) int32; teacher (S,) int32, an index into the models;
-    token_weight and row_weight (S,) float32, what a token and a row of the batch count; normed
-    (S, B, T, E) the teacher's final-norm output, and pooled (S, U, B, E) float32 its pooled states.
+    normed (S, B, T, E) its final-norm output and pooled (S, U, B, E) float32 its pooled states;
+    token_weight (S,) and state_weight (S, U) float32, what the distance of a token's distribution
+    and the squared distance of a pooled state count.
     """
 
     input_ids: Any
     attention_mask: Any
     teacher: Any
-    token_weight: Any
-    row_weight: Any
     normed: Any
     pooled: Any
+    token_weight: Any
+    state_weight: Any
 
 
 class Refined(NamedTuple):
@@ -74,8 +71,11 @@ def refine(
     models: Sequence[Params],
     samples: Sequence[Sequence[Sequence[int]]],
     start: np.ndarray,
-    objective: Objective,
+    match: Match,
     *,
+    anchor: float = 1.0,
+    steps: int = 150,
+    learning_rate: float = 0.02,
     by_tensor: bool = False,
     batch_size: int,
     dtype: DTypeLike = jnp.float32,
@@ -99,7 +99,7 @@ def refine(
     bits.
     """
     placed = [jax.device_put(model) for model in models]
-    lessons = _lessons(arch, placed, samples, objective, batch_size, dtype)
+    lessons = _lessons(arch, placed, samples, anchor, batch_size, dtype)
     columns = dict(zip(arch.units, np.asarray(start, np.float32).T, strict=True))
     coefficients: Any = columns
     if by_tensor:
@@ -107,14 +107,23 @@ def refine(
             name: column for unit, column in columns.items() for name in unit_tensors(arch, unit)
         }
     coefficients = jax.tree.map(jnp.asarray, coefficients)
-    memory = _optimizer(objective).init(coefficients)
+    memory = _ADAM.init(coefficients)
     unit = EMBED if arch.tie_word_embeddings else HEAD
     projections = {unit: jax.tree.map(lambda *each: jnp.stack(each), *(m[unit] for m in placed))}
     losses = []
-    for step in range(objective.steps + 1):
+    for step in range(steps + 1):
         last = coefficients
+        rate = learning_rate * (1 + np.cos(np.pi * step / max(steps, 1))) / 2
         loss, coefficients, memory = _step(
-            arch, objective, placed, projections, lessons, coefficients, memory, dtype
+            arch,
+            match,
+            placed,
+            projections,
+            lessons,
+            coefficients,
+            memory,
+            np.float32(rate),
+            dtype,
         )
         losses.append(float(loss))
         progress(step, losses[-1])
@@ -164,15 +173,11 @@ def _of_tensors(arch: Architecture, coefficients: Mapping[str, Array]) -> dict[s
     }
 
 
-def _optimizer(objective: Objective) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(objective.learning_rate, max(objective.steps, 1)))
-
-
 def _lessons(
     arch: Architecture,
     models: Sequence[Params],
     samples: Sequence[Sequence[Sequence[int]]],
-    objective: Objective,
+    anchor: float,
     batch_size: int,
     dtype: DTypeLike,
 ) -> list[Lessons]:
@@ -180,14 +185,15 @@ def _lessons(
     batch_size = min(batch_size, max(map(len, samples)))
     found: dict[int, list[Lessons]] = {}
     for teacher, rows in enumerate(samples):
-        share = objective.anchor if teacher == 0 else 1 / (len(models) - 1)
+        share = anchor if teacher == 0 else 1 / (len(models) - 1)
         if not rows or not share:
             continue
-        weights = np.float32(share / sum(map(len, rows))), np.float32(share / len(rows))
-        for batch in make_batches(rows, batch_size).batches:
-            normed, pooled = _taught(arch, models[teacher], *batch, dtype)
-            pooled = pooled if objective.hidden else ()
-            lesson = Lessons(*batch, np.int32(teacher), *weights, normed, pooled)
+        batches = make_batches(rows, batch_size).batches
+        taught = [_taught(arch, models[teacher], *batch, dtype) for batch in batches]
+        squares = sum(np.sum(np.square(pooled), axis=(1, 2)) for _, pooled in taught)  # (U,)
+        weights = np.float32(share / sum(map(len, rows))), (share / squares).astype(np.float32)
+        for batch, (normed, pooled) in zip(batches, taught, strict=True):
+            lesson = Lessons(*batch, np.int32(teacher), normed, pooled, *weights)
             found.setdefault(batch.input_ids.shape[1], []).append(lesson)
     return [jax.tree.map(lambda *each: jnp.stack(each), *group) for group in found.values()]
 
@@ -203,15 +209,16 @@ def _taught(
     return normed, jnp.stack(pooled)
 
 
-@partial(jax.jit, static_argnames=("arch", "objective", "dtype"))
+@partial(jax.jit, static_argnames=("arch", "match", "dtype"))
 def _step(
     arch: Architecture,
-    objective: Objective,
+    match: Match,
     models: Sequence[Params],
     projections: Params,
     lessons: Sequence[Lessons],
     coefficients: Any,
     memory: Any,
+    rate: Array,
     dtype: DTypeLike,
 ) -> tuple[Array, Any, Any]:
     """The loss, and what Adam makes of coefficients and its own memory.
@@ -223,7 +230,7 @@ def _step(
 
     def add(totals: tuple[Array, Params], lesson: Lessons) -> tuple[Any, None]:
         teacher = jax.tree.map(lambda each: each[lesson.teacher], projections)
-        distance = partial(_distance, arch, objective, dtype=dtype)
+        distance = partial(_distance, arch, match, dtype=dtype)
         found = jax.value_and_grad(distance)(merged, teacher, lesson)
         return jax.tree.map(jnp.add, totals, found), None
 
@@ -232,13 +239,16 @@ def _step(
     for group in lessons:
         totals, _ = jax.lax.scan(add, totals, group)
     loss, gradients = totals
-    updates, memory = _optimizer(objective).update(pull_back(gradients)[0], memory)
-    return loss, optax.apply_updates(coefficients, updates), memory
+    (gradients,) = pull_back(gradients)
+    with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
+        updates, memory = _ADAM.update(gradients, memory)
+    moved = jax.tree.map(lambda own, update: own - rate * update, coefficients, updates)
+    return loss, moved, memory
 
 
 def _distance(
     arch: Architecture,
-    objective: Objective,
+    match: Match,
     merged: Params,
     teacher: Params,
     lesson: Lessons,
@@ -252,17 +262,17 @@ def _distance(
         merged,
         lesson.input_ids,
         mask,
-        observe=lambda hidden: masked_mean(hidden, mask) if objective.hidden else (),
+        observe=lambda hidden: masked_mean(hidden, mask) if match.hidden else (),
         dtype=dtype,
         remat=True,
     )
 
     def summed(own: Array, its: Array, counts: Array) -> Array:
         ours, theirs = (
-            jax.nn.log_softmax(logits(arch, params, states) / objective.temperature)
+            jax.nn.log_softmax(logits(arch, params, states) / match.temperature)
             for params, states in ((merged, own), (teacher, its))
         )
-        return jnp.sum(_divergence(objective, theirs, ours) * counts)
+        return jnp.sum(_divergence(match, theirs, ours) * counts)
 
     parts = (normed, lesson.normed, mask.astype(jnp.float32))
     if mask.shape[1] > TOKENS_AT_ONCE:  # of a block of tokens at a time, as in training
@@ -270,27 +280,23 @@ def _distance(
         divergence = jnp.sum(jax.lax.map(lambda block: jax.checkpoint(summed)(*block), blocks))
     else:
         divergence = summed(*parts)
-    total = lesson.token_weight * objective.temperature**2 * divergence
-    if objective.hidden:
-        squares = jnp.sum((jnp.stack(pooled) - lesson.pooled) ** 2, axis=2)  # (U, B)
-        is_row = jnp.any(mask != 0, axis=1)
-        norms = jnp.sum(lesson.pooled**2, axis=2)
-        scale = jnp.sum(norms, axis=1, keepdims=True) / jnp.maximum(jnp.sum(is_row), 1)
-        apart = jnp.sum(jnp.mean(squares / scale, axis=0))
-        total += objective.hidden * lesson.row_weight * apart
+    total = lesson.token_weight * match.temperature**2 * divergence
+    if match.hidden:
+        squares = jnp.sum((jnp.stack(pooled) - lesson.pooled) ** 2, axis=(1, 2))  # (U,)
+        total += match.hidden * jnp.mean(lesson.state_weight * squares)
     return total
 
 
-def _divergence(objective: Objective, theirs: Array, ours: Array) -> Array:
+def _divergence(match: Match, theirs: Array, ours: Array) -> Array:
     """Of log-probabilities (…, V), each (…)."""
 
     def kl(p: Array, q: Array) -> Array:
         return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
 
     total = jnp.zeros(theirs.shape[:-1], jnp.float32)
-    if objective.kl:
-        total += objective.kl * kl(theirs, ours)
-    if objective.js:
+    if match.kl:
+        total += match.kl * kl(theirs, ours)
+    if match.js:
         middle = jnp.logaddexp(theirs, ours) - jnp.log(jnp.float32(2))
-        total += objective.js * (kl(theirs, middle) + kl(ours, middle)) / 2
+        total += match.js * (kl(theirs, middle) + kl(ours, middle)) / 2
     return total
