@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-LOWER_IS_BETTER = frozenset({"forgetting"})
-
 
 class Summary(NamedTuple):
     """Mean and sample standard deviation over runs; no deviation of one run alone."""

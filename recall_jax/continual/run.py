@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from recall_jax.continual.inputs import ask_all, check_inputs, data_files, find_columns, identify
+from recall_jax.continual.inputs import ask_all, check_inputs, find_columns, identify
 from recall_jax.continual.journal import open_journal
 from recall_jax.continual.lineage import Merged, Model, Tuned, ancestry, parts
 from recall_jax.continual.plan import Run, plan_runs
@@ -62,7 +62,7 @@ def continual(
     inputs = check_inputs(runs, staged)
     asked = ask_all(columns, evaluation)
     identity = identify(inputs, asked, evaluation)
-    files = [*options.inputs, *data_files(staged)]
+    files = [*options.inputs, *map(Path, inputs)]
     with work_folder(out, force=options.force, resume=options.resume, inputs=files) as work:
         if work.discarded:
             announce("an interrupted run was discarded: --resume would have gone on with it")
@@ -118,7 +118,8 @@ def _carry_out(
             row = scores(columns, run.tasks, results)
             took = time.perf_counter() - began
             announce(f"{number}/{len(steps)} {where}: {_told(row, stage)}, {took:.1f} s")
-        if clear:
+        # An earlier step, taken up again, has nothing to clear but what the next one goes on with.
+        if clear and (is_new or number == len(steps)):
             ahead = [model for _, _, model in steps[number:]]
             shop.clear([m for m in ahead if m.name not in shop.journal.results] + [*kept.values()])
 

@@ -29,6 +29,7 @@ class Stand:
     def __init__(self, monkeypatch):
         self.made: list[str] = []
         self.asked = 0
+        self.taken_up: list[str] = []
         self.most = 0
         self.stop_after = -1
         monkeypatch.setattr(workshop.tuning, "finetune", self.finetune)
@@ -45,7 +46,12 @@ class Stand:
         return Path(spec, "line").read_text()
 
     def write(self, out, *parts):
+        unfinished = out.with_name(f".{out.name}.recall-work")
+        if unfinished.exists():
+            self.taken_up.append(out.name)
+        unfinished.mkdir(exist_ok=True)
         self.step()
+        unfinished.rmdir()
         self.made.append(out.name)
         out.mkdir()
         (out / "line").write_text(digest(*parts))
@@ -136,6 +142,15 @@ def test_wherever_a_run_is_stopped_it_goes_on_to_the_same(protocol, stand, tmp_p
         shutil.rmtree(tmp_path / "out")
 
 
+def test_what_was_being_made_is_gone_on_with(protocol, stand, tmp_path):
+    stand.stop_after = 5  # two tasks are learnt and asked after the base, and a third begun
+    with pytest.raises(Stopped):
+        continual(asked(protocol), tmp_path / "out")
+    stand.stop_after = -1
+    continual(asked(protocol), tmp_path / "out", options=Options(resume=True))
+    assert stand.taken_up == stand.made[2:3]
+
+
 def test_strategies_can_be_added_to_a_stopped_run(protocol, stand, tmp_path):
     stand.stop_after = 12
     with pytest.raises(Stopped):
@@ -163,8 +178,9 @@ def test_other_rows_or_questions_are_another_run(protocol, stand, tmp_path):
     rows.write_text(rows.read_text() + rows.read_text())
     with pytest.raises(UnfinishedError, match=r"rows\.jsonl is not what it was when the run was"):
         continual(mine, tmp_path / "out", options=Options(resume=True))
-    with pytest.raises(InputError, match="holds the input"):
-        continual(mine, tmp_path, options=Options(force=True))
+    for holding in (tmp_path, Path(protocol["base_model"])):
+        with pytest.raises(InputError, match="holds the input"):
+            continual(mine, holding, options=Options(force=True))
 
 
 def test_a_fault_on_the_way_keeps_what_was_made(protocol, stand, tmp_path, monkeypatch):
