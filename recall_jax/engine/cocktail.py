@@ -1,10 +1,12 @@
 """LM-Cocktail: one weight for each model, by its loss on a few labelled examples."""
 
+from dataclasses import asdict
+
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.budget import widest
-from recall_jax.engine.cut import cut_forward
+from recall_jax.engine.cut import Cut, cut_forward
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.inputs import (
     TypicalSamples,
@@ -48,23 +50,26 @@ def prepare_cocktail(merge: Merge) -> Prepared:
         drawn = settings.model_copy(update={"pool": settings.count})
         samples = read_samples(drawn, newest, arch)
         token_ids, counted = labelled(samples, settings, newest, arch)
-        cut = cut_forward(
-            arch,
-            list(map(len, token_ids)),
-            num_models=1,
-            batch_size=settings.batch_size,
-            itemsize=np.dtype(dtype).itemsize,
-            stored=max(widest(model.specs) for model in models),
-            budget=merge.budget,
-            beside=merge.beside + loss_bytes(arch, settings.batch_size),
-        )
         merge.announce(f"losses: {len(token_ids)} examples in a pass over each of the models")
-        prepared = journal.prepared or {"texts": samples.digest(), "losses": []}
-        if prepared["texts"] != samples.digest():
+        prepared = journal.prepared
+        if prepared is None:
+            cut = cut_forward(
+                arch,
+                list(map(len, token_ids)),
+                num_models=1,
+                batch_size=settings.batch_size,
+                itemsize=np.dtype(dtype).itemsize,
+                stored=max(widest(model.specs) for model in models),
+                budget=merge.budget,
+                beside=merge.beside + loss_bytes(arch, settings.batch_size),
+            )
+            prepared = {"texts": samples.digest(), "cut": asdict(cut), "losses": []}
+        elif prepared["texts"] != samples.digest():
             raise UnfinishedError(
                 f"the texts or the tokenizer of {newest.name} are not what they were when the "
                 "merge was interrupted: restore them, or run without --resume to start afresh"
             )
+        cut = Cut(**prepared["cut"])  # other batches would round otherwise
         for done, model in enumerate(models[len(prepared["losses"]) :], len(prepared["losses"])):
             merge.progress(f"{model.name}: loss", done, len(models), read=model.bytes_read)
             loss = mean_loss(
