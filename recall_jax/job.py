@@ -15,7 +15,7 @@ from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, wri
 from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.journal import Journal, changed_input, input_files, resume_journal
-from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models
+from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models, taken_whole
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import (
     Merge,
@@ -124,6 +124,7 @@ def merge(
                 finished=lambda unit: _finish_unit(unit, read, journal, writer),
                 resumed=resumed,
                 chunk=chunk,
+                whole=taken_whole(method.whole_tensors, plan.specs),
                 progress=progress,
             )
         if path := changed_input(identity["inputs"], input_files(read, _input_files(recipe))):

@@ -16,14 +16,17 @@ import jax
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK
-from recall_jax.engine.plan import units_of
+from recall_jax.engine.plan import taken_whole, units_of
 from recall_jax.errors import UnfinishedError
+from recall_jax.merging.methods import Whole
 
 SHARE = 0.6  # of what is free
 MIB = 1 << 20
 _PROGRAMS = 32 * MIB  # what compiling the merge takes: 26 MiB measured
 _FLOAT32 = 4
 _SMALLEST_CHUNK = 1 << 14
+# Arrays as large as a whole tensor that XLA has at once, at most, for each that a kernel reads.
+_MADE: Mapping[Whole, int] = {"none": 0, "linear": 3, "all": 5}
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -62,27 +65,27 @@ def cut_pieces(
     backlog: int,
     budget: int,
     *,
-    whole_tensors: bool = False,
+    whole_tensors: Whole = "none",
 ) -> tuple[int | None, int]:
     """The largest pieces to merge in, up to CHUNK elements, and the bytes merging adds to `held`.
 
     `backlog` pieces of the `merged` tensors exist at once, beside one in work and one handed over.
-    For a method that takes `whole_tensors` there are no pieces (None), and the one in work exists
-    in float32 too, of all models and of what is made of them.
+    Of `whole_tensors` there are no pieces (None where that is all), and what a kernel makes of one
+    in work is float32, for each of the models, which are all that is read.
     Raises UnfinishedError where even the smallest do not fit.
     """
     element = sum(widest(specs) for specs in (merged, *(model.specs for model in models)))
-    folded = folded_bytes(models)
-    if whole_tensors:
-        largest = max(math.prod(spec.shape) for spec in merged.values())
-        work = 2 * _FLOAT32 * (len(models) + 1)
-        added = _PROGRAMS + folded + largest * (work + (backlog + 2) * widest(merged))
-        if (needed := held_bytes() + added) > budget:
+    whole = taken_whole(whole_tensors, merged)
+    largest = max((math.prod(merged[name].shape) for name in whole), default=0)
+    work = _FLOAT32 * _MADE[whole_tensors] * len(models)
+    fixed = _PROGRAMS + folded_bytes(models) + largest * (work + (backlog + 2) * widest(merged))
+    if len(whole) == len(merged):
+        if (needed := held_bytes() + fixed) > budget:
             raise _too_large(needed, budget)
-        return None, added
+        return None, fixed
     chunk = CHUNK
     while True:
-        added = _PROGRAMS + folded + (backlog + 2) * chunk * element
+        added = fixed + (backlog + 2) * chunk * element
         if (needed := held_bytes() + added) <= budget:
             return chunk, added
         if chunk <= _SMALLEST_CHUNK:

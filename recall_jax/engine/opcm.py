@@ -3,10 +3,13 @@
 The scale is that of the whole merged model, so that nothing can be written before all is summed.
 """
 
+from collections.abc import Iterator, Sequence
+
 import jax
 import numpy as np
 
 from recall_jax.engine.budget import held_bytes
+from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.plan import is_float
 from recall_jax.engine.rules import Merge, Prepared, Values, values_by_tensor
 from recall_jax.merging.opcm import sequential_sum
@@ -36,21 +39,33 @@ def prepare_opcm(merge: Merge) -> Prepared:
 
 def _scale(merge: Merge, values: dict[str, Values]) -> float:
     """lambda: the norm of the sum over the mean norm of the task vectors, of the whole models."""
-    assert merge.base is not None
     squares = np.zeros(len(merge.models) + 1)
     units = merge.plan.units
     for done, (unit, names) in enumerate(units.items()):
         read = sum(model.bytes_read for model in merge.plan.inputs)
         merge.progress(f"first pass: {unit}", done, len(units), read=read, written=0)
         for name in names:
-            models = [model.read(name) for model in merge.models]
-            if is_float(models[-1].dtype) and models[-1].size:
-                squares += np.asarray(_squares(models, values[name], merge.base.read(name)))
+            arrays = [model.read(name) for model in merge.plan.inputs]
+            for *models, base in _cut(arrays, is_whole="alpha" in values[name]):
+                squares += np.asarray(_squares(models, values[name], base))
             if merge.plan.larger_than_memory:
                 for model in merge.plan.inputs:
                     model.drop(name)
     *norms, total = np.sqrt(squares)
     return float(total / np.mean(norms)) if total else 1.0
+
+
+def _cut(arrays: Sequence[np.ndarray], *, is_whole: bool) -> Iterator[Sequence[np.ndarray]]:
+    """A tensor of all models and the base, as it is or in pieces; nothing where none is merged."""
+    newest = arrays[-2]
+    size = newest.size
+    if not size or not is_float(newest.dtype):
+        return
+    if is_whole:
+        yield arrays
+        return
+    for start in range(0, size, CHUNK):
+        yield [array.reshape(-1)[start : start + CHUNK] for array in arrays]
 
 
 @jax.jit

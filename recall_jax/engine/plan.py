@@ -11,6 +11,7 @@ import numpy as np
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
 from recall_jax.errors import InputError
+from recall_jax.merging.methods import Whole
 from recall_jax.units import EMBED, HEAD, LM_HEAD, is_derived, unit_of_tensor
 
 DTYPES = {
@@ -156,6 +157,16 @@ def _unit_rank(unit: str) -> float:
     if unit == EMBED:
         return -1
     return float("inf") if unit == HEAD else int(unit.rpartition(".")[2])
+
+
+def taken_whole(kind: Whole, specs: Mapping[str, TensorSpec]) -> set[str]:
+    """The tensors that a method takes whole; of linear layers, all matrices but the embedding."""
+    return {
+        name
+        for name, spec in specs.items()
+        if kind == "all"
+        or (kind == "linear" and len(spec.shape) == 2 and unit_of_tensor(name) != EMBED)
+    }
 
 
 def is_float(dtype: Any) -> bool:

@@ -19,6 +19,7 @@ from recall_jax.engine.forward import HiddenStates, Placed, StreamedForward
 from recall_jax.engine.inputs import common_architecture, compute_dtype
 from recall_jax.engine.memory import gram_bytes
 from recall_jax.engine.own_samples import own_samples
+from recall_jax.engine.plan import Plan
 from recall_jax.engine.programs import Grams
 from recall_jax.engine.rules import (
     Merge,
@@ -51,6 +52,8 @@ def prepare_regmean(merge: Merge, *, through_merged: bool) -> Prepared:
         if "cut" in prepared:
             cut = Cut(**prepared["cut"])
         else:
+            # In pieces as they come from the kernel, and laid together for the forward.
+            merged = 2 * _largest_unit(merge.plan) if through_merged else 0
             cut = cut_apart(
                 arch,
                 [[len(ids) for ids in samples.token_ids] for samples in own],
@@ -58,7 +61,7 @@ def prepare_regmean(merge: Merge, *, through_merged: bool) -> Prepared:
                 itemsize=np.dtype(dtype).itemsize,
                 stored=max(widest(model.specs) for model in models),
                 budget=merge.budget,
-                beside=merge.beside + gram_bytes(arch, len(models)),
+                beside=merge.beside + gram_bytes(arch, len(models)) + merged,
             )
             journal.record_prepared({**prepared, "cut": asdict(cut)})
     merge.announce(_describe(own, cut))
@@ -161,6 +164,11 @@ def _filled(stacked: Grams, k: int, grams: Grams, scale: float) -> Grams:
 @partial(jax.jit, donate_argnames="stacked")
 def _put(stacked: Grams, k: jax.Array, own: Grams, scale: jax.Array) -> Grams:
     return jax.tree.map(lambda room, gram: room.at[k].set(gram * scale), stacked, own)
+
+
+def _largest_unit(plan: Plan) -> int:
+    """Bytes of the largest merged unit."""
+    return max(sum(plan.specs[name].nbytes for name in names) for names in plan.units.values())
 
 
 def _describe(own: Sequence[Tokenized], cut: Cut) -> str:

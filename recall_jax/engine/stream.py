@@ -7,7 +7,7 @@ are mapped; beside them memory is a few pieces of a tensor, and the hidden state
 samples, whatever the depth.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -43,14 +43,16 @@ def merge_stream(
     finished: Callable[[str], None] = lambda unit: None,
     resumed: int = 0,
     chunk: int | None = CHUNK,
+    whole: Collection[str] = (),
     progress: Progress = silent,
 ) -> None:
     """Walk over the units: read, weigh, merge, write each tensor in the order of `plan.specs`.
 
     `kernel` merges a tensor with the values that `rule` gives, and `reference` is the model whose
-    elements pass where all agree; without a `chunk` it is given whole tensors. `finished(unit)` is
-    called when a unit has been written. The first `resumed` units are written already: they are
-    read only if the rule runs the models, and merged again only if it needs to hear of that.
+    elements pass where all agree; it is given pieces of `chunk` elements, and the tensors named in
+    `whole` as they are. `finished(unit)` is called when a unit has been written. The first
+    `resumed` units are written already: they are read only if the rule runs the models, and merged
+    again only if it needs to hear of that.
     Raises InputError naming the tensor and the model where a parameter is not finite.
     """
     units = plan.units
@@ -86,6 +88,7 @@ def merge_stream(
                 values = rule.values(unit, placed)
             del placed  # before the unit after the next one is placed
             if done < resumed and rule.merged is None:
+                del values  # as below
                 continue
             merged: dict[str, list[Piece]] = {}
             for name in units[unit]:
@@ -98,7 +101,7 @@ def merge_stream(
                     kernel=kernel,
                     base=base,
                     reference=reference,
-                    chunk=chunk,
+                    chunk=None if name in whole else chunk,
                 ):
                     if done >= resumed:
                         writing.run(write, name, piece, arrays)

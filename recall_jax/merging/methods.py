@@ -2,7 +2,9 @@
 
 A method merges one tensor at a time: its kernel takes the K models' arrays and the values that its
 rule gives for the tensor, such as their weights. To add one, write its kernel, the equation in its
-docstring, in a file of this room, and give it a line in `METHODS`.
+docstring, in a file of this room, its parameters in `parameters`, and an entry of `METHODS`. One
+whose values are not in the recipe needs a rule too: a function from `Merge` to `Prepared` in the
+engine (`engine.rules` says what these are), and the rule's name in `Method` and in `job`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +37,8 @@ from recall_jax.merging.parameters import (
 from recall_jax.merging.regmean import regmean
 from recall_jax.merging.task_arithmetic import task_arithmetic
 from recall_jax.merging.ties import ties
+
+Whole = Literal["none", "linear", "all"]
 
 # For one tensor: (K,) of the models, () of the recipe, or what else a rule has for a kernel.
 Values = Mapping[str, jax.Array]
@@ -70,7 +74,8 @@ class Method:
 
     `rule` says where the kernel's values come from: the recipe's `parameters` alone, or what
     running the models tells. `samples` are what they run on: none, the newest model's, or those of
-    each. A kernel that needs `whole_tensors` is not given pieces of them.
+    each. A kernel that takes `whole_tensors` is not given pieces of these: the weights of linear
+    layers, or all.
     """
 
     kernel: Callable[[Any], Kernel]
@@ -78,7 +83,7 @@ class Method:
     model_parameters: type[Parameters] = Parameters
     min_models: int = 1
     needs_base: bool = False
-    whole_tensors: bool = False
+    whole_tensors: Whole = "none"
     samples: Literal["none", "newest", "each"] = "none"
     rule: Literal[
         "parameters",
@@ -126,7 +131,7 @@ METHODS: dict[str, Method] = {
         parameters=TiesParameters,
         model_parameters=TaskVectorModelParameters,
         needs_base=True,
-        whole_tensors=True,
+        whole_tensors="all",
         equation="θ = θ_base + λ Σₖ wₖ trim(θₖ − θ_base), of the elected signs",
     ),
     "dare_linear": Method(
@@ -134,7 +139,7 @@ METHODS: dict[str, Method] = {
         parameters=DareParameters,
         model_parameters=TaskVectorModelParameters,
         needs_base=True,
-        whole_tensors=True,
+        whole_tensors="all",
         equation="θ = θ_base + λ Σₖ wₖ drop(θₖ − θ_base)",
     ),
     "dare_ties": Method(
@@ -142,7 +147,7 @@ METHODS: dict[str, Method] = {
         parameters=DareParameters,
         model_parameters=TaskVectorModelParameters,
         needs_base=True,
-        whole_tensors=True,
+        whole_tensors="all",
         equation="θ = θ_base + λ Σₖ wₖ drop(θₖ − θ_base), of the elected signs",
     ),
     "magmax": Method(
@@ -155,7 +160,7 @@ METHODS: dict[str, Method] = {
         lambda parameters: fixed(opcm),
         parameters=OpcmParameters,
         needs_base=True,
-        whole_tensors=True,
+        whole_tensors="linear",
         rule="opcm",
         equation="θ = θ_base + Σₖ Pₖ(θₖ − θ_base) / λ, Pₖ off what came before",
     ),
@@ -163,7 +168,7 @@ METHODS: dict[str, Method] = {
         lambda parameters: regmean,
         parameters=RegMeanParameters,
         min_models=2,
-        whole_tensors=True,
+        whole_tensors="linear",
         samples="each",
         rule="regmean",
         equation="W = (Σₖ Gₖ)⁻¹ Σₖ Gₖ Wₖ, Gₖ = Xₖᵀ Xₖ of what a linear layer reads",
@@ -172,7 +177,7 @@ METHODS: dict[str, Method] = {
         lambda parameters: regmean,
         parameters=RegMeanParameters,
         min_models=2,
-        whole_tensors=True,
+        whole_tensors="linear",
         samples="each",
         rule="regmean_plusplus",
         equation="W = (Σₖ Gₖ)⁻¹ Σₖ Gₖ Wₖ, Gₖ = Xₖᵀ Xₖ behind the merged units before",

@@ -26,7 +26,7 @@ def opcm(
     A_{t-1} as the ground where `values` holds `alpha` (), which is for the weights of linear
     layers; all else is added as it stands. The authors divide by lambda_t at every step and
     multiply by it at the next, which leaves this sum, as no scale changes singular vectors. Base
-    and K models are whole tensors of one shape; `values` holds `lambda_` ().
+    and K models are of one shape, whole where there is `alpha`; `values` holds `lambda_` ().
     """
     del reference
     ground, _ = sequential_sum(models, values, base)

@@ -22,11 +22,12 @@ def regmean(
 
         W = (sum w_k W_k G_k) (sum w_k G_k)^-1        G_k = X_k^T X_k, off its diagonal times alpha
 
-    `models` are K whole tensors (out, in); `values` holds `gram` (K, in, in) of the layer's inputs,
-    `alpha` () below 1, which makes the sum invertible, and `weight` (K,) or nothing for equal ones.
-    Inputs that are zero in every sample decide nothing: their columns are averaged, as all tensors
-    are that come without a `gram`. The sum is solved as a correction of the `reference` model, with
-    inputs of unit scale, so that models that agree pass bit for bit and float32 is enough.
+    `models` are K whole tensors (out, in), or pieces of those without a `gram`; `values` holds
+    `gram` (K, in, in) of the layer's inputs, `alpha` () below 1, which makes the sum invertible,
+    and `weight` (K,) or nothing for equal ones. Inputs that are zero in every sample decide
+    nothing: their columns are averaged, as all tensors are that come without a `gram`. The sum is
+    solved as a correction of the `reference` model, with inputs of unit scale, so that models that
+    agree pass bit for bit and float32 is enough.
     """
     del base
     weights = values.get("weight", jnp.ones(len(models), jnp.float32))

@@ -7,6 +7,8 @@ import resource
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,9 +16,11 @@ from deep_models import watch, write_adapter, write_model
 
 from recall_jax import job
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine import budget, cut, prepare
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.errors import InputError
+from recall_jax.merging.methods import METHODS
 from recall_jax.models.config import read_architecture
 from recall_jax.recipe import make_recipe
 
@@ -192,3 +196,45 @@ def test_adapters_are_in_the_plan(toys, tmp_path, cache):
     watched = watch(cache, out, "quick", *models, "--data", toys.data, "--out", out)
     planned = watched.report["memory"]["planned_bytes"]
     assert watched.peak <= planned <= 2.5 * watched.peak
+
+
+@pytest.mark.parametrize("num_models", [2, 3])
+@pytest.mark.parametrize("name", ["ties", "dare_linear", "dare_ties", "opcm", "regmean"])
+def test_what_is_made_of_a_whole_tensor_is_in_the_plan(name, num_models):
+    method, size = METHODS[name], 256
+    rescaled = {"rescale": True} if "rescale" in method.parameters.model_fields else {}
+    kernel = method.kernel(method.parameters(**rescaled))
+    values = {
+        "weight": jnp.ones(num_models),
+        "density": jnp.full(num_models, 0.5),
+        "lambda_": jnp.float32(1),
+        "alpha": jnp.float32(0.5),
+        "seed": jnp.uint32(0),
+    }
+    if name == "regmean":
+        values["gram"] = jnp.ones((num_models, size, size))
+    tensor = jax.ShapeDtypeStruct((4 * size, size), jnp.bfloat16)
+    base = tensor if method.needs_base else None
+
+    def merge(models, values, base):
+        return kernel(models, values, base=base, reference=-1, dtype=jnp.bfloat16)
+
+    program = jax.jit(merge).lower([tensor] * num_models, values, base).compile()
+    planned = budget._MADE[method.whole_tensors] * (num_models + method.needs_base)
+    assert program.memory_analysis().temp_size_in_bytes <= planned * 4 * tensor.size
+
+
+def test_only_what_a_method_needs_whole_is_planned_whole(toys, holding_nothing):
+    models = [open_checkpoint(name) for name in toys.qwen2]
+    specs = {
+        "model.embed_tokens.weight": TensorSpec(np.dtype(np.float32), (1 << 20, 64)),
+        "model.layers.0.mlp.up_proj.weight": TensorSpec(np.dtype(np.float32), (512, 64)),
+        "model.norm.weight": TensorSpec(np.dtype(np.float32), (64,)),
+    }
+    planned = {
+        kind: budget.cut_pieces(models, specs, 2, 1 << 40, whole_tensors=kind)
+        for kind in ("none", "linear", "all")
+    }
+    assert planned["linear"][0] == planned["none"][0] == CHUNK and planned["all"][0] is None
+    assert planned["none"][1] < planned["linear"][1] < planned["none"][1] + (1 << 23)
+    assert planned["all"][1] > 5 * len(models) * (1 << 26) * 4

@@ -94,7 +94,7 @@ def walk(folders, rows, out, through_merged, batch_size=4):
             kernel=regmean,
             reference=-1,
             clock=Clock(),
-            chunk=None,
+            whole=plan.specs,
         )
     return SafetensorsFile(out / "model.safetensors")
 
