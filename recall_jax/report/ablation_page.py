@@ -1,22 +1,20 @@
 """The page of an ablation: for each choice a table and a plot, and what the units tell."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, log10
 from typing import Any
 
 from recall_jax.report import svg, wording
+from recall_jax.report.domain_figures import clustering_figures, clusterings, domain_figures
 from recall_jax.report.evaluation_page import estimate, words
-from recall_jax.report.page import NARROW, WIDE, Figure, Table, markdown, render, unit_tick
-from recall_jax.report.scales import nice_range
+from recall_jax.report.page import Figure, Table, line_figure, markdown, render
 
 _REFERENCES = {
     "base": "the base, not merged",
     "newest": "the newest model, not merged",
     "average": "the average of all models",
 }
-_DEPTH = "unit, from input to output"
-_KINDS = ("within", "across")
 _SURE = 2  # standard errors
 
 
@@ -42,9 +40,9 @@ def render_ablation(record: Mapping[str, Any]) -> str:
         references=_references(record),
         overview=overview(record),
         sections=[_section(record, axis) for axis in record["axes"]],
-        domains=_domain_figures(record),
-        clusterings=_clusterings(record),
-        clustering_figures=_clustering_figures(record),
+        domains=domain_figures(record),
+        clusterings=clusterings(record),
+        clustering_figures=clustering_figures(record),
         settings=wording.flat_settings(record["settings"]),
     )
 
@@ -54,8 +52,8 @@ def tables_in_markdown(record: Mapping[str, Any]) -> str:
     tables = [_references(record), overview(record)]
     tables += [_axis_table(record, axis) for axis in record["axes"]]
     if record["domains"] is not None:
-        tables += [figure.numbers for figure in _domain_figures(record)]
-        tables.append(_clusterings(record))
+        tables += [figure.numbers for figure in domain_figures(record)]
+        tables.append(clusterings(record))
     return "\n".join(map(markdown, tables))
 
 
@@ -189,7 +187,7 @@ def _axis_figure(record: Mapping[str, Any], axis: Mapping[str, Any]) -> Figure |
         for index, group in enumerate(record["groups"])
     ]
     guide = _mean(record, "average")["value"]
-    return _figure(
+    return line_figure(
         axis["about"],
         "mean score",
         svg.Axis(axis["axis"], labels, ticks),
@@ -197,168 +195,3 @@ def _axis_figure(record: Mapping[str, Any], axis: Mapping[str, Any]) -> Figure |
         guide=guide,
         guide_name="the average of all models, all tasks",
     )
-
-
-def _figure(
-    title: str,
-    y_title: str,
-    axis: svg.Axis,
-    lines: Sequence[svg.Series],
-    *,
-    guide: float | None = None,
-    guide_name: str = "",
-    span: float = 0.0,
-) -> Figure:
-    every = [value for line in lines for value in line.values]
-    y_range = nice_range([*every, *([] if guide is None else [guide])], minimum_span=span)
-
-    def draw(frame: svg.Frame) -> Any:
-        return svg.line_chart(
-            lines, axis, frame, title=title, y_title=y_title, y_range=y_range, guide=guide
-        )
-
-    numbers = Table(
-        title,
-        [axis.title.partition(",")[0], *(line.name for line in lines)],
-        [
-            [name, *(float(line.values[index]) for line in lines)]
-            for index, name in enumerate(axis.names)
-        ],
-    )
-    return Figure(
-        svg.legend(lines, guide=guide_name),
-        [draw(replace(WIDE, right=90))],
-        [draw(replace(NARROW, right=60))],
-        numbers,
-    )
-
-
-def _domain_figures(record: Mapping[str, Any]) -> list[Figure]:
-    """Over the units: similarity within less across domains, and how often neighbours tell."""
-    found = record["domains"]
-    if found is None:
-        return []
-    axis = svg.Axis(_DEPTH, record["units"], [unit_tick(unit) for unit in record["units"]])
-    apart = [
-        [None if one is None else one - other for one, other in zip(*pair, strict=True)]
-        for pair in zip(found["within"], found["across"], strict=True)
-    ]
-    figures = []
-    if all(value is not None for row in apart for value in row):
-        figure = _figure(
-            "Similarity within domains less across them",
-            "within − across",
-            axis,
-            _of_models(found, apart),
-            guide=0.0,
-            guide_name="texts of two domains as alike as those of one",
-        )
-        figures.append(replace(figure, numbers=_both(record)))
-    figures.append(
-        _figure(
-            "Domain told by the five nearest texts",
-            "share told right",
-            axis,
-            _of_models(found, found["neighbour_accuracy"]),
-            guide=found["chance"],
-            guide_name="the largest domain, always",
-        )
-    )
-    return figures
-
-
-def _both(record: Mapping[str, Any]) -> Table:
-    """Similarity within and across domains of each model, unit by unit."""
-    found = record["domains"]
-    columns = ["unit", *(f"{name} {kind}" for name in found["models"] for kind in _KINDS)]
-    rows = [
-        [
-            unit,
-            *(
-                found[kind][model][index]
-                for model in range(len(found["models"]))
-                for kind in _KINDS
-            ),
-        ]
-        for index, unit in enumerate(record["units"])
-    ]
-    return Table("Similarity within and across domains", columns, rows)
-
-
-def _of_models(found: Mapping[str, Any], values: Sequence[Sequence[Any]]) -> list[svg.Series]:
-    """A line for each of the models, the newest in front."""
-    return [
-        svg.Series(f"{name} model", row, name, index)
-        for index, (name, row) in enumerate(zip(found["models"], values, strict=True))
-    ]
-
-
-def _clusterings(record: Mapping[str, Any]) -> Table:
-    columns = [
-        "clustered unit",
-        "clusters",
-        "mean distance",
-        "of random texts",
-        "farthest",
-        "domains covered",
-        "information, nats",
-        "normalised",
-    ]
-    found = record["domains"]
-    rows = [
-        [
-            each["unit"],
-            each["count"],
-            each["coverage"]["mean"],
-            each["coverage"]["random"],
-            each["coverage"]["farthest"],
-            each["domains_covered"],
-            each["mutual_information"]["nats"],
-            each["mutual_information"]["normalised"],
-        ]
-        for each in (found["clusterings"] if found else ())
-    ]
-    return Table("Clusterings of the texts of all domains", columns, rows)
-
-
-def _clustering_figures(record: Mapping[str, Any]) -> list[Figure]:
-    """Over the number of clusters, with a line for each clustered unit."""
-    found = record["domains"]
-    if found is None:
-        return []
-    own = str(record["settings"]["samples"]["unit"])
-    units = list(dict.fromkeys(each["unit"] for each in found["clusterings"]))
-    counts = list(dict.fromkeys(str(each["count"]) for each in found["clusterings"]))
-    if len(counts) < 2:
-        return []
-
-    def lines(value: Any) -> list[svg.Series]:
-        by_unit = {
-            unit: [value(each) for each in found["clusterings"] if each["unit"] == unit]
-            for unit in units
-        }
-        return [
-            svg.Series(
-                f"clustered by {unit}",
-                by_unit[unit],
-                wording.short_name(unit, 10),
-                0 if unit == own else 1 + index % 7,
-            )
-            for index, unit in enumerate(units)
-        ]
-
-    axis = svg.Axis("number of clusters", counts, counts)
-    return [
-        _figure(
-            "What the cluster tells of the domain",
-            "normalised mutual information",
-            axis,
-            lines(lambda each: each["mutual_information"]["normalised"]),
-        ),
-        _figure(
-            "How far texts are from the nearest typical sample",
-            "mean distance, in spreads",
-            axis,
-            lines(lambda each: each["coverage"]["mean"]),
-        ),
-    ]

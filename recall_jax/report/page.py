@@ -4,7 +4,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -12,6 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from recall_jax.report import svg, wording
+from recall_jax.report.scales import nice_range
 
 WIDE = svg.Frame(width=880, left=52, right=146)
 NARROW = svg.Frame(width=340, left=46, right=22)
@@ -60,6 +61,43 @@ def render(template: str, **values: Any) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return wording.printable(page)
+
+
+def line_figure(
+    title: str,
+    y_title: str,
+    axis: svg.Axis,
+    lines: Sequence[svg.Series],
+    *,
+    guide: float | None = None,
+    guide_name: str = "",
+) -> Figure:
+    """Lines over the same places, and their values in a table.
+
+    `guide` is a level line, called `guide_name` in the legend.
+    """
+    every = [value for line in lines for value in line.values]
+    y_range = nice_range([*every, *([] if guide is None else [guide])])
+
+    def draw(frame: svg.Frame) -> Any:
+        return svg.line_chart(
+            lines, axis, frame, title=title, y_title=y_title, y_range=y_range, guide=guide
+        )
+
+    numbers = Table(
+        title,
+        [axis.title.partition(",")[0], *(line.name for line in lines)],
+        [
+            [name, *(float(line.values[index]) for line in lines)]
+            for index, name in enumerate(axis.names)
+        ],
+    )
+    return Figure(
+        svg.legend(lines, guide=guide_name),
+        [draw(replace(WIDE, right=90))],
+        [draw(replace(NARROW, right=60))],
+        numbers,
+    )
 
 
 def markdown(table: Table) -> str:
