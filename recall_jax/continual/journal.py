@@ -5,14 +5,13 @@ scored and how long its making took. A line that a kill cut short is as if it we
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recall_jax.engine.journal import changed_input, whole_records
-from recall_jax.errors import UnfinishedError, storage_faults
+from recall_jax.engine.journal import append_record, changed_input, mended_records
+from recall_jax.errors import UnfinishedError
 
 Results = dict[str, dict[str, Any]]
 """An evaluation task's metrics by name, each as `evaluation.json` holds it."""
@@ -32,19 +31,19 @@ class Journal:
 
     def begin(self) -> None:
         """Write what the run depends on; from now on there is something to resume."""
-        self._append({"identity": self.identity})
+        append_record(self.path, {"identity": self.identity})
 
     def record_made(self, model: str, seconds: float, warnings: Sequence[str]) -> None:
         """Note that a model was made; a second time counts as well."""
         record = {"made": model, "seconds": seconds, "warnings": list(warnings)}
         self._take(record)
-        self._append(record)
+        append_record(self.path, record)
 
     def record_results(self, model: str, results: Results) -> None:
         """Note what a model scored."""
         record = {"evaluated": model, "results": results}
         self._take(record)
-        self._append(record)
+        append_record(self.path, record)
 
     def told(self) -> list[str]:
         """Each warning once, with the number of models that it is of."""
@@ -65,10 +64,6 @@ class Journal:
         elif "evaluated" in record:
             self.results[record["evaluated"]] = record["results"]
 
-    def _append(self, record: Mapping[str, Any]) -> None:
-        with storage_faults(f"write {self.path}"), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
 
 def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
     """The journal of the run that was interrupted, or a new one.
@@ -76,13 +71,11 @@ def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
     Raises UnfinishedError where what it depends on has changed; strategies, orders and seeds may.
     """
     journal = Journal(path, identity)
-    records, size = whole_records(path)
+    records = mended_records(path)
     if not records or "identity" not in records[0]:
         path.unlink(missing_ok=True)
         journal.begin()
         return journal
-    with storage_faults(f"write {path}"):
-        os.truncate(path, size)
     then, now = records[0]["identity"], json.loads(json.dumps(identity))
     for key in ("program", "evaluated"):
         if then[key] != now[key]:

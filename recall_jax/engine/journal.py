@@ -5,6 +5,7 @@ finished unit with the writer's mark. A line that a kill cut short is as if it w
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,13 +59,7 @@ class Journal:
         return {"format": FORMAT, "identity": self.identity}
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        with (
-            storage_faults(f"write {self.path}"),
-            self.path.open("a", encoding="utf-8") as file,
-        ):
-            if file.tell() == 0:
-                file.write(_line(self._header()))
-            file.write(_line(record))
+        append_record(self.path, record, self._header())
 
 
 def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]) -> Journal:
@@ -73,7 +68,7 @@ def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]
     Raises UnfinishedError where it is of another merge, or an input has changed since.
     """
     journal = Journal(path, identity)
-    records, _ = whole_records(path)
+    records, _ = _whole_records(path)
     if not records or records[0].get("format") != FORMAT or "identity" not in records[0]:
         return journal
     _check_same(records[0]["identity"], json.loads(json.dumps(identity)))
@@ -92,7 +87,26 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record) + "\n"
 
 
-def whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+def append_record(
+    path: Path, record: Mapping[str, Any], header: Mapping[str, Any] | None = None
+) -> None:
+    """Add a line to a journal of any kind; the `header`, if it has one, is the first of all."""
+    with storage_faults(f"write {path}"), path.open("a", encoding="utf-8") as file:
+        if header is not None and file.tell() == 0:
+            file.write(_line(header))
+        file.write(_line(record))
+
+
+def mended_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal up to the first that cannot be read; from there on it is cut off."""
+    records, size = _whole_records(path)
+    if path.exists():
+        with storage_faults(f"write {path}"):
+            os.truncate(path, size)
+    return records
+
+
+def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The lines of a journal up to the first that cannot be read, and their bytes."""
     records: list[dict[str, Any]] = []
     size = 0

@@ -4,14 +4,13 @@ The first line is what the work is of. A line that a kill cut short is as if it 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recall_jax.engine.journal import whole_records
-from recall_jax.errors import UnfinishedError, storage_faults
+from recall_jax.engine.journal import append_record, mended_records
+from recall_jax.errors import UnfinishedError
 
 
 @dataclass
@@ -24,12 +23,9 @@ class Results:
 
     def keep(self, name: str, value: Any) -> None:
         """Note a result, of JSON values without NaN."""
-        line = json.dumps({"name": name, "value": value}, allow_nan=False)
-        with storage_faults(f"write {self.path}"), self.path.open("a", encoding="utf-8") as file:
-            if file.tell() == 0:
-                file.write(json.dumps({"identity": self.identity}) + "\n")
-            file.write(line + "\n")
-        self.values[name] = json.loads(line)["value"]
+        plain = json.loads(json.dumps(value, allow_nan=False))
+        append_record(self.path, {"name": name, "value": plain}, {"identity": self.identity})
+        self.values[name] = plain
 
 
 def resume_results(path: Path, identity: Mapping[str, Any], work: str) -> Results:
@@ -37,10 +33,7 @@ def resume_results(path: Path, identity: Mapping[str, Any], work: str) -> Result
 
     Raises UnfinishedError where they are of another one. A line cut short is removed.
     """
-    records, size = whole_records(path)
-    if path.exists():
-        with storage_faults(f"write {path}"):
-            os.truncate(path, size)
+    records = mended_records(path)
     if not records:
         return Results(path, identity)
     then, now = records[0].get("identity", {}), json.loads(json.dumps(identity))

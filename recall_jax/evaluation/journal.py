@@ -5,14 +5,13 @@ short is as if it were not there.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recall_jax.engine.journal import whole_records
-from recall_jax.errors import UnfinishedError, storage_faults
+from recall_jax.engine.journal import append_record, mended_records
+from recall_jax.errors import UnfinishedError
 from recall_jax.evaluation.metrics import Estimate
 
 Results = dict[tuple[int, str], dict[str, Estimate]]
@@ -30,12 +29,9 @@ class Journal:
     def record(self, model: int, task: str, metrics: dict[str, Estimate]) -> None:
         """Note the metrics of one task of one model."""
         self.results[model, task] = metrics
-        if self.path is None:
-            return
-        with storage_faults(f"write {self.path}"), self.path.open("a", encoding="utf-8") as file:
-            if file.tell() == 0:
-                file.write(json.dumps({"identity": self.identity}) + "\n")
-            file.write(json.dumps({"model": model, "task": task, "metrics": metrics}) + "\n")
+        if self.path is not None:
+            record = {"model": model, "task": task, "metrics": metrics}
+            append_record(self.path, record, {"identity": self.identity})
 
 
 def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
@@ -44,10 +40,7 @@ def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
     Raises UnfinishedError where it is of another evaluation. A line cut short is removed.
     """
     journal = Journal(path, identity)
-    records, size = whole_records(path)
-    if path.exists():
-        with storage_faults(f"write {path}"):
-            os.truncate(path, size)
+    records = mended_records(path)
     if not records:
         return journal
     then, now = records[0].get("identity", {}), json.loads(json.dumps(identity))
