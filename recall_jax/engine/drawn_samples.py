@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.device import not_finite
 from recall_jax.errors import InputError
 from recall_jax.generation.end_of_text import end_of_text, start_of_text
 from recall_jax.generation.generate import check_token_ids, generate
@@ -29,7 +30,8 @@ def draw_samples(
     model is in memory meanwhile. `random`: a start of text and tokens drawn uniformly from the
     vocabulary, special ones left out. No sequence is longer than the model was made for.
 
-    Raises InputError for prompts that cannot be read or leave no room for an answer.
+    Raises InputError for prompts that cannot be read or leave no room for an answer, and for a
+    model with parameters that are not finite.
     """
     longest = model.config.get("max_position_embeddings") or settings.max_tokens
     max_tokens = min(settings.max_tokens, longest)
@@ -51,9 +53,12 @@ def draw_samples(
                 "samples.max_tokens, or shorten it"
             )
         check_token_ids(arch, prompts, f"{settings.prompts or model.name}: prompt")
+        tensors = {name: model.read(name) for name in tensor_shapes(arch)}
+        if fault := not_finite(model.name, tensors):
+            raise InputError(fault)
         answers = generate(
             arch,
-            to_flax(arch, {name: model.read(name) for name in tensor_shapes(arch)}),
+            to_flax(arch, tensors),
             prompts,
             max_new_tokens=room,
             eos_token_ids=end_of_text(model),

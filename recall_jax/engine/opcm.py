@@ -10,8 +10,10 @@ import numpy as np
 
 from recall_jax.engine.budget import held_bytes
 from recall_jax.engine.chunks import CHUNK
+from recall_jax.engine.device import not_finite
 from recall_jax.engine.plan import is_float
 from recall_jax.engine.rules import Merge, Prepared, Values, values_by_tensor
+from recall_jax.errors import InputError
 from recall_jax.merging.opcm import sequential_sum
 from recall_jax.merging.parameters import OpcmParameters
 from recall_jax.units import EMBED
@@ -48,6 +50,13 @@ def _scale(merge: Merge, values: dict[str, Values]) -> float:
             arrays = [model.read(name) for model in merge.plan.inputs]
             for *models, base in _cut(arrays, is_whole="alpha" in values[name]):
                 squares += np.asarray(_squares(models, values[name], base))
+            if not np.isfinite(squares).all():
+                faults = (
+                    not_finite(model.name, {name: array})
+                    for model, array in zip(merge.plan.inputs, arrays, strict=True)
+                )
+                told = next(filter(None, faults), f"tensor {name}: its changes overflow float32")
+                raise InputError(told)
             if merge.plan.larger_than_memory:
                 for model in merge.plan.inputs:
                     model.drop(name)

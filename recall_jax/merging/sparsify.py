@@ -23,8 +23,9 @@ def keep_largest(vector: jax.Array, density: jax.Array) -> jax.Array:
 
 
 def keep_at_random(vector: jax.Array, density: jax.Array, key: jax.Array) -> jax.Array:
-    """Each element of a vector with probability `density`, drawn from `key`."""
-    return jax.random.bernoulli(key, density.astype(jnp.float32), vector.shape)
+    """Each element of a vector with probability `density`, drawn from `key`; all not finite."""
+    drawn = jax.random.bernoulli(key, density.astype(jnp.float32), vector.shape)
+    return drawn | ~jnp.isfinite(vector)  # a fault of the model's, which is to be told
 
 
 def rescaled(kept: jax.Array, vector: jax.Array) -> jax.Array:

@@ -37,7 +37,8 @@ def weighted_vectors(
     weighted = [weight * vector for weight, vector in zip(weights, vectors, strict=True)]
     if consensus:
         against = sum(weighted) < -_ROUNDING * sum(jnp.abs(each) for each in weighted)
-        agrees = [jnp.where(against, each < 0, each > 0) for each in weighted]
+        # NaN agrees with either sign, so that it comes out and is told.
+        agrees = [jnp.where(against, ~(each >= 0), ~(each <= 0)) for each in weighted]
         weighted = [jnp.where(a, each, 0) for a, each in zip(agrees, weighted, strict=True)]
     else:
         agrees = [jnp.ones((), bool) for _ in weighted]

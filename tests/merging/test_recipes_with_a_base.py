@@ -5,7 +5,8 @@ import re
 import float64_merges as float64
 import numpy as np
 import pytest
-from toys import LAYERS
+from safetensors.torch import load_file, save_file
+from toys import LAYERS, copy_model
 
 from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
@@ -172,3 +173,21 @@ def test_what_cannot_be_meant(parameters, own, message, toys, tmp_path):
     with pytest.raises(InputError) as raised:
         merged(toys, tmp_path / "out", "ties", parameters, own, {"weight": 1.0})
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties", "opcm"])
+def test_nan_is_told_where_it_is_and_never_dropped(method, toys, tmp_path):
+    broken = copy_model(toys.qwen2[1], tmp_path / "broken")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights = load_file(broken / "model.safetensors")
+    weights[name][3, 4] = float("nan")
+    save_file(weights, broken / "model.safetensors")
+    values = {
+        "merge_method": method,
+        "base_model": toys.qwen2[0],
+        "models": [{"model": str(broken)}, {"model": toys.qwen2[2]}],
+        "parameters": {} if method == "opcm" else {"weight": 1.0, "density": 0.1},
+    }
+    with pytest.raises(InputError, match=f"broken: tensor {name} holds NaN"):
+        job.merge(make_recipe(values), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
