@@ -1,22 +1,32 @@
 """What a run reads, looked at before anything is trained."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from recall_jax.checkpoint.folder import open_checkpoint
+from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.continual.lineage import Merged, Model, Tuned, ancestry
 from recall_jax.continual.plan import Run
 from recall_jax.continual.recipe import Protocol
+from recall_jax.engine.cocktail import check_labelled
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.journal import input_files
+from recall_jax.engine.rules import recall_comparison, recipe_values
+from recall_jax.engine.select import clustered_units
 from recall_jax.errors import InputError
 from recall_jax.evaluate import Asked, Options, ask
 from recall_jax.evaluation.resident import without_weights
 from recall_jax.evaluation.task import Task, find_task
+from recall_jax.merging.methods import METHODS
+from recall_jax.merging.parameters import RecallParameters
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.lora import adapted_modules
 from recall_jax.outcome import device, versions
 from recall_jax.recipe import make_recipe
 from recall_jax.representations.data import read_rows
+
+_FILES = ("data", "typical", "prompts")  # what a recipe's `samples` may read
 
 
 def find_columns(protocol: Protocol) -> dict[str, Task]:
@@ -26,7 +36,8 @@ def find_columns(protocol: Protocol) -> dict[str, Task]:
     for asked in protocol.unseen:
         task = find_task(asked)
         if task.task in learnt or task.task in columns:
-            raise InputError(f"unseen: {asked} is among the tasks that are learnt: remove it there")
+            known = "among the tasks that are learnt" if task.task in learnt else "named already"
+            raise InputError(f"unseen: {asked} is {known}: remove it there")
         columns[task.task] = task
     return columns
 
@@ -39,30 +50,59 @@ def ask_all(columns: dict[str, Task], options: Options) -> list[Asked]:
 
 def data_files(models: Sequence[Model]) -> list[Path]:
     """Every file of rows that models are made from."""
-    files = [
-        path
-        for model in ancestry(models).values()
-        for path in (model.data if isinstance(model, Tuned | Merged) else ())
-        if path is not None
-    ]
-    return [Path(path) for path in dict.fromkeys(files)]
+    return list(dict.fromkeys(path for path, _ in _asked_rows(models)))
 
 
 def check_inputs(runs: Sequence[Run], models: Sequence[Model]) -> dict[str, Any]:
     """The files that the runs read, as a journal knows them; InputError for what is wrong there."""
+    for path, field in dict.fromkeys(_asked_rows(models)):
+        for index, row in enumerate(read_rows(path)):
+            if field is not None and field not in row:
+                raise InputError(f"{path}, row {index} (from 0) has no field {field!r}")
     files = data_files(models)
-    for path in files:
-        read_rows(path)
     inputs: dict[str, Any] = {}
     for name in dict.fromkeys(run.base.name for run in runs):
         base = open_checkpoint(name)
-        common_architecture([base])
+        arch = common_architecture([base])
         without_weights(base)
         inputs |= input_files([base], files)
-    for model in ancestry(models).values():
-        if isinstance(model, Merged):
-            make_recipe(model.values(lambda part: part.name), f"strategy of {model.label}")
+        mine = [model for run in runs if run.base.name == name for model in run.stages if model]
+        for model in ancestry(mine).values():
+            if isinstance(model, Merged):
+                _check_merge(model, base, arch)
+            elif isinstance(model, Tuned) and model.settings.lora is not None:
+                adapted_modules(arch, model.settings.lora)
     return inputs
+
+
+def _asked_rows(models: Sequence[Model]) -> Iterator[tuple[Path, str | None]]:
+    """Files of rows, with the field that all their rows must have, None where there is none."""
+    for model in ancestry(models).values():
+        if isinstance(model, Tuned):
+            yield from ((Path(path), model.settings.field) for path in model.data)
+        elif isinstance(model, Merged):
+            samples = json.loads(model.recipe).get("samples", {})
+            field = samples.get("field")
+            yield from ((Path(path), field) for path in model.data if path is not None)
+            yield from ((Path(samples[key]), None) for key in _FILES if samples.get(key))
+
+
+def _check_merge(model: Merged, base: Checkpoint, arch: Architecture) -> None:
+    """InputError for a merge that could not be of models of this architecture."""
+    where = f"strategy of {model.label}"
+    recipe = make_recipe(model.values(lambda part: part.name), where)
+    method, parameters, samples = METHODS[recipe.merge_method], recipe.parameters, recipe.samples
+    try:
+        if method.rule == "parameters":
+            recipe_values(recipe, base.specs)
+        if isinstance(parameters, RecallParameters):
+            recall_comparison(parameters, [entry.model for entry in recipe.models])
+        if samples is not None:
+            clustered_units(samples.unit, arch)
+        if method.rule == "lm_cocktail":
+            check_labelled(recipe)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def identify(inputs: dict[str, Any], asked: Sequence[Asked], options: Options) -> dict[str, Any]:

@@ -151,6 +151,8 @@ class Protocol(Schema):
             if unknown := [name for name in order if name not in names]:
                 known = ", ".join(names)
                 raise ValueError(f"orders.{index}: no task {unknown[0]!r} among {known}")
+            if order in self.orders[:index]:
+                raise ValueError(f"orders.{index} is given twice: remove it")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds must be distinct")
         return self
@@ -178,7 +180,7 @@ def filled(value: Any, seed: int) -> Any:
 
 
 def _preset(name: Any) -> dict[str, Any]:
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"no strategy {name!r}: choose from {', '.join(PRESETS)}, or describe it")
     return dict(PRESETS[name])
 

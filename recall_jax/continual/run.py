@@ -62,7 +62,7 @@ def continual(
     inputs = check_inputs(runs, staged)
     asked = ask_all(columns, evaluation)
     identity = identify(inputs, asked, evaluation)
-    files = [*options.inputs, *map(Path, inputs)]
+    files = [*options.inputs, *map(Path, inputs), *(path for each in asked for path in each.files)]
     with work_folder(out, force=options.force, resume=options.resume, inputs=files) as work:
         if work.discarded:
             announce("an interrupted run was discarded: --resume would have gone on with it")

@@ -21,6 +21,7 @@ from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
 from recall_jax.output import output_file
 from recall_jax.recipe import make_recipe
+from recall_jax.representations.data import read_rows, write_jsonl
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,6 @@ class Workshop:
 
 
 def _join(files: Sequence[str], path: Path) -> None:
-    """The rows of several files of JSON lines in one."""
+    """The rows of several files in one of JSON lines."""
     with output_file(path, force=True) as out, storage_faults(f"write {path}"):
-        texts = [Path(file).read_text(encoding="utf-8").strip("\n") for file in files]
-        out.write_text("\n".join(texts) + "\n", encoding="utf-8")
+        write_jsonl(out, [row for file in files for row in read_rows(Path(file))])

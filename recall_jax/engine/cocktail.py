@@ -22,7 +22,7 @@ from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.merging.parameters import CocktailParameters
 from recall_jax.merging.weights import layer_weights
 from recall_jax.models.architecture import Architecture
-from recall_jax.recipe import Samples
+from recall_jax.recipe import Recipe, Samples
 from recall_jax.representations.parts import row_parts, tokenize_parts
 from recall_jax.representations.samples import Tokenized
 from recall_jax.representations.tokens import load_tokenizer
@@ -39,11 +39,7 @@ def prepare_cocktail(merge: Merge) -> Prepared:
     assert isinstance(recipe.parameters, CocktailParameters)
     assert recipe.samples is not None
     settings, newest = recipe.samples, models[-1]
-    if settings.source != "data":
-        raise InputError(
-            f"samples.source {settings.source}: lm_cocktail weighs by labelled examples: give data "
-            "or typical"
-        )
+    check_labelled(recipe)
     arch = common_architecture(models, recipe.ignore_config)
     dtype = compute_dtype(recipe.compute_dtype, newest)
     with merge.clock.stage("select"):
@@ -89,6 +85,15 @@ def prepare_cocktail(merge: Merge) -> Prepared:
         compute_dtype=np.dtype(dtype).name,
         samples=TypicalSamples(samples, None, 0),
     )
+
+
+def check_labelled(recipe: Recipe) -> None:
+    """Raise InputError where the samples are drawn, so that nobody has labelled them."""
+    if recipe.samples is not None and recipe.samples.source != "data":
+        raise InputError(
+            f"samples.source {recipe.samples.source}: lm_cocktail weighs by labelled examples: "
+            "give data or typical"
+        )
 
 
 def labelled(

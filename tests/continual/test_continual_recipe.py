@@ -1,6 +1,8 @@
 """Recipes of continual learning: what models they plan, and what is refused in a line."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +10,7 @@ from recall_jax.continual.lineage import Given, Merged, Tuned, ancestry, definit
 from recall_jax.continual.plan import plan_runs
 from recall_jax.continual.presets import PRESETS
 from recall_jax.continual.recipe import Protocol, filled
-from recall_jax.continual.run import continual
+from recall_jax.continual.run import Options, continual
 from recall_jax.errors import InputError
 from recall_jax.recipe import make_recipe
 from recall_jax.schema import validate
@@ -163,6 +165,8 @@ def test_wrong_recipes_are_refused_in_a_line(protocol, tmp_path):
     assert "method ewc needs finetune.ewc_strength" in fault(
         protocol, strategies={"a": {"finetune": {"method": "ewc"}}}
     )
+    assert "orders.1 is given twice" in fault(protocol, orders=[["sort"], ["sort"]])
+    assert "no strategy ['lora']" in fault(protocol, strategies={"a": {"like": ["lora"]}})
     assert "finetune.ewc_strength" not in fault(protocol, finetune={"data": "rows.jsonl"})
 
 
@@ -177,6 +181,25 @@ def test_wrong_recipes_are_refused_in_a_line(protocol, tmp_path):
             {"strategies": {"a": {"merge": {"merge_method": "ties", "parameters": {"x": 1}}}}},
             "unknown key parameters.x",
         ),
+        ({"unseen": ["strings_swap", "strings_swap"]}, "strings_swap is named already"),
+        ({"strategies": {"a": {"merge": {"merge_method": "ties"}}}}, "give it parameters.weight"),
+        ({"samples": {"data": "no.jsonl"}}, "no data file no.jsonl"),
+        ({"samples": {"source": "generated", "prompts": "no.txt"}}, "no data file no.txt"),
+        ({"samples": {"unit": "middle"}}, "'middle' is no unit"),
+        ({"samples": {"source": "random"}, "strategies": ["lm_cocktail"]}, "labelled examples"),
+        ({"finetune": {"field": "body"}}, "row 0 .* has no field 'body'"),
+        (
+            {"strategies": {"a": {"like": "recall", "merge": {"parameters": {"reference": 9}}}}},
+            "reference 9",
+        ),
+        (
+            {
+                "strategies": {
+                    "a": {"like": "lora", "finetune": {"lora": {"target_modules": ["x"]}}}
+                }
+            },
+            "no linear layer 'x'",
+        ),
     ],
 )
 def test_a_run_that_cannot_end_well_never_begins(protocol, tmp_path, changes, line):
@@ -184,3 +207,11 @@ def test_a_run_that_cannot_end_well_never_begins(protocol, tmp_path, changes, li
     with pytest.raises(InputError, match=line):
         continual(asked, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_no_input_is_replaced(protocol, tmp_path):
+    base = Path(shutil.copytree(protocol["base_model"], tmp_path / "base"))
+    asked = validate(Protocol, protocol | {"base_model": str(base)}, "recipe")
+    with pytest.raises(InputError, match="holds the input"):
+        continual(asked, base, options=Options(force=True))
+    assert (base / "model.safetensors").exists()
