@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from deep_models import watch, write_adapter, write_model
+from deep_models import PROMPT_FREE, watch, write_adapter, write_model
 
 from recall_jax import job
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
@@ -193,7 +193,8 @@ def test_adapters_are_in_the_plan(toys, tmp_path, cache):
     )
     models = [f"{base}+{write_adapter(base, tmp_path / f'adapter-{k}', seed=k)}" for k in range(2)]
     out = tmp_path / "out"
-    watched = watch(cache, out, "quick", *models, "--data", toys.data, "--out", out)
+    command = ("quick", *models, "--data", toys.data, "--out", out)
+    watched = watch(cache, out, *command, variables=PROMPT_FREE)
     planned = watched.report["memory"]["planned_bytes"]
     assert watched.peak <= planned <= 2.5 * watched.peak
 
