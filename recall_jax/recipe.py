@@ -154,6 +154,13 @@ class Recipe(Schema):
             raise ValueError(
                 f"{self.merge_method} does not look at samples of a base: remove base_data"
             )
+        if self.samples is not None and self.samples.source != "data":
+            named = {f"models.{i}.data": entry.data for i, entry in enumerate(self.models)}
+            for key, path in {**named, "base_data": self.base_data}.items():
+                if path is not None:
+                    raise ValueError(
+                        f"samples.source {self.samples.source} needs no {key}: remove it"
+                    )
         if method.samples != "each":
             for index, entry in enumerate(self.models):
                 if entry.data is not None:

@@ -23,7 +23,7 @@ _WANTED = {
     "string_too_short": "text",
     "list_type": "a list",
     "tuple_type": "a list",
-    "too_short": "a list with entries",
+    "string_pattern_mismatch": "letters, digits and _ . - after a letter or digit",
 }
 
 
@@ -107,6 +107,10 @@ def first_fault(
 
 def _wanted(fault: Any) -> str:
     """What a fault asks for in place of what was given."""
+    if fault["type"] == "too_short":
+        kind = "a mapping" if isinstance(fault["input"], Mapping) else "a list"
+        least = fault["ctx"]["min_length"]
+        return f"{kind} with {least} entries or more" if least > 1 else f"{kind} with entries"
     return _WANTED.get(fault["type"]) or fault["msg"].removeprefix("Input should be ")
 
 

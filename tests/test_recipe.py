@@ -142,6 +142,11 @@ UNKNOWN = {
         "merge_method: linear\nmodels: [{model: a, parameters: {wieght: 1}}]\n",
         "models.0.parameters.wieght; did you mean weight",
     ),
+    "rows of a model, and samples without data": (
+        "merge_method: regmean\nsamples: {source: random}\n"
+        "models: [{model: a}, {model: b, data: rows.jsonl}]\n",
+        "samples.source random needs no models.1.data: remove it",
+    ),
     "a parameter of another method": (
         "merge_method: average\nparameters: {sigma: 1}\n" + TWO,
         "parameters.sigma",

@@ -146,6 +146,7 @@ def recipe_values(
         for key in shared.by_tensor:
             found = parameter_at(getattr(shared, key), name, depth)
             if found is None:
+                key = key.removesuffix("_")  # as a recipe names what is a word of Python
                 raise InputError(f"parameters.{key} has no value for {name}: add one for *")
             at[key] = np.asarray(found, np.float64)
         if isinstance(shared, LinearParameters) and shared.normalize:
