@@ -95,9 +95,10 @@ def distill_bytes(
     batch_size: int,
     dtype: DTypeLike,
 ) -> int:
-    """Memory that refining takes: all models as stored, the merged one and its gradient in float32,
+    """The memory that refining takes, a bound from above.
 
-    the teachers' outputs, and what a batch computes with: a bound from above.
+    All models as stored, the merged one and its gradient in float32, the teachers' outputs, and
+    what a batch computes with.
     """
     shapes = tensor_shapes(arch)
     numbers = sum(math.prod(shape) for shape in shapes.values())

@@ -24,7 +24,6 @@ from recall_jax.representations.pooling import masked_mean
 from recall_jax.units import EMBED, HEAD
 
 Array = jax.Array
-
 _ADAM = optax.scale_by_adam()
 
 
@@ -225,7 +224,6 @@ def _step(
 
     `projections` are the models' units with the output projection, (K + 1, …).
     """
-
     merged, pull_back = jax.vjp(partial(mix, arch, models), coefficients)
 
     def add(totals: tuple[Array, Params], lesson: Lessons) -> tuple[Any, None]:
