@@ -11,23 +11,20 @@ import numpy as np
 from recall_jax.engine.budget import held_bytes
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.device import not_finite
-from recall_jax.engine.plan import is_float
+from recall_jax.engine.plan import is_float, taken_whole
 from recall_jax.engine.rules import Merge, Prepared, Values, values_by_tensor
 from recall_jax.errors import InputError
 from recall_jax.merging.opcm import sequential_sum
 from recall_jax.merging.parameters import OpcmParameters
-from recall_jax.units import EMBED
 
 
 def prepare_opcm(merge: Merge) -> Prepared:
     """Norms of all task vectors and of their sequential sum, or the scale from the journal."""
     parameters = merge.recipe.parameters
     assert isinstance(parameters, OpcmParameters)
-    values: dict[str, Values] = {}
-    for unit, names in merge.plan.units.items():
-        for name in names:
-            is_linear = unit != EMBED and len(merge.plan.specs[name].shape) == 2
-            values[name] = {"alpha": np.float32(parameters.alpha)} if is_linear else {}
+    linear = taken_whole("linear", merge.plan.specs)
+    alpha = {"alpha": np.float32(parameters.alpha)}
+    values: dict[str, Values] = {name: alpha if name in linear else {} for name in merge.plan.specs}
     if merge.journal.prepared is None:
         merge.journal.record_prepared({"lambda": _scale(merge, values)})
     assert merge.journal.prepared is not None
