@@ -204,7 +204,13 @@ def _given(merge: Merge, path: Path, needed: int) -> Prepared:
             f"{path} has weights for the units {_span(told['units'])}, but these models have "
             f"{_span(units)}"
         )
-    weights = check_weights(np.asarray(told["weights"], np.float32), len(merge.models))
+    weighed, wanted = len(told["weights"]), len(merge.models)
+    if weighed != wanted:
+        raise InputError(
+            f"{path} has weights for {weighed} models, but this recipe merges {wanted}: "
+            "compare these, without the base"
+        )
+    weights = check_weights(np.asarray(told["weights"], np.float32), wanted)
     if METHODS[recipe.merge_method].rule == "parameters":
         values = recipe_values(recipe, specs, dict(zip(units, weights.T, strict=True)))
         return Prepared(values_by_tensor(values, specs, recipe.parameters), merge.models, needed)
