@@ -123,8 +123,9 @@ class Recipe(Schema):
     def _complete(self) -> "Recipe":
         method = METHODS[self.merge_method]
         if len(self.models) < method.min_models:
+            beside = " beside the base" if method.needs_base else ""
             raise ValueError(
-                f"{self.merge_method} takes at least {method.min_models} models, "
+                f"{self.merge_method} takes at least {method.min_models} models{beside}, "
                 f"this recipe has {len(self.models)}"
             )
         if method.needs_base != (self.base_model is not None):
