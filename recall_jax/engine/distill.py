@@ -181,9 +181,17 @@ def _recall_weights(
     reps = np.stack(
         [pooled_states(arch, model, newest.token_ids, batch_size, dtype) for model in experts]
     )
-    found = compare_representations(
-        reps, comparison, defaults.weighing, units=list(merge.plan.units)
-    )
+    try:
+        found = compare_representations(
+            reps, comparison, defaults.weighing, units=list(merge.plan.units)
+        )
+    except InputError as error:  # what it advises are parameters of recall's
+        if not np.isfinite(reps).all():
+            raise
+        raise InputError(
+            f"the samples of {merge.models[-1].name} are too much alike for RECALL's weights, "
+            "which the coefficients start from: give the models data, or samples.prompts"
+        ) from error
     return found.weights
 
 
