@@ -608,7 +608,7 @@ WEIGHTS = {
     "without weights": ({**HALVES, "weights": None}, "w.json"),
     "of three models": (
         {**HALVES, "models": list("abc"), "weights": [[1 / 3] * 5] * 3},
-        "3.*2 models",
+        "3 models.*merges 2",
     ),
     "of other units": (
         {**HALVES, "units": ["embed", "layers.0", "head"], "weights": [[0.5] * 3] * 2},

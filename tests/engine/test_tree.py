@@ -32,6 +32,7 @@ KEYS = {
     "weights",
     "adjacent",
     "losses",
+    "loss_curve",
     "weight_rises_with_depth",
     "typical",
     "warnings",
