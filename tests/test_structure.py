@@ -18,6 +18,7 @@ ORDER = [
     "output",
     "checkpoint",
     "models",
+    "mesh",
     "representations",
     "generation",
     "similarity",

@@ -17,7 +17,7 @@ from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.decoder import SAME_INPUTS
 from recall_jax.models.families import FAMILIES
 from recall_jax.models.forward import init_params
-from recall_jax.units import EMBED, HEAD, LM_HEAD, is_derived
+from recall_jax.units import EMBED, HEAD, LM_HEAD, is_derived, unit_of_tensor
 
 
 def tensor_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -51,6 +51,13 @@ def linear_inputs(arch: Architecture, unit: str) -> dict[str, str]:
         if path.endswith("/kernel")
     }
     return {name: SAME_INPUTS.get(path, path) for name, path in kernels.items()}
+
+
+def flax_path(family: str, name: str) -> str:
+    """Path within its unit, such as "mlp/up_proj/kernel", of a parameter by Hugging Face name."""
+    unit = unit_of_tensor(name)
+    group = unit if unit in (EMBED, HEAD) else LAYERS
+    return FAMILIES[family].tensors[group][name.removeprefix(f"model.{unit}.")]
 
 
 def unit_params(arch: Architecture, unit: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
