@@ -15,6 +15,7 @@ from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, wri
 from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.journal import Journal, changed_input, input_files, resume_journal
+from recall_jax.engine.layout import OnHost
 from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models, taken_whole
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import (
@@ -96,6 +97,7 @@ def merge(
         chunk, beside = cut_pieces(
             read, plan.specs, BACKLOG, budget, whole_tensors=method.whole_tensors
         )
+        layout = OnHost(chunk)
         identity = _identity(recipe, models, base, options)
     inputs = [*options.inputs, *_input_paths(recipe, read)]
     with work_folder(out, force=options.force, resume=options.resume, inputs=inputs) as work:
@@ -112,7 +114,19 @@ def merge(
             resumed = len(journal.units)
             tell(_describe(read, plan, budget, resumed))
             prepared = _prepare(
-                Merge(recipe, models, base, plan, journal, budget, beside, clock, progress, tell)
+                Merge(
+                    recipe,
+                    models,
+                    base,
+                    plan,
+                    layout,
+                    journal,
+                    budget,
+                    beside,
+                    clock,
+                    progress,
+                    tell,
+                )
             )
             merge_stream(
                 replace(plan, models=prepared.models),
@@ -123,7 +137,7 @@ def merge(
                 clock=clock,
                 finished=lambda unit: _finish_unit(unit, read, journal, writer),
                 resumed=resumed,
-                chunk=chunk,
+                layout=layout,
                 whole=taken_whole(method.whole_tensors, plan.specs),
                 progress=progress,
             )

@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from recall_jax.engine.cut import Passes
-from recall_jax.engine.forward import StreamedForward
+from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.models.architecture import Architecture
@@ -20,6 +20,7 @@ def pooled_states(
     *,
     passes: Passes,
     dtype: DTypeLike,
+    layout: Layout = ON_HOST,
     progress: Progress = silent,
 ) -> np.ndarray:
     """Pooled states (U, n, E) float32 of the rows in `units`.
@@ -30,7 +31,7 @@ def pooled_states(
     pooled = []
     num_units = arch.units.index(units[-1]) + 1
     for done, rows in enumerate(passes.rows):
-        forward = StreamedForward.of(
+        forward = layout.forward(
             arch,
             [token_ids[row] for row in rows],
             batch_size=min(passes.batch_size, len(rows)),

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.cut import Passes
 from recall_jax.engine.drawn_samples import draw_samples
+from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import DTYPES, ConfiguredModel, NamedModel
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.select import choose_typical
@@ -99,6 +100,7 @@ def find_typical(
     *,
     passes: Passes | None,
     dtype: DTypeLike,
+    layout: Layout = ON_HOST,
     progress: Progress = silent,
 ) -> TypicalSamples:
     """The typical rows of the pool: chosen by `model` in the passes planned, or all of them."""
@@ -107,7 +109,14 @@ def find_typical(
     if passes is None:
         return TypicalSamples(pool, every_row(len(pool.rows)), 0)
     typical = choose_typical(
-        settings, pool.token_ids, model, arch, passes=passes, dtype=dtype, progress=progress
+        settings,
+        pool.token_ids,
+        model,
+        arch,
+        passes=passes,
+        dtype=dtype,
+        layout=layout,
+        progress=progress,
     )
     return TypicalSamples(pool.take(typical.rows), typical, len(passes.rows))
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from recall_jax.engine.budget import cacheable_bytes, widest
 from recall_jax.engine.cut import SELECTION, Cut, cut_forward
-from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.inputs import (
     TypicalSamples,
     common_architecture,
@@ -80,6 +79,7 @@ def prepare_recall(merge: Merge) -> Prepared:
                 arch,
                 passes=passes,
                 dtype=dtype,
+                layout=merge.layout,
                 progress=merge.progress,
             )
             samples = replace(samples, passes=0) if fits else samples
@@ -87,7 +87,7 @@ def prepare_recall(merge: Merge) -> Prepared:
                 {"texts": pool.digest(), "samples": samples.to_json(), "cut": asdict(cut)}
             )
         kept.release()
-    forward = StreamedForward.of(
+    forward = merge.layout.forward(
         arch,
         samples.samples.token_ids,
         batch_size=cut.batch_size,

@@ -15,6 +15,7 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.journal import Journal
+from recall_jax.engine.layout import Layout
 from recall_jax.engine.plan import NamedModel, Plan, units_of
 from recall_jax.engine.progress import Clock, Progress
 from recall_jax.errors import InputError
@@ -60,13 +61,15 @@ class Rule:
 class Merge:
     """A merge about to begin: all that a rule can be made of.
 
-    `budget` are the bytes of memory allowed, `beside` those that merging itself takes.
+    `layout` holds the tensors; `budget` are the bytes of memory allowed, `beside` those that
+    merging itself takes.
     """
 
     recipe: Recipe
     models: Sequence[Checkpoint]
     base: Checkpoint | None
     plan: Plan
+    layout: Layout
     journal: Journal
     budget: int
     beside: int

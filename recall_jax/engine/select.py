@@ -9,6 +9,7 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.budget import folded_bytes, widest
 from recall_jax.engine.cut import Passes, cut_rows
 from recall_jax.engine.extract import pooled_states
+from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError
@@ -71,12 +72,20 @@ def choose_typical(
     *,
     passes: Passes,
     dtype: DTypeLike,
+    layout: Layout = ON_HOST,
     progress: Progress = silent,
 ) -> Typical:
     """Typical rows among `token_ids` by the model's pooled states of the unit to be clustered."""
     wanted = clustered_units(settings.unit, arch)
     states = pooled_states(
-        model, arch, token_ids, wanted, passes=passes, dtype=dtype, progress=progress
+        model,
+        arch,
+        token_ids,
+        wanted,
+        passes=passes,
+        dtype=dtype,
+        layout=layout,
+        progress=progress,
     )
     points = np.concatenate(list(states), axis=1)  # (n, E), or (n, U E) for "all"
     return select_typical(points, settings.count, seed=settings.seed)

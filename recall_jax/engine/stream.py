@@ -9,14 +9,13 @@ samples, whatever the depth.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from recall_jax.checkpoint.writer import ShardedWriter
-from recall_jax.engine.chunks import CHUNK, Piece, merge_tensor
-from recall_jax.engine.device import not_finite
+from recall_jax.engine.chunks import Piece
 from recall_jax.engine.lane import Lane, prefetch
+from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import Plan
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import Rule
@@ -26,31 +25,42 @@ from recall_jax.merging.methods import Kernel
 BACKLOG = 2  # merged pieces that wait for the writer
 
 
+class Writer(Protocol):
+    """Takes the merged tensors in the order of the plan."""
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of tensors written so far."""
+
+    def write_piece(self, name: str, piece: np.ndarray) -> None:
+        """The next elements, (n,), of the tensor that is due."""
+
+
 class _Unit(NamedTuple):
     name: str
-    stored: Sequence[Mapping[str, np.ndarray]]  # of each model, as on disk
+    stored: Sequence[Mapping[str, Any]]  # of each model, as the layout reads them
     placed: object  # what the rule made of them
 
 
 def merge_stream(
     plan: Plan,
     rule: Rule,
-    writer: ShardedWriter,
+    writer: Writer,
     *,
+    layout: Layout = ON_HOST,
     kernel: Kernel,
     reference: int,
     clock: Clock,
     finished: Callable[[str], None] = lambda unit: None,
     resumed: int = 0,
-    chunk: int | None = CHUNK,
     whole: Collection[str] = (),
     progress: Progress = silent,
 ) -> None:
     """Walk over the units: read, weigh, merge, write each tensor in the order of `plan.specs`.
 
     `kernel` merges a tensor with the values that `rule` gives, and `reference` is the model whose
-    elements pass where all agree; it is given pieces of `chunk` elements, and the tensors named in
-    `whole` as they are. `finished(unit)` is called when a unit has been written. The first
+    elements pass where all agree; it is given the pieces that the `layout` cuts, and the tensors
+    named in `whole` as they are. `finished(unit)` is called when a unit has been written. The first
     `resumed` units are written already: they are read only if the rule runs the models, and merged
     again only if it needs to hear of that.
     Raises InputError naming the tensor and the model where a parameter is not finite.
@@ -64,15 +74,18 @@ def merge_stream(
             # The unit before this one is being computed, the one before that may be in use yet.
             if plan.larger_than_memory and (at := names.index(unit)) >= 3:
                 _drop(plan, units[names[at - 3]])
-            stored = [{name: model.read(name) for name in units[unit]} for model in plan.inputs]
+            stored = [
+                {name: layout.read(model, name) for name in units[unit]} for model in plan.inputs
+            ]
             own = stored[: len(plan.models)]
             return _Unit(unit, stored, rule.place(unit, own) if rule.place else own)
 
-    def write(name: str, piece: Piece, stored: Sequence[np.ndarray]) -> None:
+    def write(name: str, piece: Piece, stored: Sequence[Any]) -> None:
         with clock.stage("merge"):
             elements, finite = np.asarray(piece.elements), bool(piece.finite)
         if not finite:
-            raise InputError(_why_not_finite(plan, name, stored))
+            names = [model.name for model in plan.inputs]
+            raise InputError(layout.fault(names, name, stored) or _overflows(plan, name))
         with clock.stage("write"):
             writer.write_piece(name, elements[piece.skip :])
 
@@ -94,14 +107,14 @@ def merge_stream(
             for name in units[unit]:
                 arrays = [model[name] for model in stored]
                 base = None if plan.base is None else arrays[-1]
-                for piece in merge_tensor(
+                for piece in layout.merge(
                     arrays[: len(plan.models)],
                     values[name],
-                    plan.specs[name].dtype,
+                    plan.specs[name],
                     kernel=kernel,
                     base=base,
                     reference=reference,
-                    chunk=None if name in whole else chunk,
+                    whole=name in whole,
                 ):
                     if done >= resumed:
                         writing.run(write, name, piece, arrays)
@@ -127,10 +140,7 @@ def _drop(plan: Plan, names: Sequence[str]) -> None:
             model.drop(name)
 
 
-def _why_not_finite(plan: Plan, name: str, arrays: Sequence[np.ndarray]) -> str:
-    for model, array in zip(plan.inputs, arrays, strict=True):
-        if fault := not_finite(model.name, {name: array}):
-            return fault
+def _overflows(plan: Plan, name: str) -> str:
     return (
         f"tensor {name} overflows {plan.specs[name].dtype} once merged: "
         "choose a wider out_dtype, such as bfloat16 or float32"

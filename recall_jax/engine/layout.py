@@ -1,0 +1,134 @@
+"""Layouts: where the tensors of a walk lie, and how they are computed with there.
+
+Whole on one host, which is here, or cut over a mesh of devices and processes, which is a pod's.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from jax.typing import DTypeLike
+
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.engine.chunks import CHUNK, Piece, merge_tensor
+from recall_jax.engine.device import not_finite
+from recall_jax.engine.forward import HiddenStates, StreamedForward
+from recall_jax.engine.plan import NamedModel
+from recall_jax.merging.methods import Kernel
+from recall_jax.models.architecture import Architecture
+
+
+class Forward(Protocol):
+    """The forward of some models on given rows, a unit at a time; see `StreamedForward`."""
+
+    @property
+    def models_each(self) -> int:
+        """Models in one program, on the same devices."""
+
+    def place(self, unit: str, tensors: Sequence[Mapping[str, Any]]) -> Any:
+        """What `advance` needs of a unit of all K models, as the layout reads them."""
+
+    def advance(
+        self, unit: str, placed: Any, states: Sequence[HiddenStates], models: Sequence[str]
+    ) -> tuple[list[HiddenStates], np.ndarray]:
+        """Run a unit: (states after it, pooled means (K, n, E) float32)."""
+
+    def pooled_units(self, model: NamedModel, last: str) -> Iterator[tuple[str, np.ndarray]]:
+        """Each unit of the only model up to `last` and its pooled means (n, E)."""
+
+
+class Layout(Protocol):
+    """How a walk holds tensors: a `stored` is what `read` gives, of one tensor of one model."""
+
+    def read(self, model: NamedModel, name: str) -> Any:
+        """A tensor of a model; called in a thread of its own, ahead of its use."""
+
+    def forward(
+        self,
+        arch: Architecture,
+        token_ids: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+        dtype: DTypeLike,
+        num_models: int = 1,
+        models_at_once: int = 1,
+    ) -> Forward:
+        """The forward of `num_models` models on these rows."""
+
+    def merge(
+        self,
+        stored: Sequence[Any],
+        values: Mapping[str, Any],
+        spec: TensorSpec,
+        *,
+        kernel: Kernel,
+        base: Any = None,
+        reference: int = -1,
+        whole: bool = False,
+    ) -> Iterator[Piece]:
+        """A merged tensor piece by piece; a `whole` one's kernel sees it as it is."""
+
+    def fault(self, models: Sequence[str], name: str, stored: Sequence[Any]) -> str | None:
+        """A line on the first of the models whose tensor is not finite, None if all are."""
+
+
+@dataclass(frozen=True)
+class OnHost:
+    """Tensors as they are mapped from their files; merged in pieces of `chunk` elements."""
+
+    chunk: int | None = CHUNK
+
+    def read(self, model: NamedModel, name: str) -> np.ndarray:
+        """The tensor as on disk."""
+        return model.read(name)
+
+    def forward(
+        self,
+        arch: Architecture,
+        token_ids: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+        dtype: DTypeLike,
+        num_models: int = 1,
+        models_at_once: int = 1,
+    ) -> StreamedForward:
+        """Models side by side and rows split over this process's devices."""
+        return StreamedForward.of(
+            arch,
+            token_ids,
+            batch_size=batch_size,
+            dtype=dtype,
+            num_models=num_models,
+            models_at_once=models_at_once,
+        )
+
+    def merge(
+        self,
+        stored: Sequence[np.ndarray],
+        values: Mapping[str, Any],
+        spec: TensorSpec,
+        *,
+        kernel: Kernel,
+        base: np.ndarray | None = None,
+        reference: int = -1,
+        whole: bool = False,
+    ) -> Iterator[Piece]:
+        """By `merge_tensor`."""
+        return merge_tensor(
+            stored,
+            values,
+            spec.dtype,
+            kernel=kernel,
+            base=base,
+            reference=reference,
+            chunk=None if whole else self.chunk,
+        )
+
+    def fault(self, models: Sequence[str], name: str, stored: Sequence[np.ndarray]) -> str | None:
+        """Looks at every element."""
+        faults = (not_finite(m, {name: array}) for m, array in zip(models, stored, strict=True))
+        return next(filter(None, faults), None)
+
+
+ON_HOST = OnHost()
