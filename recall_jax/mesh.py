@@ -7,11 +7,12 @@ apart (Shoeybi et al. 2019, arXiv:1909.08053). XLA puts in the collectives.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from recall_jax.errors import InputError
 from recall_jax.models.axes import HEADS, HIDDEN, MLP, VOCAB, Axes, logical_axes
@@ -20,7 +21,7 @@ MODEL, DATA, FSDP, TENSOR = "model", "data", "fsdp", "tensor"
 AXES = (MODEL, DATA, FSDP, TENSOR)
 
 # Which axis of the mesh cuts which axis of a parameter.
-RULES: Mapping[str, str] = {VOCAB: TENSOR, HEADS: TENSOR, MLP: TENSOR, HIDDEN: FSDP}
+RULES: Mapping[str | None, str] = {VOCAB: TENSOR, HEADS: TENSOR, MLP: TENSOR, HIDDEN: FSDP}
 
 BATCH_ROWS = (DATA, FSDP)
 """The axes of the mesh over which the rows of a batch are spread."""
@@ -60,40 +61,72 @@ def describe(sizes: Mapping[str, int]) -> str:
     )
 
 
-def partition_spec(axes: Axes, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def choose_mesh(
+    devices: int, *, parameters: int, gathered: int, memory: int, rows: int
+) -> dict[str, int]:
+    """Sizes of the axes of a mesh of all `devices`: as much `data` as fits, then `fsdp`.
+
+    `parameters` are the bytes that all devices hold together of one copy, as computed with: those
+    of the largest unit. `gathered` of them, the largest block, are together at a time over `fsdp`.
+    A device then holds
+
+        parameters / (fsdp * tensor) + (gathered / tensor where fsdp > 1)
+
+    bytes, which is to be at most `memory`, what one has left beside its hidden states. `tensor` is
+    the smallest with which data * fsdp is at most `rows`, the rows of a batch, so that no device
+    is idle, or larger where nothing else fits; `fsdp` is the smallest that fits.
+
+    Raises:
+        InputError: where no mesh of so many devices fits.
+    """
+    divisors = [size for size in range(1, devices + 1) if devices % size == 0]
+    for tensor, fsdp in product(divisors, divisors):
+        data, rest = divmod(devices, tensor * fsdp)
+        held = parameters / fsdp + (gathered if fsdp > 1 else 0)
+        if rest == 0 and data * fsdp <= rows and held <= memory * tensor:
+            return dict.fromkeys(AXES, 1) | {DATA: data, FSDP: fsdp, TENSOR: tensor}
+    raise InputError(
+        f"{devices} devices with {memory / 2**20:,.0f} MiB each do not hold what is computed with "
+        f"at a time, {parameters / 2**20:,.0f} MiB, whatever the mesh: take more of them, or larger"
+    )
+
+
+def partition_spec(axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Which axes of the mesh cut which dimension of a parameter.
 
     By RULES; an axis of the mesh that does not divide its dimension (a vocabulary of 50,257, seven
-    heads) cuts the longest other one that it divides, stacked layers aside, and none where it
-    divides none: there the parameter is repeated.
+    heads) cuts the longest other one that it divides once the rest is cut, stacked layers aside.
+    Where it divides none, the parameter is repeated along it.
     """
     cuts: list[list[str]] = [[] for _ in shape]
 
-    def divides(name: str, dimension: int) -> bool:
-        parts = math.prod(mesh.shape[cut] for cut in (*cuts[dimension], name))
-        return shape[dimension] % parts == 0
+    def cut(name: str, dimensions: Iterable[int]) -> bool:
+        for dimension in dimensions:
+            parts = math.prod(mesh.shape[other] for other in (*cuts[dimension], name))
+            if shape[dimension] % parts == 0:
+                cuts[dimension].append(name)
+                return True
+        return False
 
-    for name in dict.fromkeys(RULES[axis] for axis in axes if axis in RULES):
-        own = [d for d, axis in enumerate(axes) if axis in RULES and RULES[axis] == name]
-        others = [d for d, axis in enumerate(axes) if axis in RULES and d not in own]
-        places = [*own, *sorted(others, key=lambda d: -shape[d])]
-        if mesh.shape[name] > 1 and (fitting := [d for d in places if divides(name, d)]):
-            cuts[fitting[0]].append(name)
-    return PartitionSpec(*(tuple(cut) if len(cut) > 1 else cut[0] if cut else None for cut in cuts))
+    own = {RULES[axis]: dimension for dimension, axis in enumerate(axes) if axis in RULES}
+    names = [name for name in own if mesh.shape[name] > 1]
+    longest = sorted(own.values(), key=lambda dimension: -shape[dimension])
+    for name in [name for name in names if not cut(name, [own[name]])]:
+        cut(name, longest)
+    return PartitionSpec(*(tuple(by) if len(by) > 1 else by[0] if by else None for by in cuts))
 
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for each leaf of a tree of parameters, or of anything laid out like them.
 
-    Whatever is not known to be a parameter's is repeated on every device.
+    Whatever is not known to be a parameter is repeated on every device.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        keys = (str(getattr(key, "key", getattr(key, "name", ""))) for key in path)
-        axes = logical_axes("/".join(keys).split("/"))
-        known = axes is not None and len(axes) == leaf.ndim
-        spec = partition_spec(axes, leaf.shape, mesh) if known and axes else PartitionSpec()
-        return NamedSharding(mesh, spec)
+        axes = logical_axes(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
+        if axes is None or len(axes) != leaf.ndim:
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, partition_spec(axes, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
