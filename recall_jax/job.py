@@ -120,6 +120,7 @@ def merge(
                     base,
                     plan,
                     layout,
+                    lambda what, decide: decide(),
                     journal,
                     budget,
                     beside,

@@ -1,8 +1,8 @@
 """How a forward pass is cut so that it fits a budget of memory: batches, models, passes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,6 +38,16 @@ class Passes(NamedTuple):
     batch_size: int
     rows: list[np.ndarray]
     needed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**self._asdict(), "rows": [rows.tolist() for rows in self.rows]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Passes":
+        """The same again."""
+        rows = [np.asarray(each, np.int64) for each in values["rows"]]
+        return cls(values["batch_size"], rows, values["needed"])
 
 
 def cut_forward(

@@ -22,9 +22,12 @@ _ADVICE = "or run without --resume to start afresh"
 
 @dataclass
 class Journal:
-    """A journal on disk. `identity` and `prepared` are JSON values; `units` are in order."""
+    """A journal on disk. `identity` and `prepared` are JSON values; `units` are in order.
 
-    path: Path
+    Without a path it is kept in memory: of processes that work together one writes it.
+    """
+
+    path: Path | None
     identity: Mapping[str, Any]
     prepared: Mapping[str, Any] | None = None
     units: dict[str, Mark] = field(default_factory=dict)
@@ -42,6 +45,8 @@ class Journal:
     def keep(self, count: int) -> None:
         """Forget all but the first `count` units, here and on disk."""
         self.units = dict(list(self.units.items())[:count])
+        if self.path is None:
+            return
         records: list[Mapping[str, Any]] = []
         if self.prepared is not None:
             records.append({"prepared": self.prepared})
@@ -59,7 +64,8 @@ class Journal:
         return {"format": FORMAT, "identity": self.identity}
 
     def _append(self, record: Mapping[str, Any]) -> None:
-        append_record(self.path, record, self._header())
+        if self.path is not None:
+            append_record(self.path, record, self._header())
 
 
 def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]) -> Journal:

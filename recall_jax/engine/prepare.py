@@ -1,11 +1,15 @@
 """RECALL made ready to walk: typical samples chosen, the forward cut to fit the memory."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
+from jax.typing import DTypeLike
 
+from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.budget import cacheable_bytes, widest
-from recall_jax.engine.cut import SELECTION, Cut, cut_forward
+from recall_jax.engine.cut import SELECTION, Cut, Passes, cut_forward
 from recall_jax.engine.inputs import (
     TypicalSamples,
     common_architecture,
@@ -19,6 +23,7 @@ from recall_jax.engine.rules import Merge, Prepared, Rule, recall_comparison
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import UnfinishedError
 from recall_jax.merging.parameters import RecallParameters
+from recall_jax.models.architecture import Architecture
 from recall_jax.representations.samples import Tokenized
 from recall_jax.similarity.compare import check_samples
 
@@ -32,7 +37,7 @@ def prepare_recall(merge: Merge) -> Prepared:
     recipe, models, journal, announce = merge.recipe, merge.models, merge.journal, merge.announce
     assert isinstance(recipe.parameters, RecallParameters)
     assert recipe.samples is not None
-    settings, budget = recipe.samples, merge.budget
+    settings = recipe.samples
     comparison = recall_comparison(recipe.parameters, [entry.model for entry in recipe.models])
     reference = comparison.reference_index
     chooser = models[-1 if reference is None else reference]
@@ -54,21 +59,7 @@ def prepare_recall(merge: Merge) -> Prepared:
             samples = TypicalSamples.from_json(journal.prepared["samples"], pool)
             announce(_describe_forward(samples.samples, cut, len(models)))
         else:
-            passes = plan_selection(settings, lengths, chooser, arch, dtype=dtype, budget=budget)
-            cut = cut_forward(
-                arch,
-                sorted(lengths)[-wanted:],  # whichever are chosen, they are no longer than these
-                num_models=len(models),
-                batch_size=settings.batch_size,
-                itemsize=np.dtype(dtype).itemsize,
-                stored=max(widest(model.specs) for model in models),
-                budget=budget,
-                beside=merge.beside + (SELECTION if passes else 0),
-            )
-            needed = max(cut.needed, passes.needed if passes else 0)
-            cut = replace(cut, needed=needed)
-            # Folded adapters would stay as arrays of their own, not as maps of files.
-            fits = not chooser.adapters and needed + chooser.nbytes <= cacheable_bytes(budget)
+            passes, cut, fits = _decided(merge, arch, lengths, wanted, chooser, dtype)
             announce(_describe_forward(pool, cut, len(models)))
             if passes:
                 announce(_describe_selection(chooser.name, len(lengths), len(passes.rows), fits))
@@ -111,6 +102,47 @@ def prepare_recall(merge: Merge) -> Prepared:
         compute_dtype=np.dtype(dtype).name,
         samples=samples,
     )
+
+
+def _decided(
+    merge: Merge,
+    arch: Architecture,
+    lengths: Sequence[int],
+    wanted: int,
+    chooser: Checkpoint,
+    dtype: DTypeLike,
+) -> tuple[Passes | None, Cut, bool]:
+    """How to fit the memory: the passes of the selection if there are any, how the forward is cut.
+
+    And whether the model that chooses stays in memory.
+    """
+    assert merge.recipe.samples is not None
+    settings, budget = merge.recipe.samples, merge.budget
+
+    def decide() -> dict[str, Any]:
+        passes = plan_selection(settings, lengths, chooser, arch, dtype=dtype, budget=budget)
+        cut = cut_forward(
+            arch,
+            sorted(lengths)[-wanted:],  # whichever are chosen, they are no longer than these
+            num_models=len(merge.models),
+            batch_size=settings.batch_size,
+            itemsize=np.dtype(dtype).itemsize,
+            stored=max(widest(model.specs) for model in merge.models),
+            budget=budget,
+            beside=merge.beside + (SELECTION if passes else 0),
+        )
+        needed = max(cut.needed, passes.needed if passes else 0)
+        # Folded adapters would stay as arrays of their own, not as maps of files.
+        fits = not chooser.adapters and needed + chooser.nbytes <= cacheable_bytes(budget)
+        return {
+            "passes": passes and passes.to_json(),
+            "cut": asdict(replace(cut, needed=needed)),
+            "fits": fits,
+        }
+
+    found = merge.agreed("forward", decide)
+    passes = found["passes"] and Passes.from_json(found["passes"])
+    return passes, Cut(**found["cut"]), found["fits"]
 
 
 def _describe_forward(samples: Tokenized, cut: Cut, num_models: int) -> str:

@@ -62,7 +62,8 @@ class Merge:
     """A merge about to begin: all that a rule can be made of.
 
     `layout` holds the tensors; `budget` are the bytes of memory allowed, `beside` those that
-    merging itself takes.
+    merging itself takes. `agreed(what, decide)` is what is decided, as JSON, where it depends on
+    the machine: processes that work together must decide alike.
     """
 
     recipe: Recipe
@@ -70,6 +71,7 @@ class Merge:
     base: Checkpoint | None
     plan: Plan
     layout: Layout
+    agreed: Callable[[str, Callable[[], Any]], Any]
     journal: Journal
     budget: int
     beside: int
