@@ -26,6 +26,7 @@ from recall_jax.engine.plan import DTYPES
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.generation.end_of_text import end_of_text
+from recall_jax.mesh import BATCH_ROWS, MODEL, describe, make_mesh, parse_mesh
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import from_flax, tensor_shapes, to_flax
 from recall_jax.models.forward import Params
@@ -42,7 +43,6 @@ from recall_jax.training.lora import save_lora
 from recall_jax.training.methods import Method, make_anchor, make_method
 from recall_jax.training.optimizer import adamw, learning_rate
 from recall_jax.training.settings import Settings
-from recall_jax.training.sharding import make_mesh, parse_mesh
 from recall_jax.training.step import Tree
 
 RECORD = "training.json"
@@ -89,12 +89,7 @@ def finetune(
     checkpoint = open_checkpoint(model)
     arch = common_architecture([checkpoint], settings.ignore_config)
     dtype = compute_dtype(settings.compute_dtype, checkpoint)
-    mesh = make_mesh(parse_mesh(settings.mesh))
-    if settings.batch_size % mesh.size:
-        raise InputError(
-            f"--batch-size {settings.batch_size} cannot be spread over {mesh.size} devices: "
-            "make it a multiple"
-        )
+    mesh = _mesh(settings)
     with clock.stage("reading data"):
         data = _read_data(settings, checkpoint, arch)
     plan = _plan(settings, len(data.examples))
@@ -122,7 +117,7 @@ def finetune(
         with clock.stage("reading weights"):
             params = _read_params(checkpoint, arch)
         with clock.stage("preparing"):
-            method = make_method(settings, arch, params, data.earlier, dtype)
+            method = make_method(settings, arch, params, data.earlier, dtype, mesh)
         announce(_describe(settings, method, data, plan, mesh))
         with clock.stage("training"):
             trained, history = train(
@@ -151,8 +146,7 @@ def finetune(
                 checksums = _write_model(trained, work.folder, settings, checkpoint, arch, options)
         if settings.save_fisher:
             with clock.stage("measuring Fisher information"):
-                loss = method.objective.loss
-                anchor = make_anchor(settings, loss, trained, data.examples)
+                anchor = make_anchor(settings, arch, trained, data.examples, dtype, mesh)
                 if settings.ewc_decay is not None:
                     anchor = online(method.frozen["anchors"][0], anchor, settings.ewc_decay)
                 (work.folder / FISHER).parent.mkdir()
@@ -165,6 +159,21 @@ def finetune(
             (work.folder / "README.md").write_text(card, encoding="utf-8")
         write_checksums(work.folder, checksums)
     return record
+
+
+def _mesh(settings: Settings) -> Mesh:
+    sizes = parse_mesh(settings.mesh)
+    if sizes[MODEL] > 1:
+        raise InputError(
+            f"--mesh {settings.mesh}: one model is trained; spread it over data, fsdp and tensor"
+        )
+    mesh = make_mesh(sizes)
+    if settings.batch_size % (parts := math.prod(sizes[axis] for axis in BATCH_ROWS)):
+        raise InputError(
+            f"--batch-size {settings.batch_size} cannot be spread over {parts} parts, "
+            f"{' times '.join(BATCH_ROWS)} of --mesh: make it a multiple"
+        )
+    return mesh
 
 
 def _read_data(settings: Settings, checkpoint: Checkpoint, arch: Architecture) -> _Data:
@@ -255,6 +264,8 @@ def _describe(settings: Settings, method: Method, data: _Data, plan: Plan, mesh:
     held_out = f" and {len(data.validation):,} to validate on" if data.validation else ""
     rows = plan.batch_size * plan.accumulate
     devices = f"{mesh.size} of {len(jax.devices())} devices ({device()})"
+    if mesh.size > 1:
+        devices += f", {describe(mesh.shape)}"
     return (
         f"{settings.method}: {_size(method.trainable):,} parameters to train on "
         f"{len(data.examples):,} rows{held_out}, {plan.steps:,} steps of {rows} rows, on {devices}"

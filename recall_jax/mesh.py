@@ -137,7 +137,23 @@ def put_parameters(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, parameter_shardings(tree, mesh), may_alias=False)
 
 
+def gathered(tree: Any, mesh: Mesh) -> Any:
+    """Inside a program: the parameters whole along `fsdp`, to be computed with."""
+
+    def whole(cut: NamedSharding) -> NamedSharding:
+        cuts = (by if isinstance(by, tuple) else (by,) for by in cut.spec)
+        left = (tuple(name for name in by if name not in (FSDP, None)) for by in cuts)
+        return NamedSharding(mesh, PartitionSpec(*left))
+
+    shardings = jax.tree.map(whole, parameter_shardings(tree, mesh))
+    return jax.lax.with_sharding_constraint(tree, shardings)
+
+
+def rows_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Rows, which are on `axis`, spread over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_ROWS))
+
+
 def put_rows(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     """A batch on the devices, its rows, which are on `axis`, spread over `data` and `fsdp`."""
-    rows = PartitionSpec(*[None] * axis, BATCH_ROWS)
-    return jax.device_put(batch, NamedSharding(mesh, rows))
+    return jax.device_put(batch, rows_sharding(mesh, axis))

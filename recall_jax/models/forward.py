@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding
 
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.decoder import SAME_INPUTS, Block, Context, Embed, Head
@@ -123,6 +124,7 @@ def forward(
     lora: Params | None = None,
     lora_spec: LoraSpec | None = None,
     dropout_key: Array | None = None,
+    rows: NamedSharding | None = None,
 ) -> tuple[tuple[Any, ...], Array]:
     """Run all units: (what `observe` makes of each of the U outputs, final-norm output (B, T, E)).
 
@@ -132,12 +134,16 @@ def forward(
 
     `lora` has the low-rank factors of an adapter, {"layers": {path of a linear layer: {"a" (L, in,
     r), "b" (L, r, out)}}}, and `lora_spec` their scale; without `dropout_key` nothing is dropped.
+
+    On a mesh `rows` says where hidden states (B, T, E) live.
     """
     chex.assert_equal_shape([input_ids, attention_mask])
     if (lora is None) != (lora_spec is None):
         raise ValueError("lora and lora_spec go together")
     batch = context(arch, attention_mask)
     hidden = embed(arch, tree[EMBED], input_ids, dtype)
+    if rows is not None:  # or XLA would cut them as the embedding is, and have all rows everywhere
+        hidden = jax.lax.with_sharding_constraint(hidden, rows)
     first = observe(hidden)
 
     windows = jnp.asarray(attention_windows(arch))

@@ -25,10 +25,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.writer import write_safetensors
 from recall_jax.errors import InputError
+from recall_jax.mesh import DATA, parameter_shardings, put_parameters
 from recall_jax.training.step import Batch, Loss
 
 Array = jax.Array
@@ -54,27 +56,35 @@ def fisher(loss_of_sample: Callable[[Tree, Any], Array], params: Tree, samples: 
     pytree with the n samples on axis 0. They are taken one by one: one gradient exists at a time.
     """
     count = jax.tree.leaves(samples)[0].shape[0]
-    total = _add_squares(loss_of_sample, params, samples, _zeros(params))
+    groups = jax.tree.map(lambda leaf: leaf[:, None], samples)
+    total = _add_squares(loss_of_sample, params, groups, _zeros(params))
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
-def fisher_of_batches(loss: Loss, trainable: Tree, frozen: Tree, batches: Iterable[Batch]) -> Tree:
+def fisher_of_batches(
+    loss: Loss, trainable: Tree, frozen: Tree, batches: Iterable[Batch], mesh: Mesh
+) -> Tree:
     """The Fisher information of the rows of `batches`, as `fisher`; `loss` as in an `Objective`.
 
-    Rows without counted tokens are no samples. Dropout is off.
+    Rows without counted tokens are no samples. Dropout is off. On a mesh as many rows are taken at
+    a time as its axis `data` has, each on devices that have one gradient between them, cut as the
+    parameters are.
     """
+    shardings = parameter_shardings(trainable, mesh)
 
-    @partial(jax.jit, donate_argnums=3)
-    def add(trainable: Tree, frozen: Tree, batch: Batch, total: Tree) -> Tree:
+    @partial(jax.jit, donate_argnums=3, out_shardings=shardings)
+    def add(trainable: Tree, frozen: Tree, groups: Batch, total: Tree) -> Tree:
         def loss_of_row(trainable: Tree, row: Batch) -> Array:
             return loss(trainable, frozen, Batch(*(leaf[None] for leaf in row)), None)[0]
 
-        return _add_squares(loss_of_row, trainable, batch, total)
+        return _add_squares(loss_of_row, trainable, groups, total)
 
-    trainable, frozen = jax.device_put((trainable, frozen))  # once, not for each batch
-    total, count = _zeros(trainable), 0
+    total = jax.jit(_zeros, out_shardings=shardings)(trainable)
+    trainable, frozen = put_parameters((trainable, frozen), mesh)
+    groups, count = NamedSharding(mesh, PartitionSpec(None, DATA)), 0
     for batch in batches:
-        total = add(trainable, frozen, batch, total)
+        rows = (leaf.reshape(-1, mesh.shape[DATA], leaf.shape[-1]) for leaf in batch)
+        total = add(trainable, frozen, jax.device_put(Batch(*rows), groups), total)
         # the first token of a row is predicted from nothing, so never counted
         count += int(np.asarray(batch.loss_mask)[:, 1:].any(axis=1).sum())
     return jax.tree.map(lambda leaf: leaf / count, total)
@@ -133,16 +143,22 @@ def load_anchor(path: Path, like: Tree) -> Anchor:
 
 
 def _add_squares(
-    loss_of_sample: Callable[[Tree, Any], Array], params: Tree, samples: Any, total: Tree
+    loss_of_sample: Callable[[Tree, Any], Array], params: Tree, groups: Any, total: Tree
 ) -> Tree:
-    """`total` + the sum over samples of the squared gradient of each."""
+    """`total` + the sum over samples of the squared gradient of each.
 
-    def add(total: Tree, sample: Any) -> tuple[Tree, None]:
-        gradient = jax.grad(loss_of_sample)(params, sample)
-        square = jax.tree.map(lambda leaf: jnp.square(leaf.astype(jnp.float32)), gradient)
-        return jax.tree.map(jnp.add, total, square), None
+    The samples are on axes 0 and 1 of `groups`, those of axis 1 being taken together.
+    """
+    gradients = jax.vmap(jax.grad(loss_of_sample), in_axes=(None, 0))
 
-    return jax.lax.scan(add, total, samples)[0]
+    def add(total: Tree, group: Any) -> tuple[Tree, None]:
+        squares = jax.tree.map(
+            lambda leaf: jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=0),
+            gradients(params, group),
+        )
+        return jax.tree.map(jnp.add, total, squares), None
+
+    return jax.lax.scan(add, total, groups)[0]
 
 
 def _zeros(params: Tree) -> Tree:

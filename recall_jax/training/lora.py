@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from recall_jax.checkpoint.lora_save import Factors, save_adapter
 from recall_jax.models.architecture import LAYERS, Architecture
@@ -43,7 +44,12 @@ def init_lora(arch: Architecture, spec: LoraSpec, key: Array) -> Params:
 
 
 def lora_loss(
-    arch: Architecture, spec: LoraSpec, *, dtype: Any = jnp.float32, remat: bool = False
+    arch: Architecture,
+    spec: LoraSpec,
+    *,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    mesh: Mesh | None = None,
 ) -> Loss:
     """The loss of completions in the factors; `frozen["base"]` has the parameters beneath them."""
 
@@ -59,6 +65,7 @@ def lora_loss(
             lora=trainable,
             lora_spec=spec,
             dropout_key=key,
+            mesh=mesh,
         )
 
     return loss

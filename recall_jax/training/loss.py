@@ -4,12 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from recall_jax.mesh import gathered, rows_sharding
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.forward import Params, forward
 from recall_jax.models.lora import LoraSpec
 from recall_jax.models.loss import next_token_loss
 from recall_jax.training.step import Batch
+from recall_jax.units import EMBED
 
 Array = jax.Array
 
@@ -24,14 +27,18 @@ def completion_loss(
     lora: Params | None = None,
     lora_spec: LoraSpec | None = None,
     dropout_key: Array | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, Array]:
     """Summed cross-entropy of the tokens of `loss_mask`, and their number; float32 scalars.
 
     The forward runs in `dtype`, whatever that of `params`; logits are float32. A row's first token
     follows nothing and never counts. With `remat`, blocks are computed again in the backward pass,
-    so that only their inputs are kept. For the adapter's arguments see `forward`.
+    so that only their inputs are kept. For the adapter's arguments see `forward`. On a `mesh` the
+    batch has rows for all of `data` and `fsdp`, and hidden states stay where their rows are.
     """
     input_ids, attention_mask, loss_mask = map(jnp.asarray, batch)
+    if mesh is not None:
+        params = {**params, EMBED: gathered(params[EMBED], mesh)}
     _, normed = forward(
         arch,
         params,
@@ -43,5 +50,6 @@ def completion_loss(
         lora=lora,
         lora_spec=lora_spec,
         dropout_key=dropout_key,
+        rows=mesh and rows_sharding(mesh),
     )
     return next_token_loss(arch, params, normed, input_ids, loss_mask)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from recall_jax.models.architecture import Architecture
@@ -33,41 +34,53 @@ def make_method(
     params: Params,
     earlier: Sequence[Examples],
     dtype: DTypeLike,
+    mesh: Mesh,
 ) -> Method:
-    """The method that the settings name, for the base `params`.
+    """The method that the settings name, for the base `params`, to be trained on `mesh`.
 
     `earlier` are the rows of `ewc_data`. Raises InputError where LoRA's targets or the files of
     EWC do not fit the model.
     """
     if settings.lora is not None:
         start = init_lora(arch, settings.lora, jax.random.key(settings.seed))
-        loss = lora_loss(arch, settings.lora, dtype=dtype, remat=settings.remat)
+        loss = lora_loss(arch, settings.lora, dtype=dtype, remat=settings.remat, mesh=mesh)
         return Method(Objective(loss), jax.device_get(start), {"base": params})
     # Master weights: an update is often smaller than bfloat16 can tell from nothing.
     master = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
-    loss = full_loss(arch, dtype=dtype, remat=settings.remat)
+    loss = full_loss(arch, dtype=dtype, remat=settings.remat, mesh=mesh)
     if settings.ewc_strength is None:
         return Method(Objective(loss), master, {})
     anchors = [load_anchor(Path(file), master) for file in settings.ewc_fisher]
-    anchors += [make_anchor(settings, loss, master, examples) for examples in earlier]
+    anchors += [make_anchor(settings, arch, master, rows, dtype, mesh) for rows in earlier]
     if settings.ewc_decay is not None:
         anchors = [reduce(partial(online, decay=settings.ewc_decay), anchors)]
     objective = Objective(loss, ewc_penalty(settings.ewc_strength))
     return Method(objective, master, {"anchors": anchors})
 
 
-def full_loss(arch: Architecture, *, dtype: DTypeLike, remat: bool = False) -> Loss:
+def full_loss(
+    arch: Architecture, *, dtype: DTypeLike, remat: bool = False, mesh: Mesh | None = None
+) -> Loss:
     """The loss of completions in all parameters."""
 
     def loss(trainable: Params, frozen: Any, batch: Batch, key: Any) -> Any:
-        return completion_loss(arch, trainable, batch, dtype=dtype, remat=remat)
+        return completion_loss(arch, trainable, batch, dtype=dtype, remat=remat, mesh=mesh)
 
     return loss
 
 
-def make_anchor(settings: Settings, loss: Loss, weights: Tree, examples: Examples) -> Anchor:
+def make_anchor(
+    settings: Settings,
+    arch: Architecture,
+    weights: Tree,
+    examples: Examples,
+    dtype: DTypeLike,
+    mesh: Mesh,
+) -> Anchor:
     """What EWC is to keep of `examples`: Fisher information of `ewc_samples` rows at `weights`."""
     order = np.random.default_rng([settings.seed, len(examples)]).permutation(len(examples))
     rows = examples.take(order[: settings.ewc_samples])
     batches = validation_batches(rows, settings.batch_size)
-    return Anchor(jax.device_get(fisher_of_batches(loss, weights, {}, batches)), weights)
+    loss = full_loss(arch, dtype=dtype, remat=settings.remat)
+    fisher = fisher_of_batches(loss, weights, {}, batches, mesh)
+    return Anchor(jax.device_get(fisher), weights)

@@ -33,9 +33,9 @@ class Settings:
 
     `steps` goes before `epochs`; `evaluate_every` None is once an epoch; `save_every` 0 is never.
     `learning_rate` is the highest of the schedule, `warmup` the share of the steps in which it
-    rises. `mesh` is such as `data=2,fsdp=4`. `ewc_fisher` are files of earlier runs, `ewc_data`
-    rows whose Fisher information is taken in the base; `ewc_decay` makes one anchor of them, each
-    earlier one counted by it again; `save_fisher` writes that of this run.
+    rises. `mesh` is such as `data=2,fsdp=2,tensor=2`. `ewc_fisher` are files of earlier runs,
+    `ewc_data` rows whose Fisher information is taken in the base; `ewc_decay` makes one anchor of
+    them, each earlier one counted by it again; `save_fisher` writes that of this run.
     Raises InputError for a value that makes no sense.
     """
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from recall_jax.checkpoint.folder import open_checkpoint
+from recall_jax.mesh import make_mesh
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, to_flax
@@ -182,7 +183,7 @@ def test_fisher_information_of_completions_is_torch_per_row(base, tmp_path):
     lora = random_lora(base, PAPER)
     batch = Batch(*(np.concatenate([array, np.zeros_like(array[:2])]) for array in BATCHES[0]))
     found = fisher_of_batches(
-        lora_loss(base.arch, PAPER), lora, {"base": base.params}, [batch, batch]
+        lora_loss(base.arch, PAPER), lora, {"base": base.params}, [batch, batch], make_mesh({})
     )
     model = peft_model(base, save(base, tmp_path / "adapter", lora, PAPER), trainable=True).eval()
     squares = {name: 0.0 for name, value in model.named_parameters() if value.requires_grad}

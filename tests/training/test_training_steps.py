@@ -1,4 +1,4 @@
-"""Full fine-tuning against transformers on torch; micro-batches and meshes against one batch."""
+"""Full fine-tuning against transformers on torch; micro-batches against one batch."""
 
 from functools import partial
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jax.sharding import PartitionSpec
 from transformers import (
     AutoModelForCausalLM,
     get_constant_schedule_with_warmup,
@@ -16,19 +15,11 @@ from transformers import (
 )
 
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, tensor_shapes, to_flax
 from recall_jax.training.loss import completion_loss
 from recall_jax.training.methods import full_loss
 from recall_jax.training.optimizer import adamw, learning_rate
-from recall_jax.training.sharding import (
-    make_mesh,
-    parameter_shardings,
-    parse_mesh,
-    put_parameters,
-    put_rows,
-)
 from recall_jax.training.step import Batch, Objective, init_state, make_step
 
 STEPS, WARMUP, RATE, DECAY, CLIP = 20, 4, 5e-3, 0.1, 1.0
@@ -70,19 +61,13 @@ def optimizer():
     return adamw(rate, weight_decay=DECAY, clip_norm=CLIP)
 
 
-def run(arch, params, batches, mesh=None, parts=1):
-    method, tree = optimizer(), params
-    shardings = None
-    if mesh is not None:
-        like = jax.eval_shape(lambda tree: init_state(tree, method), params)
-        shardings, tree = parameter_shardings(like, mesh), put_parameters(params, mesh)
-    step = make_step(Objective(full_loss(arch, dtype=jnp.float32)), method, shardings)
-    state = jax.jit(lambda tree: init_state(tree, method), out_shardings=shardings)(tree)
+def run(arch, params, batches, parts=1):
+    method = optimizer()
+    step = make_step(Objective(full_loss(arch, dtype=jnp.float32)), method, None)
+    state = jax.jit(lambda tree: init_state(tree, method))(params)
     losses = []
     for batch in batches:
         batch = Batch(*(array.reshape(parts, -1, array.shape[-1]) for array in batch))
-        if mesh is not None:
-            batch = put_rows(batch, mesh, axis=1)
         state, metrics = step(state, {}, batch, jax.random.key(0))
         losses.append(metrics.loss.item())
     return losses, state
@@ -164,43 +149,9 @@ def test_micro_batches_make_the_step_of_one_batch(base, batches, trained):
     assert_close(state.trainable, trained[1].trainable)
 
 
-def test_a_mesh_gives_the_numbers_of_one_device(base, batches, trained):
-    _, arch, params = base
-    mesh = make_mesh(parse_mesh("data=2,fsdp=4"))
-    losses, state = run(arch, params, batches, mesh)
-    np.testing.assert_allclose(losses, trained[0], rtol=0, atol=1e-5)
-    assert_close(state.trainable, trained[1].trainable)
-    kernel = state.trainable["layers"]["mlp"]["up_proj"]["kernel"]
-    moment = state.optimizer_state[1].mu["layers"]["mlp"]["up_proj"]["kernel"]
-    for array in (kernel, moment):
-        assert array.sharding.shard_shape(array.shape) == (3, 32, 12)
-
-
 def assert_close(ours, theirs):
     for mine, its in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(mine, its, rtol=0, atol=2e-5)
-
-
-def test_layers_stay_whole_and_what_cannot_be_cut_too():
-    mesh = make_mesh({"data": 1, "fsdp": 4})
-    tree = {
-        "layers": {"kernel": jnp.zeros((8, 6, 4)), "scale": jnp.zeros((8, 3))},
-        "embed": {"embedding": jnp.zeros((12, 8))},
-    }
-    specs = jax.tree.map(lambda sharding: sharding.spec, parameter_shardings(tree, mesh))
-    assert specs["layers"]["kernel"] == PartitionSpec(None, None, "fsdp")
-    assert specs["layers"]["scale"] == PartitionSpec(None, None)
-    assert specs["embed"]["embedding"] == PartitionSpec("fsdp", None)
-
-
-@pytest.mark.parametrize(
-    "text", ["fsdp", "data=0", "data=2,model=4", "data=two", "data=2,data=4", ""]
-)
-def test_a_mesh_that_is_none_is_refused(text):
-    with pytest.raises(InputError, match=r"write it such as data=2,fsdp=4"):
-        parse_mesh(text)
-    with pytest.raises(InputError, match=r"needs 16 devices; there are 8"):
-        make_mesh(parse_mesh("data=4,fsdp=4"))
 
 
 @pytest.mark.parametrize(
