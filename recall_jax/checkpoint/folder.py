@@ -45,6 +45,7 @@ class Checkpoint:
         self._bytes_read = 0
         self._files = files
         self._bound: list[BoundAdapter] = []
+        self._folded: tuple[str, np.ndarray] | None = None  # the last one cut in rows
         for adapter in adapters:
             self._bound.append(read_adapter(adapter).bind(self.specs, self.config))
             self.specs, self.config = self._bound[-1].specs, self._bound[-1].config
@@ -80,6 +81,21 @@ class Checkpoint:
         if array is None:
             raise KeyError(name)
         return array
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of what `read` gives; a scalar is one row, (1,).
+
+        Only these are read of a tensor that no adapter touches. Another is folded whole, and kept
+        until the next one is, so that several cuts of it read and fold it once.
+        """
+        if any(bound.touches(name) for bound in self._bound):
+            if self._folded is None or self._folded[0] != name:
+                self._folded = name, self.read(name)
+            array = self._folded[1]
+            return array.reshape(array.shape or (1,))[start:stop]
+        rows = self._file_of[name].read_rows(name, start, stop)
+        self._bytes_read += rows.nbytes
+        return rows
 
     def drop(self, name: str) -> None:
         """Tell the system that it need not keep the bytes of tensor `name` in its cache.

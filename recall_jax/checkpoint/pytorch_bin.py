@@ -34,17 +34,27 @@ class PytorchFile:
 
     def read(self, name: str) -> np.ndarray:
         """Tensor `name`, C-contiguous and read-only; a copy only if it is stored otherwise."""
-        tensor, spec = self._tensors[name].detach().contiguous(), self.specs[name]
-        if spec.dtype == ml_dtypes.bfloat16:  # which torch does not give to numpy
-            import torch
+        return _as_numpy(self._tensors[name], self.specs[name].dtype)
 
-            tensor = tensor.view(torch.int16)
-        array: np.ndarray = tensor.numpy().view(spec.dtype)
-        array.flags.writeable = False
-        return array
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """As `read`, rows `start` to `stop` of tensor `name` alone; a scalar is one row, (1,)."""
+        tensor = self._tensors[name]
+        rows = tensor if tensor.ndim else tensor.reshape(1)
+        return _as_numpy(rows[start:stop], self.specs[name].dtype)
 
     def drop(self, name: str) -> None:
         """Nothing: torch keeps the whole file mapped, and the system drops no mapped page."""
+
+
+def _as_numpy(tensor: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    tensor = tensor.detach().contiguous()
+    if dtype == ml_dtypes.bfloat16:  # which torch does not give to numpy
+        import torch
+
+        tensor = tensor.view(torch.int16)
+    array: np.ndarray = tensor.numpy().view(dtype)
+    array.flags.writeable = False
+    return array
 
 
 def _load(path: Path) -> dict[str, Any]:

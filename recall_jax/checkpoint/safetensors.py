@@ -64,7 +64,17 @@ class SafetensorsFile:
         not a SIGBUS where the array is used. Bytes that are not aligned for their dtype are copied.
         InputError if the file is no longer the one that was opened.
         """
-        spec, start = self.specs[name], self._starts[name]
+        return self._view(self.specs[name], self._starts[name])
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """As `read`, rows `start` to `stop` of tensor `name` alone; a scalar is one row, (1,)."""
+        spec = self.specs[name]
+        rows, *rest = spec.shape or (1,)
+        cut = TensorSpec(spec.dtype, (len(range(rows)[start:stop]), *rest))
+        return self._view(cut, self._starts[name] + start * spec.nbytes // max(rows, 1))
+
+    def _view(self, spec: TensorSpec, start: int) -> np.ndarray:
+        """What lies from byte `start` of the file on."""
         if spec.nbytes == 0:
             return np.empty(spec.shape, spec.dtype)
         page = start - start % mmap.ALLOCATIONGRANULARITY

@@ -54,5 +54,8 @@ class TensorSource(Protocol):
     def read(self, name: str) -> np.ndarray:
         """One tensor, C-contiguous, possibly a read-only view of the file; KeyError if unknown."""
 
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of a tensor along its first axis; a scalar is one row, (1,)."""
+
     def drop(self, name: str) -> None:
         """Tell the system that it need not keep the bytes of a tensor in its cache."""

@@ -15,8 +15,13 @@ def not_finite(model: str, tensors: Mapping[str, Any]) -> str | None:
         elements = np.asarray(array).reshape(-1)
         starts = range(0, elements.size, _PIECE)
         if not all(np.isfinite(elements[start : start + _PIECE]).all() for start in starts):
-            return f"{model}: tensor {name} holds NaN or infinite values; repair this model"
+            return is_not_finite(model, name)
     return None
+
+
+def is_not_finite(model: str, name: str) -> str:
+    """The line on a tensor that was found to hold NaN or infinity."""
+    return f"{model}: tensor {name} holds NaN or infinite values; repair this model"
 
 
 def to_device(array: np.ndarray, device: jax.Device) -> jax.Array:

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +48,10 @@ HiddenStates = tuple[jax.Array, ...]
 
 
 class Placed(NamedTuple):
-    """A unit of K models: its tensors as on disk, and on the devices for each group of models."""
+    """A unit of K models: its tensors as read, and on the devices for each group of models."""
 
-    stored: Sequence[Mapping[str, np.ndarray]]
-    groups: Iterable[Parameters]  # to be taken once
+    stored: Sequence[Mapping[str, Any]]
+    groups: Iterable[Any]  # to be taken once
 
 
 @dataclass(frozen=True)

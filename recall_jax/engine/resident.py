@@ -1,6 +1,6 @@
 """A model that is read once for two walks: the selection of typical samples, then the merge."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Resident:
         self.name = model.name
         self.specs: Mapping[str, TensorSpec] = model.specs
         self._model = model
-        self._kept: dict[str, np.ndarray] = {}
+        self._kept: dict[tuple[str, int, int | None], np.ndarray] = {}
         self._keeping = True
 
     @property
@@ -29,11 +29,20 @@ class Resident:
 
     def read(self, name: str) -> np.ndarray:
         """Tensor `name`, from disk the first time."""
-        array = self._kept[name] if name in self._kept else self._model.read(name)
+        return self._once((name, 0, None), lambda: self._model.read(name))
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows of tensor `name`, from disk the first time that these are asked for."""
+        return self._once((name, start, stop), lambda: self._model.read_rows(name, start, stop))
+
+    def _once(
+        self, asked: tuple[str, int, int | None], read: Callable[[], np.ndarray]
+    ) -> np.ndarray:
+        array = self._kept[asked] if asked in self._kept else read()
         if self._keeping:
-            self._kept[name] = array
+            self._kept[asked] = array
         else:
-            self._kept.pop(name, None)
+            self._kept.pop(asked, None)
         return array
 
     def drop(self, name: str) -> None:

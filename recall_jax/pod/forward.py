@@ -1,0 +1,223 @@
+"""The sharded forward: one unit of the models at a time, their parameters cut over a mesh.
+
+What `engine.forward.StreamedForward` is on one host, for models of which no process holds a whole
+unit. Its programs are started by one thread, in the same order in every process.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from recall_jax.engine.device import is_not_finite
+from recall_jax.engine.forward import HiddenStates, Placed
+from recall_jax.engine.lane import prefetch
+from recall_jax.engine.plan import NamedModel
+from recall_jax.errors import InputError
+from recall_jax.mesh import MODEL
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
+from recall_jax.models.decoder import Context
+from recall_jax.models.forward import attention_windows
+from recall_jax.pod.programs import (
+    Computed,
+    Grams,
+    Spread,
+    as_computed,
+    is_finite,
+    prepare_context,
+    run_block,
+    run_block_with_grams,
+    run_embed,
+    run_head,
+    run_head_with_grams,
+)
+from recall_jax.pod.rows import in_x64, put_rows_layout, read_rows_layout
+from recall_jax.representations.batches import Batches, make_batches
+from recall_jax.units import EMBED, HEAD
+
+
+@dataclass(frozen=True)
+class ShardedForward:
+    """The forward of `num_models` models of one architecture on given batches, over a mesh."""
+
+    arch: Architecture
+    batches: Batches
+    input_ids: tuple[jax.Array, ...]
+    contexts: tuple[Context, ...]
+    dtype: DTypeLike
+    spread: Spread
+
+    @property
+    def models_each(self) -> int:
+        """Models in one program, on the same devices."""
+        return 1
+
+    @classmethod
+    def of(
+        cls,
+        arch: Architecture,
+        token_ids: Sequence[Sequence[int]],
+        *,
+        mesh: Mesh,
+        batch_size: int,
+        dtype: DTypeLike,
+        num_models: int = 1,
+    ) -> "ShardedForward":
+        """Prepare what all models share: tokens, positions and masks of each batch.
+
+        A batch has `batch_size` rows, some of them empty where there are fewer, rounded up to a
+        multiple of the devices that split them. A model alone has all devices; otherwise as many
+        run at a time as the mesh has side by side.
+
+        Raises:
+            InputError: where the models do not fill the mesh.
+        """
+        side_by_side = mesh.shape[MODEL]
+        if num_models > 1 and num_models % side_by_side:
+            raise InputError(
+                f"mesh model={side_by_side} runs {side_by_side} models side by side, which does "
+                f"not divide {num_models} models: give model= a divisor of {num_models}"
+            )
+        spread = Spread(mesh, 1 if num_models == 1 else side_by_side)
+        splits = spread.num_splits
+        batches = make_batches(token_ids, -(-batch_size // splits) * splits)
+
+        def put(array: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback(array.shape, spread.batch(), array.__getitem__)
+
+        masks = [put(batch.attention_mask) for batch in batches.batches]
+        return cls(
+            arch,
+            batches,
+            tuple(put(batch.input_ids) for batch in batches.batches),
+            tuple(prepare_context(arch, spread, mask) for mask in masks),
+            dtype,
+            spread,
+        )
+
+    def place(self, unit: str, tensors: Sequence[Mapping[str, Any]]) -> Placed:
+        """What the forward needs of a unit of all K models: their tensors in rows layout.
+
+        Those that a process holds whole are cut here. Starts no program.
+        """
+        own = [
+            {name: self._laid_out(model[name]) for name in state_tensors(self.arch, unit)}
+            for model in tensors
+        ]
+        starts = range(0, len(own), self.spread.models)
+        return Placed(own, [own[start : start + self.spread.models] for start in starts])
+
+    def advance(
+        self, unit: str, placed: Placed, states: Sequence[HiddenStates], models: Sequence[str]
+    ) -> tuple[list[HiddenStates], np.ndarray]:
+        """Run `unit` of all K models: (states after it, their pooled means (K, n, E) float32).
+
+        `states` are those after the unit before, () for `embed`; they are consumed. Every process
+        has the same means. Raises InputError, with the name of one of the `models`, where its means
+        are not finite.
+        """
+        runs = map(partial(self._run, unit), placed.groups, states or repeat(self.input_ids))
+        after, means = zip(*runs, strict=True)
+        pooled_means = np.concatenate(means)[:, self.batches.order]
+        for model, own, mean in zip(models, placed.stored, pooled_means, strict=True):
+            if not np.isfinite(mean).all():
+                raise InputError(self._why_not_finite(model, unit, own))
+        return list(after), pooled_means
+
+    def advance_with_grams(
+        self, unit: str, placed: Placed, states: Sequence[HiddenStates], model: str
+    ) -> tuple[list[HiddenStates], Grams]:
+        """Run `unit` of the only model: (states after it, Grams of what its linear layers read).
+
+        A Gram is X^T X, of the inputs X of all tokens of all rows, on every device. `states` stay
+        as they were. Raises InputError, with the name of the `model`, where a Gram is not finite.
+        """
+        shapes = tensor_shapes(self.arch)
+        widths = {path: shapes[name][1] for name, path in linear_inputs(self.arch, unit).items()}
+        if not widths:  # of the embedding, and of a head whose projection is tied to it
+            return self.advance(unit, placed, states, [model])[0], {}
+        grams: Grams = {
+            path: jnp.zeros((width, width), jnp.float32, device=self.spread.everywhere())
+            for path, width in widths.items()
+        }
+        (group,) = placed.groups
+        run = self._program_with_grams(unit, self._computed(unit, group))
+        after = []
+        for hidden, ctx in zip(states[0], self.contexts, strict=True):
+            hidden, grams = run(hidden, ctx, grams)
+            after.append(hidden)
+        if not all(np.isfinite(np.trace(np.asarray(gram))) for gram in grams.values()):
+            raise InputError(self._why_not_finite(model, unit, placed.stored[0]))
+        return [tuple(after)], grams
+
+    def pooled_units(self, model: NamedModel, last: str) -> Iterator[tuple[str, np.ndarray]]:
+        """Each unit of the only model up to `last` and its pooled means (n, E); reads one ahead."""
+
+        def read(unit: str) -> Placed:
+            names = state_tensors(self.arch, unit)
+            mesh = self.spread.mesh
+            return self.place(unit, [{name: read_rows_layout(model, name, mesh) for name in names}])
+
+        states: Sequence[HiddenStates] = ()
+        units = self.arch.units[: self.arch.units.index(last) + 1]
+        with closing(prefetch(read, units)) as coming:
+            for unit, placed in zip(units, coming, strict=True):
+                states, pooled = self.advance(unit, placed, states, [model.name])
+                yield unit, pooled[0]
+
+    def _run(
+        self, unit: str, group: Sequence[Mapping[str, jax.Array]], given: Sequence[jax.Array]
+    ) -> tuple[HiddenStates, np.ndarray]:
+        """Run `unit` of a group on every batch: (states after it, their pooled means (G, n, E))."""
+        run = self._program(unit, self._computed(unit, group))
+        results = [run(rows, ctx) for rows, ctx in zip(given, self.contexts, strict=True)]
+        hidden, pooled = zip(*results, strict=True)
+        return hidden, np.concatenate([np.asarray(mean) for mean in pooled], axis=1)
+
+    def _computed(self, unit: str, group: Sequence[Mapping[str, jax.Array]]) -> Computed:
+        """The parameters of a group, once for all batches; a block's in the compute dtype."""
+        dtype = None if unit in (EMBED, HEAD) else self.dtype
+        return as_computed(self.arch, unit, self.spread, dtype, group)
+
+    def _program(
+        self, unit: str, computed: Computed
+    ) -> Callable[[jax.Array, Context], tuple[jax.Array, jax.Array]]:
+        """From a batch's input to (hidden states (G, B, T, E), pooled means (G, B, E))."""
+        if unit == EMBED:
+            return partial(run_embed, self.arch, self.spread, self.dtype, computed)
+        if unit == HEAD:
+            return partial(run_head, self.arch, self.spread, computed)
+        return partial(run_block, self.arch, self.spread, computed, self._window(unit))
+
+    def _program_with_grams(
+        self, unit: str, computed: Computed
+    ) -> Callable[[jax.Array, Context, Grams], tuple[jax.Array, Grams]]:
+        """From a batch's input and Grams to (hidden states (1, B, T, E), Grams with its own)."""
+        if unit == HEAD:
+            return partial(run_head_with_grams, self.arch, self.spread, computed)
+        return partial(run_block_with_grams, self.arch, self.spread, computed, self._window(unit))
+
+    def _window(self, unit: str) -> np.int32:
+        return np.int32(attention_windows(self.arch)[self.arch.units.index(unit) - 1])
+
+    def _laid_out(self, array: Any) -> jax.Array:
+        mesh = self.spread.mesh
+        return array if isinstance(array, jax.Array) else put_rows_layout(array, mesh)
+
+    def _why_not_finite(self, model: str, unit: str, tensors: Mapping[str, jax.Array]) -> str:
+        """Every process asks, as all have the same means."""
+        for name, array in tensors.items():
+            with in_x64(array.dtype):
+                finite = bool(is_finite(self.spread.mesh, array))
+            if not finite:
+                return is_not_finite(model, name)
+        return f"{model}: hidden states overflow in unit {unit}, though its weights are finite"

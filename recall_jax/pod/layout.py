@@ -1,0 +1,114 @@
+"""The layout of a pod: tensors cut over a mesh of devices and processes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.engine.chunks import Piece
+from recall_jax.engine.device import is_not_finite
+from recall_jax.engine.plan import NamedModel
+from recall_jax.merging.methods import Kernel
+from recall_jax.mesh import describe
+from recall_jax.models.architecture import Architecture
+from recall_jax.pod.forward import ShardedForward
+from recall_jax.pod.merge import in_pieces, merge_rows
+from recall_jax.pod.rows import read_rows_layout
+
+_REMEMBERED = 16  # tensors: more than may wait for a writer
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """An `engine.layout.Layout` over a mesh: read and merged in rows, computed with as it says."""
+
+    mesh: Mesh
+    # Whether the inputs of the last tensors are finite: a writer's thread may start no program.
+    _finite: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def described(self) -> str:
+        """The mesh, and whose devices it has."""
+        processes = len({device.process_index for device in self.mesh.devices.flat})
+        return (
+            f"mesh {describe(self.mesh.shape)}: {self.mesh.size} devices of {processes} "
+            f"process{'es' * (processes > 1)}"
+        )
+
+    @property
+    def cut(self) -> Mapping[str, Any]:
+        """The sizes of the mesh."""
+        return {"mesh": dict(self.mesh.shape)}
+
+    def read(self, model: NamedModel, name: str) -> jax.Array:
+        """The tensor in rows layout, each process with the rows of its own devices."""
+        return read_rows_layout(model, name, self.mesh)
+
+    def forward(
+        self,
+        arch: Architecture,
+        token_ids: Sequence[Sequence[int]],
+        *,
+        batch_size: int,
+        dtype: DTypeLike,
+        num_models: int = 1,
+        models_at_once: int = 1,
+    ) -> ShardedForward:
+        """As many models at a time as the mesh has side by side, whatever `models_at_once` is."""
+        del models_at_once
+        return ShardedForward.of(
+            arch,
+            token_ids,
+            mesh=self.mesh,
+            batch_size=batch_size,
+            dtype=dtype,
+            num_models=num_models,
+        )
+
+    def merge(
+        self,
+        stored: Sequence[jax.Array],
+        values: Mapping[str, Any],
+        spec: TensorSpec,
+        *,
+        kernel: Kernel,
+        base: jax.Array | None = None,
+        reference: int = -1,
+        whole: bool = False,
+    ) -> Iterator[Piece]:
+        """Merged in rows layout; every process is given every piece."""
+        merged = merge_rows(
+            stored,
+            values,
+            spec,
+            kernel=kernel,
+            base=base,
+            reference=reference,
+            whole=whole,
+            mesh=self.mesh,
+        )
+        self._remember([*stored, *([] if base is None else [base])], merged.inputs_finite)
+        yield from in_pieces(merged, spec, self.mesh)
+
+    def fault(self, models: Sequence[str], name: str, stored: Sequence[jax.Array]) -> str | None:
+        """Of a tensor that was merged just now, as it was found then."""
+        finite = np.asarray(self._finite[_key(stored)])
+        faults = (
+            is_not_finite(m, name) for m, good in zip(models, finite, strict=True) if not good
+        )
+        return next(faults, None)
+
+    def _remember(self, stored: Sequence[jax.Array], finite: Any) -> None:
+        self._finite.pop(_key(stored), None)  # to stand last
+        self._finite[_key(stored)] = finite
+        while len(self._finite) > _REMEMBERED:
+            del self._finite[next(iter(self._finite))]
+
+
+def _key(stored: Sequence[jax.Array]) -> tuple[int, ...]:
+    return tuple(map(id, stored))

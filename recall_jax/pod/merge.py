@@ -1,0 +1,146 @@
+"""Merging in rows layout, and the merged tensor handed to every process in the order of a file.
+
+Elementwise kernels need nothing from other devices. Those that look at a whole tensor are given it
+in one program over the mesh, in which XLA does what has to pass between devices. All programs are
+started by the thread that iterates, in the same order in every process.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.engine.chunks import CHUNK, Piece, spans
+from recall_jax.engine.plan import is_float
+from recall_jax.merging.methods import Kernel
+from recall_jax.mesh import AXES
+from recall_jax.pod.rows import ROWS, in_x64, padded, unpadded
+
+# Kernels with this value solve or decompose matrices. XLA would cut that into many small steps with
+# messages between them: every device does the whole, and has the bits that one device has.
+_DECOMPOSES = "alpha"
+_WORD = 4  # bytes of what is summed: 16 bits alone are no type of every collective
+
+
+class Merged(NamedTuple):
+    """A merged tensor in rows layout, whether it is finite, and (K,) whether its inputs are.
+
+    The base, where there is one, is the last of the inputs.
+    """
+
+    rows: jax.Array
+    finite: jax.Array | bool
+    inputs_finite: jax.Array | np.ndarray
+
+
+def merge_rows(
+    models: Sequence[jax.Array],
+    values: Mapping[str, Any],
+    spec: TensorSpec,
+    *,
+    kernel: Kernel,
+    base: jax.Array | None = None,
+    reference: int = -1,
+    whole: bool = False,
+    mesh: Mesh,
+) -> Merged:
+    """Merge one tensor of K models, given in rows layout: as `engine.chunks.merge_tensor`.
+
+    `spec` is that of the merged tensor; `whole` is for kernels that see it as it is.
+    """
+    newest = models[-1]
+    inputs = [*models, *([] if base is None else [base])]
+    if not is_float(newest.dtype) or newest.size == 0:
+        with in_x64(newest.dtype, spec.dtype):
+            return Merged(newest.astype(spec.dtype), True, np.ones(len(inputs), bool))
+    # As every process has them: what lies on devices of its own alone is no part of a program.
+    shared = jax.tree.map(np.asarray, dict(values))
+    shape = spec.shape if whole else None
+    with in_x64(spec.dtype, *(array.dtype for array in inputs)):
+        return Merged(*_merged(models, shared, base, kernel, reference, spec.dtype, shape, mesh))
+
+
+def in_pieces(merged: Merged, spec: TensorSpec, mesh: Mesh) -> Iterator[Piece]:
+    """The elements in the order of a file, a piece at a time, each on every device.
+
+    A device gives the elements that it holds, and the sum over all, of bits, is the piece.
+    """
+    size = int(np.prod(spec.shape, dtype=np.int64))
+    if size == 0:
+        yield Piece(np.empty(0, spec.dtype), True, 0)
+        return
+    run = merged.rows.size // mesh.size
+    starts = np.arange(mesh.size) * run
+    for at, length, skip in spans(size, CHUNK):
+        # On the host, as int32 does not count the elements of every tensor.
+        own = np.clip(at - starts, -length, run).astype(np.int32)
+        with in_x64(spec.dtype):
+            yield Piece(_piece(merged.rows, own, mesh, length), merged.finite, skip)
+
+
+@partial(jax.jit, static_argnames=("kernel", "reference", "dtype", "shape", "mesh"))
+def _merged(
+    models: Sequence[jax.Array],
+    values: Mapping[str, Any],
+    base: jax.Array | None,
+    kernel: Kernel,
+    reference: int,
+    dtype: Any,
+    shape: tuple[int, ...] | None,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Merged rows, whether they are finite, and whether each input is; of whole ones the `shape`.
+
+    Rows that fill the layout are zero in every model, and finite once merged.
+    """
+    inputs = [*models, *([] if base is None else [base])]
+    given = inputs if shape is None else [unpadded(array, shape) for array in inputs]
+
+    def merge(given: list[jax.Array], values: Mapping[str, Any]) -> jax.Array:
+        own = None if base is None else given.pop()
+        return kernel(given, values, base=own, reference=reference, dtype=dtype)
+
+    if shape is not None and _DECOMPOSES in values:
+        merge = jax.shard_map(merge, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec())
+    rows = padded(merge(given, values), mesh)
+    finite = jnp.stack([jnp.all(jnp.isfinite(array)) for array in (rows, *inputs)])
+    finite = lax.with_sharding_constraint(finite, NamedSharding(mesh, PartitionSpec()))
+    return rows, finite[0], finite[1:]
+
+
+@partial(jax.jit, static_argnames=("mesh", "length"))
+def _piece(rows: jax.Array, starts: Any, mesh: Mesh, length: int) -> jax.Array:
+    """`length` elements, of which the first is the device's own number `starts[device]`."""
+
+    def local(rows: jax.Array, start: jax.Array) -> jax.Array:
+        elements, first = rows.reshape(-1), start[0]
+        window = min(length, elements.size)
+        at = jnp.clip(first, 0, elements.size - window)
+        near = jnp.pad(lax.dynamic_slice(elements, (at,), (window,)), (length, length))
+        piece = lax.dynamic_slice(near, (first - at + length,), (length,))
+        return _elements(lax.psum(_words(piece), AXES), piece.dtype, length)
+
+    specs = (ROWS, PartitionSpec(AXES))
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(rows, starts)
+
+
+def _words(elements: jax.Array) -> jax.Array:
+    """The bits of elements (n,), so that -0.0 and NaN stay what they are in a sum with zeros."""
+    elements = elements.astype(jnp.uint8) if elements.dtype == jnp.bool_ else elements
+    together = max(_WORD // elements.dtype.itemsize, 1)
+    filled = jnp.pad(elements, (0, -elements.size % together))
+    rows = filled.reshape(-1, together) if together > 1 else filled
+    return lax.bitcast_convert_type(rows, jnp.uint32)
+
+
+def _elements(words: jax.Array, dtype: Any, length: int) -> jax.Array:
+    """The elements (length,) of which `words` are the bits."""
+    if dtype == jnp.bool_:
+        return _elements(words, jnp.uint8, length).astype(jnp.bool_)
+    return lax.bitcast_convert_type(words, dtype).reshape(-1)[:length]

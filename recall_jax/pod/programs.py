@@ -1,0 +1,257 @@
+"""The compiled programs of the sharded forward: a unit of G models on one batch, over a mesh.
+
+Each is one program for all devices, in which arrays are constrained to where they lie and XLA puts
+in what passes between devices. Models side by side are on the axis `model` of the mesh; the rows of
+a batch are spread over the others, but for `tensor`, along which each device computes with a part
+of the parameters. It is compiled once for each kind of unit and each padded length.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from recall_jax.mesh import BATCH_ROWS, FSDP, MODEL, partition_spec
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.axes import tensor_axes
+from recall_jax.models.convert import state_tensors, tensor_shapes, unit_params
+from recall_jax.models.decoder import Context
+from recall_jax.models.forward import block, block_with_inputs, context, embed, head
+from recall_jax.pod.rows import in_x64, unpadded
+from recall_jax.representations.pooling import masked_mean
+from recall_jax.units import EMBED, HEAD, layer_unit
+
+Grams = dict[str, jax.Array]
+
+EVERYWHERE = PartitionSpec()
+
+# A unit's parameters of G models, by `state_tensors`: (G, out, in), as computed with.
+Computed = list[jax.Array]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How G models and the rows of their batches lie on a mesh.
+
+    A model alone has the axis `model` for its rows too.
+    """
+
+    mesh: Mesh
+    models: int  # side by side, G
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The axes over which rows are spread."""
+        return BATCH_ROWS if self.models > 1 else (MODEL, *BATCH_ROWS)
+
+    @property
+    def num_splits(self) -> int:
+        """Into how many parts a batch's rows are cut."""
+        return math.prod(self.mesh.shape[axis] for axis in self.rows)
+
+    def batch(self) -> NamedSharding:
+        """Of arrays (B, …)."""
+        return NamedSharding(self.mesh, PartitionSpec(self.rows))
+
+    def hidden(self) -> NamedSharding:
+        """Of hidden states (G, B, T, E)."""
+        return NamedSharding(self.mesh, PartitionSpec(self._models(), self.rows))
+
+    def parameter(self, spec: PartitionSpec) -> NamedSharding:
+        """Of a parameter of G models."""
+        return NamedSharding(self.mesh, PartitionSpec(self._models(), *spec))
+
+    def everywhere(self) -> NamedSharding:
+        """Of what every device has whole."""
+        return NamedSharding(self.mesh, EVERYWHERE)
+
+    def _models(self) -> str | None:
+        return MODEL if self.models > 1 else None
+
+
+@partial(jax.jit, static_argnames=("arch", "spread"))
+def prepare_context(arch: Architecture, spread: Spread, attention_mask: jax.Array) -> Context:
+    """What all blocks need to know of a batch."""
+    return _constrained(context(arch, attention_mask), spread.batch())
+
+
+def as_computed(
+    arch: Architecture,
+    unit: str,
+    spread: Spread,
+    dtype: DTypeLike | None,
+    models: Sequence[Mapping[str, jax.Array]],
+) -> Computed:
+    """The parameters of G models, given in rows layout, where they are computed with.
+
+    In `dtype` if there is one. Each has a program of its own, so that one at a time is on its way.
+    """
+    shapes = tensor_shapes(arch)
+    computed = []
+    for name in state_tensors(arch, unit):
+        arrays = [model[name] for model in models]
+        cut = partition_spec(tensor_axes(arch.family, name), shapes[name], spread.mesh)
+        with in_x64(*(array.dtype for array in arrays)):
+            computed.append(_as_computed(arrays, shapes[name], spread.parameter(cut), dtype))
+    return computed
+
+
+@partial(jax.jit, static_argnames=("shape", "sharding", "dtype"))
+def _as_computed(
+    models: Sequence[jax.Array],
+    shape: tuple[int, ...],
+    sharding: NamedSharding,
+    dtype: DTypeLike | None,
+) -> jax.Array:
+    """(G, …) in `dtype`, or as on disk; float64 is computed with in float32."""
+    common = reduce(jnp.promote_types, [array.dtype for array in models])
+    wanted = dtype or (jnp.float32 if common == jnp.float64 else common)
+    # in as few bytes as may be
+    sent = min(wanted, common, key=lambda each: jnp.dtype(each).itemsize)
+    whole = jnp.stack([unpadded(array, shape).astype(sent) for array in models])
+    return _constrained(whole, sharding).astype(wanted)
+
+
+@partial(jax.jit, static_argnames=("arch", "spread", "dtype"))
+def run_embed(
+    arch: Architecture,
+    spread: Spread,
+    dtype: DTypeLike,
+    computed: Computed,
+    input_ids: jax.Array,
+    ctx: Context,
+) -> tuple[jax.Array, jax.Array]:
+    """The embedding of G models: (hidden states (G, B, T, E), pooled means (G, B, E))."""
+
+    def run(params: Any) -> jax.Array:
+        return embed(arch, params, input_ids, dtype)
+
+    return _pooled(_each(run, spread, _params(arch, EMBED, spread, computed)), ctx, spread)
+
+
+@partial(jax.jit, static_argnames=("arch", "spread"), donate_argnames="hidden")
+def run_block(
+    arch: Architecture,
+    spread: Spread,
+    computed: Computed,
+    window: jax.Array,
+    hidden: jax.Array,
+    ctx: Context,
+) -> tuple[jax.Array, jax.Array]:
+    """A block of G models, each on its own hidden states, which are consumed: as `run_embed`."""
+
+    def run(params: Any, hidden: jax.Array) -> jax.Array:
+        return block(arch, params, hidden, ctx, window)
+
+    params = _params(arch, layer_unit(0), spread, computed)
+    return _pooled(_each(run, spread, params, hidden), ctx, spread)
+
+
+@partial(jax.jit, static_argnames=("arch", "spread"), donate_argnames="hidden")
+def run_head(
+    arch: Architecture, spread: Spread, computed: Computed, hidden: jax.Array, ctx: Context
+) -> tuple[jax.Array, jax.Array]:
+    """The final norm of G models: as `run_block`."""
+    params = _params(arch, HEAD, spread, computed)
+    return _pooled(_each(partial(head, arch), spread, params, hidden), ctx, spread)
+
+
+@partial(jax.jit, static_argnames=("arch", "spread"), donate_argnames="grams")
+def run_block_with_grams(
+    arch: Architecture,
+    spread: Spread,
+    computed: Computed,
+    window: jax.Array,
+    hidden: jax.Array,
+    ctx: Context,
+    grams: Grams,
+) -> tuple[jax.Array, Grams]:
+    """A block of one model: the states after it, and `grams` with those of this batch added."""
+    (params,) = _models(_params(arch, layer_unit(0), spread, computed))
+    after, inputs = block_with_inputs(arch, params, hidden[0], ctx, window)
+    added = {path: grams[path] + _gram(read, ctx, spread) for path, read in inputs.items()}
+    return _constrained(after[None], spread.hidden()), added
+
+
+@partial(jax.jit, static_argnames=("arch", "spread"), donate_argnames="grams")
+def run_head_with_grams(
+    arch: Architecture,
+    spread: Spread,
+    computed: Computed,
+    hidden: jax.Array,
+    ctx: Context,
+    grams: Grams,
+) -> tuple[jax.Array, Grams]:
+    """As `run_block_with_grams` the head, whose output the output projection reads."""
+    (params,) = _models(_params(arch, HEAD, spread, computed))
+    normed = head(arch, params, hidden[0])
+    added = {path: gram + _gram(normed, ctx, spread) for path, gram in grams.items()}
+    return _constrained(normed[None], spread.hidden()), added
+
+
+@partial(jax.jit, static_argnames="mesh")
+def is_finite(mesh: Mesh, array: jax.Array) -> jax.Array:
+    """Whether all elements are, on every device."""
+    finite = jnp.all(jnp.isfinite(array))
+    return jax.lax.with_sharding_constraint(finite, NamedSharding(mesh, EVERYWHERE))
+
+
+def _params(arch: Architecture, unit: str, spread: Spread, computed: Computed) -> Any:
+    """The Flax parameters of G models, each gathered along `fsdp`, where the rows are spread."""
+    names = state_tensors(arch, unit)
+    shapes = tensor_shapes(arch)
+    gathered = {}
+    for name, array in zip(names, computed, strict=True):
+        cut = partition_spec(tensor_axes(arch.family, name), shapes[name], spread.mesh)
+        gathered[name] = _constrained(array, spread.parameter(_without_fsdp(cut)))
+    return jax.vmap(partial(unit_params, arch, unit))(gathered)
+
+
+def _without_fsdp(cut: PartitionSpec) -> PartitionSpec:
+    axes = [(each,) if isinstance(each, str) else tuple(each or ()) for each in cut]
+    kept = [tuple(axis for axis in each if axis != FSDP) for each in axes]
+    return PartitionSpec(*(each or None for each in kept))
+
+
+def _models(params: Any) -> list[Any]:
+    """The parameters of each of G models."""
+    leaves, tree = jax.tree.flatten(params)
+    return [jax.tree.unflatten(tree, own) for own in zip(*leaves, strict=True)]
+
+
+def _each(run: Callable[..., jax.Array], spread: Spread, params: Any, *states: Any) -> jax.Array:
+    """`run` with each model's parameters, on its own states: (G, B, T, E)."""
+    if spread.models == 1:  # XLA multiplies matrices in a batch of one slower than without a batch
+        (own,) = _models(params)
+        return run(own, *(state[0] for state in states))[None]
+    return jax.vmap(run, spmd_axis_name=MODEL)(params, *states)
+
+
+def _pooled(hidden: jax.Array, ctx: Context, spread: Spread) -> tuple[jax.Array, jax.Array]:
+    """Hidden states where they lie, and their pooled means on every device."""
+    hidden = _constrained(hidden, spread.hidden())
+    pooled = jax.vmap(lambda model: masked_mean(model, ctx.is_token))(hidden)
+    return hidden, _constrained(pooled, spread.everywhere())
+
+
+def _gram(read: jax.Array, ctx: Context, spread: Spread) -> jax.Array:
+    """X^T X of what a linear layer reads (B, T, in), at the tokens of all rows."""
+    tokens = jnp.where(ctx.is_token[..., None], read, jnp.zeros((), read.dtype))
+    gram = jnp.einsum(
+        "bti,btj->ij",
+        tokens,
+        tokens,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+    return _constrained(gram, spread.everywhere())
+
+
+def _constrained(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.lax.with_sharding_constraint(tree, sharding)

@@ -1,0 +1,120 @@
+"""Tensors merged over a mesh are those merged on one device, in the order of the file."""
+
+from functools import partial
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.engine.chunks import merge_tensor
+from recall_jax.merging.average import average, total
+from recall_jax.merging.dare import dare
+from recall_jax.merging.opcm import opcm
+from recall_jax.merging.regmean import regmean
+from recall_jax.merging.task_arithmetic import task_arithmetic
+from recall_jax.merging.ties import ties
+from recall_jax.mesh import make_mesh
+from recall_jax.pod import merge as pod_merge
+from recall_jax.pod.layout import Sharded
+from recall_jax.pod.rows import put_rows_layout
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"model": 2, "tensor": 3}]
+WEIGHTS = np.asarray([0.5, 0.2, 0.3], np.float32)
+LAMBDA = np.float32(0.7)
+DENSITY = np.asarray([0.3, 0.5, 0.9], np.float32)
+
+ELEMENTWISE = {
+    "linear": (average, {"weight": WEIGHTS}, False),
+    "sum": (total, {"weight": WEIGHTS}, False),
+    "task_arithmetic": (task_arithmetic, {"weight": WEIGHTS, "lambda_": LAMBDA}, True),
+}
+GRAMS = np.stack(
+    [draw.T @ draw for draw in np.random.default_rng(3).standard_normal((3, 50, 13), np.float32)]
+)
+WHOLE = {
+    "ties": (ties, {"weight": WEIGHTS, "density": DENSITY, "lambda_": LAMBDA}, True),
+    "dare_ties": (
+        partial(dare, consensus=True),
+        {"weight": WEIGHTS, "density": DENSITY, "lambda_": LAMBDA, "seed": np.uint32(7)},
+        True,
+    ),
+    "opcm": (opcm, {"lambda_": LAMBDA, "alpha": np.float32(0.5)}, True),
+    "regmean": (regmean, {"weight": WEIGHTS, "gram": GRAMS, "alpha": np.float32(0.9)}, False),
+}
+
+
+def models_of(shape, dtype, count=4):
+    """Models and their base, near to one another, some of whose elements are equal or tiny."""
+    draws = np.random.default_rng(0)
+    base = draws.standard_normal(shape)
+    models = [base + 0.1 * draws.standard_normal(shape) for _ in range(count - 1)]
+    arrays = [np.asarray(model, np.float64).astype(dtype) for model in (*models, base)]
+    for array in arrays:
+        flat = array.reshape(-1)
+        flat[: flat.size // 3] = arrays[-1].reshape(-1)[: flat.size // 3]
+        if flat.size > 8:
+            tiny = np.finfo(np.float32) if dtype == np.float32 else ml_dtypes.finfo(dtype)
+            flat[:3] = [-0.0, tiny.smallest_subnormal, -tiny.smallest_subnormal]
+    return arrays
+
+
+def merged_on(mesh, arrays, values, spec, kernel, *, base, whole=False):
+    layout = Sharded(mesh)
+    rows = [put_rows_layout(array, mesh) for array in arrays]
+    own = rows.pop() if base else None
+    pieces = layout.merge(rows, values, spec, kernel=kernel, base=own, reference=0, whole=whole)
+    return joined(pieces)
+
+
+def joined(pieces):
+    found = []
+    for piece in pieces:
+        assert bool(piece.finite)
+        found.append(np.asarray(piece.elements)[piece.skip :])
+    return np.concatenate(found)
+
+
+def expected(arrays, values, spec, kernel, *, base, whole=False):
+    models = list(arrays)
+    own = models.pop() if base else None
+    chunk = {"chunk": None} if whole else {}
+    return joined(
+        merge_tensor(models, values, spec.dtype, kernel=kernel, base=own, reference=0, **chunk)
+    )
+
+
+def units_apart(one, other):
+    """By how many numbers of their dtype two arrays differ at most."""
+    kind = {2: np.int16, 4: np.int32}[one.dtype.itemsize]
+    bits = [array.view(kind).astype(np.int64) for array in (one, other)]
+    ordered = [np.where(each < 0, np.iinfo(kind).min - each, each) for each in bits]
+    return np.abs(ordered[0] - ordered[1]).max(initial=0)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("method", ELEMENTWISE)
+def test_elementwise_methods_give_the_same_bits(method, sizes, monkeypatch):
+    monkeypatch.setattr(pod_merge, "CHUNK", 256)  # so that a tensor is of several pieces
+    kernel, values, base = ELEMENTWISE[method]
+    mesh = make_mesh(sizes)
+    for shape, dtype in [((37, 13), BFLOAT16), ((5,), np.dtype(np.float32)), ((), BFLOAT16)]:
+        arrays = models_of(shape, dtype)[0 if base else 1 :]
+        if not base:
+            arrays = arrays[:3]
+        spec = TensorSpec(dtype, shape)
+        given = (arrays, values, spec, kernel)
+        found, right = merged_on(mesh, *given, base=base), expected(*given, base=base)
+        assert found.dtype == right.dtype
+        np.testing.assert_array_equal(found.view(np.uint8), right.view(np.uint8))
+
+
+@pytest.mark.parametrize("sizes", [MESHES[0], MESHES[2]], ids=str)
+@pytest.mark.parametrize("method", WHOLE)
+def test_whole_tensors_merge_to_the_same_within_a_unit_in_the_last_place(method, sizes):
+    kernel, values, base = WHOLE[method]
+    arrays = models_of((37, 13), BFLOAT16)
+    given = (arrays if base else arrays[:3], values, TensorSpec(BFLOAT16, (37, 13)), kernel)
+    found = merged_on(make_mesh(sizes), *given, base=base, whole=True)
+    assert units_apart(found, expected(*given, base=base, whole=True)) <= 1
