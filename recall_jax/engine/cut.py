@@ -9,8 +9,10 @@ import numpy as np
 
 from recall_jax.engine.budget import MIB, held_bytes
 from recall_jax.engine.memory import (
+    Split,
     block_bytes,
     hidden_bytes,
+    largest_tensor_bytes,
     largest_unit_bytes,
     working_bytes,
 )
@@ -60,22 +62,29 @@ def cut_forward(
     stored: int,
     budget: int,
     beside: int,
+    split: Split | None = None,
 ) -> Cut:
     """The widest cut of a forward of `num_models` models over rows of these lengths that fits.
 
     A parameter takes `stored` bytes on disk and `itemsize` where it is computed with. `beside` are
     bytes that the run adds, beside the forward, to what the process holds by now. Batches are never
     larger than asked. Models go side by side on accelerators only: on CPU that gains nothing.
+    Over a mesh a `split` says what a device has of it all, which is then what is counted.
     Raises UnfinishedError, before anything is read, where not even one row of one model at a time
     fits.
     """
-    side_by_side = 1 if jax.default_backend() == "cpu" else num_models
+    side_by_side = 1 if split or jax.default_backend() == "cpu" else num_models
     beside += held_bytes() + _PROGRAMS
     for rows in _halvings(min(batch_size, len(lengths))):
-        states = num_models * hidden_bytes_of(arch, lengths, rows, itemsize)
+        states = num_models * hidden_bytes_of(arch, lengths, rows, itemsize, split)
+        if split:
+            states //= split.models
         for models_at_once in _divisors(side_by_side):
-            step = _one_step(arch, lengths, rows, models_at_once, itemsize)
-            step += _placed_bytes(arch, num_models, models_at_once, stored)
+            if split:
+                step = _one_step_of(split, arch, lengths, rows, num_models, itemsize, stored)
+            else:
+                step = _one_step(arch, lengths, rows, models_at_once, itemsize)
+                step += _placed_bytes(arch, num_models, models_at_once, stored)
             cut = Cut(rows, models_at_once, beside + states + step)
             if cut.needed <= budget:
                 return cut
@@ -118,6 +127,7 @@ def cut_rows(
     stored: int,
     budget: int,
     beside: int,
+    split: Split | None = None,
 ) -> Passes:
     """Rows in as few equal blocks as fit, to keep the pooled states of `num_units` units of each.
 
@@ -136,9 +146,10 @@ def cut_rows(
         stored=stored,
         budget=budget,
         beside=beside + SELECTION + pooled,
+        split=split,
     )
-    states = hidden_bytes_of(arch, longest, cut.batch_size, itemsize)
-    total = hidden_bytes_of(arch, lengths, cut.batch_size, itemsize)
+    states = hidden_bytes_of(arch, longest, cut.batch_size, itemsize, split)
+    total = hidden_bytes_of(arch, lengths, cut.batch_size, itemsize, split)
     passes = min(-(-total // (budget - cut.needed + states)), len(lengths))
     # dealt out by length, so that no pass gets all the long ones
     by_length = np.argsort(lengths, kind="stable")
@@ -147,11 +158,19 @@ def cut_rows(
 
 
 def hidden_bytes_of(
-    arch: Architecture, lengths: Sequence[int], batch_size: int, itemsize: int
+    arch: Architecture,
+    lengths: Sequence[int],
+    batch_size: int,
+    itemsize: int,
+    split: Split | None = None,
 ) -> int:
     """Bytes of one model's hidden states of rows of these lengths, in batches."""
-    batches = make_batches([range(length) for length in lengths], min(batch_size, len(lengths)))
-    return hidden_bytes(arch, batches, itemsize)
+    rows = [range(length) for length in lengths]
+    if split is None:
+        return hidden_bytes(arch, make_batches(rows, min(batch_size, len(lengths))), itemsize)
+    each = -(-batch_size // split.rows)
+    batches = make_batches(rows, each * split.rows)
+    return split.sharing * hidden_bytes(arch, batches, itemsize) // split.rows
 
 
 def _too_large(
@@ -172,6 +191,29 @@ def _one_step(
     longest = padded_length(max(lengths))
     params = models_at_once * block_bytes(arch, itemsize)
     return params + working_bytes(arch, rows, longest, models_at_once, itemsize)
+
+
+def _one_step_of(
+    split: Split,
+    arch: Architecture,
+    lengths: Sequence[int],
+    rows: int,
+    num_models: int,
+    itemsize: int,
+    stored: int,
+) -> int:
+    """Of one block and one batch over a mesh: what it computes with, and what is on its way to it.
+
+    That are the parameters of all models, of a unit and of the next, and at most one tensor whole
+    of those that run.
+    """
+    longest = padded_length(max(lengths))
+    params = block_bytes(arch, itemsize)
+    step = params // split.held + params // split.used
+    step += working_bytes(arch, -(-rows // split.rows), longest, 1, itemsize)
+    step += 2 * num_models * largest_unit_bytes(arch, stored) // split.stored
+    step += split.models * largest_tensor_bytes(arch, stored)
+    return split.sharing * step
 
 
 def _placed_bytes(arch: Architecture, num_models: int, models_at_once: int, stored: int) -> int:

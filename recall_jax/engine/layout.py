@@ -14,6 +14,7 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK, Piece, merge_tensor
 from recall_jax.engine.device import not_finite
 from recall_jax.engine.forward import HiddenStates, StreamedForward
+from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
 from recall_jax.merging.methods import Kernel
 from recall_jax.models.architecture import Architecture
@@ -40,6 +41,17 @@ class Forward(Protocol):
 
 class Layout(Protocol):
     """How a walk holds tensors: a `stored` is what `read` gives, of one tensor of one model."""
+
+    @property
+    def described(self) -> str | None:
+        """A line on it for the plan of a merge, if there is anything to say."""
+
+    @property
+    def cut(self) -> Mapping[str, Any]:
+        """How it cuts tensors, for the report."""
+
+    def split(self, num_models: int) -> Split | None:
+        """What a device has of the forward of so many models, where it is cut over a mesh."""
 
     def read(self, model: NamedModel, name: str) -> Any:
         """A tensor of a model; called in a thread of its own, ahead of its use."""
@@ -78,6 +90,19 @@ class OnHost:
     """Tensors as they are mapped from their files; merged in pieces of `chunk` elements."""
 
     chunk: int | None = CHUNK
+
+    @property
+    def described(self) -> None:
+        """Nothing: it is what one expects."""
+
+    @property
+    def cut(self) -> Mapping[str, Any]:
+        """The size of a piece."""
+        return {"chunk_elements": self.chunk}
+
+    def split(self, num_models: int) -> None:
+        """No mesh."""
+        del num_models
 
     def read(self, model: NamedModel, name: str) -> np.ndarray:
         """The tensor as on disk."""

@@ -1,6 +1,7 @@
 """What a streamed forward takes of each device's memory, known before anything is read."""
 
 import math
+from dataclasses import dataclass
 
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
@@ -10,6 +11,25 @@ from recall_jax.representations.batches import Batches
 from recall_jax.units import EMBED, HEAD, layer_unit
 
 _FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Split:
+    """Into how many parts a forward is cut over a mesh, of which each device has one.
+
+    `models` run side by side; `rows` are those of a batch; a parameter is in `stored` parts as it
+    is read, in `held` as it waits for its batch, in `used` where it is computed with. Memory is
+    counted for `sharing` devices, which have it together where they are those of a CPU.
+    """
+
+    models: int
+    rows: int
+    stored: int
+    held: int
+    used: int
+    sharing: int
+
+
 _SOLVING = 6  # matrices as large as a Gram that a merge makes of it
 
 
@@ -25,6 +45,15 @@ def largest_unit_bytes(arch: Architecture, itemsize: int) -> int:
     return itemsize * max(
         sum(math.prod(shapes[name]) for name in state_tensors(arch, unit))
         for unit in (EMBED, layer_unit(0), HEAD)
+    )
+
+
+def largest_tensor_bytes(arch: Architecture, itemsize: int) -> int:
+    """The largest parameter that the forward uses, in a dtype of `itemsize` bytes."""
+    return itemsize * max(
+        math.prod(tensor_shapes(arch)[name])
+        for unit in (EMBED, layer_unit(0), HEAD)
+        for name in state_tensors(arch, unit)
     )
 
 

@@ -120,7 +120,15 @@ def _decided(
     settings, budget = merge.recipe.samples, merge.budget
 
     def decide() -> dict[str, Any]:
-        passes = plan_selection(settings, lengths, chooser, arch, dtype=dtype, budget=budget)
+        passes = plan_selection(
+            settings,
+            lengths,
+            chooser,
+            arch,
+            dtype=dtype,
+            budget=budget,
+            split=merge.layout.split(1),
+        )
         cut = cut_forward(
             arch,
             sorted(lengths)[-wanted:],  # whichever are chosen, they are no longer than these
@@ -130,6 +138,7 @@ def _decided(
             stored=max(widest(model.specs) for model in merge.models),
             budget=budget,
             beside=merge.beside + (SELECTION if passes else 0),
+            split=merge.layout.split(len(merge.models)),
         )
         needed = max(cut.needed, passes.needed if passes else 0)
         # Folded adapters would stay as arrays of their own, not as maps of files.

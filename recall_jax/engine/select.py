@@ -10,6 +10,7 @@ from recall_jax.engine.budget import folded_bytes, widest
 from recall_jax.engine.cut import Passes, cut_rows
 from recall_jax.engine.extract import pooled_states
 from recall_jax.engine.layout import ON_HOST, Layout
+from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError
@@ -43,11 +44,13 @@ def plan_selection(
     *,
     dtype: DTypeLike,
     budget: int,
+    split: Split | None = None,
 ) -> Passes | None:
     """The passes over `model` that choose typical rows among rows of these lengths.
 
-    None where there is nothing to choose: the samples are given, or all rows are typical. Raises
-    InputError for a unit that the model does not have.
+    Over a mesh, `split` is what a device has of them. None where there is nothing to choose: the
+    samples are given, or all rows are typical. Raises InputError for a unit that the model does not
+    have.
     """
     wanted = clustered_units(settings.unit, arch)
     if settings.typical is not None or len(lengths) <= settings.count:
@@ -61,6 +64,7 @@ def plan_selection(
         stored=widest(model.specs),
         budget=budget,
         beside=folded_bytes([model]),
+        split=split,
     )
 
 

@@ -22,7 +22,6 @@ from recall_jax.engine.forward import HiddenStates, Placed
 from recall_jax.engine.lane import prefetch
 from recall_jax.engine.plan import NamedModel
 from recall_jax.errors import InputError
-from recall_jax.mesh import MODEL
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
 from recall_jax.models.decoder import Context
@@ -81,13 +80,7 @@ class ShardedForward:
         Raises:
             InputError: where the models do not fill the mesh.
         """
-        side_by_side = mesh.shape[MODEL]
-        if num_models > 1 and num_models % side_by_side:
-            raise InputError(
-                f"mesh model={side_by_side} runs {side_by_side} models side by side, which does "
-                f"not divide {num_models} models: give model= a divisor of {num_models}"
-            )
-        spread = Spread(mesh, 1 if num_models == 1 else side_by_side)
+        spread = Spread.of(mesh, num_models)
         splits = spread.num_splits
         batches = make_batches(token_ids, -(-batch_size // splits) * splits)
 

@@ -12,12 +12,14 @@ from jax.typing import DTypeLike
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import Piece
 from recall_jax.engine.device import is_not_finite
+from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
 from recall_jax.merging.methods import Kernel
-from recall_jax.mesh import describe
+from recall_jax.mesh import FSDP, TENSOR, describe
 from recall_jax.models.architecture import Architecture
 from recall_jax.pod.forward import ShardedForward
 from recall_jax.pod.merge import in_pieces, merge_rows
+from recall_jax.pod.programs import Spread
 from recall_jax.pod.rows import read_rows_layout
 
 _REMEMBERED = 16  # tensors: more than may wait for a writer
@@ -36,14 +38,28 @@ class Sharded:
         """The mesh, and whose devices it has."""
         processes = len({device.process_index for device in self.mesh.devices.flat})
         return (
-            f"mesh {describe(self.mesh.shape)}: {self.mesh.size} devices of {processes} "
-            f"process{'es' * (processes > 1)}"
+            f"mesh {describe(self.mesh.shape)}: {self.mesh.size} "
+            f"device{'s' * (self.mesh.size > 1)} of {processes} process{'es' * (processes > 1)}"
         )
 
     @property
     def cut(self) -> Mapping[str, Any]:
         """The sizes of the mesh."""
         return {"mesh": dict(self.mesh.shape)}
+
+    def split(self, num_models: int) -> Split:
+        """What a device has of the forward of `num_models` models, for `engine.cut`."""
+        sizes = self.mesh.shape
+        spread = Spread.of(self.mesh, num_models)
+        shared = len(self.mesh.local_devices) if jax.default_backend() == "cpu" else 1
+        return Split(
+            models=spread.models,
+            rows=spread.num_splits,
+            stored=self.mesh.size,
+            held=sizes[FSDP] * sizes[TENSOR],
+            used=sizes[TENSOR],
+            sharing=shared,
+        )
 
     def read(self, model: NamedModel, name: str) -> jax.Array:
         """The tensor in rows layout, each process with the rows of its own devices."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from recall_jax.errors import InputError
 from recall_jax.mesh import BATCH_ROWS, FSDP, MODEL, partition_spec
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.axes import tensor_axes
@@ -44,6 +45,21 @@ class Spread:
 
     mesh: Mesh
     models: int  # side by side, G
+
+    @classmethod
+    def of(cls, mesh: Mesh, num_models: int) -> "Spread":
+        """As many of the models side by side as the mesh is made for.
+
+        Raises:
+            InputError: where the models do not fill it.
+        """
+        side_by_side = mesh.shape[MODEL]
+        if num_models > 1 and num_models % side_by_side:
+            raise InputError(
+                f"mesh model={side_by_side} runs {side_by_side} models side by side, which does "
+                f"not divide {num_models} models: give model= a divisor of {num_models}"
+            )
+        return cls(mesh, 1 if num_models == 1 else side_by_side)
 
     @property
     def rows(self) -> tuple[str, ...]:
