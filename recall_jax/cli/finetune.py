@@ -128,7 +128,8 @@ def finetune(
         str,
         typer.Option(
             "--mesh",
-            help="Devices: data=N copies of the parameters, each cut into fsdp=M parts.",
+            help="Devices, such as data=2,fsdp=2,tensor=2: copies of the parameters, parts that "
+            "each is cut into and gathered from, parts that compute apart.",
         ),
     ] = "data=1",
     shard_size: opt.ShardSize = "5GB",

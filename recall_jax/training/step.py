@@ -42,8 +42,9 @@ class Loss(Protocol):
 class Objective:
     """What is minimised: mean of `loss` over the counted tokens + penalty(trainable, frozen).
 
-    `frozen` is a tree that no step changes and that is sharded as the parameters are: the base of a
-    LoRA, the anchor and Fisher information of EWC, or nothing.
+    `frozen` is a tree that no step changes: the base of a LoRA, the anchor and Fisher information
+    of EWC, or nothing. What is named as a decoder's parameters in it, or in the trainable tree, is
+    cut over a mesh by `recall_jax.mesh`; all else is repeated on every device.
     """
 
     loss: Loss

@@ -111,6 +111,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(finetune, killed_at, data, tmp_p
     refused = finetune(*common, "--seed", 1, "--resume")
     assert refused.status == 2
     assert "the interrupted run had seed 0, not 1: go back to it, or run without" in refused.err
+    refused = finetune(*common, "--mesh", "data=5", "--resume")
+    assert refused.status == 2
+    assert 'the interrupted run had mesh "data=1", not "data=5": go back to it' in refused.err
     moved = tmp_path / "moved.jsonl"
     shutil.copy(data, moved)
     refused = finetune(*common, "--resume", rows=moved)
@@ -294,9 +297,11 @@ def test_ewc_holds_the_weights_that_mattered(finetune, toys, tmp_path):
 def test_rows_of_earlier_tasks_that_are_left_out_are_said(finetune, tmp_path):
     earlier = tmp_path / "earlier.jsonl"
     earlier.write_text('{"text": "ab"}\n{"prompt": "abcdefgh", "completion": "x"}\n')
-    ewc = ["--method", "ewc", "--ewc-strength", 1, "--ewc-data", earlier]
-    done = finetune(*ewc, "--max-tokens", 8, "--steps", 2)
+    ewc = ["--method", "ewc", "--ewc-strength", 1, "--ewc-data", earlier, "--save-fisher"]
+    mesh = ["--mesh", "data=2,fsdp=2,tensor=2", "--batch-size", 4, "--validation-share", 0.2]
+    done = finetune(*ewc, *mesh, "--max-tokens", 8, "--steps", 2)
     assert done.status == 0
+    assert "2 steps of 4 rows, on 8 of 8 devices (cpu), data=2,fsdp=2,tensor=2" in done.out
     assert f"{earlier}: 1 rows were left out, as --max-tokens" in done.err
 
 
@@ -313,7 +318,9 @@ BAD = {
     "one step": (["--steps", 1], "the only step has the learning rate 0, from which --warmup"),
     "warmup": (["--warmup", 3], "--warmup 3.0: it is a share of the steps"),
     "epochs": (["--epochs", 0], "--epochs 0: it must be at least 1"),
-    "mesh": (["--mesh", "data=3"], "--batch-size 5 cannot be spread over 3 devices"),
+    "mesh": (["--mesh", "data=3,tensor=2"], "--batch-size 5 cannot be spread over 3 parts, data"),
+    "model": (["--mesh", "model=2"], "--mesh model=2: one model is trained; spread it over data"),
+    "no mesh": (["--mesh", "auto"], "mesh 'auto': write it such as data=2,fsdp=4,tensor=1"),
     "devices": (["--mesh", "data=99"], "needs 99 devices; there are 8"),
     "patience": (["--patience", 2], "need rows to validate on: give --validation FILE"),
     "share": (["--validation-share", 1.5], "--validation-share 1.5: it lies between 0 and 1"),
