@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from typing import NoReturn
 
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.pod.processes import CONNECT_TIMEOUT, HEARTBEAT_TIMEOUT, Processes, connect
@@ -76,8 +77,7 @@ def joined(
         raise ending.error() from (error if debug else None)
     watch.leave()
     # Process 0 has the board: it goes last.
-    with suppress(Exception):
-        processes.publish(f"left/{processes.index}", None)
+    _try(lambda: processes.publish(f"left/{processes.index}", None))
     if processes.index == 0:
         _wait(lambda: len(processes.board.under("recall/left")) == processes.count)
 
@@ -145,22 +145,20 @@ class _Watch:
         """Let the others know of an end of our own, and wait until they do."""
         index = self._processes.index
         ending = Ending(index, self._in_words(error), not _is_users(error))
-        with suppress(Exception):
-            self._board.put(_ENDED, json.dumps(asdict(ending)))
+        _try(lambda: self._board.put(_ENDED, json.dumps(asdict(ending))))
         self._wait_for_others(index)
 
     def heard_abort(self) -> None:
-        """In a thread of the runtime that aborts, if that is not the main thread's own crash."""
+        """In the thread that aborts; the board does not answer any more, nor ever return."""
         with self._lock:
             if self._left:
                 return
-        name = self._name(self._processes.index)
-        if self._processes.index and self._runtime.has_lost_service():
-            ending = self._lost(0)
-        else:
-            why = f"{name} crashed: {self._runtime.last_words()}: {self._advice}"
-            ending = Ending(self._processes.index, why, unfinished=True)
-        self._end(ending)
+            index = self._processes.index
+            if index and self._runtime.has_lost_service():
+                line = self._lost(0).line
+            else:
+                line = f"{self._name(index)} crashed: {self._runtime.last_words()}: {self._advice}"
+            self._speak((self.ending and self.ending.line) or line)
 
     def _look(self) -> None:
         """At the board, for the end of another process, and for a roll call."""
@@ -202,8 +200,12 @@ class _Watch:
             if self._left:
                 return
             self._wait_for_others(self.ending.process)
-            self._runtime.say(f"recall: {self.ending.line}")
-            os._exit(2)
+            self._speak(self.ending.line)
+
+    def _speak(self, line: str) -> NoReturn:
+        """For a main thread that cannot."""
+        self._runtime.say(f"recall: {line}")
+        os._exit(2)
 
     def _wait_for_others(self, ended: int) -> None:
         """In process 0, until the others have seen why: the board goes with it."""
@@ -257,6 +259,18 @@ def _is_broken_program(error: BaseException | None) -> bool:
             return "RESOURCE_EXHAUSTED" not in str(error)
         error = error.__cause__ or error.__context__
     return False
+
+
+def _try(work: Callable[[], object]) -> None:
+    """Do something on the board that may be gone by now, and then does not answer."""
+
+    def attempt() -> None:
+        with suppress(Exception):
+            work()
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(_GRACE)
 
 
 def _wait(until: Callable[[], bool], seconds: float = _GRACE) -> None:

@@ -16,8 +16,8 @@ from recall_jax.pod.processes import LocalBoard, Processes, connect
 PROLOGUE = """
 import os, signal, sys, time
 import jax
-from recall_jax.cli.main import _run, app, signals
 from recall_jax.cli import signals
+from recall_jax.cli.main import _run, app
 from recall_jax.errors import InputError
 from recall_jax.pod import processes as pod_processes
 from recall_jax.pod import watch
@@ -101,9 +101,9 @@ def start():
     yield begin
     for pod in pods:
         for process in pod.processes:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
+            process.kill()
+            with process:  # waits, and closes its pipes
+                pass
 
 
 LOST = "recall: process {} of 2 was lost: what is done is kept: start all processes again with --resume to go on\n"  # noqa: E501
