@@ -1,0 +1,157 @@
+"""What a merge has to do, whatever does it: bytes by unit, and the forward that it runs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from recall_jax.models.architecture import Architecture, Rope
+from recall_jax.models.convert import state_tensors, tensor_shapes, unit_tensors
+from recall_jax.representations.batches import padded_length
+from recall_jax.units import EMBED, HEAD
+
+
+@dataclass(frozen=True)
+class Forward:
+    """The forward over the typical samples, and over the rows that they are chosen from.
+
+    Every row is taken to have `tokens` tokens. `choosing` counts the units that the choice runs, of
+    one model over `pool` rows; 0 where the samples are given. `itemsize` is that of the compute
+    dtype, `stored` that of a parameter on disk.
+    """
+
+    arch: Architecture
+    typical: int
+    pool: int
+    tokens: int
+    batch_size: int
+    choosing: int
+    itemsize: int
+    stored: int
+
+    @property
+    def length(self) -> int:
+        """Positions of a row, padded."""
+        return padded_length(self.tokens)
+
+    def positions(self, rows: int, splits: int = 1) -> int:
+        """Positions that `rows` rows take in batches which `splits` devices divide."""
+        batch = -(-min(self.batch_size, rows) // splits) * splits
+        return -(-rows // batch) * batch * self.length
+
+    def batches(self, rows: int) -> int:
+        """Batches of `rows` rows."""
+        return -(-rows // min(self.batch_size, rows))
+
+    def state_bytes(self, unit: str) -> int:
+        """Parameters of a unit that hidden states depend on, as computed with."""
+        # the embedding is looked up as it is stored
+        each = self.stored if unit in (EMBED, HEAD) else self.itemsize
+        return each * state_parameters(self.arch, unit)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A merge of `inputs` models (a base among them): bytes of each unit, read and written.
+
+    `forward` is None where no model runs; else it runs `models` of the inputs. `whole` are the
+    elements of the largest tensor that the method's kernel looks at whole.
+    """
+
+    read: Sequence[int]
+    written: Sequence[int]
+    inputs: int
+    models: int
+    forward: Forward | None
+    whole: int = 0
+
+    @property
+    def bytes_read(self) -> int:
+        """Of all models, once."""
+        return sum(self.read)
+
+    @property
+    def bytes_written(self) -> int:
+        """Of the merged model."""
+        return sum(self.written)
+
+    @property
+    def chosen_by(self) -> int:
+        """Bytes that one pass of the choice of typical samples reads of one model."""
+        return 0 if self.forward is None else sum(self.read[: self.forward.choosing]) // self.inputs
+
+
+def llama(
+    *,
+    vocab_size: int,
+    hidden_size: int,
+    intermediate_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    num_key_value_heads: int,
+) -> Architecture:
+    """A Llama of some shape, its output projection untied."""
+    return Architecture(
+        family="llama",
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=hidden_size // num_attention_heads,
+        rms_norm_eps=1e-5,
+        hidden_act="silu",
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        qk_norm=False,
+        tie_word_embeddings=False,
+        rope=Rope(),
+        windows=(None,) * num_hidden_layers,
+    )
+
+
+def recall_work(
+    arch: Architecture,
+    models: int,
+    *,
+    itemsize: int = 2,
+    typical: int = 20,
+    pool: int = 1024,
+    tokens: int = 512,
+    batch_size: int = 8,
+) -> Work:
+    """RECALL of models of a shape, stored, computed with and written in `itemsize` bytes."""
+    written = [itemsize * parameters(arch, unit) for unit in arch.units]
+    choosing = len(arch.units) - 1 if pool > typical else 0
+    forward = Forward(arch, typical, pool, tokens, batch_size, choosing, itemsize, itemsize)
+    return Work([models * unit for unit in written], written, models, models, forward)
+
+
+def parameters(arch: Architecture, unit: str) -> int:
+    """How many parameters a unit has."""
+    return _count(tensor_shapes(arch), unit_tensors(arch, unit))
+
+
+def state_parameters(arch: Architecture, unit: str) -> int:
+    """How many of them hidden states depend on: all but those of the output projection."""
+    return _count(tensor_shapes(arch), state_tensors(arch, unit))
+
+
+def flops_per_position(arch: Architecture, unit: str, length: int) -> int:
+    """Floating-point operations of a unit for one position of a row of `length`.
+
+    Two for each element of a matrix, and of each query and value with every position: what a causal
+    mask hides is computed too. Norms and the like are left out.
+    """
+    if unit in (EMBED, HEAD):  # looked up; normed
+        return 0
+    shapes = tensor_shapes(arch)
+    products = sum(
+        math.prod(shapes[name]) for name in state_tensors(arch, unit) if len(shapes[name]) == 2
+    )
+    return 2 * products + 4 * length * arch.num_attention_heads * arch.head_dim
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], names: Sequence[str]) -> int:
+    return sum(math.prod(shapes[name]) for name in names)
