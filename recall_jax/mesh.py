@@ -139,14 +139,17 @@ def put_parameters(tree: Any, mesh: Mesh) -> Any:
 
 def gathered(tree: Any, mesh: Mesh) -> Any:
     """Inside a program: the parameters whole along `fsdp`, to be computed with."""
-
-    def whole(cut: NamedSharding) -> NamedSharding:
-        cuts = (by if isinstance(by, tuple) else (by,) for by in cut.spec)
-        left = (tuple(name for name in by if name not in (FSDP, None)) for by in cuts)
-        return NamedSharding(mesh, PartitionSpec(*left))
-
-    shardings = jax.tree.map(whole, parameter_shardings(tree, mesh))
+    shardings = jax.tree.map(
+        lambda cut: NamedSharding(mesh, without_fsdp(cut.spec)), parameter_shardings(tree, mesh)
+    )
     return jax.lax.with_sharding_constraint(tree, shardings)
+
+
+def without_fsdp(spec: PartitionSpec) -> PartitionSpec:
+    """The cuts that are left of a parameter gathered along `fsdp`."""
+    cuts = (by if isinstance(by, tuple) else (by,) for by in spec)
+    left = (tuple(name for name in by if name not in (FSDP, None)) for by in cuts)
+    return PartitionSpec(*(by or None for by in left))
 
 
 def rows_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

@@ -50,6 +50,6 @@ def completion_loss(
         lora=lora,
         lora_spec=lora_spec,
         dropout_key=dropout_key,
-        rows=mesh and rows_sharding(mesh),
+        rows=None if mesh is None else rows_sharding(mesh),
     )
     return next_token_loss(arch, params, normed, input_ids, loss_mask)
