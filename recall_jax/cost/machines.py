@@ -23,9 +23,10 @@ class Kind:
     """A device and the host it sits in.
 
     flops: peak of matrix products a second, in bfloat16 (on CPU float32), of which the forward is
-    taken to reach the share `efficiency`. memory in bytes, and its bandwidth. link: what a device receives a second from the others of its slice or node, over all
-    its links. host_link: to or from its host. A host has `per_host` devices, `host_memory` bytes,
-    and sends `network` bytes a second to other hosts, where devices of several are no one slice.
+    taken to reach the share `efficiency`. memory in bytes, and its bandwidth. link: what a device
+    receives a second from the others of its slice or node, over all its links. host_link: to or
+    from its host. A host has `per_host` devices, `host_memory` bytes, and sends `network` bytes a
+    second to other hosts, where devices of several are no one slice.
     """
 
     flops: float

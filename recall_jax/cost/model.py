@@ -1,10 +1,10 @@
 """The cost model: bytes, operations, memory and seconds of a merge on a machine.
 
-As the engine does it: each process reads the rows of its own devices once, two units are held in
-rows; the forward passes each parameter over the interconnect, in the dtype in which it is sent, and
-gathers what `fsdp` cuts for every batch; a merged piece is summed over all devices, and the process
-that owns the unit writes it while the others wait for it, so that one host writes at a time.
-Reading, computing and writing overlap.
+As the engine does it, and with its own bounds of memory. Each process reads the rows of its own
+devices once, and two units are held in rows. The forward passes each parameter over the
+interconnect, in the dtype in which it is sent, and gathers what `fsdp` cuts for every batch. A
+merged piece is summed over all devices; the process that owns the unit writes it while the others
+wait, so that one host writes at a time. Reading, computing and writing overlap.
 """
 
 import math
@@ -15,7 +15,12 @@ from recall_jax.cost.machines import GB, Machine
 from recall_jax.cost.work import Forward, Work, flops_per_position, state_parameters
 from recall_jax.engine.budget import SHARE
 from recall_jax.engine.chunks import CHUNK
-from recall_jax.engine.memory import working_bytes
+from recall_jax.engine.memory import (
+    block_bytes,
+    largest_tensor_bytes,
+    largest_unit_bytes,
+    working_bytes,
+)
 from recall_jax.engine.stream import BACKLOG
 from recall_jax.errors import InputError
 from recall_jax.mesh import AXES, DATA, FSDP, MODEL, TENSOR, choose_mesh, describe
@@ -24,6 +29,7 @@ from recall_jax.units import EMBED, layer_unit
 Mesh = Mapping[str, int]
 _FLOAT32 = 4
 _WORD = 4  # bytes of an element of a piece on its way, at least
+_WHOLE = 6  # arrays as large as a whole tensor, for each model, where a kernel sees it
 _ALONE = dict.fromkeys(AXES, 1)
 
 
@@ -90,7 +96,7 @@ def plan_cost(
     if forward is not None and forward.choosing:
         pool = _hidden_bytes(forward, forward.pool, _alone(mesh))
         left = SHARE * machine.kind.memory - sum(device.values()) + device["hidden states"]
-        passes = max(1, math.ceil(pool / left)) if left > 0 else forward.pool
+        passes = max(1, math.ceil(pool / left)) if left > 0 else 1  # where nothing fits
         device["hidden states"] = max(device["hidden states"], pool / passes)
         model = work.bytes_read // work.inputs
         kept = passes == 1 and model <= SHARE * machine.kind.host_memory
@@ -118,19 +124,15 @@ def plan_cost(
 
 
 def _chosen(work: Work, machine: Machine) -> Mesh:
-    """As `mesh.choose_mesh` finds it; without a forward any will do."""
+    """As the engine chooses it; without a forward any will do."""
     forward = work.forward
     if forward is None or machine.devices == 1:
         return _ALONE | {DATA: machine.devices}
-    units = [forward.state_bytes(unit) for unit in forward.arch.units]
-    spread = _ALONE | {DATA: machine.devices}
-    beside = _device_memory(work, machine, spread)
-    held = sum(beside.values()) - beside["parameters as computed"]
     return choose_mesh(
         machine.devices,
-        parameters=max(units),
-        gathered=forward.state_bytes(layer_unit(0)),
-        memory=int(SHARE * machine.kind.memory - held),
+        parameters=largest_unit_bytes(forward.arch, forward.itemsize),
+        gathered=block_bytes(forward.arch, forward.itemsize),
+        memory=int(SHARE * machine.kind.memory) // 2,
         rows=forward.batch_size,
     )
 
@@ -144,24 +146,23 @@ def _device_memory(work: Work, machine: Machine, mesh: Mesh) -> dict[str, float]
         "merged rows and pieces": 0 if on_cpu else max(work.written) / machine.devices,
     }
     memory["merged rows and pieces"] += (BACKLOG + 2) * CHUNK * _WORD
-    if work.whole:  # in float32, of all models and merged; it may be gathered to be looked at
-        memory["tensors taken whole"] = (work.inputs + 1) * work.whole * _FLOAT32
+    if work.whole:
+        memory["tensors taken whole"] = _WHOLE * work.inputs * work.whole * _FLOAT32
     if (forward := work.forward) is not None:
-        units = [forward.state_bytes(unit) for unit in forward.arch.units]
-        computed = max(units) / (mesh[FSDP] * mesh[TENSOR])
+        arch, splits = forward.arch, mesh[DATA] * mesh[FSDP]
+        block = block_bytes(arch, forward.itemsize)
+        computed = largest_unit_bytes(arch, forward.itemsize) / (mesh[FSDP] * mesh[TENSOR])
         if mesh[FSDP] > 1:
-            computed += forward.state_bytes(layer_unit(0)) / mesh[TENSOR]
-        splits = mesh[DATA] * mesh[FSDP]
+            computed += block / mesh[TENSOR]
         rows = -(-min(forward.batch_size, forward.typical) // splits)
-        own = rows * forward.length * forward.arch.hidden_size * _FLOAT32
-        working = working_bytes(forward.arch, rows, forward.length, 1, _FLOAT32)
+        states = _hidden_bytes(forward, forward.typical, mesh)
         memory |= {
             "parameters as computed": computed,
-            "hidden states": work.models
-            // mesh[MODEL]
-            * _hidden_bytes(forward, forward.typical, mesh),
-            "activations": own + max(working - own, 0) / mesh[TENSOR],
+            "hidden states": work.models // mesh[MODEL] * states,
+            "activations": working_bytes(arch, rows, forward.length, 1, forward.itemsize),
         }
+        if not on_cpu:
+            memory["a tensor on its way"] = mesh[MODEL] * largest_tensor_bytes(arch, forward.stored)
     return memory
 
 
