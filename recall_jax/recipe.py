@@ -1,5 +1,6 @@
 """The recipe: mergekit's YAML, and what RECALL adds to it, read strictly."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,12 +23,14 @@ from recall_jax.merging.parameters import (
     RecallParameters,
 )
 from recall_jax.schema import Schema, first_fault, read_yaml, validate
+from recall_jax.tree_patterns import TreePatterns
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 # Keys of mergekit's recipes that mean something here only once it is built.
 _LATER = {"slices", "modules", "tokenizer", "tokenizer_source", "chat_template"}
 _UNNAMED = "samples: give data (rows to choose from) or typical (rows as given)"
 DtypeName = Literal["bfloat16", "float16", "float32", "float64"]
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 class ModelEntry(Schema):
@@ -50,6 +53,7 @@ class Samples(Schema):
     typical: str | None = None
     prompts: str | None = None
     field: str | None = None
+    tokenizer: Annotated[str, Field(min_length=1)] | None = None
     count: Count = 20
     pool: Count = 1024
     max_tokens: Count = 512
@@ -79,7 +83,8 @@ class Recipe(Schema):
 
     `base_data` are rows that the base knows. `weights` is a file of weights per unit to use in
     place of comparing the models; `compute_dtype`
-    is the forward's, and `ignore_config` lets config attributes pass that are not known.
+    is the forward's, and `ignore_config` lets config attributes pass that are not known. `tree`
+    is for models that are JAX trees, and `forward`, `module:function`, runs these.
     """
 
     merge_method: str
@@ -93,6 +98,8 @@ class Recipe(Schema):
     out_dtype: DtypeName | None = None
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     ignore_config: tuple[str, ...] = ()
+    tree: TreePatterns | None = None
+    forward: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -135,6 +142,7 @@ class Recipe(Schema):
                 else f"{self.merge_method} takes no base_model: remove it"
             )
         self._check_samples(method)
+        self._check_tree(method)
         return self
 
     def _check_samples(self, method: Method) -> None:
@@ -169,6 +177,32 @@ class Recipe(Schema):
                         f"models.{index}.data: {self.merge_method} does not look at samples of "
                         "each model: remove it"
                     )
+
+    def _check_tree(self, method: Method) -> None:
+        if self.tree is None:
+            tokenizer = self.samples and self.samples.tokenizer
+            for key, value in {"forward": self.forward, "samples.tokenizer": tokenizer}.items():
+                if value is not None:
+                    raise ValueError(f"{key} is for JAX trees: add tree, or remove it")
+            return
+        if method.rule not in ("parameters", "recall"):
+            raise ValueError(
+                f"{self.merge_method} runs models of known families only: JAX trees merge by "
+                f"{', '.join(n for n, m in METHODS.items() if m.rule in ('parameters', 'recall'))}"
+            )
+        for key in ("compute_dtype", "ignore_config"):
+            if getattr(self, key):
+                raise ValueError(f"{key} is not for JAX trees: remove it")
+        runs = method.rule == "recall" and self.weights is None
+        if self.forward is None and runs:
+            raise ValueError("recall runs the models: add forward: MODULE:FUNCTION")
+        if self.forward is not None:
+            if method.rule != "recall":
+                raise ValueError(f"{self.merge_method} runs no model: remove forward")
+            if not _FUNCTION.fullmatch(self.forward):
+                raise ValueError(f"forward {self.forward!r}: write it as MODULE:FUNCTION")
+        if self.samples is not None and self.samples.source != "data":
+            raise ValueError("samples.source is not for JAX trees: give samples.data")
 
     def changed(self, **changes: Any) -> "Recipe":
         """The recipe with keys set anew, or InputError; a key set to None is left as it is."""

@@ -47,6 +47,7 @@ def test_a_short_recipe_has_the_defaults(tmp_path):
         "typical": None,
         "prompts": None,
         "field": None,
+        "tokenizer": None,
         "count": 20,
         "pool": 1024,
         "max_tokens": 512,

@@ -37,7 +37,8 @@ def extract(
     units narrower than the widest are padded with zeros, which changes no distance and no inner
     product. A batch is {"input_ids", "attention_mask"}, both (B, T), or any pytree whose leaves
     start with B; then `mask(batch)` gives the (B, T) mask. Nothing of size (U, n, T, E) exists.
-    `mesh` is for `shard_map`: its first axis is the data axis (default: all local devices).
+    `mesh` is for `shard_map`: its first axis is the data axis (default: all local devices). With
+    `jit` it is the one that `params` are spread over, by several processes too.
 
     Raises InputError where there is no batch, or shapes do not fit.
     """
@@ -84,11 +85,12 @@ class _Program(NamedTuple):
 def _program(
     apply_fn: ApplyFn, mask: MaskOf | None, backend: Backend, mesh: Mesh | None
 ) -> _Program:
-    if mesh is not None and backend != "shard_map":
-        raise InputError(f"mesh= goes with backend='shard_map', not with {backend!r}")
+    if mesh is not None and backend == "pmap":
+        raise InputError("mesh= goes with backend='shard_map' or 'jit', not with 'pmap'")
     function = partial(_pooled_units, apply_fn, mask)
     if backend == "jit":
-        return _Program(jax.jit(function), 1, None)
+        everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        return _Program(jax.jit(function, out_shardings=everywhere), 1, None)
     mesh = mesh or jax.make_mesh(
         (jax.local_device_count(),), ("data",), axis_types=(AxisType.Auto,)
     )

@@ -217,11 +217,18 @@ def test_what_does_not_fit(arguments, message):
         extract(**given)
 
 
-def test_a_mesh_goes_with_shard_map_alone():
+def test_a_mesh_is_not_for_pmap():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    for backend in ("jit", "pmap"):
-        with pytest.raises(InputError, match="mesh= goes with backend='shard_map'"):
-            extract(apply_fn, PARAMS, batches_of(3), backend=backend, mesh=mesh)
+    with pytest.raises(InputError, match="mesh= goes with backend='shard_map' or 'jit'"):
+        extract(apply_fn, PARAMS, batches_of(3), backend="pmap", mesh=mesh)
+
+
+def test_parameters_may_be_spread_over_a_mesh():
+    devices = jax.devices()[:2]
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    params = jax.device_put(PARAMS, jax.NamedSharding(mesh, jax.P(None, "x")))
+    reps = extract(apply_fn, params, batches_of(3), mesh=mesh)
+    np.testing.assert_allclose(reps, extract(apply_fn, PARAMS, batches_of(3)), rtol=1e-5, atol=1e-6)
 
 
 def test_low_precision_hidden_states_are_pooled_in_float32():

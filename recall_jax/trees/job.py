@@ -1,0 +1,246 @@
+"""A merge of JAX trees, from recipe to finished folder."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.writer import write_checksums
+from recall_jax.engine.given import given_findings
+from recall_jax.engine.plan import DTYPES, units_of
+from recall_jax.engine.progress import Clock, Progress, silent
+from recall_jax.engine.rules import (
+    Prepared,
+    Rule,
+    Values,
+    recipe_values,
+    values_by_tensor,
+    weights_by_unit,
+)
+from recall_jax.errors import InputError
+from recall_jax.merging.methods import METHODS
+from recall_jax.outcome import make_report, peak_memory_bytes
+from recall_jax.output import output_folder
+from recall_jax.pod.processes import Processes
+from recall_jax.pod.together import shared_work
+from recall_jax.recipe import Recipe
+from recall_jax.report.record import load_report
+from recall_jax.trees.compare import Compared, compare_trees
+from recall_jax.trees.files import FORMATS, Leaf, TreeFile, open_tree, write_tree
+from recall_jax.trees.merge import GROUP_BYTES, merge_leaves
+from recall_jax.trees.outcome import input_paths, resolved_trees, write_outcome
+from recall_jax.trees.places import Place, place_leaves, slice_specs
+
+ALONE = Processes()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The trees, and where their leaves stand; `slices` are the units' parts by their names."""
+
+    models: Sequence[TreeFile]
+    base: TreeFile | None
+    places: Mapping[str, Place]
+    slices: Mapping[str, TensorSpec]
+
+    @property
+    def inputs(self) -> list[TreeFile]:
+        return [*([] if self.base is None else [self.base]), *self.models]
+
+    @property
+    def units(self) -> list[str]:
+        return list(units_of(self.slices))
+
+
+def merge_trees_on_disk(
+    recipe: Recipe,
+    out: Path,
+    *,
+    force: bool = False,
+    inputs: Collection[Path] = (),
+    mesh: Mesh | None = None,
+    processes: Processes = ALONE,
+    progress: Progress = silent,
+    announce: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Carry out a recipe whose models are JAX trees: `out` becomes a tree like the newest.
+
+    Leaves are spread over the devices of the mesh, if there is one, and each is read, merged and
+    forgotten; the merged tree is held until it is written. With several processes all must call
+    this. Returns the report, as `recall_report.json` holds it. Raises InputError for whatever is
+    wrong with the recipe, the trees, the forward, the data or `out`.
+    """
+    clock, lines = Clock(), []
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        announce(line)
+
+    with clock.stage("total"):
+        plan = _open(recipe)
+        newest = plan.models[-1]
+        if processes.count > 1 and FORMATS[type(newest)] != "orbax":
+            raise InputError(
+                f"{newest.name} is no Orbax checkpoint, which several processes could write: run "
+                "one process, or save it by Orbax first"
+            )
+        tell(_describe(plan, mesh))
+        read_paths = [*inputs, *input_paths(recipe, plan.inputs)]
+        with _place(out, force, read_paths, processes) as folder:
+            prepared, compared = _prepare(recipe, plan, mesh, clock, progress)
+            with clock.stage("merge"):
+                written = _merge(recipe, plan, prepared, folder, mesh, progress)
+            report = make_report(recipe, prepared, [m.name for m in plan.models], plan.units)
+            if compared is not None and compared.typical is not None:
+                report["warnings"] = [*compared.typical.warnings(), *report["warnings"]]
+            report |= {
+                "tree": {"format": FORMATS[type(newest)], "leaves": len(plan.places)},
+                "timing_s": clock.seconds,
+                "bytes": {"read": sum(t.bytes_read for t in plan.inputs), "written": written},
+                "peak_memory_bytes": peak_memory_bytes(),
+                "memory": {"group_bytes": GROUP_BYTES, "devices": 1 if mesh is None else mesh.size},
+                "plan": lines,
+            }
+            if processes.index == 0:
+                samples = compared.samples if compared else None
+                write_outcome(folder, out.name, resolved_trees(recipe), samples, report)
+                write_checksums(folder)
+    return report
+
+
+def _open(recipe: Recipe) -> _Plan:
+    base = None if recipe.base_model is None else open_tree(recipe.base_model)
+    models = [open_tree(entry.model) for entry in recipe.models]
+    newest = models[-1]
+    places = place_leaves(newest.specs, recipe.tree, newest.name)
+    for tree in (*models[:-1], *([] if base is None else [base])):
+        _check_alike(tree, place_leaves(tree.specs, recipe.tree, tree.name), newest, places)
+    return _Plan(models, base, places, slice_specs(newest.specs, places))
+
+
+def _check_alike(
+    tree: TreeFile, its: Mapping[str, Place], newest: TreeFile, places: Mapping[str, Place]
+) -> None:
+    only_here, only_there = sorted(its.keys() - places), sorted(places.keys() - its)
+    if only_here or only_there:
+        raise InputError(
+            f"the trees have different leaves: only {tree.name} has "
+            f"{', '.join(only_here[:3]) or 'none'}; only {newest.name} has "
+            f"{', '.join(only_there[:3]) or 'none'}"
+        )
+    for name in places:
+        mine, other = newest.specs[name].shape, tree.specs[name].shape
+        if mine != other:
+            raise InputError(
+                f"{name} has shape {list(other)} in {tree.name} and {list(mine)} in "
+                f"{newest.name}: merge trees of one shape"
+            )
+
+
+def _prepare(
+    recipe: Recipe, plan: _Plan, mesh: Mesh | None, clock: Clock, progress: Progress
+) -> tuple[Prepared, Compared | None]:
+    """The rule that the recipe asks for, and how the models compare where that is to be known."""
+    by_recipe = METHODS[recipe.merge_method].rule == "parameters"
+    specs, units, compared = plan.slices, plan.units, None
+    if recipe.weights is not None:
+        told = load_report(recipe.weights)
+        found = given_findings(told, Path(recipe.weights), units, len(plan.models))
+        reference = told.get("reference")
+    elif by_recipe:
+        values = recipe_values(recipe, specs)
+        return _prepared(values_by_tensor(values, specs, recipe.parameters)), None
+    else:
+        compared = compare_trees(
+            recipe, plan.models, plan.places, units, mesh=mesh, clock=clock, progress=progress
+        )
+        found, reference = compared.found, compared.reference
+        told = {
+            "typical_samples": compared.samples.indices.tolist(),
+            "typical": compared.typical and compared.typical.summary(),
+        }
+    if by_recipe:
+        weights = dict(zip(units, found.weights.T, strict=True))
+        rule = values_by_tensor(recipe_values(recipe, specs, weights), specs, recipe.parameters)
+        return _prepared(rule), None
+    return _prepared(weights_by_unit(found, units), reference, told), compared
+
+
+def _prepared(
+    rule: Rule, reference: int | None = None, told: Mapping[str, Any] | None = None
+) -> Prepared:
+    return Prepared(rule, models=(), needed=0, reference=reference, told=told or {})
+
+
+def _merge(
+    recipe: Recipe,
+    plan: _Plan,
+    prepared: Prepared,
+    folder: Path,
+    mesh: Mesh | None,
+    progress: Progress,
+) -> int:
+    """Merge and write the tree; the bytes of its arrays."""
+    method, newest = METHODS[recipe.merge_method], plan.models[-1]
+    values: dict[str, Values] = {}
+    for unit, names in units_of(plan.slices).items():
+        values |= prepared.rule.values(unit, [dict.fromkeys(names)])
+    out_dtype = recipe.out_dtype or recipe.dtype
+    written = 0
+
+    def tell(name: str, done: int) -> None:
+        read = sum(tree.bytes_read for tree in plan.inputs)
+        progress(name, done, len(newest.specs), read=read, written=written)
+
+    def counted(leaves: Iterator[tuple[str, Leaf]]) -> Iterator[tuple[str, Leaf]]:
+        nonlocal written
+        for name, leaf in leaves:
+            written += leaf.nbytes
+            yield name, leaf
+
+    leaves = merge_leaves(
+        plan.models,
+        plan.places,
+        values,
+        kernel=method.kernel(recipe.parameters),
+        base=plan.base,
+        reference=-1 if prepared.reference is None else prepared.reference,
+        whole=method.whole_tensors == "all",
+        dtype=DTYPES[out_dtype] if out_dtype else None,
+        mesh=mesh,
+        hear=tell,
+    )
+    write_tree(folder, newest, counted(leaves))
+    tell("", len(newest.specs))
+    return written
+
+
+@contextmanager
+def _place(
+    out: Path, force: bool, inputs: Collection[Path], processes: Processes
+) -> Iterator[Path]:
+    """The folder that becomes `out`, the same for all processes."""
+    if processes.count == 1:
+        with output_folder(out, force=force, inputs=inputs) as folder:
+            yield folder
+        return
+    with shared_work(out, processes, force=force, inputs=inputs) as work:
+        yield work.folder
+        processes.barrier("tree written")
+
+
+def _describe(plan: _Plan, mesh: Mesh | None) -> str:
+    """The plan of a merge in a line."""
+    units, newest = plan.units, plan.models[-1]
+    size = sum(spec.nbytes for tree in plan.inputs for spec in tree.specs.values()) / 1e6
+    others = len(newest.specs) - len(plan.places)
+    where = "" if mesh is None else f", over {mesh.size} devices"
+    return (
+        f"{len(plan.inputs)} trees of {len(plan.places)} leaves in {len(units)} units, "
+        f"{units[0]} … {units[-1]} ({others} other leaves are {newest.name}'s): "
+        f"{size:,.1f} MB to read{where}"
+    )

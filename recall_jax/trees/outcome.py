@@ -1,0 +1,74 @@
+"""What a merge of trees leaves beside the tree, and what it takes in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recall_jax.errors import storage_faults
+from recall_jax.merging.parameters import RecallParameters
+from recall_jax.outcome import PAGE, RECIPE, REPORT, TYPICAL
+from recall_jax.recipe import Recipe
+from recall_jax.report.card import model_card
+from recall_jax.report.html import render_html
+from recall_jax.report.record import write_report
+from recall_jax.representations.data import write_jsonl
+from recall_jax.representations.samples import Tokenized
+from recall_jax.trees.files import TreeFile
+from recall_jax.trees.samples import TreeSamples
+
+
+def write_outcome(
+    folder: Path,
+    out_name: str,
+    recipe: Recipe,
+    samples: TreeSamples | None,
+    report: dict[str, Any],
+) -> None:
+    """Everything in OUT beside the tree and its checksums; `recipe` is resolved."""
+    texts = samples.texts if isinstance(samples, Tokenized) else ()
+    page, card = render_html(report, texts), model_card(report, out_name)
+    with storage_faults(f"write {folder}"):
+        if isinstance(samples, Tokenized):
+            write_jsonl(folder / TYPICAL, samples.typical_rows())
+        (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
+        write_report(folder / REPORT, report)
+        (folder / PAGE).write_text(page, encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def resolved_trees(recipe: Recipe) -> Recipe:
+    """The recipe with every path absolute; a forward is still found by its module's name."""
+    models = [entry.model for entry in recipe.models]
+    parameters = recipe.parameters
+    if isinstance(parameters, RecallParameters) and parameters.reference in models:
+        reference = _absolute(str(parameters.reference))
+        parameters = parameters.model_copy(update={"reference": reference})
+    samples = recipe.samples
+    if samples is not None:
+        keys = ("data", "typical", "tokenizer")
+        samples = samples.model_copy(update={key: _absolute(getattr(samples, key)) for key in keys})
+    return recipe.model_copy(
+        update={
+            "models": tuple(
+                entry.model_copy(update={"model": _absolute(entry.model)})
+                for entry in recipe.models
+            ),
+            "base_model": _absolute(recipe.base_model),
+            "parameters": parameters,
+            "samples": samples,
+            "weights": _absolute(recipe.weights),
+        }
+    )
+
+
+def input_paths(recipe: Recipe, trees: Sequence[TreeFile]) -> list[Path]:
+    """Every file and folder that the recipe reads."""
+    samples = recipe.samples
+    named = [recipe.weights]
+    if samples is not None:
+        named += [samples.data, samples.typical, samples.tokenizer]
+    return [*(tree.path for tree in trees), *(Path(name) for name in named if name)]
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())

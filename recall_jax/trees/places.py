@@ -1,0 +1,186 @@
+"""Places: the unit of every leaf of a tree, or those of its slices where it stacks layers.
+
+Rules and recipes know tensors of single units by their names. So each slice of a leaf has such a
+name, which begins with its unit: the layer 3 of `decoder/layers/mlp/kernel` is
+`layers.3.decoder/layers/mlp/kernel`.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from jax.tree_util import DictKey
+
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.engine.plan import in_forward_order, is_float
+from recall_jax.errors import InputError
+from recall_jax.merging.trees import unit_of_path
+from recall_jax.tree_patterns import TreePatterns, pattern_regex
+from recall_jax.units import EMBED, HEAD, layer_unit
+
+# Our own layout, as `recall convert` writes it.
+OWN = TreePatterns(embed=(f"{EMBED}/**",), layers=("layers/**",), axis=0)
+
+_OPTIMIZER = re.compile(r"opt(imi[sz]er)?(_states?)?")
+_ADVICE = "say in the recipe which leaves are layers: tree: {embed: PATTERN, layers: PATTERN}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A leaf's unit, or its units where it stacks them on `axis`, in their order there."""
+
+    units: tuple[str, ...]
+    axis: int | None = None
+
+    def slice_names(self, leaf: str) -> list[str]:
+        """A name for each unit's part, from which `units.unit_of_tensor` tells the unit."""
+        path = leaf.replace(".", "_")  # a dot parts the unit's name from the rest
+        return [f"{'embeddings' if unit == EMBED else unit}.{path}" for unit in self.units]
+
+
+def place_leaves(
+    specs: Mapping[str, TensorSpec], patterns: TreePatterns | None, model: str
+) -> dict[str, Place]:
+    """The place of every leaf that is merged: the floating point ones under the root.
+
+    Without patterns the tree must be our own, or number its layers in names that tell them. Raises
+    InputError, with what the tree has, where patterns and leaves do not fit.
+    """
+    if patterns is None:
+        patterns = OWN if _is_own(specs) else None
+    root = "" if patterns is None or patterns.root is None else f"{patterns.root}/"
+    leaves = {
+        name.removeprefix(root): spec
+        for name, spec in specs.items()
+        if name.startswith(root) and is_float(spec.dtype)
+    }
+    if not leaves:
+        what = f"tree.root {patterns.root!r}" if patterns and patterns.root else "the tree"
+        raise InputError(f"{model}: {what} holds no floating point leaves; it has {_some(specs)}")
+    if not root:
+        _refuse_optimizer(leaves, model)
+    found = _guessed(leaves, model) if patterns is None else _matched(leaves, patterns, model)
+    return {f"{root}{name}": place for name, place in found.items()}
+
+
+def slice_specs(
+    specs: Mapping[str, TensorSpec], places: Mapping[str, Place]
+) -> dict[str, TensorSpec]:
+    """Dtype and shape of every slice by its name, in the order of the units."""
+    slices = {}
+    for leaf, place in places.items():
+        shape = list(specs[leaf].shape)
+        if place.axis is not None:
+            del shape[place.axis]
+        for name in place.slice_names(leaf):
+            slices[name] = TensorSpec(specs[leaf].dtype, tuple(shape))
+    return in_forward_order(slices)
+
+
+def _matched(
+    leaves: Mapping[str, TensorSpec], patterns: TreePatterns, model: str
+) -> dict[str, Place]:
+    places: dict[str, Place] = {}
+    depth = 0
+    for pattern in patterns.layers:
+        group = dict(_layers(leaves, pattern, patterns.axis, depth, model))
+        if twice := [name for name in group if name in places]:
+            raise InputError(f"{model}: {twice[0]} matches two of tree.layers: narrow one of them")
+        places |= group
+        depth += len({unit for place in group.values() for unit in place.units})
+    for pattern in patterns.embed:
+        matched = [name for name in leaves if pattern_regex(pattern).fullmatch(name)]
+        if not matched:
+            raise InputError(
+                f"{model}: tree.embed {pattern!r} matches no leaf; it has {_some(leaves)}"
+            )
+        if twice := [name for name in matched if name in places]:
+            raise InputError(f"{model}: {twice[0]} matches tree.embed and another pattern")
+        places |= {name: Place((EMBED,)) for name in matched}
+    return {name: places.get(name, Place((HEAD,))) for name in leaves}
+
+
+def _layers(
+    leaves: Mapping[str, TensorSpec], pattern: str, axis: int | None, depth: int, model: str
+) -> Iterator[tuple[str, Place]]:
+    """The leaves of one pattern of layers, of which the first is layer `depth`."""
+    regex = pattern_regex(pattern)
+    matches = {name: match for name in leaves if (match := regex.fullmatch(name))}
+    if not matches:
+        raise InputError(
+            f"{model}: tree.layers {pattern!r} matches no leaf; it has {_some(leaves)}"
+        )
+    if axis is None:
+        numbers = {name: int(match.group(1)) for name, match in matches.items()}
+        order = _in_order(set(numbers.values()), pattern, model)
+        yield from (
+            (name, Place((layer_unit(depth + order[number]),))) for name, number in numbers.items()
+        )
+        return
+    lengths: dict[int, str] = {}
+    for name in matches:
+        shape = leaves[name].shape
+        if not -len(shape) <= axis < len(shape):
+            raise InputError(
+                f"{model}: {name} of shape {list(shape)} has no axis {axis} to stack layers on: "
+                "narrow tree.layers"
+            )
+        lengths.setdefault(shape[axis], name)
+        units = tuple(layer_unit(depth + index) for index in range(shape[axis]))
+        yield name, Place(units, axis % len(shape))
+    if len(lengths) > 1:
+        said = " and ".join(f"{length} in {name}" for length, name in list(lengths.items())[:2])
+        raise InputError(
+            f"{model}: tree.axis {axis} has different lengths, {said}: it is not where all these "
+            "leaves stack the layers"
+        )
+
+
+def _guessed(leaves: Mapping[str, TensorSpec], model: str) -> dict[str, Place]:
+    """By the names of trees with one entry per layer, where these leave no doubt."""
+    units = {name: unit_of_path(tuple(map(DictKey, name.split("/")))) for name in leaves}
+    numbers = {int(u.rpartition(".")[2]) for u in units.values() if u not in (EMBED, HEAD)}
+    if not numbers or EMBED not in units.values():
+        missing = "numbered layers" if not numbers else "an embedding"
+        raise InputError(f"{model}: its names tell no {missing} ({_some(leaves)}): {_ADVICE}")
+    order = _in_order(numbers, "the names", model)
+    return {
+        name: Place((unit if unit in (EMBED, HEAD) else layer_unit(order[int(unit[7:])]),))
+        for name, unit in units.items()
+    }
+
+
+def _in_order(numbers: set[int], pattern: str, model: str) -> dict[int, int]:
+    """Layers by their numbers, which may start anywhere; InputError where one is missing."""
+    first, last = min(numbers), max(numbers)
+    if missing := set(range(first, last + 1)) - numbers:
+        raise InputError(
+            f"{model}: by {pattern} there are layers {first} to {last} but no {min(missing)}: "
+            f"{_ADVICE}"
+        )
+    return {number: number - first for number in numbers}
+
+
+def _is_own(specs: Mapping[str, TensorSpec]) -> bool:
+    depths = {spec.shape[:1] for name, spec in specs.items() if name.startswith("layers/")}
+    numbered = any(re.match(r"layers/\d", name) for name in specs)
+    tops = {name.partition("/")[0] for name in specs}
+    return (
+        tops == {EMBED, "layers", HEAD} and len(depths) == 1 and () not in depths and not numbered
+    )
+
+
+def _refuse_optimizer(leaves: Mapping[str, TensorSpec], model: str) -> None:
+    """An optimizer's moments are no parameters, though they look alike."""
+    tops = {name.partition("/")[0] for name in leaves}
+    if states := sorted(top for top in tops if _OPTIMIZER.fullmatch(top)):
+        others = sorted(tops - set(states))
+        raise InputError(
+            f"{model} holds {states[0]} beside {', '.join(others) or 'nothing'}: say in the recipe "
+            f"where the parameters are, such as tree: {{root: {others[0] if others else 'params'}}}"
+        )
+
+
+def _some(names: Mapping[str, TensorSpec], limit: int = 5) -> str:
+    shown = ", ".join(list(names)[:limit])
+    return shown + (f", … ({len(names)} in all)" if len(names) > limit else "")

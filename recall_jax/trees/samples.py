@@ -1,0 +1,117 @@
+"""Samples for a user's own forward: texts with a tokenizer, rows of token ids, or arrays."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recall_jax.checkpoint.npz import NpzTree
+from recall_jax.errors import InputError
+from recall_jax.recipe import Samples
+from recall_jax.representations.batches import make_batches
+from recall_jax.representations.data import read_rows
+from recall_jax.representations.samples import INPUT_IDS, Tokenized, read_pool, read_typical
+from recall_jax.representations.tokens import load_tokenizer
+
+
+@dataclass(frozen=True)
+class ArrayRows:
+    """n rows of arrays, such as images: each array starts with n; `indices` as in `Tokenized`."""
+
+    indices: np.ndarray  # (n,) int64
+    arrays: Mapping[str, np.ndarray]
+
+    def take(self, places: Sequence[int] | np.ndarray) -> "ArrayRows":
+        """The rows at these places."""
+        arrays = {name: array[places] for name, array in self.arrays.items()}
+        return ArrayRows(self.indices[places], arrays)
+
+
+TreeSamples = Tokenized | ArrayRows
+
+
+def read_tree_samples(settings: Samples) -> TreeSamples:
+    """The rows to choose from, at most `pool` of them, or the typical ones as given.
+
+    A .npz file holds arrays that all start with the rows; a file of texts needs the recipe's
+    tokenizer, unless its rows have `input_ids`. Raises InputError.
+    """
+    name = settings.typical or settings.data
+    assert name is not None, "a recipe names data or typical"
+    path = Path(name)
+    if path.suffix == ".npz":
+        rows: TreeSamples = _read_arrays(path, settings)
+    elif settings.tokenizer is not None:
+        tokenizer = load_tokenizer([Path(settings.tokenizer)], "")
+        if settings.typical is not None:
+            return read_typical(
+                path, tokenizer, field=settings.field, max_tokens=settings.max_tokens
+            )
+        return read_pool(
+            path,
+            tokenizer,
+            field=settings.field,
+            max_tokens=settings.max_tokens,
+            pool=settings.pool,
+            seed=settings.seed,
+        )
+    else:
+        rows = _read_token_ids(path, settings)
+    total = len(rows.indices)
+    if settings.typical is not None or total <= settings.pool:
+        return rows
+    # the draw that read_pool makes
+    chosen = np.random.default_rng(settings.seed).choice(total, settings.pool, replace=False)
+    return rows.take(np.sort(chosen))
+
+
+def batches_of(samples: TreeSamples, batch_size: int) -> tuple[list[dict[str, np.ndarray]], Any]:
+    """Batches for a forward, and where each row stands when their rows are laid end to end.
+
+    Of texts {"input_ids", "attention_mask"}, both (B, T) int32, padded on the right.
+    """
+    if isinstance(samples, Tokenized):
+        tokens = make_batches(samples.token_ids, batch_size)
+        return [batch.as_dict() for batch in tokens.batches], tokens.order
+    total = len(samples.indices)
+    batches = [
+        {name: array[start : start + batch_size] for name, array in samples.arrays.items()}
+        for start in range(0, total, batch_size)
+    ]
+    return batches, np.arange(total)
+
+
+def _read_arrays(path: Path, settings: Samples) -> ArrayRows:
+    if not path.is_file():
+        raise InputError(f"no data file {path}")
+    if settings.field is not None or settings.tokenizer is not None:
+        raise InputError(f"{path} holds arrays: remove samples.field and samples.tokenizer")
+    file = NpzTree(str(path), path)
+    lengths = {name: spec.shape[:1] for name, spec in file.specs.items()}
+    if len(set(lengths.values())) > 1 or () in lengths.values() or (0,) in lengths.values():
+        said = ", ".join(f"{name} {list(spec.shape)}" for name, spec in file.specs.items())
+        raise InputError(f"{path}: its arrays do not all start with the same rows ({said})")
+    arrays = {name: file.read(name) for name in file.specs}
+    return ArrayRows(np.arange(next(iter(lengths.values()))[0]), arrays)
+
+
+def _read_token_ids(path: Path, settings: Samples) -> Tokenized:
+    rows = read_rows(path)
+    if settings.field is not None:
+        raise InputError("samples.field is for texts: add samples.tokenizer, or remove field")
+    ids = []
+    for index, row in enumerate(rows):
+        given = row.get(INPUT_IDS)
+        if given is None:
+            raise InputError(
+                f"{path}, row {index} (from 0) has no {INPUT_IDS}: add samples.tokenizer, the "
+                "folder of the tokenizer that the models read texts with"
+            )
+        whole = isinstance(given, list) and all(type(i) is int and 0 <= i < 2**31 for i in given)
+        if not whole or not given:
+            raise InputError(f"{path}, row {index} (from 0): {INPUT_IDS} is no list of token ids")
+        ids.append(given[: settings.max_tokens])
+    texts = tuple(str(row.get("text", "")) for row in rows)
+    return Tokenized(np.arange(len(rows)), tuple(rows), texts, tuple(ids))
