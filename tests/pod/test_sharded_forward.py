@@ -5,12 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recall_jax.engine.cut import _one_step_of
 from recall_jax.engine.forward import StreamedForward
+from recall_jax.errors import InputError
 from recall_jax.merging.weights import Weighing
-from recall_jax.mesh import make_mesh
+from recall_jax.mesh import make_mesh, partition_spec
+from recall_jax.models.axes import tensor_axes
 from recall_jax.models.config import read_architecture
-from recall_jax.models.convert import tensor_shapes
+from recall_jax.models.convert import state_tensors, tensor_shapes
+from recall_jax.pod import programs
 from recall_jax.pod.forward import ShardedForward
+from recall_jax.pod.layout import Sharded
 from recall_jax.similarity.compare import Comparison, compare_unit
 
 # Three heads, a vocabulary and sizes that no mesh of 8 divides.
@@ -91,3 +96,90 @@ def test_every_mesh_gives_the_means_and_weights_of_one_device(sizes, alone):
     pooled = walk(run, MODELS)
     np.testing.assert_allclose(pooled, alone, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(weights(pooled), weights(alone), rtol=0, atol=1e-6)
+
+
+def test_a_model_alone_has_the_whole_mesh(alone):
+    mesh = make_mesh({"model": 2, "fsdp": 2, "tensor": 2})
+    run = ShardedForward.of(ARCH, ROWS, mesh=mesh, batch_size=8, dtype=jnp.float32)
+    assert run.input_ids[0].sharding.spec[0] == ("model", "data", "fsdp")
+    np.testing.assert_allclose(walk(run, MODELS[:1]), alone[:1], rtol=1e-6, atol=1e-6)
+
+
+def test_models_that_do_not_fill_the_mesh_are_refused():
+    mesh = make_mesh({"model": 4, "data": 2})
+    with pytest.raises(InputError, match=r"model=4 .* does not divide 6 models"):
+        ShardedForward.of(ARCH, ROWS, mesh=mesh, batch_size=8, dtype=jnp.float32, num_models=6)
+
+
+def test_grams_are_those_of_one_device():
+    def gathered(run):
+        states, grams = (), []
+        for unit in ARCH.units:
+            placed = run.place(unit, MODELS[:1])
+            states, own = run.advance_with_grams(unit, placed, states, NAMES[0])
+            grams.append({path: np.asarray(gram) for path, gram in own.items()})
+        return grams
+
+    of_mesh = gathered(
+        ShardedForward.of(ARCH, ROWS, mesh=make_mesh(MESHES[2]), batch_size=8, dtype=jnp.float32)
+    )
+    of_host = gathered(StreamedForward.of(ARCH, ROWS, batch_size=8, dtype=jnp.float32))
+    assert [list(grams) for grams in of_mesh] == [list(grams) for grams in of_host]
+    for found, right in zip(of_mesh, of_host, strict=True):
+        for path in right:
+            np.testing.assert_allclose(found[path], right[path], rtol=1e-5, atol=1e-4)
+
+
+def test_the_model_whose_states_are_not_finite_is_named():
+    name = "model.layers.1.mlp.down_proj.weight"
+    run = ShardedForward.of(
+        ARCH, ROWS, mesh=make_mesh(MESHES[0]), batch_size=8, dtype=jnp.float32, num_models=K
+    )
+    spoilt = MODELS[2][name].copy()
+    spoilt[30, 3] = np.nan
+    with pytest.raises(InputError, match=rf"model 2: tensor {name} holds NaN"):
+        walk(run, [*MODELS[:2], {**MODELS[2], name: spoilt}, MODELS[3]])
+    huge = {name: array * np.float32(1e30) for name, array in MODELS[1].items()}
+    with pytest.raises(InputError, match=r"model 1: hidden states overflow in unit layers.0"):
+        walk(run, [MODELS[0], huge, *MODELS[2:]])
+
+
+def test_float64_is_computed_with_in_float32(alone):
+    run = ShardedForward.of(ARCH, ROWS, mesh=make_mesh(MESHES[0]), batch_size=8, dtype=jnp.float32)
+    wide = {name: array.astype(np.float64) for name, array in MODELS[0].items()}
+    np.testing.assert_allclose(walk(run, [wide]), alone[:1], rtol=1e-6, atol=1e-6)
+
+
+def test_what_a_device_holds_is_no_more_than_was_counted():
+    mesh = make_mesh(MESHES[2])
+    layout, rows, tokens = Sharded(mesh), 8, 256
+    arch = read_architecture({**CONFIG, "hidden_size": 48, "intermediate_size": 192})
+    split = layout.split(K)
+    ids = [list(range(37)) * 6] * rows
+    run = layout.forward(arch, ids, batch_size=rows, dtype=jnp.float32, num_models=K)
+    (ctx,) = run.contexts
+    assert ctx.is_token.shape == (rows, tokens)
+    shapes = [tensor_shapes(arch)[name] for name in state_tensors(arch, "layers.0")]
+    spread = run.spread
+    program = programs.run_block.lower(
+        arch,
+        spread,
+        [
+            jax.ShapeDtypeStruct((1, *shape), jnp.float32, sharding=spread.parameter(cut))
+            for shape, cut in zip(shapes, run_cuts(arch, mesh), strict=True)
+        ],
+        np.int32(tokens),
+        jax.ShapeDtypeStruct((1, rows, tokens, 48), jnp.float32, sharding=spread.hidden()),
+        ctx,
+    ).compile()
+    found = program.memory_analysis()
+    hidden = rows * tokens * 48 * 4 // split.rows
+    counted = _one_step_of(split, arch, [len(ids[0])], rows, K, 4, 4) // split.sharing
+    assert found.argument_size_in_bytes + found.temp_size_in_bytes - hidden <= counted
+    assert counted <= 3 * (found.argument_size_in_bytes + found.temp_size_in_bytes)
+
+
+def run_cuts(arch, mesh):
+    shapes = tensor_shapes(arch)
+    names = state_tensors(arch, "layers.0")
+    return [partition_spec(tensor_axes(arch.family, name), shapes[name], mesh) for name in names]

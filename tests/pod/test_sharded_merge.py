@@ -118,3 +118,37 @@ def test_whole_tensors_merge_to_the_same_within_a_unit_in_the_last_place(method,
     given = (arrays if base else arrays[:3], values, TensorSpec(BFLOAT16, (37, 13)), kernel)
     found = merged_on(make_mesh(sizes), *given, base=base, whole=True)
     assert units_apart(found, expected(*given, base=base, whole=True)) <= 1
+
+
+def test_tensors_of_other_dtypes_are_as_on_one_device():
+    mesh = make_mesh(MESHES[2])
+    for dtype, shape in [
+        (np.float64, (9, 2)),
+        (np.int64, (9,)),
+        (np.bool_, ()),
+        (np.float32, (0, 3)),
+    ]:
+        arrays = [np.arange(k, k + np.prod(shape)).reshape(shape).astype(dtype) for k in (0, 1, 7)]
+        spec = TensorSpec(np.dtype(dtype), shape)
+        given = (arrays, {"weight": WEIGHTS}, spec, average)
+        found, right = merged_on(mesh, *given, base=False), expected(*given, base=False)
+        assert found.dtype == right.dtype == dtype
+        np.testing.assert_array_equal(found, right)
+
+
+def test_a_model_that_is_not_finite_is_named():
+    layout = Sharded(make_mesh(MESHES[0]))
+    arrays = [np.ones((12, 3), np.float32) for _ in range(3)]
+    arrays[1][11, 2] = np.inf
+    rows = [put_rows_layout(array, layout.mesh) for array in arrays]
+    spec = TensorSpec(np.dtype(np.float16), (12, 3))
+    values = {"weight": WEIGHTS[:2], "lambda_": LAMBDA}
+    (piece, *_) = layout.merge(rows[:2], values, spec, kernel=task_arithmetic, base=rows[2])
+    assert not bool(piece.finite)
+    names = ["model 0", "model 1", "base"]
+    told = "model 1: tensor t holds NaN or infinite values; repair this model"
+    assert layout.fault(names, "t", rows) == told
+    large = [put_rows_layout(np.full((12, 3), 4e4, np.float32), layout.mesh) for _ in range(2)]
+    (piece, *_) = layout.merge(large, {"weight": np.ones(2, np.float32)}, spec, kernel=total)
+    assert not bool(piece.finite)
+    assert layout.fault(names[:2], "t", large) is None
