@@ -28,7 +28,7 @@ from recall_jax.errors import storage_faults
 
 CHECKSUMS_NAME = "checksums.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
-_INDEX_NAME = "model.safetensors.index.json"
+INDEX_NAME = "model.safetensors.index.json"
 _ALIGNMENT = 64  # of the first tensor, so that jax can take a mapped array without a copy
 
 
@@ -46,12 +46,15 @@ class Mark(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Shard:
+class Shard:
+    """One file of the plan, before its first byte."""
+
     header: bytes
     ends: Mapping[str, int]  # position in the file after each tensor, in order
 
     @property
     def size(self) -> int:
+        """Bytes of the whole file."""
         return max(self.ends.values())
 
 
@@ -109,12 +112,7 @@ class ShardedWriter:
         if name != due:
             raise ValueError(f"tensor {name!r} written where {due!r} is due")
         spec = self._specs[name]
-        if piece.dtype != spec.dtype:
-            raise ValueError(f"tensor {name!r} is {piece.dtype}, planned as {spec}")
-        if piece.ndim != 1 or not piece.flags.c_contiguous:
-            raise ValueError(f"a piece of tensor {name!r} is not flat and contiguous")
-        if self._filled + piece.nbytes > spec.nbytes:
-            raise ValueError(f"tensor {name!r} has more elements than planned as {spec}")
+        check_piece(name, spec, piece, self._filled)
         if self._file is None or self._file.path.name != file_name:
             self._finish_file()
             shard = self._shards[file_name]
@@ -135,7 +133,7 @@ class ShardedWriter:
         if self._file is None or self._filled:
             raise ValueError("a mark stands after a finished tensor")
         size, crc = self._file.size, self._file.crc
-        return Mark(self._finished, self._file.path.name, size, _chained(crc, self._checksums))
+        return Mark(self._finished, self._file.path.name, size, chained_crc(crc, self._checksums))
 
     def resume(self, marks: Sequence[Mark]) -> int:
         """Go on in a folder that another writer has left, before the first write.
@@ -146,7 +144,7 @@ class ShardedWriter:
         """
         if self._file is not None:
             raise ValueError("resume comes before the first write")
-        standing = list(_read_back(self._folder, self._shards, self._order, marks))
+        standing = list(read_back(self._folder, self._shards, self._order, marks))
         checksums = standing[-1] if standing else {}
         with storage_faults(f"write {self._folder}"):
             for path in self._folder.glob("model*.safetensors*"):
@@ -180,13 +178,8 @@ class ShardedWriter:
             fault = "is left unfinished" if self._filled else "was never written"
             raise ValueError(f"tensor {missing!r} {fault}")
         if len(self._shards) > 1:
-            index = {
-                "metadata": {"total_size": sum(spec.nbytes for spec in self._specs.values())},
-                "weight_map": dict(self._order),
-            }
-            self._file = ChecksummedFile(self._folder / _INDEX_NAME)
-            self._file.write((json.dumps(index, indent=2) + "\n").encode())
-            self._finish_file()
+            size = sum(spec.nbytes for spec in self._specs.values())
+            self._checksums[INDEX_NAME] = write_index(self._folder, size, dict(self._order))
 
     def _due(self) -> tuple[str | None, str]:
         """Name and file of the tensor that is due; None after the last."""
@@ -198,9 +191,19 @@ class ShardedWriter:
             self._file = None
 
 
-def _read_back(
+def check_piece(name: str, spec: TensorSpec, piece: np.ndarray, filled: int) -> None:
+    """Raise ValueError unless `piece` can follow the first `filled` bytes of a tensor."""
+    if piece.dtype != spec.dtype:
+        raise ValueError(f"tensor {name!r} is {piece.dtype}, planned as {spec}")
+    if piece.ndim != 1 or not piece.flags.c_contiguous:
+        raise ValueError(f"a piece of tensor {name!r} is not flat and contiguous")
+    if filled + piece.nbytes > spec.nbytes:
+        raise ValueError(f"tensor {name!r} has more elements than planned as {spec}")
+
+
+def read_back(
     folder: Path,
-    shards: Mapping[str, _Shard],
+    shards: Mapping[str, Shard],
     order: Sequence[tuple[str, str]],
     marks: Sequence[Mark],
 ) -> Iterator[dict[str, FileChecksum]]:
@@ -228,13 +231,13 @@ def _read_back(
                     return
             end = shards[file].ends[name]
             crc = crc_between(folder / file, size, end, crc)
-            if mark != Mark(tensors, file, end, _chained(crc, whole)):
+            if mark != Mark(tensors, file, end, chained_crc(crc, whole)):
                 return
             size = end
             yield {**whole, file: checksum_of(size, crc)}
 
 
-def _chained(crc: int, before: Mapping[str, FileChecksum]) -> str:
+def chained_crc(crc: int, before: Mapping[str, FileChecksum]) -> str:
     """The checksum of a mark: of its shard so far, then of the shards before it."""
     digits = "".join(checksum["crc32"] for checksum in before.values())
     return f"{zlib.crc32(digits.encode(), crc):08x}"
@@ -242,12 +245,20 @@ def _chained(crc: int, before: Mapping[str, FileChecksum]) -> str:
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """One file of arrays that are all in memory, in their order."""
-    shard = _shard({name: TensorSpec(array.dtype, array.shape) for name, array in arrays.items()})
+    shard = shard_of({name: TensorSpec(array.dtype, array.shape) for name, array in arrays.items()})
     file = ChecksummedFile(path, shard.size)
     file.write(shard.header)
     for array in arrays.values():
         file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     file.close()
+
+
+def write_index(folder: Path, total_size: int, weight_map: Mapping[str, str]) -> FileChecksum:
+    """Write the index of shards: which file each tensor is in, and the bytes of all tensors."""
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(weight_map)}
+    file = ChecksummedFile(folder / INDEX_NAME)
+    file.write((json.dumps(index, indent=2) + "\n").encode())
+    return file.close()
 
 
 def write_checksums(folder: Path, known: Mapping[str, FileChecksum] | None = None) -> None:
@@ -267,10 +278,18 @@ def write_checksums(folder: Path, known: Mapping[str, FileChecksum] | None = Non
     file.close()
 
 
-def _plan(specs: Mapping[str, TensorSpec], shard_bytes: int) -> dict[str, _Shard]:
+def _plan(specs: Mapping[str, TensorSpec], shard_bytes: int) -> dict[str, Shard]:
     """The shards by file name, in order."""
     if not specs:
         raise ValueError("a checkpoint without tensors")
+    shards = split(specs, shard_bytes)
+    if len(shards) == 1:
+        return {"model.safetensors": shard_of(shards[0])}
+    return numbered(shards)
+
+
+def split(specs: Mapping[str, TensorSpec], shard_bytes: int) -> list[dict[str, TensorSpec]]:
+    """The tensors of each shard; one that is larger than `shard_bytes` has its own."""
     shards: list[dict[str, TensorSpec]] = []
     filled = 0
     for name, spec in specs.items():
@@ -279,15 +298,18 @@ def _plan(specs: Mapping[str, TensorSpec], shard_bytes: int) -> dict[str, _Shard
             filled = 0
         shards[-1][name] = spec
         filled += spec.nbytes
-    if len(shards) == 1:
-        return {"model.safetensors": _shard(shards[0])}
+    return shards
+
+
+def numbered(shards: Sequence[Mapping[str, TensorSpec]]) -> dict[str, Shard]:
+    """Shards by the file names that an index refers to."""
     return {
-        f"model-{number:05d}-of-{len(shards):05d}.safetensors": _shard(shard)
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard_of(shard)
         for number, shard in enumerate(shards, start=1)
     }
 
 
-def _shard(specs: Mapping[str, TensorSpec]) -> _Shard:
+def shard_of(specs: Mapping[str, TensorSpec]) -> Shard:
     """Length and JSON header of one file, padded with spaces to the alignment, and what follows."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     ends: dict[str, int] = {}
@@ -303,4 +325,4 @@ def _shard(specs: Mapping[str, TensorSpec]) -> _Shard:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
-    return _Shard(header, {name: len(header) + end for name, end in ends.items()})
+    return Shard(header, {name: len(header) + end for name, end in ends.items()})

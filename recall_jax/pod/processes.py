@@ -45,37 +45,25 @@ class Board(Protocol):
         """The processes that live; waits for all of those to ask."""
 
 
-@dataclass
-class LocalBoard:
-    """A board for the threads of one process."""
+class _OwnBoard:
+    """The board of a single process, where what is written last stands: runs follow each other."""
 
-    count: int = 1
-    texts: dict[str, str] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
 
     def put(self, key: str, text: str) -> bool:
-        """As `Board.put`."""
-        with self._lock:
-            return self.texts.setdefault(key, text) is text
+        self._texts[key] = text
+        return True
 
     def get(self, key: str) -> str | None:
-        """As `Board.get`."""
-        with self._lock:
-            return self.texts.get(key)
+        return self._texts.get(key)
 
     def under(self, folder: str) -> dict[str, str]:
-        """As `Board.under`."""
-        start = f"{folder}/"
-        with self._lock:
-            return {
-                key.removeprefix(start): text
-                for key, text in self.texts.items()
-                if key.startswith(start)
-            }
+        start, texts = f"{folder}/", list(self._texts.items())
+        return {key.removeprefix(start): text for key, text in texts if key.startswith(start)}
 
     def alive(self) -> set[int]:
-        """All of them."""
-        return set(range(self.count))
+        return {0}
 
 
 class _Service:
@@ -131,7 +119,7 @@ class Processes:
 
     index: int = 0
     count: int = 1
-    board: Board = field(default_factory=LocalBoard, repr=False)
+    board: Board = field(default_factory=_OwnBoard, repr=False)
     check: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def publish(self, key: str, value: Any) -> None:
@@ -175,6 +163,12 @@ class Processes:
             time.sleep(pause)  # and here the main thread hears of signals
             pause = min(2 * pause, 0.05)
         return found
+
+
+ALONE = Processes()
+
+
+ALONE = Processes()
 
 
 def connect(

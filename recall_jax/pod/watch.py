@@ -234,7 +234,8 @@ class _Watch:
         name = self._name(self._processes.index)
         if isinstance(error, KeyboardInterrupt | SystemExit):
             code = error.code if isinstance(error, SystemExit) else 130
-            return f"{name} {_SIGNALS.get(code, 'ended')}: {self._advice}"
+            how = _SIGNALS.get(code, "ended") if isinstance(code, int) else "ended"
+            return f"{name} {how}: {self._advice}"
         message = " ".join(str(error).split())
         if _is_users(error):
             return f"{name} ended: {message}"

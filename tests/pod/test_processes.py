@@ -11,7 +11,7 @@ import time
 import pytest
 
 from recall_jax.errors import InputError
-from recall_jax.pod.processes import LocalBoard, Processes, connect
+from recall_jax.pod.processes import ALONE, Processes, connect
 
 PROLOGUE = """
 import os, signal, sys, time
@@ -133,6 +133,12 @@ def test_processes_talk_compute_and_end_without_a_word(start, taken_apart):
             made = processes.broadcast("made", lambda: "x" * 6_000_000 + str(processes.index))
             assert made == "x" * 6_000_000 + "0"
             assert processes.exchange("all", processes.index) == [0, 1]
+            try:
+                processes.publish("made", 1)
+            except ValueError as error:
+                assert "published already" in str(error)
+            else:
+                raise AssertionError
             assert total(processes)() == 6
             print("chatter that is ours")
             if processes.index == 1:
@@ -261,14 +267,12 @@ def test_a_number_in_the_environment_that_is_none(monkeypatch):
 
 
 def test_one_process_is_its_own_company():
-    alone = Processes()
-    alone.publish("a", (1, 2))
-    assert alone.wait("a") == [1, 2]
-    assert alone.broadcast("b", lambda: {"k": 1}) == {"k": 1}
-    assert alone.exchange("c", 5) == [5]
-    alone.barrier("d")
-    with pytest.raises(ValueError, match="published already"):
-        alone.publish("a", 3)
+    for value in (1, 2):  # one run after the other
+        ALONE.publish("a", (value, 2))
+        assert ALONE.wait("a") == [value, 2]
+        assert ALONE.broadcast("b", lambda made=value: {"k": made}) == {"k": value}
+        assert ALONE.exchange("c", value) == [value]
+        ALONE.barrier("d")
 
 
 def test_whoever_waits_stops_when_another_has_ended():
@@ -276,4 +280,4 @@ def test_whoever_waits_stops_when_another_has_ended():
         raise InputError("process 1 of 2 ended")
 
     with pytest.raises(InputError, match="process 1 of 2 ended"):
-        Processes(0, 2, LocalBoard(2), check).barrier("together")
+        Processes(0, 2, check=check).barrier("together")

@@ -1,0 +1,263 @@
+"""The weights of one model, written by many processes: every unit whole, by one of them.
+
+No file holds tensors of two units, and unit u, in the order of the forward pass, is written by
+process u modulo their number, into a folder that all share or one of its own. All see every piece;
+pieces of units that others write are counted and let go. When a unit is finished, its owner tells
+the others its files' checksums.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from recall_jax.checkpoint.checksums import ChecksummedFile, FileChecksum
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.writer import (
+    DEFAULT_SHARD_BYTES,
+    INDEX_NAME,
+    Mark,
+    Shard,
+    chained_crc,
+    check_piece,
+    numbered,
+    read_back,
+    split,
+    write_index,
+)
+from recall_jax.errors import InputError, storage_faults
+from recall_jax.pod.processes import Processes
+
+_APPEARS = 30.0  # seconds that a network file system may take to show what another machine wrote
+
+
+@dataclass(frozen=True)
+class _Unit:
+    owner: int
+    before: int  # tensors of the units before it
+    order: Sequence[tuple[str, str]]  # its tensors and their files
+    shards: Mapping[str, Shard]
+
+
+class UnitWriter:
+    """Context manager that streams tensors into safetensors files, as `ShardedWriter` does.
+
+    All processes call its methods alike. Errors are those of `ShardedWriter`, and whatever
+    `processes.check` raises where another process is waited for.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        specs: Mapping[str, TensorSpec],
+        units: Mapping[str, Sequence[str]],
+        processes: Processes,
+        shard_bytes: int = DEFAULT_SHARD_BYTES,
+        *,
+        shared: bool = True,
+    ) -> None:
+        """Plan: `units` name the tensors of each, in the order of `specs`.
+
+        `folder` is one and the same for all processes, or each has its own if it is not `shared`.
+        """
+        self._folder, self._specs, self._processes, self._shared = folder, specs, processes, shared
+        self._units = _plan(specs, units, processes.count, shard_bytes)
+        self._order = [each for unit in self._units for each in unit.order]
+        self._at = 0  # the unit that is written
+        self._finished = 0  # tensors
+        self._filled = 0  # bytes of the tensor that is due
+        self._file: ChecksummedFile | None = None
+        self._written: dict[str, FileChecksum] = {}  # of the unit that is written
+        self._checksums: dict[str, FileChecksum] = {}
+        self._bytes_written = 0
+
+    @property
+    def checksums(self) -> Mapping[str, FileChecksum]:
+        """Of the files of every unit finished so far, whoever wrote it; of the index after all."""
+        return self._checksums
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the tensors written so far by this process, headers not counted."""
+        return self._bytes_written
+
+    @property
+    def weight_map(self) -> Mapping[str, str]:
+        """The file of each tensor that is this process's to write."""
+        return dict(each for unit in self._units if self._owns(unit) for each in unit.order)
+
+    def write_piece(self, name: str, piece: np.ndarray) -> None:
+        """Write the next elements, (n,) and contiguous, of the tensor that is due.
+
+        It is finished when all its elements are there; one without elements, by an empty piece.
+        """
+        due = self._order[self._finished][0] if self._finished < len(self._order) else None
+        if name != due:
+            raise ValueError(f"tensor {name!r} written where {due!r} is due")
+        unit = self._units[self._at]
+        if self._finished == unit.before + len(unit.order):
+            raise ValueError(f"tensor {name!r} written before the mark of the unit before it")
+        spec = self._specs[name]
+        check_piece(name, spec, piece, self._filled)
+        if self._owns(unit):
+            self._write(unit, self._order[self._finished][1], piece)
+        self._filled += piece.nbytes
+        if self._filled == spec.nbytes:
+            self._finished += 1
+            self._filled = 0
+
+    def mark(self) -> Mark:
+        """Where the writing stands, after a finished unit, once it is written by its owner.
+
+        The same in all processes. Its bytes are with the operating system of the owner.
+        """
+        unit, at = self._units[self._at], self._at
+        if self._finished != unit.before + len(unit.order):
+            raise ValueError("a mark stands after a finished unit")
+        if self._owns(unit):
+            self._finish_file()
+            self._processes.publish(f"units/{at}", self._written)
+            self._written = {}
+        files: dict[str, FileChecksum] = self._processes.wait(f"units/{at}")
+        if self._shared and self._processes.index == 0 and not self._owns(unit):
+            self._see(unit, files)
+        self._take(unit, files)
+        return _mark(unit, files)
+
+    def resume(self, marks: Sequence[Mark]) -> int:
+        """Go on in the folder that other writers have left, before the first write.
+
+        `marks` are the same in all processes. Each reads back the units that are now its own;
+        returns how many leading marks stand for all. What lies beyond is removed.
+        """
+        if self._finished or self._filled:
+            raise ValueError("resume comes before the first write")
+        standing = 0
+        found: dict[int, Mapping[str, FileChecksum]] = {}
+        for at, (unit, mark) in enumerate(zip(self._units, marks, strict=False)):
+            if self._owns(unit):
+                if (files := self._read_back(unit, mark)) is None:
+                    break
+                found[at] = files
+            standing += 1
+        verdicts = self._processes.exchange("standing", [standing, list(found.items())])
+        standing = min(verdict for verdict, _ in verdicts)
+        files_of = {at: files for _, found in verdicts for at, files in found}
+        for at in range(standing):
+            self._take(self._units[at], files_of[at])
+        if self._processes.index == 0 or not self._shared:
+            kept = {
+                file
+                for unit in self._units[:standing]
+                if self._shared or self._owns(unit)
+                for file in unit.shards
+            }
+            with storage_faults(f"write {self._folder}"):
+                for path in self._folder.glob("model*.safetensors*"):
+                    if path.name not in kept:
+                        path.unlink()
+        self._processes.barrier("cleared")  # else a new file could be taken for an old one
+        return standing
+
+    def __enter__(self) -> Self:
+        """Nothing is created before the first tensor."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write the index into a shared folder, unless the block failed."""
+        self._finish_file()
+        if kind is not None:
+            return
+        if self._at < len(self._units):
+            due = self._order[min(self._finished, len(self._order) - 1)][0]
+            raise ValueError(f"tensor {due!r} was never written, or has no mark")
+        if self._shared and self._processes.index == 0:
+            size = sum(spec.nbytes for spec in self._specs.values())
+            index = write_index(self._folder, size, dict(self._order))
+            self._checksums[INDEX_NAME] = index
+
+    def _owns(self, unit: _Unit) -> bool:
+        return unit.owner == self._processes.index
+
+    def _write(self, unit: _Unit, name: str, piece: np.ndarray) -> None:
+        if self._file is None or self._file.path.name != name:
+            self._finish_file()
+            shard = unit.shards[name]
+            self._file = ChecksummedFile(self._folder / name, shard.size)
+            self._file.write(shard.header)
+        self._file.write(piece.view(np.uint8).data)
+        self._bytes_written += piece.nbytes
+
+    def _finish_file(self) -> None:
+        if self._file is not None:
+            self._written[self._file.path.name] = self._file.close()
+            self._file = None
+
+    def _take(self, unit: _Unit, files: Mapping[str, FileChecksum]) -> None:
+        """A unit is done."""
+        self._checksums |= files
+        self._finished = unit.before + len(unit.order)
+        self._at += 1
+
+    def _read_back(self, unit: _Unit, mark: Mark) -> Mapping[str, FileChecksum] | None:
+        """The checksums of a unit's files, if they are what was marked."""
+        last, size = unit.order[-1][1], unit.shards[unit.order[-1][1]].size
+        inside = mark._replace(tensors=mark.tensors - unit.before)
+        if inside[:3] != (len(unit.order), last, size):
+            return None
+        paths = {self._folder / name: shard.size for name, shard in unit.shards.items()}
+        if not all(path.is_file() and path.stat().st_size == paths[path] for path in paths):
+            return None
+        return next(iter(read_back(self._folder, unit.shards, unit.order, [inside])), None)
+
+    def _see(self, unit: _Unit, files: Mapping[str, FileChecksum]) -> None:
+        """Raise InputError where another process's files do not come to be seen here."""
+        deadline = time.monotonic() + _APPEARS
+        for name, checksum in files.items():
+            path = self._folder / name
+            while not path.is_file() or path.stat().st_size != checksum["bytes"]:
+                self._processes.check()
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"process 0 does not see {path}, which process {unit.owner} has written: "
+                        "write into a folder that all share, or with --parts into one on each "
+                        "machine"
+                    )
+                time.sleep(0.05)
+
+
+def _plan(
+    specs: Mapping[str, TensorSpec],
+    units: Mapping[str, Sequence[str]],
+    owners: int,
+    shard_bytes: int,
+) -> list[_Unit]:
+    """The files of each unit, numbered through all of them."""
+    split_units = [
+        split({name: specs[name] for name in each}, shard_bytes) for each in units.values()
+    ]
+    files = iter(numbered([shard for shards in split_units for shard in shards]).items())
+    planned: list[_Unit] = []
+    before = 0
+    for number, shards in enumerate(split_units):
+        own = dict(next(files) for _ in shards)
+        order = [(name, file) for file, shard in own.items() for name in shard.ends]
+        planned.append(_Unit(number % owners, before, order, own))
+        before += len(order)
+    return planned
+
+
+def _mark(unit: _Unit, files: Mapping[str, FileChecksum]) -> Mark:
+    """The mark of a unit by itself: `crc32` is over its own files alone."""
+    *earlier, last = unit.shards
+    crc = chained_crc(int(files[last]["crc32"], 16), {name: files[name] for name in earlier})
+    return Mark(unit.before + len(unit.order), last, files[last]["bytes"], crc)

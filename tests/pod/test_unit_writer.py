@@ -1,0 +1,232 @@
+"""Units written by several owners: the safetensors package reads them, every byte is as alone."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.engine.journal import Journal, resume_journal
+from recall_jax.engine.plan import units_of
+from recall_jax.errors import InputError
+from recall_jax.pod import writer as pod_writer
+from recall_jax.pod.processes import ALONE, Processes
+from recall_jax.pod.writer import UnitWriter
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+TENSORS = {
+    "model.embed_tokens.weight": np.arange(12, dtype=np.float32).reshape(4, 3),
+    "model.layers.0.a.weight": np.arange(300).astype(BF16).reshape(20, 15),
+    "model.layers.0.b.weight": np.arange(7).astype(np.int32),
+    "model.layers.0.empty": np.zeros((0, 4), np.float32),
+    "model.layers.1.a.weight": -np.arange(300).astype(BF16).reshape(20, 15),
+    "model.layers.1.scalar": np.float32(-0.0),
+    "model.norm.weight": np.ones(5, np.float16),
+    "lm_head.weight": np.arange(12, dtype=np.float32).reshape(4, 3) / 7,
+}
+SPECS = {name: TensorSpec(array.dtype, array.shape) for name, array in TENSORS.items()}
+UNITS = units_of(SPECS)
+FILES = 5
+SHARD = 610  # bytes: layer 0 has no room in one file, all other units have
+
+
+class Board:
+    """What several threads share as processes share the coordination service."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+        self.lock = threading.Lock()
+
+    def put(self, key, text):
+        with self.lock:
+            return self.texts.setdefault(key, text) is text
+
+    def get(self, key):
+        return self.texts.get(key)
+
+    def under(self, folder):
+        with self.lock:
+            found = list(self.texts.items())
+        start = f"{folder}/"
+        return {key.removeprefix(start): text for key, text in found if key.startswith(start)}
+
+
+def together(count, work):
+    """`work(processes)` of each process, in a thread of its own."""
+    board = Board()
+    failed = threading.Event()
+
+    def check():
+        if failed.is_set():
+            raise InputError("another process has ended")
+
+    def run(index):
+        try:
+            return work(Processes(index, count, board, check))
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+class Killed(BaseException):
+    """As if the process were gone."""
+
+
+def write(folder, processes, *, resume=False, stop_at="", before_journal=False, shared=True):
+    """Write all, a journal kept by process 0; the owner of unit `stop_at` dies in its middle."""
+    own = folder if shared else folder / str(processes.index)
+    own.mkdir(parents=True, exist_ok=True)
+    path = own.parent / f"{own.name}.jsonl"
+    with UnitWriter(own, SPECS, UNITS, processes, SHARD, shared=shared) as writer:
+        resumed, keeps_journal = 0, processes.index == 0 or not shared
+        journal = Journal(path, {"inputs": {}, "recipe": {}, "program": {}})
+        if resume:
+            journal = resume_journal(path, journal.identity, list(UNITS))
+            processes.barrier("read")
+            resumed = writer.resume(list(journal.units.values()))
+            if keeps_journal:
+                journal.keep(resumed)
+        for number, (unit, names) in enumerate(UNITS.items()):
+            if number < resumed:
+                continue
+            for at, name in enumerate(names):
+                flat = TENSORS[name].reshape(-1)
+                for start in range(0, max(len(flat), 1), 100):
+                    writer.write_piece(name, flat[start : start + 100])
+                    if unit == stop_at and not before_journal and at == len(names) // 2:
+                        raise Killed
+            mark = writer.mark()
+            if unit == stop_at:
+                raise Killed
+            if keeps_journal:
+                journal.record_unit(unit, mark)
+    return writer, resumed
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def alone(tmp_path):
+    folder = tmp_path / "alone"
+    write(folder, ALONE)
+    return contents(folder)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_units_are_whole_in_files_that_others_read(count, tmp_path, alone):
+    folder = tmp_path / "out"
+    writers = [writer for writer, _ in together(count, lambda each: write(folder, each))]
+    assert contents(folder) == alone
+    assert len(alone) == FILES + 1
+
+    (folder / "config.json").write_text("{}")
+    model = Checkpoint(str(folder), folder)
+    for name, array in TENSORS.items():
+        read = model.read(name)
+        assert (read.dtype, read.shape) == (array.dtype, array.shape)
+        assert read.tobytes() == array.tobytes()
+    weight_map = json.loads(alone["model.safetensors.index.json"])["weight_map"]
+    for file in set(weight_map.values()):
+        inside = safetensors.numpy.load_file(folder / file)
+        assert {weight_map[name] for name in inside} == {file}
+        units = {unit for unit, names in UNITS.items() for name in names if name in inside}
+        assert len(units) == 1
+
+    checksums = writers[0].checksums
+    assert set(checksums) == set(alone)
+    assert all(checksums[name]["bytes"] == len(alone[name]) for name in alone)
+    assert sum(writer.bytes_written for writer in writers) == sum(
+        array.nbytes for array in TENSORS.values()
+    )
+    owned = [set(writer.weight_map) for writer in writers]
+    assert set.union(*owned) == set(TENSORS)
+    assert sum(map(len, owned)) == len(TENSORS)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("before_journal", [False, True])
+@pytest.mark.parametrize("unit", ["embed", "layers.0", "layers.1", "head"])
+def test_a_kill_at_any_unit_is_resumed_to_the_same_bytes(
+    unit, before_journal, shared, tmp_path, alone
+):
+    folder = tmp_path / "out"
+
+    def interrupted(processes):
+        write(folder, processes, stop_at=unit, before_journal=before_journal, shared=shared)
+
+    with pytest.raises((Killed, InputError)):
+        together(2, interrupted)
+    resumed = together(2, lambda each: write(folder, each, resume=True, shared=shared))
+    assert {count for _, count in resumed} == {list(UNITS).index(unit)}
+    if shared:
+        assert contents(folder) == alone
+    else:
+        parts = [contents(folder / str(index)) for index in (0, 1)]
+        assert not set(parts[0]) & set(parts[1])
+        del alone["model.safetensors.index.json"]
+        assert parts[0] | parts[1] == alone
+
+
+def test_other_numbers_of_processes_may_go_on(tmp_path, alone):
+    folder = tmp_path / "out"
+    with pytest.raises((Killed, InputError)):
+        together(2, lambda each: write(folder, each, stop_at="head"))
+    resumed = together(3, lambda each: write(folder, each, resume=True))
+    assert {count for _, count in resumed} == {3}
+    assert contents(folder) == alone
+
+
+@pytest.mark.parametrize("file", [1, 2, 3])
+@pytest.mark.parametrize("harm", ["flipped", "short", "long", "gone"])
+def test_a_file_that_does_not_stand_ends_what_is_kept_for_all(file, harm, tmp_path, alone):
+    folder = tmp_path / "out"
+    together(2, lambda each: write(folder, each))
+    path = folder / f"model-{file:05d}-of-{FILES:05d}.safetensors"
+    data = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+    else:
+        changed = bytes([data[-1] ^ 1])
+        path.write_bytes(
+            {"flipped": data[:-1] + changed, "short": data[:-1], "long": data + b" "}[harm]
+        )
+    resumed = together(2, lambda each: write(folder, each, resume=True))
+    assert {count for _, count in resumed} == {0 if file == 1 else 1}
+    assert contents(folder) == alone
+
+
+def test_a_folder_that_is_not_shared_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(pod_writer, "_APPEARS", 0.2)
+
+    def unshared(processes):
+        write(tmp_path / str(processes.index), processes)
+
+    with pytest.raises(InputError, match=r"process 0 does not see .*with --parts"):
+        together(2, unshared)
+
+
+def test_misuse_is_refused(tmp_path):
+    first, second = list(TENSORS)[:2]
+    writer = UnitWriter(tmp_path, SPECS, UNITS, ALONE)
+    with pytest.raises(ValueError, match="never written, or has no mark"), writer:
+        with pytest.raises(ValueError, match="written where"):
+            writer.write_piece(second, TENSORS[second].reshape(-1))
+        with pytest.raises(ValueError, match="more elements"):
+            writer.write_piece(first, np.zeros(13, np.float32))
+        with pytest.raises(ValueError, match="after a finished unit"):
+            writer.mark()
+        writer.write_piece(first, TENSORS[first].reshape(-1))
+        with pytest.raises(ValueError, match="before the first write"):
+            writer.resume([])
+        with pytest.raises(ValueError, match="before the mark"):
+            writer.write_piece(second, TENSORS[second].reshape(-1))
