@@ -2,12 +2,15 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from recall_jax.checkpoint.companions import CONFIG_NAME, copy_companions
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree, write_npz
 from recall_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
@@ -31,18 +34,18 @@ def convert(
 ) -> None:
     """Write the model `source` into `out`.
 
-    `source` is any model a recipe can name, .bin weights and adapters included, or an Orbax folder
-    written by this function. To "huggingface" gives safetensors; to "orbax" the Flax tree
-    {"embed", "layers" stacked on axis 0, "head"}. Raises InputError for a source that is neither,
-    or an architecture that is not known (Orbax only).
+    `source` is any model a recipe can name, .bin weights and adapters included, or a folder of a
+    tree written by this function. To "huggingface" gives safetensors; to "orbax" and "npz" the Flax
+    tree {"embed", "layers" stacked on axis 0, "head"}. Raises InputError for a source that is
+    neither, or an architecture that is not known (trees only).
     """
-    if to not in ("huggingface", "orbax"):
-        raise InputError(f"cannot convert to {to!r}: use huggingface or orbax")
+    if to not in ("huggingface", "orbax", "npz"):
+        raise InputError(f"cannot convert to {to!r}: use huggingface, orbax or npz")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: use {', '.join(DTYPES)}")
     wanted = None if dtype is None else DTYPES[dtype]
     model = _open(source, ignore_config)
-    arch = common_architecture([model], ignore_config) if to == "orbax" else None
+    arch = None if to == "huggingface" else common_architecture([model], ignore_config)
     specs = make_plan([model], tied=is_tied(model), out_dtype=dtype).specs
     inputs = [model.folder, *model.tokenizer_folders]
     with output_folder(out, force=force, inputs=inputs) as hidden:
@@ -55,8 +58,11 @@ def convert(
         )
         checksums = {}
         arrays = ((name, _cast(name, model.read(name), spec)) for name, spec in specs.items())
-        if arch is not None:
+        if arch is not None and to == "orbax":
             save_orbax(hidden, to_flax(arch, dict(arrays)))
+        elif arch is not None:
+            leaves = flatten_dict(to_flax(arch, dict(arrays)), sep="/")
+            write_npz(hidden / NPZ_NAME, leaves.items())
         else:
             with ShardedWriter(hidden, specs, shard_bytes) as writer:
                 for name, array in arrays:
@@ -65,29 +71,43 @@ def convert(
         write_checksums(hidden, checksums)
 
 
-class _OrbaxModel:
-    """An Orbax folder read as a checkpoint: the whole tree in memory, by Hugging Face names."""
+class _TreeModel:
+    """A tree of ours read as a checkpoint: whole in memory, by Hugging Face names."""
 
-    def __init__(self, folder: Path, ignore_config: Collection[str]) -> None:
+    def __init__(self, folder: Path, tree: Any, ignore_config: Collection[str]) -> None:
         path = folder / CONFIG_NAME
         self.name, self.folder, self.tokenizer_folders = str(folder), folder, (folder,)
         self.config = read_json_object(path)
         arch = read_architecture(self.config, ignore=ignore_config, where=str(path))
-        self._tensors = from_flax(arch, load_orbax(folder))
+        try:
+            self._tensors = from_flax(arch, tree)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{folder}: its tree is not that of the {arch.family} model of its config "
+                f"({type(error).__name__}: {error})"
+            ) from error
         self.specs = {name: TensorSpec(a.dtype, a.shape) for name, a in self._tensors.items()}
         self.bytes_read = sum(spec.nbytes for spec in self.specs.values())
 
     def read(self, name: str) -> np.ndarray:
         return self._tensors[name]
 
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Some rows of a tensor, as `TensorSource.read_rows`."""
+        return np.atleast_1d(self._tensors[name])[start:stop]
+
     def drop(self, name: str) -> None:
         """Nothing: the tree is in memory."""
 
 
-def _open(source: str, ignore_config: Collection[str]) -> Checkpoint | _OrbaxModel:
+def _open(source: str, ignore_config: Collection[str]) -> Checkpoint | _TreeModel:
     folder = Path(source)
     if folder.is_dir() and is_orbax(folder):
-        return _OrbaxModel(folder, ignore_config)
+        return _TreeModel(folder, load_orbax(folder), ignore_config)
+    if (folder / NPZ_NAME).is_file():
+        file = NpzTree(source, folder / NPZ_NAME)
+        leaves = {name: file.read(name) for name in file.specs}
+        return _TreeModel(folder, unflatten_dict(leaves, sep="/"), ignore_config)
     return open_checkpoint(source)
 
 

@@ -4,22 +4,25 @@ import os
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
-from recall_jax.checkpoint.checksums import FileChecksum, file_checksum
+from recall_jax.checkpoint.checksums import FileChecksum, checksum_fault, file_checksum
 from recall_jax.checkpoint.companions import CONFIG_NAME, has_tokenizer
+from recall_jax.checkpoint.flax_msgpack import MSGPACK_NAME, MsgpackTree
 from recall_jax.checkpoint.folder import WEIGHTS, Checkpoint
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora import read_adapter
+from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree
 from recall_jax.checkpoint.orbax import TREE_NAME
 from recall_jax.checkpoint.writer import CHECKSUMS_NAME
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors
+from recall_jax.pod.part import PART_NAME, read_part
 
-Kind = Literal["model", "adapter", "orbax"]
+Kind = Literal["model", "adapter", "orbax", "npz", "msgpack", "part"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
 # By the ends of their names: what transformers, peft or vLLM would load if it stood in the folder.
@@ -48,22 +51,24 @@ def verify(folder: Path, progress: Progress = silent) -> Verification:
     """Hold `folder` against its checksums.json, if it has one, and check that it fits together.
 
     Of a model: headers, index, config, and the tensors against the config where the family is
-    known; of an adapter its config and header; of an Orbax folder the config. Raises InputError if
+    known; of an adapter its config and header; of a tree the config. Raises InputError if
     there is no such folder, or nothing in it to verify.
     """
     if not os.path.isdir(folder):
         why = "is a file: name the folder it is in" if os.path.exists(folder) else "does not exist"
         raise InputError(f"{folder} {why}")
     names = os.listdir(folder)
-    if not any(name in (CHECKSUMS_NAME, CONFIG_NAME) or name.endswith(_LOADED) for name in names):
+    known = (CHECKSUMS_NAME, CONFIG_NAME, PART_NAME)
+    if not any(name in known or name.endswith(_LOADED) for name in names):
         raise InputError(
             f"{folder} has no {CHECKSUMS_NAME}, {CONFIG_NAME} or weights: nothing to verify"
         )
     findings = _Findings()
     checksums: dict[str, FileChecksum] = {}
-    if CHECKSUMS_NAME not in names:
+    told = PART_NAME if PART_NAME in names else CHECKSUMS_NAME
+    if told not in names:
         findings.notes.append(f"no {CHECKSUMS_NAME}: the bytes were not checked")
-    elif checksums := _read_checksums(folder / CHECKSUMS_NAME, findings):
+    elif checksums := _read_checksums(folder / told, findings):
         _check_bytes(folder, checksums, findings, progress)
         _check_others(folder, checksums, findings)
     kind = _kind(folder, names)
@@ -97,20 +102,9 @@ def _read_checksums(path: Path, findings: _Findings) -> dict[str, FileChecksum]:
     if not isinstance(files, dict) or not files:
         findings.faults.append(f"{path} has no files")
         return {}
-    wrong = {name: why for name, entry in files.items() if (why := _why_wrong(name, entry))}
+    wrong = {name: why for name, entry in files.items() if (why := checksum_fault(name, entry))}
     findings.faults += [f"{path}: {name!r} {why}" for name, why in wrong.items()]
     return {name: entry for name, entry in files.items() if name not in wrong}
-
-
-def _why_wrong(name: str, entry: Any) -> str | None:
-    # By its name alone: a link is followed, as those of the hub's cache lead out of the folder.
-    path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
-        return "is no file in the folder"
-    size, crc = (entry.get("bytes"), entry.get("crc32")) if isinstance(entry, dict) else (0, 0)
-    if type(size) is not int or not isinstance(crc, str):
-        return "has no size and checksum"
-    return None
 
 
 def _check_bytes(
@@ -146,11 +140,13 @@ def _file_fault(folder: Path, name: str, expected: FileChecksum) -> str | None:
 def _check_others(folder: Path, checksums: Collection[str], findings: _Findings) -> None:
     """Files without a checksum: those that would be loaded are faults, the rest are mentioned."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    names = sorted({path.as_posix() for path in paths} - {*checksums, CHECKSUMS_NAME})
+    names = sorted({path.as_posix() for path in paths} - {*checksums, CHECKSUMS_NAME, PART_NAME})
     loaded = [
         name
         for name in names
-        if name.startswith(f"{TREE_NAME}/") or ("/" not in name and name.endswith(_LOADED))
+        if name.startswith(f"{TREE_NAME}/")
+        or name in (NPZ_NAME, MSGPACK_NAME)
+        or ("/" not in name and name.endswith(_LOADED))
     ]
     findings.faults += [f"{name!r} has no checksum, and changes what is loaded" for name in loaded]
     if others := [name for name in names if name not in loaded]:
@@ -163,11 +159,15 @@ def _check_others(folder: Path, checksums: Collection[str], findings: _Findings)
 
 def _kind(folder: Path, names: Collection[str]) -> Kind:
     """What the folder is; where weights of a model are missing, by what stands there instead."""
+    if PART_NAME in names:
+        return "part"
     if any(name in names for name in WEIGHTS):
         return "model"
     if _ADAPTER_CONFIG in names:
         return "adapter"
-    return "orbax" if (folder / TREE_NAME).is_dir() else "model"
+    if (folder / TREE_NAME).is_dir():
+        return "orbax"
+    return "npz" if NPZ_NAME in names else "msgpack" if MSGPACK_NAME in names else "model"
 
 
 def _check_model(folder: Path, findings: _Findings) -> None:
@@ -187,9 +187,32 @@ def _check_adapter(folder: Path, findings: _Findings) -> None:
 
 
 def _check_orbax(folder: Path, findings: _Findings) -> None:
-    read_json_object(folder / CONFIG_NAME)
-    _note_tokenizer(folder, findings)
+    _check_config(folder, findings)
     findings.notes.append("an Orbax tree: its structure was not checked")
+
+
+def _check_npz(folder: Path, findings: _Findings) -> None:
+    _check_config(folder, findings)
+    NpzTree(str(folder), folder / NPZ_NAME)
+
+
+def _check_msgpack(folder: Path, findings: _Findings) -> None:
+    _check_config(folder, findings)
+    MsgpackTree(str(folder), folder / MSGPACK_NAME)
+
+
+def _check_config(folder: Path, findings: _Findings) -> None:
+    """The config of a tree, which it has where it was converted from a model of a known family."""
+    if (folder / CONFIG_NAME).is_file():
+        read_json_object(folder / CONFIG_NAME)
+        _note_tokenizer(folder, findings)
+    else:
+        findings.notes.append(f"a tree without {CONFIG_NAME}: for the code that it comes from")
+
+
+def _check_part(folder: Path, findings: _Findings) -> None:
+    part = read_part(folder)
+    findings.notes.append(f"part {part.index} of {part.count} of a model: recall gather joins them")
 
 
 def _note_tokenizer(folder: Path, findings: _Findings) -> None:
@@ -197,4 +220,11 @@ def _note_tokenizer(folder: Path, findings: _Findings) -> None:
         findings.notes.append("no tokenizer")
 
 
-_CHECKS = {"model": _check_model, "adapter": _check_adapter, "orbax": _check_orbax}
+_CHECKS = {
+    "model": _check_model,
+    "adapter": _check_adapter,
+    "orbax": _check_orbax,
+    "npz": _check_npz,
+    "msgpack": _check_msgpack,
+    "part": _check_part,
+}

@@ -17,6 +17,7 @@ import numpy as np
 from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
 from recall_jax.errors import InputError, storage_faults
 
+MSGPACK_NAME = "tree.msgpack"  # in a folder of ours
 _ARRAY, _SCALAR = 1, 3
 _CHUNKED = "__msgpack_chunked_array__"
 _CHUNK = 1 << 30  # bytes
@@ -98,7 +99,7 @@ class MsgpackTree:
 
 def write_msgpack(like: MsgpackTree, path: Path, leaves: Iterable[tuple[str, np.ndarray]]) -> None:
     """Write leaves, in the order of `like.specs`, as `like` has them; its other leaves too."""
-    packer = msgpack.Packer(strict_types=True)
+    packer = msgpack.Packer()
     coming = iter(leaves)
 
     def value(name: str) -> Any:
@@ -111,7 +112,7 @@ def write_msgpack(like: MsgpackTree, path: Path, leaves: Iterable[tuple[str, np.
     with storage_faults(f"write {path}"), path.open("wb") as file:
         if like.is_stream:
             for name in like.names:
-                packed = msgpack.packb(value(name), strict_types=True)
+                packed = msgpack.packb(value(name))
                 file.write(packer.pack((name.split("/"), packed)))
         else:
             for part in _packed_map(packer, _nested(like.names), value):

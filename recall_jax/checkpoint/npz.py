@@ -16,6 +16,7 @@ import numpy as np
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, storage_faults
 
+NPZ_NAME = "tree.npz"  # in a folder of ours
 _BFLOAT16, _RAW = np.dtype(ml_dtypes.bfloat16), np.dtype("V2")
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,

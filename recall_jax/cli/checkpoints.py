@@ -15,10 +15,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder, folder+adapter, or Orbax folder.")],
+    source: Annotated[str, typer.Argument(help="Folder, folder+adapter, or folder of a tree.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")],
     to: Annotated[
-        str, typer.Option("--to", help="huggingface (safetensors) or orbax (the Flax tree).")
+        str, typer.Option("--to", help="huggingface (safetensors), or the Flax tree: orbax or npz.")
     ] = "huggingface",
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="bfloat16, float16, float32 or float64.")
@@ -31,7 +31,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint to another format.
 
-    Folds adapters in, turns .bin into safetensors, and goes to and from Orbax.
+    Folds adapters in, turns .bin into safetensors, and goes to and from Orbax and npz.
 
     \b
     Example: recall convert base+french-lora french
@@ -97,7 +97,7 @@ def inspect(
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder of a model, an adapter or Orbax.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a model, an adapter or a tree.")],
     as_json: Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -120,7 +120,8 @@ def verify(
         verdict = {"good": not found.faults, **dataclasses.asdict(found)}
         console.say(json.dumps(verdict, indent=1), quiet)
     else:
-        checked = "config checked" if found.kind == "orbax" else "structure checked"
+        is_model = found.kind in ("model", "adapter")
+        checked = "structure checked" if is_model else "config checked"
         if found.files:
             checked = f"{found.files} files checked, {_megabytes(found.nbytes)}"
         lines = [f"{folder}: {faults if found.faults else 'good'} ({found.kind}, {checked})"]

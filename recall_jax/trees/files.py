@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from recall_jax.checkpoint.flax_msgpack import MsgpackTree, write_msgpack
-from recall_jax.checkpoint.npz import NpzTree, write_npz
-from recall_jax.checkpoint.orbax import TREE_NAME, OrbaxTree, find_orbax, save_orbax
+from recall_jax.checkpoint.flax_msgpack import MSGPACK_NAME, MsgpackTree, write_msgpack
+from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree, write_npz
+from recall_jax.checkpoint.orbax import OrbaxTree, find_orbax, save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError
 
@@ -18,7 +18,6 @@ TreeFile = OrbaxTree | NpzTree | MsgpackTree
 Leaf = np.ndarray | jax.Array
 
 FORMATS = {OrbaxTree: "orbax", NpzTree: "npz", MsgpackTree: "msgpack"}
-_NAMES = {NpzTree: f"{TREE_NAME}.npz", MsgpackTree: f"{TREE_NAME}.msgpack"}
 _MSGPACK = (".msgpack", ".streaming")
 _STREAMS = ("streaming_params", "streaming_train_state")  # EasyLM's names, without a suffix
 
@@ -50,7 +49,7 @@ def _file(path: Path) -> Path | None:
     if path.is_file():
         known = path.suffix in (".npz", *_MSGPACK) or path.name.startswith(_STREAMS)
         return path if known else None
-    inside = [path / name for name in _NAMES.values() if (path / name).is_file()]
+    inside = [path / name for name in (NPZ_NAME, MSGPACK_NAME) if (path / name).is_file()]
     return inside[0] if inside else None
 
 
@@ -100,9 +99,9 @@ def write_tree(folder: Path, like: TreeFile, leaves: Iterable[tuple[str, Leaf]])
         whole = like.nest({**like.others, **dict(leaves)}, boxed=True)
         save_orbax(folder, whole, *([like.part] if like.part else []))
     elif isinstance(like, NpzTree):
-        write_npz(folder / _NAMES[NpzTree], _on_host(leaves))
+        write_npz(folder / NPZ_NAME, _on_host(leaves))
     else:
-        write_msgpack(like, folder / _NAMES[MsgpackTree], _on_host(leaves))
+        write_msgpack(like, folder / MSGPACK_NAME, _on_host(leaves))
 
 
 def leaf_sharding(spec: TensorSpec, mesh: Mesh | None, stacked: int | None) -> Sharding | None:

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from recall_jax.checkpoint.companions import CONFIG_NAME
+from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.npz import NpzTree
 from recall_jax.errors import InputError
 from recall_jax.recipe import Samples
 from recall_jax.representations.batches import make_batches
 from recall_jax.representations.data import read_rows
 from recall_jax.representations.samples import INPUT_IDS, Tokenized, read_pool, read_typical
-from recall_jax.representations.tokens import load_tokenizer
+from recall_jax.representations.tokens import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def read_tree_samples(settings: Samples) -> TreeSamples:
     if path.suffix == ".npz":
         rows: TreeSamples = _read_arrays(path, settings)
     elif settings.tokenizer is not None:
-        tokenizer = load_tokenizer([Path(settings.tokenizer)], "")
+        tokenizer = _tokenizer(Path(settings.tokenizer))
         if settings.typical is not None:
             return read_typical(
                 path, tokenizer, field=settings.field, max_tokens=settings.max_tokens
@@ -81,6 +83,12 @@ def batches_of(samples: TreeSamples, batch_size: int) -> tuple[list[dict[str, np
         for start in range(0, total, batch_size)
     ]
     return batches, np.arange(total)
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    config = folder / CONFIG_NAME  # of the model that the folder is of, if it is of one
+    model_type = read_json_object(config).get("model_type") if config.is_file() else None
+    return load_tokenizer([folder], str(model_type))
 
 
 def _read_arrays(path: Path, settings: Samples) -> ArrayRows:
