@@ -3,8 +3,8 @@
 import ctypes
 import errno
 import os
-from pathlib import Path
-from typing import TypedDict
+from pathlib import Path, PurePosixPath
+from typing import Any, TypedDict
 
 from isal import isal_zlib  # zlib's CRC-32, at ten times its speed
 
@@ -75,6 +75,18 @@ class ChecksummedFile:
 def checksum_of(size: int, crc: int) -> FileChecksum:
     """A record of what was computed."""
     return {"bytes": size, "crc32": f"{crc:08x}"}
+
+
+def checksum_fault(name: str, entry: Any) -> str | None:
+    """What is wrong with an entry of a file of checksums, if anything is."""
+    # By its name alone: a link is followed, as those of the hub's cache lead out of the folder.
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+        return "is no file in the folder"
+    size, crc = (entry.get("bytes"), entry.get("crc32")) if isinstance(entry, dict) else (0, 0)
+    if type(size) is not int or not isinstance(crc, str):
+        return "has no size and checksum"
+    return None
 
 
 def file_checksum(path: Path) -> FileChecksum:

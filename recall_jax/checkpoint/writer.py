@@ -266,16 +266,21 @@ def write_checksums(folder: Path, known: Mapping[str, FileChecksum] | None = Non
 
     `known` spares the reading of files whose checksum was taken while they were written.
     """
-    known = known or {}
-    files: dict[str, FileChecksum] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if name != CHECKSUMS_NAME:
-            files[name] = known.get(name) or file_checksum(path)
-    content = {"format": 1, "algorithm": "crc32", "files": files}
+    content = {"format": 1, "algorithm": "crc32", "files": checksums_of(folder, known or {})}
     file = ChecksummedFile(folder / CHECKSUMS_NAME)
     file.write((json.dumps(content, indent=2) + "\n").encode())
     file.close()
+
+
+def checksums_of(folder: Path, known: Mapping[str, FileChecksum]) -> dict[str, FileChecksum]:
+    """Of every file under `folder` but `checksums.json` itself, by its path relative to it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {
+        name: known.get(name) or file_checksum(path)
+        for name, path in names.items()
+        if name != CHECKSUMS_NAME
+    }
 
 
 def _plan(specs: Mapping[str, TensorSpec], shard_bytes: int) -> dict[str, Shard]:

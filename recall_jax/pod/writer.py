@@ -53,8 +53,8 @@ class UnitWriter:
     def __init__(
         self,
         folder: Path,
-        specs: Mapping[str, TensorSpec],
         units: Mapping[str, Sequence[str]],
+        specs: Mapping[str, TensorSpec],
         processes: Processes,
         shard_bytes: int = DEFAULT_SHARD_BYTES,
         *,
@@ -84,6 +84,11 @@ class UnitWriter:
     def bytes_written(self) -> int:
         """Bytes of the tensors written so far by this process, headers not counted."""
         return self._bytes_written
+
+    @property
+    def total_size(self) -> int:
+        """Bytes of all tensors of the model."""
+        return sum(spec.nbytes for spec in self._specs.values())
 
     @property
     def weight_map(self) -> Mapping[str, str]:
@@ -181,8 +186,7 @@ class UnitWriter:
             due = self._order[min(self._finished, len(self._order) - 1)][0]
             raise ValueError(f"tensor {due!r} was never written, or has no mark")
         if self._shared and self._processes.index == 0:
-            size = sum(spec.nbytes for spec in self._specs.values())
-            index = write_index(self._folder, size, dict(self._order))
+            index = write_index(self._folder, self.total_size, dict(self._order))
             self._checksums[INDEX_NAME] = index
 
     def _owns(self, unit: _Unit) -> bool:

@@ -1,21 +1,21 @@
 """Units written by several owners: the safetensors package reads them, every byte is as alone."""
 
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from threaded import together
 
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.writer import Mark
 from recall_jax.engine.journal import Journal, resume_journal
 from recall_jax.engine.plan import units_of
 from recall_jax.errors import InputError
 from recall_jax.pod import writer as pod_writer
-from recall_jax.pod.processes import ALONE, Processes
+from recall_jax.pod.processes import ALONE
 from recall_jax.pod.writer import UnitWriter
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -35,76 +35,41 @@ FILES = 5
 SHARD = 610  # bytes: layer 0 has no room in one file, all other units have
 
 
-class Board:
-    """What several threads share as processes share the coordination service."""
-
-    def __init__(self) -> None:
-        self.texts: dict[str, str] = {}
-        self.lock = threading.Lock()
-
-    def put(self, key, text):
-        with self.lock:
-            return self.texts.setdefault(key, text) is text
-
-    def get(self, key):
-        return self.texts.get(key)
-
-    def under(self, folder):
-        with self.lock:
-            found = list(self.texts.items())
-        start = f"{folder}/"
-        return {key.removeprefix(start): text for key, text in found if key.startswith(start)}
-
-
-def together(count, work):
-    """`work(processes)` of each process, in a thread of its own."""
-    board = Board()
-    failed = threading.Event()
-
-    def check():
-        if failed.is_set():
-            raise InputError("another process has ended")
-
-    def run(index):
-        try:
-            return work(Processes(index, count, board, check))
-        except BaseException:
-            failed.set()
-            raise
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
-
-
 class Killed(BaseException):
     """As if the process were gone."""
 
 
 def write(folder, processes, *, resume=False, stop_at="", before_journal=False, shared=True):
-    """Write all, a journal kept by process 0; the owner of unit `stop_at` dies in its middle."""
+    """Write all, a journal kept by process 0, and by each with a folder of its own.
+
+    The owner of unit `stop_at` dies in its middle, or process 0 `before_journal`.
+    """
     own = folder if shared else folder / str(processes.index)
     own.mkdir(parents=True, exist_ok=True)
     path = own.parent / f"{own.name}.jsonl"
-    with UnitWriter(own, SPECS, UNITS, processes, SHARD, shared=shared) as writer:
-        resumed, keeps_journal = 0, processes.index == 0 or not shared
+    with UnitWriter(own, UNITS, SPECS, processes, SHARD, shared=shared) as writer:
         journal = Journal(path, {"inputs": {}, "recipe": {}, "program": {}})
+        resumed, keeps_journal = 0, processes.index == 0 or not shared
         if resume:
-            journal = resume_journal(path, journal.identity, list(UNITS))
-            processes.barrier("read")
+            if processes.index == 0:
+                journal = resume_journal(path, journal.identity, list(UNITS))
+            told = processes.broadcast("journal", lambda: list(journal.units.items()))
+            journal.units = {unit: Mark(*mark) for unit, mark in told}
             resumed = writer.resume(list(journal.units.values()))
             if keeps_journal:
                 journal.keep(resumed)
         for number, (unit, names) in enumerate(UNITS.items()):
             if number < resumed:
                 continue
+            dies = processes.index == (0 if before_journal else number % processes.count)
             for at, name in enumerate(names):
                 flat = TENSORS[name].reshape(-1)
                 for start in range(0, max(len(flat), 1), 100):
-                    writer.write_piece(name, flat[start : start + 100])
-                    if unit == stop_at and not before_journal and at == len(names) // 2:
+                    if unit == stop_at and dies and not before_journal and at == len(names) // 2:
                         raise Killed
+                    writer.write_piece(name, flat[start : start + 100])
             mark = writer.mark()
-            if unit == stop_at:
+            if unit == stop_at and dies:
                 raise Killed
             if keeps_journal:
                 journal.record_unit(unit, mark)
@@ -217,7 +182,7 @@ def test_a_folder_that_is_not_shared_is_told(tmp_path, monkeypatch):
 
 def test_misuse_is_refused(tmp_path):
     first, second = list(TENSORS)[:2]
-    writer = UnitWriter(tmp_path, SPECS, UNITS, ALONE)
+    writer = UnitWriter(tmp_path, UNITS, SPECS, ALONE)
     with pytest.raises(ValueError, match="never written, or has no mark"), writer:
         with pytest.raises(ValueError, match="written where"):
             writer.write_piece(second, TENSORS[second].reshape(-1))

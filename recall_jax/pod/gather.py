@@ -1,0 +1,83 @@
+"""Join the parts that processes have written on disks of their own into one model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from recall_jax.checkpoint.checksums import ChecksummedFile, FileChecksum
+from recall_jax.checkpoint.writer import INDEX_NAME, write_checksums, write_index
+from recall_jax.engine.progress import Progress, silent
+from recall_jax.errors import InputError, storage_faults
+from recall_jax.output import output_folder
+from recall_jax.pod.part import Part, read_part
+
+_BLOCK = 1 << 24
+
+
+def gather(
+    folders: Sequence[Path], out: Path, *, force: bool = False, progress: Progress = silent
+) -> None:
+    """Copy the files of all parts of one run into `out`, with their index and checksums.
+
+    Every byte is held against its checksum on its way. Raises InputError where the parts are not
+    all of one run, one is missing or damaged, or for whatever is wrong with `out`.
+    """
+    parts = [read_part(folder) for folder in folders]
+    _check_complete(parts)
+    parts.sort(key=lambda part: part.index)
+    weight_map = {tensor: file for part in parts for tensor, file in part.weight_map.items()}
+    total = sum(len(part.files) for part in parts)
+    with output_folder(out, force=force, inputs=folders) as target:
+        known: dict[str, FileChecksum] = {}
+        copied = 0
+        for part in parts:
+            for name, expected in part.files.items():
+                progress(name, len(known), total, read=copied, written=copied)
+                if name in known:
+                    raise InputError(f"{part.folder} holds {name} as another part does: name one")
+                known[name] = _copy(part, name, target / name, expected)
+                copied += expected["bytes"]
+        by_file = dict(sorted(weight_map.items(), key=lambda item: item[1]))
+        known[INDEX_NAME] = write_index(target, parts[0].total_size, by_file)
+        write_checksums(target, known)
+        progress("", total, total, read=copied, written=copied)
+
+
+def _check_complete(parts: Sequence[Part]) -> None:
+    """Raise InputError unless these are all parts of one run."""
+    first = parts[0]
+    by_index: dict[int, Part] = {}
+    for part in parts:
+        if (part.run, part.count, part.total_size) != (first.run, first.count, first.total_size):
+            raise InputError(
+                f"{part.folder} is part of another run than {first.folder}: name the parts of one"
+            )
+        if part.index in by_index:
+            twin = by_index[part.index].folder
+            raise InputError(f"{twin} and {part.folder} are both part {part.index}: name one")
+        by_index[part.index] = part
+    missing = [str(index) for index in range(first.count) if index not in by_index]
+    if missing:
+        parts_are = "part" if len(missing) == 1 else "parts"
+        raise InputError(
+            f"{parts_are} {', '.join(missing)} of {first.count} (numbered from 0) not given: name "
+            "the folders that all processes have written"
+        )
+
+
+def _copy(part: Part, name: str, target: Path, expected: FileChecksum) -> FileChecksum:
+    source = part.folder / name
+    with storage_faults(f"write {target}"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with storage_faults(f"read {source}"), source.open("rb") as data:
+        file = ChecksummedFile(target, expected["bytes"])
+        try:
+            while block := data.read(_BLOCK):
+                file.write(block)
+        finally:
+            found = file.close()
+    if found != expected:
+        raise InputError(
+            f"{source} is damaged: it does not hold the bytes that process {part.index} wrote: "
+            "copy it again from its machine"
+        )
+    return found

@@ -1,0 +1,85 @@
+"""A part of a model: what one process of many has written on a disk of its own.
+
+Its folder holds whole files of the model, those of process 0 also what stands beside the weights,
+and `part.json`, which says what they are and of which run.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from recall_jax.checkpoint.checksums import FileChecksum, checksum_fault
+from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.checkpoint.writer import checksums_of
+from recall_jax.errors import InputError, storage_faults
+from recall_jax.pod.processes import Processes
+from recall_jax.pod.writer import UnitWriter
+
+PART_NAME = "part.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `index` of `count` of one run; `total_size` is the bytes of all the model's tensors."""
+
+    folder: Path
+    run: str
+    index: int
+    count: int
+    total_size: int
+    weight_map: Mapping[str, str]
+    files: Mapping[str, FileChecksum]
+
+
+def write_part(folder: Path, processes: Processes, writer: UnitWriter) -> None:
+    """Write `part.json` over all files under `folder`, of which `writer` knows its own.
+
+    All processes call it, after everything else is written.
+    """
+    run = processes.broadcast("run", lambda: secrets.token_hex(8))
+    content = {
+        "format": 1,
+        "algorithm": "crc32",
+        "run": run,
+        "process": processes.index,
+        "processes": processes.count,
+        "total_size": writer.total_size,
+        "weight_map": writer.weight_map,
+        "files": checksums_of(folder, writer.checksums),
+    }
+    with storage_faults(f"write {folder / PART_NAME}"):
+        (folder / PART_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_part(folder: Path) -> Part:
+    """What a part says of itself; InputError where it is none, or not written as one."""
+    path = folder / PART_NAME
+    if not path.is_file():
+        raise InputError(f"{folder} has no {PART_NAME}: it is no part of a model")
+    content = read_json_object(path)
+    if (content.get("format"), content.get("algorithm")) != (1, "crc32"):
+        raise InputError(f"{path} is not of format 1 with algorithm crc32, the only one known")
+    kinds = {
+        "run": str,
+        "process": int,
+        "processes": int,
+        "total_size": int,
+        "weight_map": dict,
+        "files": dict,
+    }
+    for key, kind in kinds.items():
+        if type(content.get(key)) is not kind:
+            raise InputError(f"{path} has no {key}, or none that can be used")
+    files, weight_map = content["files"], content["weight_map"]
+    for name, entry in files.items():
+        if why := checksum_fault(name, entry):
+            raise InputError(f"{path}: {name!r} {why}")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or name not in files:
+            raise InputError(f"{path}: tensor {tensor!r} is in none of its files")
+    if not 0 <= content["process"] < content["processes"]:
+        raise InputError(f"{path}: there is no part {content['process']} of {content['processes']}")
+    keys = ("run", "process", "processes", "total_size", "weight_map", "files")
+    return Part(folder, *(content[key] for key in keys))
