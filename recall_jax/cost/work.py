@@ -1,13 +1,14 @@
 """What a merge has to do, whatever does it: bytes by unit, and the forward that it runs."""
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recall_jax.models.architecture import Architecture, Rope
 from recall_jax.models.convert import state_tensors, tensor_shapes, unit_tensors
 from recall_jax.representations.batches import padded_length
-from recall_jax.units import EMBED, HEAD
+from recall_jax.units import EMBED, HEAD, layer_unit
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,12 @@ def recall_work(
 
 def parameters(arch: Architecture, unit: str) -> int:
     """How many parameters a unit has."""
-    return _count(tensor_shapes(arch), unit_tensors(arch, unit))
+    return sum(math.prod(shape) for shape in _shapes(arch, _like(unit), whole=True))
 
 
 def state_parameters(arch: Architecture, unit: str) -> int:
     """How many of them hidden states depend on: all but those of the output projection."""
-    return _count(tensor_shapes(arch), state_tensors(arch, unit))
+    return sum(math.prod(shape) for shape in _shapes(arch, _like(unit), whole=False))
 
 
 def flops_per_position(arch: Architecture, unit: str, length: int) -> int:
@@ -146,12 +147,17 @@ def flops_per_position(arch: Architecture, unit: str, length: int) -> int:
     """
     if unit in (EMBED, HEAD):  # looked up; normed
         return 0
-    shapes = tensor_shapes(arch)
-    products = sum(
-        math.prod(shapes[name]) for name in state_tensors(arch, unit) if len(shapes[name]) == 2
-    )
+    shapes = _shapes(arch, _like(unit), whole=False)
+    products = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
     return 2 * products + 4 * length * arch.num_attention_heads * arch.head_dim
 
 
-def _count(shapes: Mapping[str, tuple[int, ...]], names: Sequence[str]) -> int:
-    return sum(math.prod(shapes[name]) for name in names)
+def _like(unit: str) -> str:
+    """A unit of the same shapes: all blocks are alike."""
+    return unit if unit in (EMBED, HEAD) else layer_unit(0)
+
+
+@functools.lru_cache(maxsize=128)
+def _shapes(arch: Architecture, unit: str, *, whole: bool) -> list[tuple[int, ...]]:
+    shapes = tensor_shapes(arch)
+    return [shapes[name] for name in (unit_tensors if whole else state_tensors)(arch, unit)]
