@@ -4,7 +4,9 @@ The command line, the demo and Python callers all come through `merge`.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
 from recall_jax.engine.findings import Findings
-from recall_jax.engine.journal import Journal, changed_input, input_files, resume_journal
-from recall_jax.engine.layout import OnHost
+from recall_jax.engine.journal import Journal, changed_input, input_files
+from recall_jax.engine.layout import Layout, OnHost
 from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models, taken_whole
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import (
@@ -37,7 +39,10 @@ from recall_jax.outcome import (
     versions,
     write_outcome,
 )
-from recall_jax.output import work_folder
+from recall_jax.output import Work, work_folder
+from recall_jax.pod.processes import ALONE, Processes
+from recall_jax.pod.together import shared_journal, shared_work
+from recall_jax.pod.writer import UnitWriter
 from recall_jax.recipe import Recipe
 from recall_jax.report.record import load_report
 
@@ -47,7 +52,9 @@ class Options:
     """How a merge is run, beside what the recipe says is merged.
 
     `memory` is the budget in bytes, by default a share of what is free; `inputs` are files that
-    OUT must not replace, beside the recipe's own.
+    OUT must not replace, beside the recipe's own. `mesh`, such as "data=2,fsdp=4" or "auto", cuts
+    all tensors over several devices, those of all `processes` that run this same merge together;
+    they write into one folder, or with `parts` each into an OUT of its own.
     """
 
     force: bool = False
@@ -55,6 +62,9 @@ class Options:
     shard_bytes: int = DEFAULT_SHARD_BYTES
     memory: int | None = None
     inputs: Collection[Path] = ()
+    mesh: str | None = None
+    processes: Processes = ALONE
+    parts: bool = False
 
 
 DEFAULTS = Options()
@@ -74,7 +84,7 @@ def merge(
     holds it. Raises InputError for whatever is wrong with the recipe, the models, the data or
     `out`; UnfinishedError, which leaves what is done for `resume`, where disk or memory fail.
     """
-    clock, lines = Clock(), []
+    clock, lines, processes = Clock(), [], options.processes
 
     def tell(line: str) -> None:
         lines.append(line)
@@ -85,7 +95,7 @@ def merge(
         read = open_models([*base_first, *(entry.model for entry in recipe.models)])
         base, models = (read[0], read[1:]) if base_first else (None, read)
         method = METHODS[recipe.merge_method]
-        budget = memory_budget(options.memory)
+        budget = min(processes.exchange("budget", memory_budget(options.memory)))
         plan = make_plan(
             models,
             base=base,
@@ -94,25 +104,26 @@ def merge(
         )
         size = sum(model.nbytes for model in read)
         plan = replace(plan, larger_than_memory=size > cacheable_bytes(budget))
-        chunk, beside = cut_pieces(
-            read, plan.specs, BACKLOG, budget, whole_tensors=method.whole_tensors
-        )
-        layout = OnHost(chunk)
-        identity = _identity(recipe, models, base, options)
+        layout, beside = _layout(recipe, read, plan, options, budget)
+        identity = _identity(recipe, models, base, options, layout)
     inputs = [*options.inputs, *_input_paths(recipe, read)]
-    with work_folder(out, force=options.force, resume=options.resume, inputs=inputs) as work:
-        with (
-            clock.stage("total"),
-            ShardedWriter(work.folder, plan.specs, options.shard_bytes) as writer,
-        ):
-            journal = Journal(work.journal, identity)
-            if options.resume:
-                journal = resume_journal(work.journal, identity, list(plan.units))
-                journal.keep(writer.resume(list(journal.units.values())))
+    with _place(out, options, inputs) as work:
+        with clock.stage("total"), _writer(work.folder, plan, options) as writer:
+            journal = shared_journal(
+                work.journal,
+                identity,
+                list(plan.units),
+                writer,
+                processes,
+                resume=options.resume,
+                own=options.parts,
+            )
             if work.discarded:
                 tell("an interrupted merge was discarded: --resume would have gone on with it")
             resumed = len(journal.units)
             tell(_describe(read, plan, budget, resumed))
+            if layout.described is not None:
+                tell(layout.described)
             prepared = _prepare(
                 Merge(
                     recipe,
@@ -120,7 +131,7 @@ def merge(
                     base,
                     plan,
                     layout,
-                    lambda what, decide: decide(),
+                    processes.broadcast,
                     journal,
                     budget,
                     beside,
@@ -133,42 +144,83 @@ def merge(
                 replace(plan, models=prepared.models),
                 prepared.rule,
                 writer,
+                layout=layout,
                 kernel=method.kernel(recipe.parameters),
                 reference=-1 if prepared.reference is None else prepared.reference,
                 clock=clock,
                 finished=lambda unit: _finish_unit(unit, read, journal, writer),
                 resumed=resumed,
-                layout=layout,
                 whole=taken_whole(method.whole_tensors, plan.specs),
                 progress=progress,
             )
         if path := changed_input(identity["inputs"], input_files(read, _input_files(recipe))):
             raise InputError(f"{path} was changed while it was being merged: start again")
         report = make_report(recipe, prepared, [model.name for model in models], list(plan.units))
-        report |= {
-            "timing_s": clock.seconds,
-            "bytes": {
+        took = processes.exchange(
+            "took",
+            {
                 "read": sum(model.bytes_read for model in read),
                 "written": writer.bytes_written,
+                "peak_memory_bytes": peak_memory_bytes(),
             },
-            "peak_memory_bytes": peak_memory_bytes(),
+        )
+        report |= {
+            "timing_s": clock.seconds,
+            "bytes": {key: sum(each[key] for each in took) for key in ("read", "written")},
+            "peak_memory_bytes": max(each["peak_memory_bytes"] for each in took),
             "memory": {
                 "budget_bytes": budget,
                 "planned_bytes": prepared.needed,
-                "chunk_elements": chunk,
+                **layout.cut,
                 **prepared.cut,
             },
             "plan": lines,
             "resumed_units": resumed,
         }
+        if processes.count > 1:
+            report["processes"] = took
         repeatable = resolved(recipe, models, base, prepared.compute_dtype)
-        write_outcome(work.folder, out.name, repeatable, models[-1], prepared, report)
-        write_checksums(work.folder, writer.checksums)
+        if processes.index == 0:
+            write_outcome(work.folder, out.name, repeatable, models[-1], prepared, report)
+            write_checksums(work.folder, writer.checksums)
     return report
 
 
+def _layout(
+    recipe: Recipe, read: Sequence[Checkpoint], plan: Plan, options: Options, budget: int
+) -> tuple[Layout, int]:
+    """Where the tensors lie, and the bytes that merging them takes."""
+    if options.mesh is not None or options.processes.count > 1:
+        from recall_jax.pod.prepare import sharded_layout
+
+        return sharded_layout(recipe, read, plan, options.mesh or "auto", budget)
+    whole = METHODS[recipe.merge_method].whole_tensors
+    chunk, beside = cut_pieces(read, plan.specs, BACKLOG, budget, whole_tensors=whole)
+    return OnHost(chunk), beside
+
+
+def _place(out: Path, options: Options, inputs: Collection[Path]) -> AbstractContextManager[Work]:
+    """Where the output grows: in a folder of this process's own, or of all processes'."""
+    alone = options.processes.count == 1 or options.parts
+    place = work_folder if alone else partial(shared_work, processes=options.processes)
+    return place(out, force=options.force, resume=options.resume, inputs=inputs)
+
+
+def _writer(folder: Path, plan: Plan, options: Options) -> ShardedWriter | UnitWriter:
+    if options.processes.count == 1:
+        return ShardedWriter(folder, plan.specs, options.shard_bytes)
+    return UnitWriter(
+        folder,
+        plan.units,
+        plan.specs,
+        options.processes,
+        options.shard_bytes,
+        shared=not options.parts,
+    )
+
+
 def _finish_unit(
-    unit: str, models: Sequence[Checkpoint], journal: Journal, writer: ShardedWriter
+    unit: str, models: Sequence[Checkpoint], journal: Journal, writer: ShardedWriter | UnitWriter
 ) -> None:
     """Note that a unit is written, unless its files are no longer what they were."""
     for model in models:
@@ -237,7 +289,11 @@ def _given(merge: Merge, path: Path, needed: int) -> Prepared:
 
 
 def _identity(
-    recipe: Recipe, models: Sequence[Checkpoint], base: Checkpoint | None, options: Options
+    recipe: Recipe,
+    models: Sequence[Checkpoint],
+    base: Checkpoint | None,
+    options: Options,
+    layout: Layout,
 ) -> dict[str, Any]:
     """What makes a merge the same merge: only then may one go on where another has stopped."""
     read = [*([] if base is None else [base]), *models]  # the newest last
@@ -245,7 +301,12 @@ def _identity(
     return {
         "inputs": input_files(read, _input_files(recipe)),
         "recipe": repeatable.model_dump(mode="json"),
-        "program": {**versions(), "device": device(), "shard_size": options.shard_bytes},
+        "program": {
+            **versions(),
+            "device": device(),
+            "shard_size": options.shard_bytes,
+            "layout": layout.described,
+        },
     }
 
 

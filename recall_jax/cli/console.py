@@ -127,7 +127,7 @@ def prepare_jax(no_compilation_cache: bool = False, device: str | None = None) -
 
     signals.begin()
     if device is not None:
-        _choose_device(device)
+        choose_device(device)
     # Libraries' warnings are for their callers; what a user must know, we say in words of ours.
     warnings.simplefilter("ignore")
     if no_compilation_cache:
@@ -140,7 +140,8 @@ def prepare_jax(no_compilation_cache: bool = False, device: str | None = None) -
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def _choose_device(device: str) -> None:
+def choose_device(device: str) -> None:
+    """Run on a kind of device, or InputError where there is none; jax finds its devices here."""
     import jax
 
     if device not in ("cpu", "gpu", "tpu"):

@@ -1,7 +1,7 @@
 """`recall merge` and `recall quick`."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,8 +9,10 @@ import typer
 
 from recall_jax.cli import console
 from recall_jax.cli import options as opt
+from recall_jax.errors import InputError
 
 if TYPE_CHECKING:
+    from recall_jax.pod.processes import Processes
     from recall_jax.recipe import Recipe
 
 
@@ -27,6 +29,9 @@ def merge(
     ignore_config: opt.IgnoreConfig = None,
     memory: opt.Memory = None,
     device: opt.Device = None,
+    mesh: opt.Mesh = None,
+    distributed: opt.Distributed = False,
+    parts: opt.Parts = False,
     resume: opt.Resume = False,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
@@ -51,7 +56,19 @@ def merge(
         compute_dtype=compute_dtype,
         ignore_config=ignore_config,
     )
-    run = _Run(shard_size, memory, device, resume, force, no_compilation_cache, quiet)
+    run = _Run(
+        shard_size,
+        memory,
+        device,
+        mesh,
+        distributed,
+        parts,
+        resume,
+        force,
+        no_compilation_cache,
+        quiet,
+        debug,
+    )
     _run(plan, out, [recipe], run)
 
 
@@ -79,6 +96,9 @@ def quick(
     ignore_config: opt.IgnoreConfig = None,
     memory: opt.Memory = None,
     device: opt.Device = None,
+    mesh: opt.Mesh = None,
+    distributed: opt.Distributed = False,
+    parts: opt.Parts = False,
     resume: opt.Resume = False,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
@@ -103,7 +123,19 @@ def quick(
         "ignore_config": ignore_config or [],
     }
     recipe = make_recipe(values, where="options")
-    run = _Run(shard_size, memory, device, resume, force, no_compilation_cache, quiet)
+    run = _Run(
+        shard_size,
+        memory,
+        device,
+        mesh,
+        distributed,
+        parts,
+        resume,
+        force,
+        no_compilation_cache,
+        quiet,
+        debug,
+    )
     _run(recipe, out, [], run)
 
 
@@ -145,14 +177,41 @@ class _Run:
     shard_size: str
     memory: str | None
     device: str | None
+    mesh: str | None
+    distributed: bool
+    parts: bool
     resume: bool
     force: bool
     no_compilation_cache: bool
     quiet: bool
+    debug: bool
 
 
 def _run(recipe: "Recipe", out: Path, inputs: list[Path], run: _Run) -> None:
-    console.prepare_jax(run.no_compilation_cache, run.device)
+    if run.parts and not run.distributed:
+        raise InputError("--parts is for several processes: add --distributed, or leave it out")
+    if not run.distributed:
+        console.prepare_jax(run.no_compilation_cache, run.device)
+        _merge(recipe, out, inputs, run)
+        return
+    console.prepare_jax(run.no_compilation_cache)
+    from recall_jax.pod.watch import joined
+
+    with joined(debug=run.debug) as processes:
+        if run.device is not None:
+            console.choose_device(run.device)
+        # What is the same for all is said once.
+        own = replace(run, quiet=run.quiet or processes.index > 0)
+        _merge(recipe, out, inputs, own, processes)
+
+
+def _merge(
+    recipe: "Recipe",
+    out: Path,
+    inputs: list[Path],
+    run: _Run,
+    processes: "Processes | None" = None,
+) -> None:
     from recall_jax import job
     from recall_jax.outcome import PAGE
 
@@ -162,7 +221,11 @@ def _run(recipe: "Recipe", out: Path, inputs: list[Path], run: _Run) -> None:
         shard_bytes=console.size_in_bytes(run.shard_size),
         memory=console.optional_size(run.memory),
         inputs=inputs,
+        mesh=run.mesh,
+        parts=run.parts,
     )
+    if processes is not None:
+        options = replace(options, processes=processes)
     # A person is told the plan at once; a file or a pipe gets it with the result.
     watched = sys.stdout.isatty()
     with console.progress_bar(run.quiet) as progress:
@@ -173,7 +236,8 @@ def _run(recipe: "Recipe", out: Path, inputs: list[Path], run: _Run) -> None:
             progress=progress,
             announce=lambda line: console.say(line, run.quiet or not watched),
         )
-    console.warn(report["warnings"])
+    if processes is None or processes.index == 0:
+        console.warn(report["warnings"])
     if not watched:
         console.say("\n".join(report["plan"]), run.quiet)
     console.say(_summary(report, out, out / PAGE), run.quiet)

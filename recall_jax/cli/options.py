@@ -73,3 +73,26 @@ Device = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on where an interrupted run of this command stopped.")
 ]
+Mesh = Annotated[
+    str | None,
+    typer.Option(
+        "--mesh",
+        help="Cut all tensors over devices, such as data=2,fsdp=4,tensor=1, or auto.",
+    ),
+]
+Distributed = Annotated[
+    bool,
+    typer.Option(
+        "--distributed",
+        help="One of several processes that merge together, as the cluster or "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say.",
+    ),
+]
+Parts = Annotated[
+    bool,
+    typer.Option(
+        "--parts",
+        help="With --distributed: each process writes its own part in OUT, on a disk of its own; "
+        "recall gather joins them.",
+    ),
+]

@@ -3,10 +3,12 @@
 Whole on one host, which is here, or cut over a mesh of devices and processes, which is a pod's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -16,12 +18,25 @@ from recall_jax.engine.device import not_finite
 from recall_jax.engine.forward import HiddenStates, StreamedForward
 from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
+from recall_jax.engine.programs import Grams
 from recall_jax.merging.methods import Kernel
 from recall_jax.models.architecture import Architecture
+from recall_jax.representations.batches import Batches
+
+# (models, values, base) to numbers (n,), which are zero where all elements are zero.
+Fold = Callable[[Sequence[jax.Array], Mapping[str, Any], Any], jax.Array]
 
 
 class Forward(Protocol):
     """The forward of some models on given rows, a unit at a time; see `StreamedForward`."""
+
+    @property
+    def arch(self) -> Architecture:
+        """Of all models."""
+
+    @property
+    def batches(self) -> Batches:
+        """The rows."""
 
     @property
     def models_each(self) -> int:
@@ -34,6 +49,11 @@ class Forward(Protocol):
         self, unit: str, placed: Any, states: Sequence[HiddenStates], models: Sequence[str]
     ) -> tuple[list[HiddenStates], np.ndarray]:
         """Run a unit: (states after it, pooled means (K, n, E) float32)."""
+
+    def advance_with_grams(
+        self, unit: str, placed: Any, states: Sequence[HiddenStates], model: str
+    ) -> tuple[list[HiddenStates], Grams]:
+        """Run a unit of the only model: (states after it, Grams of what its linear layers read)."""
 
     def pooled_units(self, model: NamedModel, last: str) -> Iterator[tuple[str, np.ndarray]]:
         """Each unit of the only model up to `last` and its pooled means (n, E)."""
@@ -81,8 +101,23 @@ class Layout(Protocol):
     ) -> Iterator[Piece]:
         """A merged tensor piece by piece; a `whole` one's kernel sees it as it is."""
 
+    def summed(
+        self,
+        fold: Fold,
+        stored: Sequence[Any],
+        values: Mapping[str, Any],
+        spec: TensorSpec,
+        *,
+        base: Any,
+        whole: bool = False,
+    ) -> np.ndarray:
+        """What `fold` gives of the pieces of a tensor, or of all of it, summed: (n,) float64."""
+
     def fault(self, models: Sequence[str], name: str, stored: Sequence[Any]) -> str | None:
-        """A line on the first of the models whose tensor is not finite, None if all are."""
+        """A line on the first of the models whose tensor is not finite, None if all are.
+
+        `stored` have been merged or summed just now, of all models and the base.
+        """
 
 
 @dataclass(frozen=True)
@@ -150,10 +185,38 @@ class OnHost:
             chunk=None if whole else self.chunk,
         )
 
+    def summed(
+        self,
+        fold: Fold,
+        stored: Sequence[np.ndarray],
+        values: Mapping[str, Any],
+        spec: TensorSpec,
+        *,
+        base: np.ndarray,
+        whole: bool = False,
+    ) -> np.ndarray:
+        """Of pieces of one size, whatever that of the merged ones is."""
+        del spec
+        arrays = [*stored, base]
+        if whole:
+            return np.asarray(_folded(fold, stored, values, base), np.float64)
+        flat = [array.reshape(-1) for array in arrays]
+        cuts = [slice(start, start + CHUNK) for start in range(0, base.size, CHUNK)]
+        pieces = ([array[cut] for array in flat] for cut in cuts)
+        found = (_folded(fold, models, values, own) for *models, own in pieces)
+        return np.sum([np.asarray(each, np.float64) for each in found], axis=0)
+
     def fault(self, models: Sequence[str], name: str, stored: Sequence[np.ndarray]) -> str | None:
         """Looks at every element."""
         faults = (not_finite(m, {name: array}) for m, array in zip(models, stored, strict=True))
         return next(filter(None, faults), None)
+
+
+@partial(jax.jit, static_argnames="fold")
+def _folded(
+    fold: Fold, models: Sequence[jax.Array], values: Mapping[str, Any], base: jax.Array
+) -> jax.Array:
+    return fold(models, values, base)
 
 
 ON_HOST = OnHost()

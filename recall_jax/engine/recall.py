@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from recall_jax.engine.findings import Findings, adjacent_similarities
-from recall_jax.engine.forward import HiddenStates, Placed, StreamedForward
+from recall_jax.engine.forward import HiddenStates, Placed
+from recall_jax.engine.layout import Forward
 from recall_jax.engine.rules import Values
 from recall_jax.merging.weights import Weighing
 from recall_jax.similarity.compare import Comparison, check_sigma, compare_unit
@@ -25,7 +26,7 @@ class Comparer:
 
     def __init__(
         self,
-        forward: StreamedForward,
+        forward: Forward,
         models: Sequence[str],
         comparison: Comparison,
         weighing: Weighing,

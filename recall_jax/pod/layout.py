@@ -12,13 +12,14 @@ from jax.typing import DTypeLike
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import Piece
 from recall_jax.engine.device import is_not_finite
+from recall_jax.engine.layout import Fold
 from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
 from recall_jax.merging.methods import Kernel
 from recall_jax.mesh import FSDP, TENSOR, describe
 from recall_jax.models.architecture import Architecture
 from recall_jax.pod.forward import ShardedForward
-from recall_jax.pod.merge import in_pieces, merge_rows
+from recall_jax.pod.merge import in_pieces, merge_rows, sum_rows
 from recall_jax.pod.programs import Spread
 from recall_jax.pod.rows import read_rows_layout
 
@@ -110,6 +111,22 @@ class Sharded:
         )
         self._remember([*stored, *([] if base is None else [base])], merged.inputs_finite)
         yield from in_pieces(merged, spec, self.mesh)
+
+    def summed(
+        self,
+        fold: Fold,
+        stored: Sequence[jax.Array],
+        values: Mapping[str, Any],
+        spec: TensorSpec,
+        *,
+        base: jax.Array,
+        whole: bool = False,
+    ) -> np.ndarray:
+        """Of the rows of all devices; a `whole` tensor is folded by each of them."""
+        shape = spec.shape if whole else None
+        found, finite = sum_rows(fold, stored, values, base, whole=shape, mesh=self.mesh)
+        self._remember([*stored, base], finite)
+        return np.asarray(found, np.float64)
 
     def fault(self, models: Sequence[str], name: str, stored: Sequence[jax.Array]) -> str | None:
         """Of a tensor that was merged just now, as it was found then."""

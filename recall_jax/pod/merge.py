@@ -17,10 +17,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK, Piece, spans
+from recall_jax.engine.layout import Fold
 from recall_jax.engine.plan import is_float
 from recall_jax.merging.methods import Kernel
 from recall_jax.mesh import AXES
 from recall_jax.pod.rows import ROWS, in_x64, padded, unpadded
+from recall_jax.pod.turns import in_turn
 
 # Kernels with this value solve or decompose matrices. XLA would cut that into many small steps with
 # messages between them: every device does the whole, and has the bits that one device has.
@@ -66,6 +68,24 @@ def merge_rows(
         return Merged(*_merged(models, shared, base, kernel, reference, spec.dtype, shape, mesh))
 
 
+def sum_rows(
+    fold: Fold,
+    models: Sequence[jax.Array],
+    values: Mapping[str, Any],
+    base: jax.Array,
+    *,
+    whole: tuple[int, ...] | None,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array]:
+    """What `fold` gives of each device's rows, summed, and whether each of the inputs is finite.
+
+    Of a tensor of the shape `whole` every device folds all of it.
+    """
+    shared = jax.tree.map(np.asarray, dict(values))
+    with in_x64(*(array.dtype for array in (*models, base))):
+        return _summed(fold, models, shared, base, whole, mesh)
+
+
 def in_pieces(merged: Merged, spec: TensorSpec, mesh: Mesh) -> Iterator[Piece]:
     """The elements in the order of a file, a piece at a time, each on every device.
 
@@ -84,6 +104,7 @@ def in_pieces(merged: Merged, spec: TensorSpec, mesh: Mesh) -> Iterator[Piece]:
             yield Piece(_piece(merged.rows, own, mesh, length), merged.finite, skip)
 
 
+@in_turn
 @partial(jax.jit, static_argnames=("kernel", "reference", "dtype", "shape", "mesh"))
 def _merged(
     models: Sequence[jax.Array],
@@ -114,6 +135,32 @@ def _merged(
     return rows, finite[0], finite[1:]
 
 
+@in_turn
+@partial(jax.jit, static_argnames=("fold", "whole", "mesh"))
+def _summed(
+    fold: Fold,
+    models: Sequence[jax.Array],
+    values: Mapping[str, Any],
+    base: jax.Array,
+    whole: tuple[int, ...] | None,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array]:
+    def local(values: Mapping[str, Any], *inputs: jax.Array) -> jax.Array:
+        *models, base = inputs
+        found = fold(models, values, base)
+        return found if whole is not None else lax.psum(found, AXES)
+
+    inputs = [*models, base]
+    given = inputs if whole is None else [unpadded(array, whole) for array in inputs]
+    cut = ROWS if whole is None else PartitionSpec()
+    specs = (PartitionSpec(), *[cut] * len(given))
+    run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    finite = jnp.stack([jnp.all(jnp.isfinite(array)) for array in inputs])
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return run(values, *given), lax.with_sharding_constraint(finite, everywhere)
+
+
+@in_turn
 @partial(jax.jit, static_argnames=("mesh", "length"))
 def _piece(rows: jax.Array, starts: Any, mesh: Mesh, length: int) -> jax.Array:
     """`length` elements, of which the first is the device's own number `starts[device]`."""

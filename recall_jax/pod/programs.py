@@ -25,6 +25,7 @@ from recall_jax.models.convert import state_tensors, tensor_shapes, unit_params
 from recall_jax.models.decoder import Context
 from recall_jax.models.forward import block, block_with_inputs, context, embed, head
 from recall_jax.pod.rows import in_x64, unpadded
+from recall_jax.pod.turns import in_turn
 from recall_jax.representations.pooling import masked_mean
 from recall_jax.units import EMBED, HEAD, layer_unit
 
@@ -91,6 +92,7 @@ class Spread:
         return MODEL if self.models > 1 else None
 
 
+@in_turn
 @partial(jax.jit, static_argnames=("arch", "spread"))
 def prepare_context(arch: Architecture, spread: Spread, attention_mask: jax.Array) -> Context:
     """What all blocks need to know of a batch."""
@@ -118,6 +120,7 @@ def as_computed(
     return computed
 
 
+@in_turn
 @partial(jax.jit, static_argnames=("shape", "sharding", "dtype"))
 def _as_computed(
     models: Sequence[jax.Array],
@@ -134,6 +137,7 @@ def _as_computed(
     return _constrained(whole, sharding).astype(wanted)
 
 
+@in_turn
 @partial(jax.jit, static_argnames=("arch", "spread", "dtype"))
 def run_embed(
     arch: Architecture,
@@ -151,6 +155,7 @@ def run_embed(
     return _pooled(_each(run, spread, _params(arch, EMBED, spread, computed)), ctx, spread)
 
 
+@in_turn
 @partial(jax.jit, static_argnames=("arch", "spread"), donate_argnames="hidden")
 def run_block(
     arch: Architecture,
@@ -169,6 +174,7 @@ def run_block(
     return _pooled(_each(run, spread, params, hidden), ctx, spread)
 
 
+@in_turn
 @partial(jax.jit, static_argnames=("arch", "spread"), donate_argnames="hidden")
 def run_head(
     arch: Architecture, spread: Spread, computed: Computed, hidden: jax.Array, ctx: Context
@@ -178,6 +184,7 @@ def run_head(
     return _pooled(_each(partial(head, arch), spread, params, hidden), ctx, spread)
 
 
+@in_turn
 @partial(jax.jit, static_argnames=("arch", "spread"), donate_argnames="grams")
 def run_block_with_grams(
     arch: Architecture,
@@ -195,6 +202,7 @@ def run_block_with_grams(
     return _constrained(after[None], spread.hidden()), added
 
 
+@in_turn
 @partial(jax.jit, static_argnames=("arch", "spread"), donate_argnames="grams")
 def run_head_with_grams(
     arch: Architecture,
@@ -211,6 +219,7 @@ def run_head_with_grams(
     return _constrained(normed[None], spread.hidden()), added
 
 
+@in_turn
 @partial(jax.jit, static_argnames="mesh")
 def is_finite(mesh: Mesh, array: jax.Array) -> jax.Array:
     """Whether all elements are, on every device."""
