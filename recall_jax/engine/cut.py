@@ -100,17 +100,22 @@ def cut_apart(
     stored: int,
     budget: int,
     beside: int,
+    split: Split | None = None,
 ) -> Cut:
     """As `cut_forward`, of models one after the other, each over rows of its own lengths."""
     beside += held_bytes() + _PROGRAMS
     together = [length for own in lengths for length in own]
     for rows in _halvings(min(batch_size, max(map(len, lengths)))):
-        states = sum(
-            hidden_bytes(arch, make_batches([range(n) for n in own], rows), itemsize)
-            for own in lengths
-        )
-        step = _one_step(arch, together, rows, 1, itemsize)
-        step += _placed_bytes(arch, len(lengths), 1, stored)
+        if split:
+            states = sum(hidden_bytes_of(arch, own, rows, itemsize, split) for own in lengths)
+            step = _one_step_of(split, arch, together, rows, len(lengths), itemsize, stored)
+        else:
+            states = sum(
+                hidden_bytes(arch, make_batches([range(n) for n in own], rows), itemsize)
+                for own in lengths
+            )
+            step = _one_step(arch, together, rows, 1, itemsize)
+            step += _placed_bytes(arch, len(lengths), 1, stored)
         cut = Cut(rows, 1, beside + states + step)
         if cut.needed <= budget:
             return cut

@@ -3,14 +3,12 @@
 The scale is that of the whole merged model, so that nothing can be written before all is summed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from recall_jax.engine.budget import held_bytes
-from recall_jax.engine.chunks import CHUNK
-from recall_jax.engine.device import not_finite
 from recall_jax.engine.plan import is_float, taken_whole
 from recall_jax.engine.rules import Merge, Prepared, Values, values_by_tensor
 from recall_jax.errors import InputError
@@ -44,16 +42,17 @@ def _scale(merge: Merge, values: dict[str, Values]) -> float:
         read = sum(model.bytes_read for model in merge.plan.inputs)
         merge.progress(f"first pass: {unit}", done, len(units), read=read, written=0)
         for name in names:
-            arrays = [model.read(name) for model in merge.plan.inputs]
-            for *models, base in _cut(arrays, is_whole="alpha" in values[name]):
-                squares += np.asarray(_squares(models, values[name], base))
+            spec, is_whole = merge.plan.specs[name], "alpha" in values[name]
+            if not is_float(spec.dtype) or not spec.nbytes:
+                continue  # none is merged
+            stored = [merge.layout.read(model, name) for model in merge.plan.inputs]
+            *models, base = stored
+            squares += merge.layout.summed(
+                _squares, models, values[name], spec, base=base, whole=is_whole
+            )
             if not np.isfinite(squares).all():
-                faults = (
-                    not_finite(model.name, {name: array})
-                    for model, array in zip(merge.plan.inputs, arrays, strict=True)
-                )
-                told = next(filter(None, faults), f"tensor {name}: its changes overflow float32")
-                raise InputError(told)
+                told = merge.layout.fault([model.name for model in merge.plan.inputs], name, stored)
+                raise InputError(told or f"tensor {name}: its changes overflow float32")
             if merge.plan.larger_than_memory:
                 for model in merge.plan.inputs:
                     model.drop(name)
@@ -61,19 +60,5 @@ def _scale(merge: Merge, values: dict[str, Values]) -> float:
     return float(total / np.mean(norms)) if total else 1.0
 
 
-def _cut(arrays: Sequence[np.ndarray], *, is_whole: bool) -> Iterator[Sequence[np.ndarray]]:
-    """A tensor of all models and the base, as it is or in pieces; nothing where none is merged."""
-    newest = arrays[-2]
-    size = newest.size
-    if not size or not is_float(newest.dtype):
-        return
-    if is_whole:
-        yield arrays
-        return
-    for start in range(0, size, CHUNK):
-        yield [array.reshape(-1)[start : start + CHUNK] for array in arrays]
-
-
-@jax.jit
-def _squares(models: list[jax.Array], values: Values, base: jax.Array) -> jax.Array:
+def _squares(models: Sequence[jax.Array], values: Values, base: jax.Array) -> jax.Array:
     return sequential_sum(models, values, base)[1]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.cut import Passes
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.inputs import compute_dtype, find_typical
 from recall_jax.engine.rules import Merge
@@ -62,7 +63,7 @@ def own_samples(merge: Merge, arch: Architecture, *, with_base: bool = False) ->
         if len(own) < len(kept):
             own.append(_again(kept[len(own)], pool, source.model.name))
             continue
-        samples = _chosen(settings, pool, source.model, arch, merge) if has_more else pool
+        samples = _chosen(settings, pool, source.model, arch, merge, place) if has_more else pool
         own.append(samples)
         kept.append({"texts": pool.digest(), "places": _places(pool, samples)})
         merge.journal.record_prepared({**(merge.journal.prepared or {}), "own": kept})
@@ -112,15 +113,35 @@ def _pool(
 
 
 def _chosen(
-    settings: Samples, pool: Tokenized, model: Checkpoint, arch: Architecture, merge: Merge
+    settings: Samples,
+    pool: Tokenized,
+    model: Checkpoint,
+    arch: Architecture,
+    merge: Merge,
+    place: int,
 ) -> Tokenized:
-    """The typical rows of a pool, in the eyes of the model."""
+    """The typical rows of the pool at a place among all, in the eyes of the model."""
     dtype = compute_dtype(merge.recipe.compute_dtype, merge.models[-1])
     settings = settings.model_copy(update={"typical": None})
     lengths = [len(ids) for ids in pool.token_ids]
-    passes = plan_selection(settings, lengths, model, arch, dtype=dtype, budget=merge.budget)
+
+    def decide() -> Any:
+        split = merge.layout.split(1)
+        passes = plan_selection(
+            settings, lengths, model, arch, dtype=dtype, budget=merge.budget, split=split
+        )
+        return passes and passes.to_json()
+
+    decided = merge.agreed(f"passes {place}", decide)
     found = find_typical(
-        settings, pool, model, arch, passes=passes, dtype=dtype, progress=merge.progress
+        settings,
+        pool,
+        model,
+        arch,
+        passes=decided and Passes.from_json(decided),
+        dtype=dtype,
+        layout=merge.layout,
+        progress=merge.progress,
     )
     return found.samples
 

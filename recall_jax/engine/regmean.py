@@ -15,8 +15,9 @@ import numpy as np
 from recall_jax.engine.budget import widest
 from recall_jax.engine.cut import Cut, cut_apart
 from recall_jax.engine.findings import Findings
-from recall_jax.engine.forward import HiddenStates, Placed, StreamedForward
+from recall_jax.engine.forward import HiddenStates, Placed
 from recall_jax.engine.inputs import common_architecture, compute_dtype
+from recall_jax.engine.layout import Forward
 from recall_jax.engine.memory import gram_bytes
 from recall_jax.engine.own_samples import own_samples
 from recall_jax.engine.plan import Plan
@@ -30,6 +31,7 @@ from recall_jax.engine.rules import (
     mean_by_unit,
     recipe_values,
 )
+from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs
 from recall_jax.recipe import Samples
 from recall_jax.representations.samples import Tokenized
@@ -52,21 +54,12 @@ def prepare_regmean(merge: Merge, *, through_merged: bool) -> Prepared:
         if "cut" in prepared:
             cut = Cut(**prepared["cut"])
         else:
-            # In pieces as they come from the kernel, and laid together for the forward.
-            merged = 2 * _largest_unit(merge.plan) if through_merged else 0
-            cut = cut_apart(
-                arch,
-                [[len(ids) for ids in samples.token_ids] for samples in own],
-                batch_size=(recipe.samples or Samples()).batch_size,
-                itemsize=np.dtype(dtype).itemsize,
-                stored=max(widest(model.specs) for model in models),
-                budget=merge.budget,
-                beside=merge.beside + gram_bytes(arch, len(models)) + merged,
-            )
+            found = merge.agreed("forward", lambda: asdict(_cut(merge, own, arch, through_merged)))
+            cut = Cut(**found)
             journal.record_prepared({**prepared, "cut": asdict(cut)})
     merge.announce(_describe(own, cut))
     forwards = [
-        StreamedForward.of(arch, samples.token_ids, batch_size=cut.batch_size, dtype=dtype)
+        merge.layout.forward(arch, samples.token_ids, batch_size=cut.batch_size, dtype=dtype)
         for samples in own
     ]
     values = recipe_values(recipe, merge.plan.specs)
@@ -84,6 +77,24 @@ def prepare_regmean(merge: Merge, *, through_merged: bool) -> Prepared:
     )
 
 
+def _cut(merge: Merge, own: Sequence[Tokenized], arch: Architecture, through_merged: bool) -> Cut:
+    """How the forward of each model over its own samples is cut."""
+    split = merge.layout.split(1)
+    # In pieces as they come from the kernel, and laid together for the forward.
+    merged = 2 * _largest_unit(merge.plan) if through_merged else 0
+    grams = gram_bytes(arch, len(merge.models)) * (split.sharing if split else 1)
+    return cut_apart(
+        arch,
+        [[len(ids) for ids in samples.token_ids] for samples in own],
+        batch_size=(merge.recipe.samples or Samples()).batch_size,
+        itemsize=np.dtype(compute_dtype(merge.recipe.compute_dtype, merge.models[-1])).itemsize,
+        stored=max(widest(model.specs) for model in merge.models),
+        budget=merge.budget,
+        beside=merge.beside + grams + merged,
+        split=split,
+    )
+
+
 class RegMean:
     """RegMean's values, gathered unit by unit. Lives for one walk.
 
@@ -93,7 +104,7 @@ class RegMean:
 
     def __init__(
         self,
-        forwards: Sequence[StreamedForward],
+        forwards: Sequence[Forward],
         models: Sequence[str],
         tensors: Mapping[str, Sequence[str]],
         values: Mapping[str, Values],

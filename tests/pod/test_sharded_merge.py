@@ -8,9 +8,10 @@ import pytest
 
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import merge_tensor
+from recall_jax.engine.layout import ON_HOST
 from recall_jax.merging.average import average, total
 from recall_jax.merging.dare import dare
-from recall_jax.merging.opcm import opcm
+from recall_jax.merging.opcm import opcm, sequential_sum
 from recall_jax.merging.regmean import regmean
 from recall_jax.merging.task_arithmetic import task_arithmetic
 from recall_jax.merging.ties import ties
@@ -152,3 +153,20 @@ def test_a_model_that_is_not_finite_is_named():
     (piece, *_) = layout.merge(large, {"weight": np.ones(2, np.float32)}, spec, kernel=total)
     assert not bool(piece.finite)
     assert layout.fault(names[:2], "t", large) is None
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_summed_over_a_tensor_is_as_on_one_host(whole):
+    def squares(models, values, base):
+        return sequential_sum(models, values, base)[1]
+
+    layout = Sharded(make_mesh(MESHES[2]))
+    *models, base = arrays = models_of((37, 13), BFLOAT16)
+    values = {"alpha": np.float32(0.5)} if whole else {}
+    spec = TensorSpec(BFLOAT16, (37, 13))
+    right = ON_HOST.summed(squares, models, values, spec, base=base, whole=whole)
+    *rows, own = laid = [put_rows_layout(array, layout.mesh) for array in arrays]
+    found = layout.summed(squares, rows, values, spec, base=own, whole=whole)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, right, rtol=1e-6)
+    assert layout.fault(["a", "b", "c", "base"], "t", laid) is None
