@@ -4,6 +4,7 @@ The caller owns the folder and what else stands in it.
 """
 
 import logging
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -129,7 +130,7 @@ class OrbaxTree:
         Of a sharded leaf each process reads what its devices hold. All processes must call this.
         """
         specs = {name: self.specs[name] for name in names}
-        self.bytes_read += sum(spec.nbytes for spec in specs.values())
+        self.bytes_read += sum(_own_bytes(spec, shardings.get(n)) for n, spec in specs.items())
         return self._load(
             {
                 name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[name])
@@ -151,6 +152,14 @@ class OrbaxTree:
             loaded = jax.tree.leaves(ocp.load(self.path, tree, **self._asked))
         found = dict(zip(self.names, loaded, strict=True))
         return {name: found[name] for name in wanted}
+
+
+def _own_bytes(spec: TensorSpec, sharding: Sharding | None) -> int:
+    """What this process reads of a leaf: the parts that its devices hold, each once."""
+    if sharding is None:
+        return spec.nbytes
+    parts = set(map(str, sharding.addressable_devices_indices_map(spec.shape).values()))
+    return len(parts) * math.prod(sharding.shard_shape(spec.shape)) * spec.dtype.itemsize
 
 
 def _unboxed(tree: Any) -> Any:

@@ -20,7 +20,8 @@ def model_card(report: Mapping[str, Any], out_name: str, base_models: Sequence[s
     `base_models` are the hub ids of the merged models, for the front matter. They are the caller's
     to give, because a name alone does not tell an id such as "org/model" from a folder.
     """
-    parts = [_front_matter(base_models), *_models(report, out_name), *_method(report)]
+    library = "jax" if report.get("tree") else "transformers"
+    parts = [_front_matter(library, base_models), *_models(report, out_name), *_method(report)]
     parts += _weights(report)
     if report["settings"]:
         settings = wording.flat_settings(report["settings"])
@@ -28,9 +29,11 @@ def model_card(report: Mapping[str, Any], out_name: str, base_models: Sequence[s
         parts += ["## Settings", _table(["setting", "value"], rows)]
     if report["warnings"]:
         parts += ["## Warnings", "\n".join(f"- {_plain(text)}" for text in report["warnings"])]
+    tree = report.get("tree")
+    use = _USE if tree is None else _USE_OF_TREES[tree["format"]]
     parts += [
         "## Use",
-        _USE.replace("NAME", json.dumps(out_name, ensure_ascii=False)),
+        use.replace("NAME", json.dumps(out_name, ensure_ascii=False)),
         "## Repeat",
         "```sh\nrecall merge recall_recipe.yml OUT\n```",
         "`recall_recipe.yml` in this folder holds every setting, and where models and data lay.",
@@ -49,8 +52,30 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```"""
 
 
-def _front_matter(base_models: Sequence[str]) -> str:
-    fields: dict[str, Any] = {"library_name": "transformers"}
+# A tree goes back to the code that its models come from.
+_USE_OF_TREES = {
+    "orbax": """\
+```python
+from pathlib import Path
+from orbax.checkpoint import v1 as ocp
+
+params = ocp.load(Path(NAME, "tree").absolute())
+```""",
+    "npz": """\
+```python
+from pathlib import Path
+import numpy as np
+
+params = dict(np.load(Path(NAME, "tree.npz")))  # by path; V2 is bfloat16
+```""",
+    "msgpack": """\
+`tree.msgpack` is of the format of the newest model's file: Flax's
+(`flax.serialization.msgpack_restore`), or EasyLM's stream.""",
+}
+
+
+def _front_matter(library: str, base_models: Sequence[str]) -> str:
+    fields: dict[str, Any] = {"library_name": library}
     fields["tags"] = ["merge", "recall", "recall_jax"]
     if base_models:
         fields["base_model"] = list(dict.fromkeys(base_models))

@@ -43,7 +43,8 @@ def extract(
     Raises InputError where there is no batch, or shapes do not fit.
     """
     program = _program(apply_fn, mask, backend, mesh)
-    params = jax.device_put(params, program.params_sharding)  # once, not with every batch
+    if mesh is None or backend != "jit":  # else they are spread already
+        params = jax.device_put(params, program.params_sharding)  # once, not with every batch
     rows_per_batch = 0
     pending: tuple[jax.Array, int] | None = None
     pieces = []

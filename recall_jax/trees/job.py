@@ -25,7 +25,7 @@ from recall_jax.errors import InputError
 from recall_jax.merging.methods import METHODS
 from recall_jax.outcome import make_report, peak_memory_bytes
 from recall_jax.output import output_folder
-from recall_jax.pod.processes import Processes
+from recall_jax.pod.processes import ALONE, Processes
 from recall_jax.pod.together import shared_work
 from recall_jax.recipe import Recipe
 from recall_jax.report.record import load_report
@@ -34,8 +34,6 @@ from recall_jax.trees.files import FORMATS, Leaf, TreeFile, open_tree, write_tre
 from recall_jax.trees.merge import GROUP_BYTES, merge_leaves
 from recall_jax.trees.outcome import input_paths, resolved_trees, write_outcome
 from recall_jax.trees.places import Place, place_leaves, slice_specs
-
-ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -89,26 +87,27 @@ def merge_trees_on_disk(
                 "one process, or save it by Orbax first"
             )
         tell(_describe(plan, mesh))
-        read_paths = [*inputs, *input_paths(recipe, plan.inputs)]
-        with _place(out, force, read_paths, processes) as folder:
+    read_paths = [*inputs, *input_paths(recipe, plan.inputs)]
+    with _place(out, force, read_paths, processes) as folder:
+        with clock.stage("total"):
             prepared, compared = _prepare(recipe, plan, mesh, clock, progress)
             with clock.stage("merge"):
                 written = _merge(recipe, plan, prepared, folder, mesh, progress)
-            report = make_report(recipe, prepared, [m.name for m in plan.models], plan.units)
-            if compared is not None and compared.typical is not None:
-                report["warnings"] = [*compared.typical.warnings(), *report["warnings"]]
-            report |= {
-                "tree": {"format": FORMATS[type(newest)], "leaves": len(plan.places)},
-                "timing_s": clock.seconds,
-                "bytes": {"read": sum(t.bytes_read for t in plan.inputs), "written": written},
-                "peak_memory_bytes": peak_memory_bytes(),
-                "memory": {"group_bytes": GROUP_BYTES, "devices": 1 if mesh is None else mesh.size},
-                "plan": lines,
-            }
-            if processes.index == 0:
-                samples = compared.samples if compared else None
-                write_outcome(folder, out.name, resolved_trees(recipe), samples, report)
-                write_checksums(folder)
+        report = make_report(recipe, prepared, [m.name for m in plan.models], plan.units)
+        if compared is not None and compared.typical is not None:
+            report["warnings"] = [*compared.typical.warnings(), *report["warnings"]]
+        report |= {
+            "tree": {"format": FORMATS[type(newest)], "leaves": len(plan.places)},
+            "timing_s": clock.seconds,
+            "bytes": {"read": sum(t.bytes_read for t in plan.inputs), "written": written},
+            "peak_memory_bytes": peak_memory_bytes(),
+            "memory": {"group_bytes": GROUP_BYTES, "devices": 1 if mesh is None else mesh.size},
+            "plan": lines,
+        }
+        if processes.index == 0:
+            samples = compared.samples if compared else None
+            write_outcome(folder, out.name, resolved_trees(recipe), samples, report)
+            write_checksums(folder)
     return report
 
 

@@ -181,6 +181,6 @@ def _refuse_optimizer(leaves: Mapping[str, TensorSpec], model: str) -> None:
         )
 
 
-def _some(names: Mapping[str, TensorSpec], limit: int = 5) -> str:
+def _some(names: Mapping[str, TensorSpec], limit: int = 3) -> str:
     shown = ", ".join(list(names)[:limit])
     return shown + (f", … ({len(names)} in all)" if len(names) > limit else "")

@@ -99,7 +99,8 @@ def _read_arrays(path: Path, settings: Samples) -> ArrayRows:
     file = NpzTree(str(path), path)
     lengths = {name: spec.shape[:1] for name, spec in file.specs.items()}
     if len(set(lengths.values())) > 1 or () in lengths.values() or (0,) in lengths.values():
-        said = ", ".join(f"{name} {list(spec.shape)}" for name, spec in file.specs.items())
+        shapes = [f"{name} {list(spec.shape)}" for name, spec in file.specs.items()]
+        said = ", ".join(shapes[:3]) + ", …" * (len(shapes) > 3)
         raise InputError(f"{path}: its arrays do not all start with the same rows ({said})")
     arrays = {name: file.read(name) for name in file.specs}
     return ArrayRows(np.arange(next(iter(lengths.values()))[0]), arrays)

@@ -100,6 +100,11 @@ def apply_linen(params, batch):
     return Unscanned().apply(params, batch["input_ids"])
 
 
+def apply_float32(params, batch):
+    """As models stored in bfloat16 may be run."""
+    return apply_linen(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), batch)
+
+
 def apply_maxtext(params, batch):
     return Scanned().apply(params, batch["input_ids"])
 
