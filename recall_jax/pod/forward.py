@@ -31,6 +31,7 @@ from recall_jax.pod.programs import (
     Grams,
     Spread,
     as_computed,
+    brought_together,
     is_finite,
     prepare_context,
     run_block,
@@ -174,7 +175,7 @@ class ShardedForward:
         run = self._program(unit, self._computed(unit, group))
         results = [run(rows, ctx) for rows, ctx in zip(given, self.contexts, strict=True)]
         hidden, pooled = zip(*results, strict=True)
-        return hidden, np.concatenate([np.asarray(mean) for mean in pooled], axis=1)
+        return hidden, np.asarray(brought_together(self.spread, pooled))
 
     def _computed(self, unit: str, group: Sequence[Mapping[str, jax.Array]]) -> Computed:
         """The parameters of a group, once for all batches; a block's in the compute dtype."""

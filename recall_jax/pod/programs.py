@@ -220,6 +220,13 @@ def run_head_with_grams(
 
 
 @in_turn
+@partial(jax.jit, static_argnames="spread")
+def brought_together(spread: Spread, pooled: Sequence[jax.Array]) -> jax.Array:
+    """The pooled means of all batches, (G, n, E), on every device: passed on in one go."""
+    return _constrained(jnp.concatenate(pooled, axis=1), spread.everywhere())
+
+
+@in_turn
 @partial(jax.jit, static_argnames="mesh")
 def is_finite(mesh: Mesh, array: jax.Array) -> jax.Array:
     """Whether all elements are, on every device."""
@@ -259,10 +266,10 @@ def _each(run: Callable[..., jax.Array], spread: Spread, params: Any, *states: A
 
 
 def _pooled(hidden: jax.Array, ctx: Context, spread: Spread) -> tuple[jax.Array, jax.Array]:
-    """Hidden states where they lie, and their pooled means on every device."""
+    """Hidden states and their pooled means, where they lie."""
     hidden = _constrained(hidden, spread.hidden())
     pooled = jax.vmap(lambda model: masked_mean(model, ctx.is_token))(hidden)
-    return hidden, _constrained(pooled, spread.everywhere())
+    return hidden, _constrained(pooled, spread.hidden())
 
 
 def _gram(read: jax.Array, ctx: Context, spread: Spread) -> jax.Array:
