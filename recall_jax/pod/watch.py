@@ -20,7 +20,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import NoReturn
 
 from recall_jax.errors import InputError, UnfinishedError
-from recall_jax.pod.processes import CONNECT_TIMEOUT, HEARTBEAT_TIMEOUT, Processes, connect
+from recall_jax.pod.processes import (
+    CONNECT_TIMEOUT,
+    HEARTBEAT_TIMEOUT,
+    NUMBER,
+    Processes,
+    connect,
+)
 from recall_jax.pod.runtime import Runtime, catch_abort, hide_chatter
 
 ADVICE = "what is done is kept: start all processes again with --resume to go on"
@@ -65,9 +71,11 @@ def joined(
     watch = _Watch(processes, runtime, advice)
     connecting.watch = watch
     watch.start()
+    watched = replace(processes, check=watch.check)
     try:
-        yield replace(processes, check=watch.check)
-        replace(processes, check=watch.check).barrier("end")
+        _agree(watched)
+        yield watched
+        watched.barrier("end")
     except BaseException as error:
         ending = watch.ending_behind(error)
         watch.leave()
@@ -80,6 +88,16 @@ def joined(
     _try(lambda: processes.publish(f"left/{processes.index}", None))
     if processes.index == 0:
         _wait(lambda: len(processes.board.under("recall/left")) == processes.count)
+
+
+def _agree(processes: Processes) -> None:
+    """Raise InputError where process 0 was told of another number of processes."""
+    count = processes.broadcast("count", lambda: processes.count)
+    if count != processes.count:
+        raise InputError(
+            f"process {processes.index} was started as one of {processes.count}, process 0 as one "
+            f"of {count}: set {NUMBER} to the same for all"
+        )
 
 
 class _Connecting:

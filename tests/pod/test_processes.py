@@ -63,17 +63,23 @@ class Pod:
     """The same program in several processes."""
 
     def __init__(self, program: str, count: int = 2, **environment: str) -> None:
+        numbers = environment.pop("NUMBERS", f"{count} " * count).split()
         source = PROLOGUE + textwrap.dedent(program) + EPILOGUE
         shared = {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
-            "JAX_NUM_PROCESSES": str(count),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         }
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-c", source],
-                env={**os.environ, **shared, "JAX_PROCESS_ID": str(index), **environment},
+                env={
+                    **os.environ,
+                    **shared,
+                    "JAX_NUM_PROCESSES": numbers[index],
+                    "JAX_PROCESS_ID": str(index),
+                    **environment,
+                },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -219,20 +225,29 @@ def test_a_signal_to_one_ends_all(start):
 
 
 def test_processes_that_do_not_come_are_named_in_time(start):
-    pod = start("work = None", 2, WAIT="2")
-    pod.processes[1].kill()
+    pods = [start("work = None", 2, WAIT="2") for _ in range(2)]
+    said = [
+        "the processes did not find each other at 127.0.0.1",
+        "process 0 does not answer at 127.0.0.1",
+    ]
+    for index, pod in enumerate(pods):
+        pod.processes[1 - index].kill()
+    for index, pod in enumerate(pods):
+        status, out, err = pod.end(index)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(f"recall: {said[index]}")
+        assert "JAX_NUM_PROCESSES" in err
+
+
+def test_numbers_of_processes_that_differ_are_named(start):
+    pod = start("def work(processes):\n    processes.barrier('here')", 2, NUMBERS="2 3")
+    status, out, err = pod.end(1)
+    fault = "process 1 was started as one of 3, process 0 as one of 2: set JAX_NUM_PROCESSES"
+    assert (status, out) == (2, "")
+    assert err.startswith(f"recall: {fault}")
     status, out, err = pod.end(0)
     assert (status, out) == (2, "")
-    assert "did not find each other at 127.0.0.1" in err
-    assert "JAX_NUM_PROCESSES" in err
-    assert err.count("\n") == 1
-
-    pod = start("work = None", 2, WAIT="2")
-    pod.processes[0].kill()
-    status, out, err = pod.end(1)
-    assert (status, out) == (2, "")
-    assert "process 0 does not answer at 127.0.0.1" in err
-    assert err.count("\n") == 1
+    assert err.startswith(f"recall: process 1 of 3 ended: {fault}")
 
 
 def test_a_port_that_is_taken_is_named(monkeypatch):
