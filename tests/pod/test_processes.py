@@ -224,6 +224,23 @@ def test_a_signal_to_one_ends_all(start):
     assert pod.end(0) == (2, "", line)
 
 
+def test_a_crash_of_the_runtime_is_not_taken_for_a_loss(start):
+    pod = start(
+        """
+        def work(processes):
+            processes.barrier("here")
+            if processes.index == 0:
+                os.write(2, b"F0000 device.cc:1] Check failed: the device is on fire" + b"\\n")
+                os.abort()
+            processes.wait("what nobody publishes")
+        """
+    )
+    advice = LOST.partition(" was lost")[2]
+    crash = "process 0 of 2 crashed: F0000 device.cc:1] Check failed: the device is on fire"
+    assert pod.end(0) == (2, "", f"recall: {crash}{advice}")
+    assert pod.end(1) == (2, "", LOST.format(0))
+
+
 def test_processes_that_do_not_come_are_named_in_time(start):
     pods = [start("work = None", 2, WAIT="2") for _ in range(2)]
     said = [
