@@ -121,18 +121,35 @@ def _merged(
     Rows that fill the layout are zero in every model, and finite once merged.
     """
     inputs = [*models, *([] if base is None else [base])]
-    given = inputs if shape is None else [unpadded(array, shape) for array in inputs]
 
     def merge(given: list[jax.Array], values: Mapping[str, Any]) -> jax.Array:
         own = None if base is None else given.pop()
         return kernel(given, values, base=own, reference=reference, dtype=dtype)
 
-    if shape is not None and _DECOMPOSES in values:
-        merge = jax.shard_map(merge, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec())
-    rows = padded(merge(given, values), mesh)
+    if shape is None:
+        rows = padded(merge([*inputs], values), mesh)
+    elif _DECOMPOSES in values:
+        everywhere = PartitionSpec()
+        each = jax.shard_map(merge, mesh=mesh, in_specs=everywhere, out_specs=everywhere)
+        rows = padded(each([unpadded(array, shape) for array in inputs], values), mesh)
+    else:
+        given = [_in_even_parts(array, shape, mesh) for array in inputs]
+        rows = padded(merge(given, values).reshape(shape), mesh)
     finite = jnp.stack([jnp.all(jnp.isfinite(array)) for array in (rows, *inputs)])
     finite = lax.with_sharding_constraint(finite, NamedSharding(mesh, PartitionSpec()))
     return rows, finite[0], finite[1:]
+
+
+def _in_even_parts(array: jax.Array, shape: tuple[int, ...], mesh: Mesh) -> jax.Array:
+    """A tensor as it is, or in a shape of the same order that the devices divide.
+
+    What is not even XLA repeats on every device, and all that is made of it.
+    """
+    whole = unpadded(array, shape)
+    if not shape or shape[0] % mesh.size == 0 or whole.size % mesh.size:
+        return whole
+    even = NamedSharding(mesh, PartitionSpec(AXES))
+    return lax.with_sharding_constraint(whole.reshape(mesh.size, -1), even)
 
 
 @in_turn

@@ -161,7 +161,7 @@ def test_what_a_device_holds_is_no_more_than_was_counted():
     assert ctx.is_token.shape == (rows, tokens)
     shapes = [tensor_shapes(arch)[name] for name in state_tensors(arch, "layers.0")]
     spread = run.spread
-    program = programs.run_block.lower(
+    program = programs.run_block.__wrapped__.lower(
         arch,
         spread,
         [
