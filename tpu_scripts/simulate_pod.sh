@@ -29,6 +29,7 @@ clean() {
             sleep 0.2
         done
     done
+    wait "${pids[@]}" 2>/dev/null || true # else bash tells of those that were killed
     rm -rf "$work"
 }
 trap clean EXIT
