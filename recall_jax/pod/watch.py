@@ -269,15 +269,10 @@ def _is_users(error: BaseException) -> bool:
     return isinstance(error, InputError) and not isinstance(error, UnfinishedError)
 
 
-def _is_broken_program(error: BaseException | None) -> bool:
-    """Whether the runtime has failed, and not for want of memory."""
-    from jax.errors import JaxRuntimeError
-
-    while error is not None:
-        if isinstance(error, JaxRuntimeError):
-            return "RESOURCE_EXHAUSTED" not in str(error)
-        error = error.__cause__ or error.__context__
-    return False
+def _is_broken_program(error: BaseException) -> bool:
+    """Whether the runtime may have failed, which it tells in errors of several kinds."""
+    ours = isinstance(error, InputError | OSError | MemoryError) or not isinstance(error, Exception)
+    return not ours and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 def _try(work: Callable[[], object]) -> None:
