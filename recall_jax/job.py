@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax
 
-from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.checkpoint.folder import WEIGHTS, Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
-from recall_jax.engine.findings import Findings
+from recall_jax.engine.given import given_findings
 from recall_jax.engine.journal import Journal, changed_input, input_files
 from recall_jax.engine.layout import Layout, OnHost
 from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models, taken_whole
@@ -30,7 +30,6 @@ from recall_jax.engine.rules import (
 from recall_jax.engine.stream import BACKLOG, merge_stream
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import METHODS
-from recall_jax.merging.trees import check_weights
 from recall_jax.outcome import (
     device,
     make_report,
@@ -84,6 +83,8 @@ def merge(
     holds it. Raises InputError for whatever is wrong with the recipe, the models, the data or
     `out`; UnfinishedError, which leaves what is done for `resume`, where disk or memory fail.
     """
+    if _are_trees(recipe):
+        return _merge_trees(recipe, out, options, progress, announce)
     clock, lines, processes = Clock(), [], options.processes
 
     def tell(line: str) -> None:
@@ -186,6 +187,46 @@ def merge(
     return report
 
 
+def _are_trees(recipe: Recipe) -> bool:
+    """Whether the models are trees of JAX; what is plainly a model's folder is not looked into."""
+    if recipe.tree is not None:
+        return True
+    newest = Path(recipe.models[-1].model)
+    if not newest.exists() or any((newest / name).exists() for name in WEIGHTS):
+        return False
+    from recall_jax.trees.files import is_tree
+
+    return is_tree(str(newest))
+
+
+def _merge_trees(
+    recipe: Recipe,
+    out: Path,
+    options: Options,
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> dict[str, Any]:
+    from recall_jax.mesh import FSDP, make_mesh, parse_mesh
+    from recall_jax.trees.job import merge_trees_on_disk
+
+    if options.parts:
+        raise InputError("--parts is not for JAX trees: write into a folder that all share")
+    mesh = None
+    if options.mesh is not None or options.processes.count > 1:
+        every = {FSDP: jax.device_count()}
+        mesh = make_mesh(every if options.mesh in (None, "auto") else parse_mesh(options.mesh))
+    return merge_trees_on_disk(
+        recipe,
+        out,
+        force=options.force,
+        inputs=options.inputs,
+        mesh=mesh,
+        processes=options.processes,
+        progress=progress,
+        announce=announce,
+    )
+
+
 def _layout(
     recipe: Recipe, read: Sequence[Checkpoint], plan: Plan, options: Options, budget: int
 ) -> tuple[Layout, int]:
@@ -266,24 +307,10 @@ def _given(merge: Merge, path: Path, needed: int) -> Prepared:
     """The rule of a file's weights, and in methods that have others, of the recipe's values."""
     recipe, specs, units = merge.recipe, merge.plan.specs, list(merge.plan.units)
     told = load_report(path)
-    if told["units"] != units:
-        raise InputError(
-            f"{path} has weights for the units {_span(told['units'])}, but these models have "
-            f"{_span(units)}"
-        )
-    weighed, wanted = len(told["weights"]), len(merge.models)
-    if weighed != wanted:
-        raise InputError(
-            f"{path} has weights for {weighed} models, but this recipe merges {wanted}: "
-            "compare these, without the base"
-        )
-    weights = check_weights(np.asarray(told["weights"], np.float32), wanted)
+    found = given_findings(told, path, units, len(merge.models))
     if METHODS[recipe.merge_method].rule == "parameters":
-        values = recipe_values(recipe, specs, dict(zip(units, weights.T, strict=True)))
+        values = recipe_values(recipe, specs, dict(zip(units, found.weights.T, strict=True)))
         return Prepared(values_by_tensor(values, specs, recipe.parameters), merge.models, needed)
-    found = Findings(
-        weights, *(_array(told.get(key)) for key in ("similarity", "sigma", "adjacent"))
-    )
     rule = weights_by_unit(found, units)
     return Prepared(rule, merge.models, needed, reference=told.get("reference"), told=told)
 
@@ -333,11 +360,3 @@ def _input_files(recipe: Recipe) -> list[Path]:
     if recipe.samples is not None:
         files += [recipe.samples.data, recipe.samples.typical, recipe.samples.prompts]
     return [Path(name) for name in files if name]
-
-
-def _array(values: Any) -> np.ndarray | None:
-    return None if values is None else np.asarray(values, np.float64)
-
-
-def _span(units: Sequence[str]) -> str:
-    return f"{units[0]} … {units[-1]} ({len(units)})"

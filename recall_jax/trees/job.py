@@ -96,13 +96,17 @@ def merge_trees_on_disk(
         report = make_report(recipe, prepared, [m.name for m in plan.models], plan.units)
         if compared is not None and compared.typical is not None:
             report["warnings"] = [*compared.typical.warnings(), *report["warnings"]]
+        read = sum(tree.bytes_read for tree in plan.inputs)
+        own = {"read": read, "peak_memory_bytes": peak_memory_bytes()}
+        took = processes.exchange("took", own)
         report |= {
             "tree": {"format": FORMATS[type(newest)], "leaves": len(plan.places)},
             "timing_s": clock.seconds,
-            "bytes": {"read": sum(t.bytes_read for t in plan.inputs), "written": written},
-            "peak_memory_bytes": peak_memory_bytes(),
+            "bytes": {"read": sum(each["read"] for each in took), "written": written},
+            "peak_memory_bytes": max(each["peak_memory_bytes"] for each in took),
             "memory": {"group_bytes": GROUP_BYTES, "devices": 1 if mesh is None else mesh.size},
             "plan": lines,
+            "resumed_units": 0,
         }
         if processes.index == 0:
             samples = compared.samples if compared else None

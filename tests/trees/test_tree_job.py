@@ -420,3 +420,24 @@ def test_an_output_is_replaced_only_if_asked(npz, tmp_path):
     inside = recipe_of([npz[0], str(out)], merge_method="average")
     with pytest.raises(InputError, match="holds the input"):
         merge_trees_on_disk(inside, out, force=True)
+
+
+def test_the_command_merges_trees(recall, npz, tmp_path):
+    """With patterns or without, over devices or on one."""
+    entries = "".join(f"  - model: {name}\n" for name in npz)
+    plain = f"merge_method: average\nmodels:\n{entries}"
+    tree = "tree: {embed: params/embedder/**, layers: 'params/layers_{i}/**'}\n"
+    outs = {}
+    for name, text, options in (
+        ("given", plain + tree, []),
+        ("guessed", plain, []),
+        ("spread", plain + tree, ["--mesh", "data=2,fsdp=4"]),
+    ):
+        (tmp_path / f"{name}.yml").write_text(text)
+        done = recall("merge", tmp_path / f"{name}.yml", tmp_path / name, *options)
+        assert (done.status, done.err) == (0, "")
+        assert "merged 3 models" in done.out and "12 leaves in 5 units" in done.out
+        outs[name] = (tmp_path / name / "tree.npz").read_bytes()
+    assert outs["given"] == outs["guessed"] == outs["spread"]
+    done = recall("merge", tmp_path / "given.yml", tmp_path / "given")
+    assert done.status == 2 and "--force" in done.err

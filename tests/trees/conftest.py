@@ -1,0 +1,3 @@
+from toys import cache, recall, toys
+
+__all__ = ["cache", "recall", "toys"]
