@@ -39,6 +39,7 @@ from recall_jax.outcome import (
     write_outcome,
 )
 from recall_jax.output import Work, work_folder
+from recall_jax.pod.part import write_part
 from recall_jax.pod.processes import ALONE, Processes
 from recall_jax.pod.together import shared_journal, shared_work
 from recall_jax.pod.writer import UnitWriter
@@ -183,6 +184,9 @@ def merge(
         repeatable = resolved(recipe, models, base, prepared.compute_dtype)
         if processes.index == 0:
             write_outcome(work.folder, out.name, repeatable, models[-1], prepared, report)
+        if isinstance(writer, UnitWriter) and options.parts:
+            write_part(work.folder, processes, writer)
+        elif processes.index == 0:
             write_checksums(work.folder, writer.checksums)
     return report
 

@@ -19,7 +19,9 @@ from recall_jax.cli import (
     demo,
     evaluate,
     finetune,
+    gather,
     merge,
+    plan,
     rows,
     signals,
     similarity,
@@ -54,6 +56,8 @@ app.command("ablate")(ablate.ablate)
 app.command("convert")(checkpoints.convert)
 app.command("inspect")(checkpoints.inspect)
 app.command("verify")(checkpoints.verify)
+app.command("plan")(plan.plan)
+app.command("gather")(gather.gather)
 app.add_typer(bench.bench, name="bench")
 
 
