@@ -85,10 +85,24 @@ def _merging_bytes(
     largest = max(spec.nbytes for spec in plan.specs.values())
     method = METHODS[recipe.merge_method]
     whole = taken_whole(method.whole_tensors, plan.specs)
-    made = max((math.prod(plan.specs[name].shape) for name in whole), default=0)
+    solved = method.whole_tensors == "linear"
+    made = [_made_whole(plan.specs[name].shape, solved, num_devices) for name in whole]
     own = -(-(_AHEAD * read + 2 * largest) // num_devices)
     pieces = 4 * CHUNK * widest(plan.specs)
-    return _PROGRAMS + _shares() * (own + pieces + _WHOLE * len(models) * _FLOAT32 * made)
+    return _PROGRAMS + _shares() * (own + pieces + len(models) * max(made, default=0))
+
+
+def _made_whole(shape: Sequence[int], solved: bool, num_devices: int) -> int:
+    """Bytes that a kernel makes on a device for each model of a tensor that it sees whole.
+
+    Matrices are solved by every device alike. Other kernels have an even part of what they make,
+    where there is one, but rows that the devices do not divide are brought together first.
+    """
+    elements = math.prod(shape)
+    if solved or not shape or elements % num_devices:
+        return _WHOLE * _FLOAT32 * elements
+    together = elements if shape[0] % num_devices else 0
+    return _FLOAT32 * (_WHOLE * elements // num_devices + together)
 
 
 def _shares() -> int:

@@ -111,25 +111,6 @@ def test_models_that_do_not_fill_the_mesh_are_refused():
         ShardedForward.of(ARCH, ROWS, mesh=mesh, batch_size=8, dtype=jnp.float32, num_models=6)
 
 
-def test_grams_are_those_of_one_device():
-    def gathered(run):
-        states, grams = (), []
-        for unit in ARCH.units:
-            placed = run.place(unit, MODELS[:1])
-            states, own = run.advance_with_grams(unit, placed, states, NAMES[0])
-            grams.append({path: np.asarray(gram) for path, gram in own.items()})
-        return grams
-
-    of_mesh = gathered(
-        ShardedForward.of(ARCH, ROWS, mesh=make_mesh(MESHES[2]), batch_size=8, dtype=jnp.float32)
-    )
-    of_host = gathered(StreamedForward.of(ARCH, ROWS, batch_size=8, dtype=jnp.float32))
-    assert [list(grams) for grams in of_mesh] == [list(grams) for grams in of_host]
-    for found, right in zip(of_mesh, of_host, strict=True):
-        for path in right:
-            np.testing.assert_allclose(found[path], right[path], rtol=1e-5, atol=1e-4)
-
-
 def test_the_model_whose_states_are_not_finite_is_named():
     name = "model.layers.1.mlp.down_proj.weight"
     run = ShardedForward.of(
