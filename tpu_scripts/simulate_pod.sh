@@ -69,15 +69,16 @@ await() { # until all that was begun has ended, or the first has failed
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 for ((process = 0; process < processes; process++)); do
     JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_NUM_PROCESSES=$processes JAX_PROCESS_ID=$process \
-        merge pod "$devices" --distributed
+        merge pod "$devices" --distributed --mesh auto
 done
 await
 merge one 1
 await
 
 # Rows are computed apart, and in other batch shapes: the last bit of a weight may differ.
-crc=$("$python" - "$work" <<'PYTHON'
+crc=$("$python" - "$work" "$processes" "$devices" <<'PYTHON'
 import json
+import math
 import sys
 import zlib
 from pathlib import Path
@@ -87,7 +88,10 @@ import numpy as np
 from recall_jax.checkpoint.folder import open_checkpoint
 
 one, pod = (Path(sys.argv[1], name) for name in ("one", "pod"))
-weights = [np.asarray(json.loads((p / "recall_report.json").read_text())["weights"]) for p in (one, pod)]
+reports = [json.loads((path / "recall_report.json").read_text()) for path in (one, pod)]
+if math.prod(reports[1]["memory"]["mesh"].values()) != int(sys.argv[2]) * int(sys.argv[3]):
+    sys.exit("simulate_pod: not all devices of all processes took part")
+weights = [np.asarray(report["weights"]) for report in reports]
 if not (gap := np.abs(weights[0] - weights[1]).max()) <= 1e-6:
     sys.exit(f"simulate_pod: weights differ by {gap:.1e} from those of 1 process")
 models = [open_checkpoint(str(path)) for path in (one, pod)]

@@ -303,17 +303,19 @@ if process <= 0:
     tensors = {{name: np.linspace(0.5, 1 + off, 7, dtype=np.float32) for name in names}}
     save_file(tensors, out / "model.safetensors")
     (out / "config.json").write_text("{{}}")
-    (out / "recall_report.json").write_text(json.dumps({{"weights": [[0.5 + {gap}]]}}))
+    report = {{"weights": [[0.5 + {gap}]], "memory": {{"mesh": {{"data": {data}, "fsdp": 3}}}}}}
+    (out / "recall_report.json").write_text(json.dumps(report))
 """
 
 
-def start_simulation(folder, *arguments, failing=-2, off=0.0, gap=0.0):
+def start_simulation(folder, *arguments, failing=-2, off=0.0, gap=0.0, data=2):
     """The script in the background, with a temporary folder of its own."""
     for name in ("tmp", "pids"):
         (folder / name).mkdir()
     gap = f"({gap} if process == 0 else 0)"
     pids = str(folder / "pids")
-    text = RECALL.format(python=sys.executable, failing=failing, pids=pids, off=off, gap=gap)
+    python = sys.executable
+    text = RECALL.format(python=python, failing=failing, pids=pids, off=off, gap=gap, data=data)
     (folder / "recall").write_text(text)
     (folder / "recall").chmod(0o755)
     return subprocess.Popen(
@@ -357,6 +359,12 @@ def test_a_simulated_pod_that_differs_is_told(fault, tmp_path):
     status, out, err = simulated(tmp_path, "3", "2", **fault)
     assert status == 1
     assert "differ" in err and out == ""
+
+
+def test_a_simulated_pod_of_fewer_devices_is_told(tmp_path):
+    status, out, err = simulated(tmp_path, "3", "2", data=1)
+    assert (status, out) == (1, "")
+    assert err == "simulate_pod: not all devices of all processes took part\n"
 
 
 def test_a_process_that_fails_ends_the_others(tmp_path):
