@@ -69,13 +69,14 @@ def cut_forward(
     A parameter takes `stored` bytes on disk and `itemsize` where it is computed with. `beside` are
     bytes that the run adds, beside the forward, to what the process holds by now. Batches are never
     larger than asked. Models go side by side on accelerators only: on CPU that gains nothing.
-    Over a mesh a `split` says what a device has of it all, which is then what is counted.
+    Over a mesh a `split` says what a device has of it all, which is then what is counted, and
+    `batch_size` rows are asked for on each device that splits them.
     Raises UnfinishedError, before anything is read, where not even one row of one model at a time
     fits.
     """
     side_by_side = 1 if split or jax.default_backend() == "cpu" else num_models
     beside += held_bytes() + _PROGRAMS
-    for rows in _halvings(min(batch_size, len(lengths))):
+    for rows in _halvings(min(_together(batch_size, split), len(lengths))):
         states = num_models * hidden_bytes_of(arch, lengths, rows, itemsize, split)
         if split:
             states //= split.models
@@ -105,7 +106,7 @@ def cut_apart(
     """As `cut_forward`, of models one after the other, each over rows of its own lengths."""
     beside += held_bytes() + _PROGRAMS
     together = [length for own in lengths for length in own]
-    for rows in _halvings(min(batch_size, max(map(len, lengths)))):
+    for rows in _halvings(min(_together(batch_size, split), max(map(len, lengths)))):
         if split:
             states = sum(hidden_bytes_of(arch, own, rows, itemsize, split) for own in lengths)
             step = _one_step_of(split, arch, together, rows, len(lengths), itemsize, stored)
@@ -139,7 +140,7 @@ def cut_rows(
     `beside` are bytes that the run adds, beside, to what the process holds by now.
     Raises UnfinishedError where not even one batch of one row fits.
     """
-    longest = sorted(lengths)[-batch_size:]
+    longest = sorted(lengths)[-_together(batch_size, split) :]
     # as they are gathered, laid together, and as the points to be clustered
     pooled = 3 * num_units * len(lengths) * arch.hidden_size * _FLOAT32
     cut = cut_forward(
@@ -176,6 +177,11 @@ def hidden_bytes_of(
     each = -(-batch_size // split.rows)
     batches = make_batches(rows, each * split.rows)
     return split.sharing * hidden_bytes(arch, batches, itemsize) // split.rows
+
+
+def _together(batch_size: int, split: Split | None) -> int:
+    """Rows in a batch of all devices."""
+    return batch_size * (split.rows if split else 1)
 
 
 def _too_large(

@@ -70,7 +70,7 @@ def _chosen(recipe: Recipe, models: Sequence[Checkpoint], memory: int) -> dict[s
         parameters=largest_unit_bytes(arch, itemsize),
         gathered=block_bytes(arch, itemsize),
         memory=memory // 2,
-        rows=recipe.samples.batch_size,
+        rows=jax.device_count(),  # some may be empty: reading counts, not computing
     )
 
 
