@@ -150,8 +150,11 @@ class _Watch:
     def ending_behind(self, error: BaseException) -> Ending | None:
         """What other process is behind an error of this one, if any is.
 
-        A program that breaks tells only that one of the others is gone: they are called.
+        A program that breaks tells only that one of the others is gone: they are called. A signal
+        to this process is its own, though all may have got it.
         """
+        if not isinstance(error, Exception):
+            return None
         if self.ending is None and _is_broken_program(error):
             try:
                 self._call_the_roll()
@@ -271,7 +274,7 @@ def _is_users(error: BaseException) -> bool:
 
 def _is_broken_program(error: BaseException) -> bool:
     """Whether the runtime may have failed, which it tells in errors of several kinds."""
-    ours = isinstance(error, InputError | OSError | MemoryError) or not isinstance(error, Exception)
+    ours = isinstance(error, InputError | OSError | MemoryError)
     return not ours and "RESOURCE_EXHAUSTED" not in str(error)
 
 

@@ -166,7 +166,7 @@ def test_a_killed_process_ends_the_one_in_a_program(start, lost):
     began = time.monotonic()
     pod.processes[lost].kill()
     assert pod.end(1 - lost) == (2, "", LOST.format(lost))
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 40
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -177,7 +177,7 @@ def test_a_killed_process_ends_the_one_that_waits(start, lost):
     began = time.monotonic()
     pod.processes[lost].kill()
     assert pod.end(1 - lost) == (2, "", LOST.format(lost))
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 40
 
 
 @pytest.mark.soak
