@@ -9,7 +9,7 @@ wait, so that one host writes at a time. Reading, computing and writing overlap.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recall_jax.cost.machines import GB, Machine
 from recall_jax.cost.work import Forward, Work, flops_per_position, state_parameters
@@ -88,7 +88,7 @@ def plan_cost(
         )
     if work.models % mesh[MODEL]:
         raise InputError(f"mesh model={mesh[MODEL]} does not divide {work.models} models")
-    device = _device_memory(work, machine, mesh)
+    work, device = _fitted(work, machine, mesh)
     passes, kept = 0, False
     flops, select = {"select": 0.0, "forward": 0.0}, dict[str, float]()
     if (forward := work.forward) is not None:
@@ -133,8 +133,19 @@ def _chosen(work: Work, machine: Machine) -> Mesh:
         parameters=largest_unit_bytes(forward.arch, forward.itemsize),
         gathered=block_bytes(forward.arch, forward.itemsize),
         memory=int(SHARE * machine.kind.memory) // 2,
-        rows=forward.batch_size,
+        rows=machine.devices,
     )
+
+
+def _fitted(work: Work, machine: Machine, mesh: Mesh) -> tuple[Work, dict[str, float]]:
+    """With batches as large as asked, or halved until they fit, and the memory of each device."""
+    device = _device_memory(work, machine, mesh)
+    while (forward := work.forward) is not None and forward.batch_size > 1:
+        if sum(device.values()) <= SHARE * machine.kind.memory:
+            break
+        work = replace(work, forward=replace(forward, batch_size=forward.batch_size // 2))
+        device = _device_memory(work, machine, mesh)
+    return work, device
 
 
 def _device_memory(work: Work, machine: Machine, mesh: Mesh) -> dict[str, float]:
@@ -147,14 +158,16 @@ def _device_memory(work: Work, machine: Machine, mesh: Mesh) -> dict[str, float]
     }
     memory["merged rows and pieces"] += (BACKLOG + 2) * CHUNK * _WORD
     if work.whole:
-        memory["tensors taken whole"] = _WHOLE * work.inputs * work.whole * _FLOAT32
+        parts = 1 + _WHOLE / machine.devices  # brought together, and what is made of a part
+        memory["tensors taken whole"] = parts * work.inputs * work.whole * _FLOAT32
     if (forward := work.forward) is not None:
         arch, splits = forward.arch, mesh[DATA] * mesh[FSDP]
         block = block_bytes(arch, forward.itemsize)
         computed = largest_unit_bytes(arch, forward.itemsize) / (mesh[FSDP] * mesh[TENSOR])
         if mesh[FSDP] > 1:
             computed += block / mesh[TENSOR]
-        rows = -(-min(forward.batch_size, forward.typical) // splits)
+        most = max(forward.typical, forward.pool if forward.choosing else 0)
+        rows = forward.rows_each(most, splits)
         states = _hidden_bytes(forward, forward.typical, mesh)
         memory |= {
             "parameters as computed": computed,
@@ -168,8 +181,8 @@ def _device_memory(work: Work, machine: Machine, mesh: Mesh) -> dict[str, float]
 
 def _hidden_bytes(forward: Forward, rows: int, mesh: Mesh) -> float:
     """Hidden states of one model on a device."""
-    splits = mesh[DATA] * mesh[FSDP]
-    return forward.positions(rows, splits) // splits * forward.arch.hidden_size * forward.itemsize
+    positions = forward.positions(rows, mesh[DATA] * mesh[FSDP])
+    return positions * forward.arch.hidden_size * forward.itemsize
 
 
 def _alone(mesh: Mesh) -> Mesh:
@@ -181,7 +194,7 @@ def _flops(forward: Forward, rows: int, units: int | None = None) -> float:
     """Operations of one model over rows, up to a unit."""
     names = forward.arch.units[:units]
     each = sum(flops_per_position(forward.arch, unit, forward.length) for unit in names)
-    return float(forward.positions(rows) * each)
+    return float(rows * forward.length * each)
 
 
 def _select_seconds(
@@ -234,7 +247,7 @@ def _forward_seconds(
     arch, splits = forward.arch, mesh[DATA] * mesh[FSDP]
     names = arch.units[:units]
     in_turn = models // min(mesh[MODEL], models)
-    own = forward.positions(rows, splits) // splits  # positions on a device
+    own = forward.positions(rows, splits)
     each = sum(flops_per_position(arch, unit, forward.length) for unit in names)
     compute = in_turn * own * each / mesh[TENSOR]
     # In the narrower dtype; a parameter may be gathered whole before it is cut.
@@ -242,7 +255,9 @@ def _forward_seconds(
     cut = sum(sent * state_parameters(arch, unit) for unit in names)
     passed = passes * models * cut * (1 - 1 / machine.devices)
     blocks = sum(unit != EMBED for unit in names)
-    gathered = forward.batches(rows) * blocks * forward.state_bytes(layer_unit(0)) / mesh[TENSOR]
+    gathered = (
+        forward.batches(rows, splits) * blocks * forward.state_bytes(layer_unit(0)) / mesh[TENSOR]
+    )
     passed += in_turn * gathered * (1 - 1 / mesh[FSDP])
     # Two sums over `tensor` in a block, each sent and sent back.
     summed = 4 * blocks * own * arch.hidden_size * forward.itemsize

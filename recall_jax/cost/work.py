@@ -15,7 +15,8 @@ from recall_jax.units import EMBED, HEAD, layer_unit
 class Forward:
     """The forward over the typical samples, and over the rows that they are chosen from.
 
-    Every row is taken to have `tokens` tokens. `choosing` counts the units that the choice runs, of
+    Every row is taken to have `tokens` tokens; a device has at most `batch_size` of them at a time.
+    `choosing` counts the units that the choice runs, of
     one model over `pool` rows; 0 where the samples are given. `itemsize` is that of the compute
     dtype, `stored` that of a parameter on disk.
     """
@@ -34,14 +35,17 @@ class Forward:
         """Positions of a row, padded."""
         return padded_length(self.tokens)
 
-    def positions(self, rows: int, splits: int = 1) -> int:
-        """Positions that `rows` rows take in batches which `splits` devices divide."""
-        batch = -(-min(self.batch_size, rows) // splits) * splits
-        return -(-rows // batch) * batch * self.length
+    def rows_each(self, rows: int, splits: int) -> int:
+        """Rows of a batch on each of `splits` devices, some of them empty where there are few."""
+        return min(self.batch_size, -(-rows // splits))
 
-    def batches(self, rows: int) -> int:
-        """Batches of `rows` rows."""
-        return -(-rows // min(self.batch_size, rows))
+    def batches(self, rows: int, splits: int) -> int:
+        """Batches of `rows` rows over `splits` devices."""
+        return -(-rows // (splits * self.rows_each(rows, splits)))
+
+    def positions(self, rows: int, splits: int) -> int:
+        """Positions that `rows` rows take on each of `splits` devices."""
+        return self.batches(rows, splits) * self.rows_each(rows, splits) * self.length
 
     def state_bytes(self, unit: str) -> int:
         """Parameters of a unit that hidden states depend on, as computed with."""

@@ -93,7 +93,7 @@ def test_a_plan_is_as_counted_by_hand():
     assert memory["rows of two units"] == 2 * 3 * unit / 16
     assert memory["parameters as computed"] == unit / 2
     assert memory["hidden states"] == max(3 * 512, 8 * 512) * 4096 * 2
-    assert memory["activations"] == working_bytes(SEVEN, 1, 512, 1, 2)
+    assert memory["activations"] == working_bytes(SEVEN, 8, 512, 1, 2)
     assert memory["a tensor on its way"] == 2 * 32000 * 4096
     assert cost.seconds == pytest.approx(
         max(cost.select_s["read"], sum(cost.select_s.values()) - cost.select_s["read"])
@@ -102,7 +102,7 @@ def test_a_plan_is_as_counted_by_hand():
 
 
 def test_what_fsdp_cuts_is_gathered_for_each_batch():
-    work = recall_work(SEVEN, 2, typical=16, pool=16, batch_size=8)
+    work = recall_work(SEVEN, 2, typical=16, pool=16, batch_size=1)  # on each of 8 devices
     machine = find_machine("v5e-8")
     apart, cut = (plan_cost(work, machine, mesh=parse_mesh(m)) for m in ("data=8", "fsdp=8"))
     block = block_bytes(SEVEN, 2)
@@ -143,6 +143,18 @@ def test_pooled_states_that_do_not_fit_take_more_passes():
     assert many.fits
     assert many.select_s["read"] == pytest.approx(many.passes * few.select_s["read"])
     assert many.flops["select"] == 16 * few.flops["select"]
+
+
+def test_batches_are_halved_until_they_fit():
+    machine = find_machine("v5e-16")
+    asked, halved = (
+        plan_cost(
+            recall_work(SEVEN, 2, pool=20, typical=20, batch_size=size, tokens=tokens), machine
+        )
+        for size, tokens in ((1, 20_000), (2, 20_000))
+    )
+    assert asked.fits
+    assert asked.device_memory == halved.device_memory
 
 
 def test_without_a_forward_only_bytes_count():
