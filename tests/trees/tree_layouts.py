@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
-L, E, H, V = 3, 8, 16, 23
+L, E, H, V = 3, 8, 8, 23
 UNITS = ["embed", *(f"layers.{i}" for i in range(L)), "head"]
 
 
