@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,28 +53,57 @@ def convert(
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Folder, folder+adapter, or hub id.")],
+    model: Annotated[str, typer.Argument(help="Folder, folder+adapter, hub id, or tree of JAX.")],
     as_json: Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
     """Say what a model folder holds.
 
-    Family, units, sizes, dtypes, tied weights, adapters.
+    Family, units, sizes, dtypes, tied weights, adapters; of a tree of JAX its leaves.
 
     \b
     Example: recall inspect checkpoints/math
     """
     console.prepare_jax()
-    from recall_jax.checkpoint.folder import open_checkpoint
-    from recall_jax.conversion import describe
+    from recall_jax.trees.names import names_tree
 
-    found: dict[str, Any] = describe(open_checkpoint(model))
+    found, show = _tree(model) if names_tree(model) else _model(model)
     if quiet:
         return
     if as_json:
         console.say(json.dumps(found, indent=1), quiet)
-        return
+    else:
+        show(found)
+
+
+def _tree(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
+    from recall_jax.trees.files import describe_tree, open_tree
+
+    return describe_tree(open_tree(name)), _show_tree
+
+
+def _show_tree(found: dict[str, Any]) -> None:
+    rows = [
+        [name, str(each["shape"]), each["dtype"], _megabytes(each["bytes"])]
+        for name, each in found["leaves"].items()
+    ]
+    console.say(
+        f"{found['tree']}: {found['format']}, {found['parameters']:,} numbers in "
+        f"{len(rows)} leaves, {_megabytes(found['bytes'])}",
+        quiet=False,
+    )
+    console.show_table("leaves", ["name", "shape", "dtype", "size"], rows)
+
+
+def _model(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
+    from recall_jax.checkpoint.folder import open_checkpoint
+    from recall_jax.conversion import describe
+
+    return describe(open_checkpoint(name)), _show_model
+
+
+def _show_model(found: dict[str, Any]) -> None:
     rows = [
         [
             unit,
@@ -89,11 +119,11 @@ def inspect(
         f"{_megabytes(found['bytes'])}, {', '.join(found['dtypes'])}, "
         f"{'tied' if found['tied'] else 'untied'} head, "
         f"adapters: {', '.join(found['adapters']) or 'none'}",
-        quiet,
+        quiet=False,
     )
     console.show_table("units", ["unit", "tensors", "parameters", "size", "dtypes"], rows)
     if found["why_not"]:
-        console.say(f"not for methods that run the model: {found['why_not']}", quiet)
+        console.say(f"not for methods that run the model: {found['why_not']}", quiet=False)
 
 
 def verify(

@@ -1,5 +1,6 @@
 """Trees on disk, whichever format holds them: leaves by path, read a few at a time."""
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,20 @@ def is_tree(name: str) -> bool:
         return _file(Path(name)) is not None or find_orbax(Path(name)) is not None
     except InputError:  # several trees
         return True
+
+
+def describe_tree(tree: TreeFile) -> dict[str, object]:
+    """What a tree is: format, sizes in bytes, and its leaves in order; plain values."""
+    return {
+        "tree": tree.name,
+        "format": FORMATS[type(tree)],
+        "parameters": sum(math.prod(spec.shape) for spec in tree.specs.values()),
+        "bytes": sum(spec.nbytes for spec in tree.specs.values()),
+        "leaves": {
+            name: {"shape": list(spec.shape), "dtype": spec.dtype.name, "bytes": spec.nbytes}
+            for name, spec in tree.specs.items()
+        },
+    }
 
 
 def _file(path: Path) -> Path | None:

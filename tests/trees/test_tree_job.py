@@ -91,7 +91,6 @@ PER_MODEL = [0.7, [0.1, 0.9, 0.2], [{"filter": "mlp", "value": 0.3}, {"filter": 
 TASK = {"lambda": [0.4, 1.2]}
 METHODS = {
     "linear": {"parameters": {"normalize": False}},
-    "average": {},
     "task_arithmetic": {"parameters": TASK},
     "ties": {"parameters": {"density": 0.3, **TASK}},
     "dare_ties": {"parameters": {"density": 1.0, **TASK}, "out_dtype": "float32"},
@@ -104,11 +103,11 @@ def test_a_tree_merges_as_the_streamed_engine_merges_its_weights(method, npz, na
     outs = {}
     for kind, names in {"tree": npz, "stream": named}.items():
         entries = [{"model": name} for name in names]
-        if method not in ("average", "magmax"):
+        if method != "magmax":
             for entry, weight in zip(entries, PER_MODEL, strict=True):
                 entry["parameters"] = {"weight": weight}
         keys = {"merge_method": method, "models": entries, **METHODS[method]}
-        if method not in ("linear", "average"):
+        if method != "linear":
             keys["base_model"] = names[0]
         if kind == "tree":
             merge_trees_on_disk(recipe_of(names, **keys), tmp_path / kind)
@@ -465,3 +464,16 @@ def test_the_command_merges_trees(recall, npz, tmp_path):
     assert outs["given"] == outs["guessed"] == outs["spread"]
     done = recall("merge", tmp_path / "given.yml", tmp_path / "given")
     assert done.status == 2 and "--force" in done.err
+
+
+def test_the_leaves_of_a_tree_are_shown(recall, npz, tmp_path):
+    done = recall("inspect", npz[0])
+    assert (done.status, done.err) == (0, "")
+    assert "npz" in done.out and "params/layers_1/mlp/wi/kernel" in done.out
+    found = json.loads(recall("inspect", npz[0], "--json").out)
+    leaves = flat(linen(weights(0, BFLOAT16)))
+    assert list(found["leaves"]) == list(leaves)
+    for name, leaf in leaves.items():
+        expected = {"shape": list(leaf.shape), "dtype": "bfloat16", "bytes": leaf.nbytes}
+        assert found["leaves"][name] == expected
+    assert found["parameters"] == sum(leaf.size for leaf in leaves.values())
