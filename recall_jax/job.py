@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from recall_jax.checkpoint.folder import WEIGHTS, Checkpoint
+from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
 from recall_jax.engine.given import given_findings
@@ -45,6 +45,7 @@ from recall_jax.pod.together import shared_journal, shared_work
 from recall_jax.pod.writer import UnitWriter
 from recall_jax.recipe import Recipe
 from recall_jax.report.record import load_report
+from recall_jax.trees.names import names_tree
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def merge(
     holds it. Raises InputError for whatever is wrong with the recipe, the models, the data or
     `out`; UnfinishedError, which leaves what is done for `resume`, where disk or memory fail.
     """
-    if _are_trees(recipe):
+    if recipe.tree is not None or names_tree(recipe.models[-1].model):
         return _merge_trees(recipe, out, options, progress, announce)
     clock, lines, processes = Clock(), [], options.processes
 
@@ -186,21 +187,10 @@ def merge(
             write_outcome(work.folder, out.name, repeatable, models[-1], prepared, report)
         if isinstance(writer, UnitWriter) and options.parts:
             write_part(work.folder, processes, writer)
+            processes.barrier("written")  # no part is made OUT while another may still fail
         elif processes.index == 0:
             write_checksums(work.folder, writer.checksums)
     return report
-
-
-def _are_trees(recipe: Recipe) -> bool:
-    """Whether the models are trees of JAX; what is plainly a model's folder is not looked into."""
-    if recipe.tree is not None:
-        return True
-    newest = Path(recipe.models[-1].model)
-    if not newest.exists() or any((newest / name).exists() for name in WEIGHTS):
-        return False
-    from recall_jax.trees.files import is_tree
-
-    return is_tree(str(newest))
 
 
 def _merge_trees(

@@ -26,6 +26,7 @@ ORDER = [
     "merging",
     "recipe",
     "engine",
+    "pod",
     "training",
     "evaluation",
     "integrations",
