@@ -4,8 +4,11 @@ import json
 
 import jax
 import numpy as np
+import orbax.checkpoint as orbax_v0
 import pytest
-from tree_layouts import FORWARD, TREE, UNITS, maxtext, plain, save_models, weights
+from flax import nnx
+from orbax.checkpoint import v1 as ocp
+from tree_layouts import FORWARD, TREE, UNITS, Nnx, maxtext, plain, save_models, weights
 
 from recall_jax.checkpoint.orbax import load_orbax
 from recall_jax.recipe import make_recipe
@@ -113,3 +116,27 @@ def test_what_is_no_parameter_is_the_newest_model_s(models, tmp_path):
     assert int(merged["step"]) == 41
     for key in ("opt_state", "step"):
         jax.tree.map(np.testing.assert_array_equal, merged[key], newest[key])
+
+
+def test_nnx_takes_its_merged_state_back(models, tmp_path):
+    merged, _ = merge(tmp_path / "out", "nnx", models["nnx"], merge_method="average")
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: Nnx(nnx.Rngs(0))))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract
+    )
+    model = nnx.merge(graph, ocp.load(tmp_path / "out" / "tree", abstract))
+    np.testing.assert_array_equal(model.layers[1].mlp.wi.kernel[...], merged["1.wi"])
+
+
+def test_older_readers_of_orbax_take_it_too(models, tmp_path):
+    """As MaxText reads parameters: the folder of the tree, by the older interface."""
+    with orbax_v0.CheckpointManager(tmp_path / "run") as manager:
+        save = orbax_v0.args.StandardSave(maxtext(weights(1)))
+        manager.save(0, args=orbax_v0.args.Composite(items=save))
+    names = [models["maxtext"][0], str(tmp_path / "run" / "0" / "items")]
+    merge(tmp_path / "out", "maxtext", names, merge_method="average")
+    arguments = orbax_v0.checkpoint_utils.construct_restore_args(maxtext(weights(1)))
+    with orbax_v0.PyTreeCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "out" / "tree" / "items", restore_args=arguments)
+    assert_equal(plain("maxtext", restored), plain("maxtext", load_orbax(tmp_path / "out")))
