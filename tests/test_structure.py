@@ -27,6 +27,7 @@ ORDER = [
     "recipe",
     "engine",
     "pod",
+    "cost",
     "training",
     "evaluation",
     "integrations",
@@ -48,7 +49,7 @@ ORDER = [
     "benchmark",
     "cli",
 ]
-PURE_ROOMS = ["models", "similarity", "merging"]
+PURE_ROOMS = ["models", "similarity", "merging", "cost"]
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "mmap", "glob", "subprocess"}
 FILE_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "memmap", "fromfile"}
 HEAVY = {"torch", "transformers", "peft", "sklearn", "datasets", "safetensors"}
