@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recall_jax.checkpoint.companions import CONFIG_NAME, copy_companions
+from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.engine.plan import DTYPES
 from recall_jax.errors import storage_faults
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.outcome import PAGE, RECIPE, REPORT, TYPICAL
@@ -24,7 +27,11 @@ def write_outcome(
     samples: TreeSamples | None,
     report: dict[str, Any],
 ) -> None:
-    """Everything in OUT beside the tree and its checksums; `recipe` is resolved."""
+    """Everything in OUT beside the tree and its checksums; `recipe` is resolved.
+
+    A newest model that was converted from Hugging Face's format passes on its config and tokenizer.
+    """
+    _copy_companions(Path(recipe.models[-1].model), folder, recipe.out_dtype or recipe.dtype)
     texts = samples.texts if isinstance(samples, Tokenized) else ()
     page, card = render_html(report, texts), model_card(report, out_name)
     with storage_faults(f"write {folder}"):
@@ -59,6 +66,17 @@ def resolved_trees(recipe: Recipe) -> Recipe:
             "weights": _absolute(recipe.weights),
         }
     )
+
+
+def _copy_companions(newest: Path, folder: Path, out_dtype: str | None) -> None:
+    if (newest / CONFIG_NAME).is_file():
+        copy_companions(
+            newest,
+            folder,
+            config=read_json_object(newest / CONFIG_NAME),
+            tokenizers=[newest],
+            dtype=DTYPES[out_dtype] if out_dtype else None,
+        )
 
 
 def input_paths(recipe: Recipe, trees: Sequence[TreeFile]) -> list[Path]:

@@ -477,3 +477,28 @@ def test_the_leaves_of_a_tree_are_shown(recall, npz, tmp_path):
         expected = {"shape": list(leaf.shape), "dtype": "bfloat16", "bytes": leaf.nbytes}
         assert found["leaves"][name] == expected
     assert found["parameters"] == sum(leaf.size for leaf in leaves.values())
+
+
+def test_a_converted_model_merges_as_a_tree_and_converts_back(recall, toys, tmp_path):
+    """Without patterns: our own layout is known."""
+    for index, to in enumerate(("orbax", "npz")):
+        done = recall("convert", toys.llama[index], tmp_path / to, "--to", to)
+        assert (done.status, done.err) == (0, "")
+    keys = {"merge_method": "linear", "parameters": {"weight": [0.2, 0.8]}, "out_dtype": "bfloat16"}
+    trees = [{"model": str(tmp_path / to)} for to in ("orbax", "npz")]
+    job.merge(make_recipe(keys | {"models": trees}), tmp_path / "merged")
+    done = recall("convert", tmp_path / "merged", tmp_path / "back")
+    assert (done.status, done.err) == (0, "")
+    named = [{"model": toys.llama[index]} for index in range(2)]
+    job.merge(make_recipe(keys | {"models": named}), tmp_path / "named")
+    for name in ("config.json", "tokenizer.json"):
+        content = (tmp_path / "back" / name).read_bytes()
+        assert content == (tmp_path / "named" / name).read_bytes()
+    back, direct = (
+        safetensors.numpy.load_file(tmp_path / out / "model.safetensors")
+        for out in ("back", "named")
+    )
+    assert back.keys() == direct.keys()
+    for name, array in direct.items():
+        assert back[name].dtype == array.dtype == BFLOAT16
+        assert back[name].tobytes() == array.tobytes(), name
