@@ -24,6 +24,7 @@ from recall_jax.engine.inputs import (
     find_typical,
     read_samples,
 )
+from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import open_models
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.rules import recall_comparison
@@ -52,6 +53,7 @@ def select(
     dtype_name: str | None = None,
     ignore_config: Collection[str] = (),
     memory: int | None = None,
+    layout: Layout = ON_HOST,
     progress: Progress = silent,
 ) -> TypicalSamples:
     """Choose typical samples by one model, in `memory` bytes (default: a share of what is free)."""
@@ -61,9 +63,18 @@ def select(
     pool = read_samples(samples, models[0], arch)
     lengths = [len(ids) for ids in pool.token_ids]
     budget = memory_budget(memory)
-    passes = plan_selection(samples, lengths, models[0], arch, dtype=dtype, budget=budget)
+    passes = plan_selection(
+        samples, lengths, models[0], arch, dtype=dtype, budget=budget, split=layout.split(1)
+    )
     return find_typical(
-        samples, pool, models[0], arch, passes=passes, dtype=dtype, progress=progress
+        samples,
+        pool,
+        models[0],
+        arch,
+        passes=passes,
+        dtype=dtype,
+        layout=layout,
+        progress=progress,
     )
 
 
@@ -74,11 +85,13 @@ def extract(
     dtype_name: str | None = None,
     ignore_config: Collection[str] = (),
     memory: int | None = None,
+    layout: Layout = ON_HOST,
     progress: Progress = silent,
 ) -> Representations:
     """Pooled states of every unit of K models for all rows that `samples` names.
 
-    In `memory` bytes (default: a share of what is free), in as many passes as that takes.
+    In `memory` bytes (default: a share of what is free), in as many passes as that takes. The
+    models' tensors lie as the `layout` says.
     """
     models = open_models(specs)
     arch = common_architecture(models, ignore_config)
@@ -93,6 +106,7 @@ def extract(
         stored=max(widest(model.specs) for model in models),
         budget=memory_budget(memory),
         beside=max(folded_bytes([model]) for model in models),
+        split=layout.split(1),
     )
     states = [
         pooled_states(
@@ -102,6 +116,7 @@ def extract(
             arch.units,
             passes=passes,
             dtype=dtype,
+            layout=layout,
             progress=progress,
         )
         for model in models

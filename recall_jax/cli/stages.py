@@ -10,6 +10,7 @@ from recall_jax.cli import options as opt
 from recall_jax.cli.merge import as_number, sample_values
 
 if TYPE_CHECKING:
+    from recall_jax.engine.layout import Layout
     from recall_jax.merging.parameters import RecallParameters
 
 Sigma = Annotated[str, typer.Option("--sigma", help="median, dim or a number.")]
@@ -63,6 +64,7 @@ def select(
     ignore_config: opt.IgnoreConfig = None,
     memory: opt.Memory = None,
     device: opt.Device = None,
+    mesh: opt.Mesh = None,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
     quiet: opt.Quiet = False,
@@ -93,6 +95,7 @@ def select(
             dtype_name=compute_dtype,
             ignore_config=ignore_config or (),
             memory=console.optional_size(memory),
+            layout=_layout(mesh),
             progress=progress,
         )
         write_jsonl(hidden, found.samples.typical_rows())
@@ -115,6 +118,7 @@ def extract(
     ignore_config: opt.IgnoreConfig = None,
     memory: opt.Memory = None,
     device: opt.Device = None,
+    mesh: opt.Mesh = None,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
     quiet: opt.Quiet = False,
@@ -144,6 +148,7 @@ def extract(
             dtype_name=compute_dtype,
             ignore_config=ignore_config or (),
             memory=console.optional_size(memory),
+            layout=_layout(mesh),
             progress=progress,
         )
         stages.save_representations(hidden, found)
@@ -190,6 +195,17 @@ def weights(
     console.warn(record["warnings"])
     if not quiet:
         _show("weights", record["units"], record["models"], record["weights"])
+
+
+def _layout(mesh: str | None) -> "Layout":
+    if mesh is None:
+        from recall_jax.engine.layout import ON_HOST
+
+        return ON_HOST
+    from recall_jax.mesh import make_mesh, parse_mesh
+    from recall_jax.pod.layout import Sharded
+
+    return Sharded(make_mesh(parse_mesh(mesh)))
 
 
 def _parameters(sigma: str, reference: str, similarity: str, **others: Any) -> "RecallParameters":

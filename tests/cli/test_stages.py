@@ -111,6 +111,17 @@ def test_extract_holds_every_unit_of_every_row(recall, toys, here):
         np.testing.assert_allclose(file["reps"], reps[:, :, file["rows"]], rtol=1e-4, atol=1e-5)
 
 
+def test_extract_over_a_mesh_is_the_same(recall, toys, here):
+    options = ["--data", toys.data, "--pool", 5, "--quiet"]
+    for out, mesh in (("one.npz", []), ("many.npz", ["--mesh", "data=2,fsdp=2,tensor=2"])):
+        assert recall("extract", *toys.qwen2[:2], *options, "--out", out, *mesh).status == 0
+    one, many = (np.load(here / name)["reps"] for name in ("one.npz", "many.npz"))
+    np.testing.assert_allclose(many, one, rtol=0, atol=1e-5)
+    refused = recall("extract", *toys.qwen2, *options, "--out", "x.npz", "--mesh", "fsdp=9")
+    assert (refused.status, refused.out) == (2, "")
+    assert "needs 9 devices; there are 8" in refused.err
+
+
 def test_a_file_of_representations_needs_no_more_than_reps(recall, here):
     reps = np.random.default_rng(0).standard_normal((3, 4, 5, 6))
     np.savez("reps.npz", reps=reps)
