@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -47,6 +47,9 @@ from recall_jax.recipe import Recipe
 from recall_jax.report.record import load_report
 from recall_jax.trees.names import names_tree
 
+if TYPE_CHECKING:
+    from recall_jax.pod.tree_writer import TreeWriter
+
 
 @dataclass(frozen=True)
 class Options:
@@ -55,7 +58,9 @@ class Options:
     `memory` is the budget in bytes, by default a share of what is free; `inputs` are files that
     OUT must not replace, beside the recipe's own. `mesh`, such as "data=2,fsdp=4" or "auto", cuts
     all tensors over several devices, those of all `processes` that run this same merge together;
-    they write into one folder, or with `parts` each into an OUT of its own.
+    they write into one folder, or with `parts` each into an OUT of its own. The weights are `to` be
+    "huggingface" (safetensors), or "orbax", the Flax tree that `conversion.convert` writes, of
+    which nothing is on disk before the end, and nothing can be resumed.
     """
 
     force: bool = False
@@ -66,6 +71,7 @@ class Options:
     mesh: str | None = None
     processes: Processes = ALONE
     parts: bool = False
+    to: str = "huggingface"
 
 
 DEFAULTS = Options()
@@ -85,6 +91,10 @@ def merge(
     holds it. Raises InputError for whatever is wrong with the recipe, the models, the data or
     `out`; UnfinishedError, which leaves what is done for `resume`, where disk or memory fail.
     """
+    if options.to not in ("huggingface", "orbax"):
+        raise InputError(f"a merge cannot be written to {options.to!r}: use huggingface or orbax")
+    if options.parts and options.to == "orbax":
+        raise InputError("--parts is for safetensors: Orbax writes into a folder that all share")
     if recipe.tree is not None or names_tree(recipe.models[-1].model):
         return _merge_trees(recipe, out, options, progress, announce)
     clock, lines, processes = Clock(), [], options.processes
@@ -111,7 +121,10 @@ def merge(
         identity = _identity(recipe, models, base, options, layout)
     inputs = [*options.inputs, *_input_paths(recipe, read)]
     with _place(out, options, inputs) as work:
-        with clock.stage("total"), _writer(work.folder, plan, options) as writer:
+        with (
+            clock.stage("total"),
+            _writer(work.folder, recipe, models, plan, layout, options) as writer,
+        ):
             journal = shared_journal(
                 work.journal,
                 identity,
@@ -151,6 +164,7 @@ def merge(
                 kernel=method.kernel(recipe.parameters),
                 reference=-1 if prepared.reference is None else prepared.reference,
                 clock=clock,
+                taken=writer.takes if isinstance(writer, UnitWriter) else lambda name: True,
                 finished=lambda unit: _finish_unit(unit, read, journal, writer),
                 resumed=resumed,
                 whole=taken_whole(method.whole_tensors, plan.specs),
@@ -182,6 +196,8 @@ def merge(
         }
         if processes.count > 1:
             report["processes"] = took
+        if options.to == "orbax":
+            report["tree"] = {"format": "orbax"}
         repeatable = resolved(recipe, models, base, prepared.compute_dtype)
         if processes.index == 0:
             write_outcome(work.folder, out.name, repeatable, models[-1], prepared, report)
@@ -205,6 +221,8 @@ def _merge_trees(
 
     if options.parts:
         raise InputError("--parts is not for JAX trees: write into a folder that all share")
+    if options.to == "orbax":
+        raise InputError("--to is not for JAX trees: what is merged keeps the newest's format")
     mesh = None
     if options.mesh is not None or options.processes.count > 1:
         every = {FSDP: jax.device_count()}
@@ -241,7 +259,22 @@ def _place(out: Path, options: Options, inputs: Collection[Path]) -> AbstractCon
     return place(out, force=options.force, resume=options.resume, inputs=inputs)
 
 
-def _writer(folder: Path, plan: Plan, options: Options) -> ShardedWriter | UnitWriter:
+def _writer(
+    folder: Path,
+    recipe: Recipe,
+    models: Sequence[Checkpoint],
+    plan: Plan,
+    layout: Layout,
+    options: Options,
+) -> "ShardedWriter | UnitWriter | TreeWriter":
+    if options.to == "orbax":
+        from recall_jax.engine.inputs import common_architecture
+        from recall_jax.mesh import make_mesh
+        from recall_jax.pod.tree_writer import TreeWriter
+
+        mesh = layout.cut.get("mesh", {})
+        arch = common_architecture(models, recipe.ignore_config)
+        return TreeWriter(folder, arch, plan.specs, make_mesh(mesh))
     if options.processes.count == 1:
         return ShardedWriter(folder, plan.specs, options.shard_bytes)
     return UnitWriter(
@@ -255,13 +288,20 @@ def _writer(folder: Path, plan: Plan, options: Options) -> ShardedWriter | UnitW
 
 
 def _finish_unit(
-    unit: str, models: Sequence[Checkpoint], journal: Journal, writer: ShardedWriter | UnitWriter
+    unit: str,
+    models: Sequence[Checkpoint],
+    journal: Journal,
+    writer: "ShardedWriter | UnitWriter | TreeWriter",
 ) -> None:
-    """Note that a unit is written, unless its files are no longer what they were."""
+    """Note a unit once it is written, unless the models' files are no longer what they were."""
     for model in models:
         if path := model.changed():
             raise InputError(f"{path} was changed while it was being merged: start again")
-    journal.record_unit(unit, writer.mark())
+    note = partial(journal.record_unit, unit)
+    if isinstance(writer, UnitWriter):
+        writer.finish_unit(note)
+    else:
+        note(writer.mark())
 
 
 def _prepare(merge: Merge) -> Prepared:
@@ -327,6 +367,7 @@ def _identity(
             "device": device(),
             "shard_size": options.shard_bytes,
             "layout": layout.described,
+            "to": options.to,
         },
     }
 

@@ -160,3 +160,21 @@ def rows_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 def put_rows(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     """A batch on the devices, its rows, which are on `axis`, spread over `data` and `fsdp`."""
     return jax.device_put(batch, rows_sharding(mesh, axis))
+
+
+def spread_over_all(
+    shape: Sequence[int], mesh: Mesh, *, stacked: int | None = None
+) -> NamedSharding:
+    """Over all devices of a mesh, by the longest dimension that they divide, layers aside.
+
+    `stacked` is the dimension of the layers. Where they divide none, every device has it all.
+    """
+    fitting = [
+        dimension
+        for dimension, size in enumerate(shape)
+        if dimension != stacked and size and size % mesh.size == 0
+    ]
+    if not fitting:
+        return NamedSharding(mesh, PartitionSpec())
+    longest = max(fitting, key=lambda dimension: shape[dimension])
+    return NamedSharding(mesh, PartitionSpec(*[None] * longest, mesh.axis_names))

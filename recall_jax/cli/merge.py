@@ -32,6 +32,7 @@ def merge(
     mesh: opt.Mesh = None,
     distributed: opt.Distributed = False,
     parts: opt.Parts = False,
+    to: opt.MergedTo = "huggingface",
     resume: opt.Resume = False,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
@@ -63,6 +64,7 @@ def merge(
         mesh,
         distributed,
         parts,
+        to,
         resume,
         force,
         no_compilation_cache,
@@ -99,6 +101,7 @@ def quick(
     mesh: opt.Mesh = None,
     distributed: opt.Distributed = False,
     parts: opt.Parts = False,
+    to: opt.MergedTo = "huggingface",
     resume: opt.Resume = False,
     force: opt.Force = False,
     no_compilation_cache: opt.NoCache = False,
@@ -130,6 +133,7 @@ def quick(
         mesh,
         distributed,
         parts,
+        to,
         resume,
         force,
         no_compilation_cache,
@@ -180,6 +184,7 @@ class _Run:
     mesh: str | None
     distributed: bool
     parts: bool
+    to: str
     resume: bool
     force: bool
     no_compilation_cache: bool
@@ -223,6 +228,7 @@ def _merge(
         inputs=inputs,
         mesh=run.mesh,
         parts=run.parts,
+        to=run.to,
     )
     if processes is not None:
         options = replace(options, processes=processes)

@@ -96,3 +96,9 @@ Parts = Annotated[
         "recall gather joins them.",
     ),
 ]
+MergedTo = Annotated[
+    str,
+    typer.Option(
+        "--to", help="huggingface (safetensors), or orbax: the Flax tree, of known families."
+    ),
+]

@@ -6,7 +6,7 @@ Whole on one host, which is here, or cut over a mesh of devices and processes, w
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
@@ -15,13 +15,15 @@ from jax.typing import DTypeLike
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK, Piece, merge_tensor
 from recall_jax.engine.device import not_finite
-from recall_jax.engine.forward import HiddenStates, StreamedForward
-from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
-from recall_jax.engine.programs import Grams
 from recall_jax.merging.methods import Kernel
-from recall_jax.models.architecture import Architecture
-from recall_jax.representations.batches import Batches
+
+if TYPE_CHECKING:  # a merge that runs no model loads none
+    from recall_jax.engine.forward import HiddenStates, StreamedForward
+    from recall_jax.engine.memory import Split
+    from recall_jax.engine.programs import Grams
+    from recall_jax.models.architecture import Architecture
+    from recall_jax.representations.batches import Batches
 
 # (models, values, base) to numbers (n,), which are zero where all elements are zero.
 Fold = Callable[[Sequence[jax.Array], Mapping[str, Any], Any], jax.Array]
@@ -31,11 +33,11 @@ class Forward(Protocol):
     """The forward of some models on given rows, a unit at a time; see `StreamedForward`."""
 
     @property
-    def arch(self) -> Architecture:
+    def arch(self) -> "Architecture":
         """Of all models."""
 
     @property
-    def batches(self) -> Batches:
+    def batches(self) -> "Batches":
         """The rows."""
 
     @property
@@ -46,13 +48,13 @@ class Forward(Protocol):
         """What `advance` needs of a unit of all K models, as the layout reads them."""
 
     def advance(
-        self, unit: str, placed: Any, states: Sequence[HiddenStates], models: Sequence[str]
-    ) -> tuple[list[HiddenStates], np.ndarray]:
+        self, unit: str, placed: Any, states: "Sequence[HiddenStates]", models: Sequence[str]
+    ) -> "tuple[list[HiddenStates], np.ndarray]":
         """Run a unit: (states after it, pooled means (K, n, E) float32)."""
 
     def advance_with_grams(
-        self, unit: str, placed: Any, states: Sequence[HiddenStates], model: str
-    ) -> tuple[list[HiddenStates], Grams]:
+        self, unit: str, placed: Any, states: "Sequence[HiddenStates]", model: str
+    ) -> "tuple[list[HiddenStates], Grams]":
         """Run a unit of the only model: (states after it, Grams of what its linear layers read)."""
 
     def pooled_units(self, model: NamedModel, last: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -70,7 +72,7 @@ class Layout(Protocol):
     def cut(self) -> Mapping[str, Any]:
         """How it cuts tensors, for the report."""
 
-    def split(self, num_models: int) -> Split | None:
+    def split(self, num_models: int) -> "Split | None":
         """What a device has of the forward of so many models, where it is cut over a mesh."""
 
     def read(self, model: NamedModel, name: str) -> Any:
@@ -78,7 +80,7 @@ class Layout(Protocol):
 
     def forward(
         self,
-        arch: Architecture,
+        arch: "Architecture",
         token_ids: Sequence[Sequence[int]],
         *,
         batch_size: int,
@@ -145,15 +147,17 @@ class OnHost:
 
     def forward(
         self,
-        arch: Architecture,
+        arch: "Architecture",
         token_ids: Sequence[Sequence[int]],
         *,
         batch_size: int,
         dtype: DTypeLike,
         num_models: int = 1,
         models_at_once: int = 1,
-    ) -> StreamedForward:
+    ) -> "StreamedForward":
         """Models side by side and rows split over this process's devices."""
+        from recall_jax.engine.forward import StreamedForward
+
         return StreamedForward.of(
             arch,
             token_ids,

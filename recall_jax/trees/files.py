@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Mesh, Sharding
 
 from recall_jax.checkpoint.flax_msgpack import MSGPACK_NAME, MsgpackTree, write_msgpack
 from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree, write_npz
 from recall_jax.checkpoint.orbax import OrbaxTree, find_orbax, save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError
+from recall_jax.mesh import spread_over_all
 
 TreeFile = OrbaxTree | NpzTree | MsgpackTree
 Leaf = np.ndarray | jax.Array
@@ -127,15 +128,7 @@ def leaf_sharding(spec: TensorSpec, mesh: Mesh | None, stacked: int | None) -> S
     """
     if mesh is None or spec.dtype.itemsize > 4:
         return None
-    fitting = [
-        dimension
-        for dimension, size in enumerate(spec.shape)
-        if dimension != stacked and size and size % mesh.size == 0
-    ]
-    if not fitting:
-        return NamedSharding(mesh, PartitionSpec())
-    longest = max(fitting, key=lambda dimension: spec.shape[dimension])
-    return NamedSharding(mesh, PartitionSpec(*[None] * longest, mesh.axis_names))
+    return spread_over_all(spec.shape, mesh, stacked=stacked)
 
 
 def _on_host(leaves: Iterable[tuple[str, Leaf]]) -> Iterator[tuple[str, np.ndarray]]:

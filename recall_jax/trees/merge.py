@@ -13,6 +13,7 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.device import is_not_finite
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import Kernel
+from recall_jax.pod.turns import in_turn
 from recall_jax.trees.files import Leaf, TreeFile, leaf_sharding, read_leaves
 from recall_jax.trees.places import Place
 
@@ -109,6 +110,7 @@ def _values(
     return {key: np.stack([each[key] for each in of_slices]) for key in of_slices[0]}
 
 
+@in_turn
 @partial(jax.jit, static_argnames=("kernel", "reference", "dtype", "axis", "whole", "sharding"))
 def _merge(
     models: Sequence[Leaf],

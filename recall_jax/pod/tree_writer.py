@@ -1,0 +1,151 @@
+"""The Flax tree of a merged model, written in Orbax's format by all processes at once.
+
+The tensors come as to any writer, in pieces that every process is given. Each keeps of a tensor
+what its own devices will hold of the tree, so that no process holds a whole model; what is kept
+becomes one array for each leaf when the last tensor has come, and Orbax writes them.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh, NamedSharding
+
+from recall_jax.checkpoint.checksums import FileChecksum
+from recall_jax.checkpoint.orbax import save_orbax
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.writer import Mark, check_piece
+from recall_jax.mesh import spread_over_all
+from recall_jax.models.architecture import LAYERS, Architecture
+from recall_jax.models.convert import flax_path
+from recall_jax.units import EMBED, HEAD, unit_of_tensor
+
+_Leaf = tuple[str, ...]
+
+
+class TreeWriter:
+    """Context manager that takes tensors as `ShardedWriter` does, and writes a tree at its end.
+
+    The tree is that of `models.convert.to_flax`, each leaf over all devices of the mesh by its
+    longest dimension that they divide. Nothing is on disk before: there is nothing to resume.
+    """
+
+    def __init__(
+        self, folder: Path, arch: Architecture, specs: Mapping[str, TensorSpec], mesh: Mesh
+    ) -> None:
+        """Plan: tensors come in the order of `specs`, all those of `arch`; nothing is kept yet."""
+        self._folder, self._arch, self._specs = folder, arch, specs
+        self._order = list(specs)
+        self._finished = 0  # tensors
+        self._buffer: np.ndarray | None = None  # the tensor that is due
+        self._filled = 0  # its elements so far
+        self._shardings = {
+            leaf: spread_over_all(shape, mesh, stacked=0 if leaf[0] == LAYERS else None)
+            for leaf, shape in self._leaf_shapes().items()
+        }
+        self._kept: dict[_Leaf, dict[jax.Device, np.ndarray]] = {}
+        self._bytes_written = 0
+
+    @property
+    def checksums(self) -> Mapping[str, FileChecksum]:
+        """None: Orbax writes the files."""
+        return {}
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the tensors that have come so far; told by process 0, for all."""
+        return 0 if jax.process_index() else self._bytes_written
+
+    def write_piece(self, name: str, piece: np.ndarray) -> None:
+        """The next elements, (n,) and contiguous, of the tensor that is due."""
+        due = self._order[self._finished] if self._finished < len(self._order) else None
+        if name != due:
+            raise ValueError(f"tensor {name!r} written where {due!r} is due")
+        spec = self._specs[name]
+        check_piece(name, spec, piece, self._filled * spec.dtype.itemsize)
+        if self._buffer is None:
+            self._buffer = np.empty(spec.shape, spec.dtype)
+        flat = self._buffer.reshape(-1)
+        flat[self._filled : self._filled + piece.size] = piece
+        self._filled += piece.size
+        self._bytes_written += piece.nbytes
+        if self._filled == flat.size:
+            self._keep(name, self._buffer)
+            self._finished, self._filled, self._buffer = self._finished + 1, 0, None
+
+    def mark(self) -> Mark:
+        """A place to go on from, of which there is none."""
+        return Mark(self._finished, "", 0, "0" * 8)
+
+    def resume(self, marks: Sequence[Mark]) -> int:
+        """None of the marks stand."""
+        return 0
+
+    def __enter__(self) -> Self:
+        """Nothing is created."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Write the tree, with all other processes, unless the block failed."""
+        if kind is not None:
+            return
+        if self._finished < len(self._order):
+            raise ValueError(f"tensor {self._order[self._finished]!r} was never written")
+        shapes = self._leaf_shapes()
+        leaves = {
+            leaf: jax.make_array_from_single_device_arrays(
+                shapes[leaf],
+                self._shardings[leaf],
+                [jax.device_put(part, device) for device, part in parts.items()],
+            )
+            for leaf, parts in self._kept.items()
+        }
+        self._kept.clear()
+        save_orbax(self._folder, unflatten_dict(leaves))
+
+    def _leaf_shapes(self) -> dict[_Leaf, tuple[int, ...]]:
+        """Shape of every leaf of the tree, by its path."""
+        shapes: dict[_Leaf, tuple[int, ...]] = {}
+        for name, spec in self._specs.items():
+            leaf, layer = self._place(name)
+            own = spec.shape[::-1] if leaf[-1] == "kernel" else spec.shape
+            stack = () if layer is None else (self._arch.num_hidden_layers,)
+            shapes[leaf] = (*stack, *own)
+        return shapes
+
+    def _place(self, name: str) -> tuple[_Leaf, int | None]:
+        """The leaf that a tensor is in, and its layer if the leaf stacks some."""
+        unit = unit_of_tensor(name)
+        path = flax_path(self._arch.family, name).split("/")
+        if unit in (EMBED, HEAD):
+            return (unit, *path), None
+        return (LAYERS, *path), int(unit.rpartition(".")[2])
+
+    def _keep(self, name: str, tensor: np.ndarray) -> None:
+        """What this process's devices will hold of a tensor."""
+        leaf, layer = self._place(name)
+        array = tensor.T if leaf[-1] == "kernel" else tensor
+        shape = array.shape if layer is None else (self._arch.num_hidden_layers, *array.shape)
+        sharding: NamedSharding = self._shardings[leaf]
+        parts = self._kept.setdefault(leaf, {})
+        for device, index in _own_indices(sharding, shape).items():
+            if layer is None:
+                parts[device] = np.ascontiguousarray(array[index])
+                continue
+            if device not in parts:
+                parts[device] = np.empty(sharding.shard_shape(shape), array.dtype)
+            parts[device][layer] = array[index[1:]]
+
+
+def _own_indices(sharding: NamedSharding, shape: tuple[int, ...]) -> dict[jax.Device, Any]:
+    indices = sharding.addressable_devices_indices_map(shape)
+    return {device: index for device, index in indices.items() if index is not None}
