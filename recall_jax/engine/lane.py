@@ -31,17 +31,39 @@ class Lane:
     """
 
     def __init__(self, backlog: int) -> None:
-        """At most `backlog` pieces of work wait; handing over another one waits for the oldest."""
+        """At most `backlog` of work, by its size, waits; handing over more waits for the oldest."""
         self._pool = ThreadPoolExecutor(1, "behind")
         self._backlog = backlog
-        self._waiting: deque[Future[Any]] = deque()
+        self._waiting: deque[tuple[Future[Any], int]] = deque()
+        self._size = 0  # of what waits
         self._failed = False
 
-    def run(self, work: Callable[..., Any], *arguments: Any) -> None:
+    def run(self, work: Callable[..., Any], *arguments: Any, size: int = 1) -> None:
         """Hand over `work(*arguments)`; raises what earlier work raised."""
-        while len(self._waiting) >= self._backlog:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._do, work, *arguments))
+        self.look()
+        while self._waiting and self._size + size > self._backlog:
+            self._wait_for_oldest()
+        self._waiting.append((self._pool.submit(self._do, work, *arguments), size))
+        self._size += size
+
+    def look(self) -> None:
+        """Raise what work that is done by now has raised."""
+        while self._waiting and self._waiting[0][0].done():
+            self._wait_for_oldest()
+
+    def wait(self) -> None:
+        """For all work; raises what any of it raised."""
+        while self._waiting:
+            self._wait_for_oldest()
+
+    def close(self) -> None:
+        """Wait for what is running; what has not begun is left undone."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _wait_for_oldest(self) -> None:
+        work, size = self._waiting.popleft()
+        self._size -= size
+        work.result()
 
     def _do(self, work: Callable[..., Any], *arguments: Any) -> None:
         if self._failed:  # what waited behind an error is not to be done
@@ -64,7 +86,7 @@ class Lane:
     ) -> None:
         """Wait for all work; if the block failed, only for what is running."""
         try:
-            while kind is None and self._waiting:
-                self._waiting.popleft().result()
+            if kind is None:
+                self.wait()
         finally:
-            self._pool.shutdown(cancel_futures=True)
+            self.close()

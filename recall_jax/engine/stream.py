@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from recall_jax.engine.chunks import Piece
@@ -51,6 +52,7 @@ def merge_stream(
     kernel: Kernel,
     reference: int,
     clock: Clock,
+    taken: Callable[[str], bool] = lambda name: True,
     finished: Callable[[str], None] = lambda unit: None,
     resumed: int = 0,
     whole: Collection[str] = (),
@@ -60,7 +62,8 @@ def merge_stream(
 
     `kernel` merges a tensor with the values that `rule` gives, and `reference` is the model whose
     elements pass where all agree; it is given the pieces that the `layout` cuts, and the tensors
-    named in `whole` as they are. `finished(unit)` is called when a unit has been written. The first
+    named in `whole` as they are. Of the merged tensors the `writer` is given those that are
+    `taken`, and `finished(unit)` is called when it has been given all of a unit. The first
     `resumed` units are written already: they are read only if the rule runs the models, and merged
     again only if it needs to hear of that.
     Raises InputError naming the tensor and the model where a parameter is not finite.
@@ -82,12 +85,13 @@ def merge_stream(
 
     def write(name: str, piece: Piece, stored: Sequence[Any]) -> None:
         with clock.stage("merge"):
-            elements, finite = np.asarray(piece.elements), bool(piece.finite)
+            elements, finite = jax.block_until_ready(piece.elements), bool(piece.finite)
         if not finite:
             names = [model.name for model in plan.inputs]
             raise InputError(layout.fault(names, name, stored) or _overflows(plan, name))
-        with clock.stage("write"):
-            writer.write_piece(name, elements[piece.skip :])
+        if taken(name):
+            with clock.stage("write"):
+                writer.write_piece(name, np.asarray(elements)[piece.skip :])
 
     def tell(unit: str, done: int) -> None:
         read = sum(model.bytes_read for model in plan.inputs)

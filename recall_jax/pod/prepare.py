@@ -89,7 +89,15 @@ def _merging_bytes(
     made = [_made_whole(plan.specs[name].shape, solved, num_devices) for name in whole]
     own = -(-(_AHEAD * read + 2 * largest) // num_devices)
     pieces = 4 * CHUNK * widest(plan.specs)
-    return _PROGRAMS + _shares() * (own + pieces + len(models) * max(made, default=0))
+    device = own + pieces + len(models) * max(made, default=0)
+    return _PROGRAMS + _shares() * device + _unwritten_bytes(plan)
+
+
+def _unwritten_bytes(plan: Plan) -> int:
+    """The unit that waits for the disk of its owner, in the memory of the host."""
+    if jax.default_backend() != "cpu" or jax.process_count() == 1:
+        return 0
+    return max(sum(plan.specs[name].nbytes for name in names) for names in plan.units.values())
 
 
 def _made_whole(shape: Sequence[int], solved: bool, num_devices: int) -> int:

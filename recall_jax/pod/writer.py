@@ -1,14 +1,14 @@
 """The weights of one model, written by many processes: every unit whole, by one of them.
 
 No file holds tensors of two units, and unit u, in the order of the forward pass, is written by
-process u modulo their number, into a folder that all share or one of its own. All see every piece;
-pieces of units that others write are counted and let go. When a unit is finished, its owner tells
-the others its files' checksums.
+process u modulo their number, into a folder that all share or one of its own. An owner's disk works
+behind the walk, so that many write at a time. What an owner has written it tells the others, and
+whoever keeps a journal notes it, behind too, in the order of the units.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,7 @@ from recall_jax.checkpoint.writer import (
     split,
     write_index,
 )
+from recall_jax.engine.lane import Lane
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.pod.processes import Processes
 
@@ -42,12 +43,18 @@ class _Unit:
     order: Sequence[tuple[str, str]]  # its tensors and their files
     shards: Mapping[str, Shard]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its files."""
+        return sum(shard.size for shard in self.shards.values())
+
 
 class UnitWriter:
     """Context manager that streams tensors into safetensors files, as `ShardedWriter` does.
 
-    All processes call its methods alike. Errors are those of `ShardedWriter`, and whatever
-    `processes.check` raises where another process is waited for.
+    Each process gives it the tensors of its own units, and all finish every unit, in order. It
+    holds at most one unit in memory, until it is written. Errors are those of `ShardedWriter`, and
+    whatever `processes.check` raises; those of its threads come with a later call.
     """
 
     def __init__(
@@ -64,20 +71,29 @@ class UnitWriter:
 
         `folder` is one and the same for all processes, or each has its own if it is not `shared`.
         """
-        self._folder, self._specs, self._processes, self._shared = folder, specs, processes, shared
+        self._folder, self._specs, self._shared = folder, specs, shared
+        self._processes = replace(processes, check=self._check)
+        self._check_others, self._left = processes.check, False
         self._units = _plan(specs, units, processes.count, shard_bytes)
         self._order = [each for unit in self._units for each in unit.order]
-        self._at = 0  # the unit that is written
+        self._own = {name for unit in self._units if self._owns(unit) for name, _ in unit.order}
+        self._at = 0  # the unit that is due
         self._finished = 0  # tensors
         self._filled = 0  # bytes of the tensor that is due
+        self._noting = Lane(len(self._units))
+        self._checksums: dict[str, FileChecksum] = {}
+        own = (unit.nbytes for unit in self._units if self._owns(unit))
+        self._disk = Lane(max(own, default=0))
         self._file: ChecksummedFile | None = None
         self._written: dict[str, FileChecksum] = {}  # of the unit that is written
-        self._checksums: dict[str, FileChecksum] = {}
         self._bytes_written = 0
 
     @property
     def checksums(self) -> Mapping[str, FileChecksum]:
-        """Of the files of every unit finished so far, whoever wrote it; of the index after all."""
+        """Of the files of every unit noted so far, whoever wrote it; of the index after all.
+
+        In a shared folder only process 0 has them.
+        """
         return self._checksums
 
     @property
@@ -93,45 +109,49 @@ class UnitWriter:
     @property
     def weight_map(self) -> Mapping[str, str]:
         """The file of each tensor that is this process's to write."""
-        return dict(each for unit in self._units if self._owns(unit) for each in unit.order)
+        return {name: file for name, file in self._order if name in self._own}
+
+    def takes(self, name: str) -> bool:
+        """Whether a tensor is this process's to write."""
+        return name in self._own
 
     def write_piece(self, name: str, piece: np.ndarray) -> None:
-        """Write the next elements, (n,) and contiguous, of the tensor that is due.
+        """Take the next elements, (n,) and contiguous, of the tensor that is due, to be written.
 
         It is finished when all its elements are there; one without elements, by an empty piece.
         """
         due = self._order[self._finished][0] if self._finished < len(self._order) else None
-        if name != due:
+        if name != due or not self.takes(name):
             raise ValueError(f"tensor {name!r} written where {due!r} is due")
         unit = self._units[self._at]
         if self._finished == unit.before + len(unit.order):
-            raise ValueError(f"tensor {name!r} written before the mark of the unit before it")
+            raise ValueError(f"tensor {name!r} written before the unit before it was finished")
         spec = self._specs[name]
         check_piece(name, spec, piece, self._filled)
-        if self._owns(unit):
-            self._write(unit, self._order[self._finished][1], piece)
+        file = self._order[self._finished][1]
+        # A copy: the piece may lie in an array that is larger, and there for each device.
+        self._disk.run(self._write, unit, file, piece.copy(), size=piece.nbytes)
         self._filled += piece.nbytes
         if self._filled == spec.nbytes:
             self._finished += 1
             self._filled = 0
 
-    def mark(self) -> Mark:
-        """Where the writing stands, after a finished unit, once it is written by its owner.
+    def finish_unit(self, note: Callable[[Mark], None]) -> None:
+        """After the last piece of a unit, whoever writes it; what is to come belongs to the next.
 
-        The same in all processes. Its bytes are with the operating system of the owner.
+        Where a journal is kept, by process 0 and by each with a folder of its own, its mark is
+        given to `note`, in a thread, once its bytes are with the operating system of the owner.
         """
         unit, at = self._units[self._at], self._at
-        if self._finished != unit.before + len(unit.order):
-            raise ValueError("a mark stands after a finished unit")
         if self._owns(unit):
-            self._finish_file()
-            self._processes.publish(f"units/{at}", self._written)
-            self._written = {}
-        files: dict[str, FileChecksum] = self._processes.wait(f"units/{at}")
-        if self._shared and self._processes.index == 0 and not self._owns(unit):
-            self._see(unit, files)
-        self._take(unit, files)
-        return _mark(unit, files)
+            if self._finished != unit.before + len(unit.order):
+                raise ValueError("only a unit that has all its tensors is finished")
+            self._disk.run(self._finish_files, at, size=0)
+        if self._processes.index == 0 or not self._shared:
+            self._noting.run(self._note, at, note)
+        for lane in (self._disk, self._noting):
+            lane.look()
+        self._go_past(unit)
 
     def resume(self, marks: Sequence[Mark]) -> int:
         """Go on in the folder that other writers have left, before the first write.
@@ -153,7 +173,8 @@ class UnitWriter:
         standing = min(verdict for verdict, _ in verdicts)
         files_of = {at: files for _, found in verdicts for at, files in found}
         for at in range(standing):
-            self._take(self._units[at], files_of[at])
+            self._checksums |= files_of[at]
+            self._go_past(self._units[at])
         if self._processes.index == 0 or not self._shared:
             kept = {
                 file
@@ -178,14 +199,19 @@ class UnitWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write the index into a shared folder, unless the block failed."""
-        self._finish_file()
-        if kind is not None:
-            return
-        if self._at < len(self._units):
-            due = self._order[min(self._finished, len(self._order) - 1)][0]
-            raise ValueError(f"tensor {due!r} was never written, or has no mark")
-        if self._shared and self._processes.index == 0:
+        """Wait for all that is to be written and noted; write the index into a shared folder.
+
+        If the block failed, leave what waits.
+        """
+        try:
+            if kind is None:
+                self._wait_for_all()
+        finally:
+            self._left = True
+            self._disk.close()
+            self._noting.close()
+            self._finish_file()
+        if kind is None and self._shared and self._processes.index == 0:
             index = write_index(self._folder, self.total_size, dict(self._order))
             self._checksums[INDEX_NAME] = index
 
@@ -206,9 +232,34 @@ class UnitWriter:
             self._written[self._file.path.name] = self._file.close()
             self._file = None
 
-    def _take(self, unit: _Unit, files: Mapping[str, FileChecksum]) -> None:
-        """A unit is done."""
+    def _finish_files(self, at: int) -> None:
+        """Of a unit that is written; all may know."""
+        self._finish_file()
+        self._processes.publish(f"units/{at}", self._written)
+        self._written = {}
+
+    def _note(self, at: int, note: Callable[[Mark], None]) -> None:
+        """That a unit is written, once it is."""
+        unit, files = self._units[at], self._processes.wait(f"units/{at}")
+        if self._shared and not self._owns(unit):
+            self._see(unit, files)
         self._checksums |= files
+        note(_mark(unit, files))
+
+    def _wait_for_all(self) -> None:
+        if self._at < len(self._units):
+            due = self._order[min(self._finished, len(self._order) - 1)][0]
+            raise ValueError(f"tensor {due!r} was never written, or its unit not finished")
+        self._disk.wait()
+        self._noting.wait()
+
+    def _check(self) -> None:
+        """For whoever waits: raise where another process has ended, or this one writes no more."""
+        if self._left:
+            raise InputError("the writing has ended")
+        self._check_others()
+
+    def _go_past(self, unit: _Unit) -> None:
         self._finished = unit.before + len(unit.order)
         self._at += 1
 
