@@ -21,6 +21,7 @@ from recall_jax.engine.device import is_not_finite
 from recall_jax.engine.forward import HiddenStates, Placed
 from recall_jax.engine.lane import prefetch
 from recall_jax.engine.plan import NamedModel
+from recall_jax.engine.programs import Grams
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
@@ -28,7 +29,6 @@ from recall_jax.models.decoder import Context
 from recall_jax.models.forward import attention_windows
 from recall_jax.pod.programs import (
     Computed,
-    Grams,
     Spread,
     as_computed,
     brought_together,

@@ -168,9 +168,6 @@ class Processes:
 ALONE = Processes()
 
 
-ALONE = Processes()
-
-
 def connect(
     address: str | None = None,
     count: int | None = None,

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from recall_jax.engine.programs import Grams
 from recall_jax.errors import InputError
-from recall_jax.mesh import BATCH_ROWS, FSDP, MODEL, partition_spec
+from recall_jax.mesh import BATCH_ROWS, MODEL, partition_spec, without_fsdp
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.axes import tensor_axes
 from recall_jax.models.convert import state_tensors, tensor_shapes, unit_params
@@ -28,8 +29,6 @@ from recall_jax.pod.rows import in_x64, unpadded
 from recall_jax.pod.turns import in_turn
 from recall_jax.representations.pooling import masked_mean
 from recall_jax.units import EMBED, HEAD, layer_unit
-
-Grams = dict[str, jax.Array]
 
 EVERYWHERE = PartitionSpec()
 
@@ -241,14 +240,8 @@ def _params(arch: Architecture, unit: str, spread: Spread, computed: Computed) -
     gathered = {}
     for name, array in zip(names, computed, strict=True):
         cut = partition_spec(tensor_axes(arch.family, name), shapes[name], spread.mesh)
-        gathered[name] = _constrained(array, spread.parameter(_without_fsdp(cut)))
+        gathered[name] = _constrained(array, spread.parameter(without_fsdp(cut)))
     return jax.vmap(partial(unit_params, arch, unit))(gathered)
-
-
-def _without_fsdp(cut: PartitionSpec) -> PartitionSpec:
-    axes = [(each,) if isinstance(each, str) else tuple(each or ()) for each in cut]
-    kept = [tuple(axis for axis in each if axis != FSDP) for each in axes]
-    return PartitionSpec(*(each or None for each in kept))
 
 
 def _models(params: Any) -> list[Any]:
