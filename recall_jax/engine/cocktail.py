@@ -10,6 +10,7 @@ from recall_jax.engine.cut import Cut, cut_forward
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.inputs import (
     TypicalSamples,
+    check_same_texts,
     common_architecture,
     compute_dtype,
     read_samples,
@@ -17,7 +18,7 @@ from recall_jax.engine.inputs import (
 from recall_jax.engine.losses import mean_loss
 from recall_jax.engine.memory import loss_bytes
 from recall_jax.engine.rules import Merge, Prepared, weights_by_unit
-from recall_jax.errors import InputError, UnfinishedError
+from recall_jax.errors import InputError
 from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.merging.parameters import CocktailParameters
 from recall_jax.merging.weights import layer_weights
@@ -60,11 +61,8 @@ def prepare_cocktail(merge: Merge) -> Prepared:
                 beside=merge.beside + loss_bytes(arch, settings.batch_size),
             )
             prepared = {"texts": samples.digest(), "cut": asdict(cut), "losses": []}
-        elif prepared["texts"] != samples.digest():
-            raise UnfinishedError(
-                f"the texts or the tokenizer of {newest.name} are not what they were when the "
-                "merge was interrupted: restore them, or run without --resume to start afresh"
-            )
+        else:
+            check_same_texts(prepared["texts"], samples, newest.name)
         cut = Cut(**prepared["cut"])  # other batches would round otherwise
         for done, model in enumerate(models[len(prepared["losses"]) :], len(prepared["losses"])):
             merge.progress(f"{model.name}: loss", done, len(models), read=model.bytes_read)

@@ -17,7 +17,7 @@ from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import DTYPES, ConfiguredModel, NamedModel
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.select import choose_typical
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors
@@ -119,6 +119,15 @@ def find_typical(
         progress=progress,
     )
     return TypicalSamples(pool.take(typical.rows), typical, len(passes.rows))
+
+
+def check_same_texts(digest: object, samples: Tokenized, model: str) -> None:
+    """Raise UnfinishedError where an interrupted merge saw other samples than these now."""
+    if digest != samples.digest():
+        raise UnfinishedError(
+            f"the texts or the tokenizer of {model} are not what they were when the merge was "
+            "interrupted: restore them, or run without --resume to start afresh"
+        )
 
 
 def read_samples(settings: Samples, model: Checkpoint, arch: Architecture) -> Tokenized:

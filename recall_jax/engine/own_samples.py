@@ -9,10 +9,10 @@ import numpy as np
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.cut import Passes
 from recall_jax.engine.drawn_samples import draw_samples
-from recall_jax.engine.inputs import compute_dtype, find_typical
+from recall_jax.engine.inputs import check_same_texts, compute_dtype, find_typical
 from recall_jax.engine.rules import Merge
 from recall_jax.engine.select import plan_selection
-from recall_jax.errors import InputError, UnfinishedError
+from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
 from recall_jax.recipe import Samples
 from recall_jax.representations.data import read_rows
@@ -153,9 +153,5 @@ def _places(pool: Tokenized, samples: Tokenized) -> list[int] | None:
 
 def _again(kept: Any, pool: Tokenized, model: str) -> Tokenized:
     """The samples that an interrupted merge had of the same pool."""
-    if kept["texts"] != pool.digest():
-        raise UnfinishedError(
-            f"the texts or the tokenizer for {model} are not what they were when the merge was "
-            "interrupted: restore them, or run without --resume to start afresh"
-        )
+    check_same_texts(kept["texts"], pool, model)
     return pool if kept["places"] is None else pool.take(kept["places"])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import jax
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -12,6 +13,7 @@ from recall_jax.engine.budget import cacheable_bytes, widest
 from recall_jax.engine.cut import SELECTION, Cut, Passes, cut_forward
 from recall_jax.engine.inputs import (
     TypicalSamples,
+    check_same_texts,
     common_architecture,
     compute_dtype,
     find_typical,
@@ -21,7 +23,6 @@ from recall_jax.engine.recall import Comparer
 from recall_jax.engine.resident import Resident
 from recall_jax.engine.rules import Merge, Prepared, Rule, recall_comparison
 from recall_jax.engine.select import plan_selection
-from recall_jax.errors import UnfinishedError
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.representations.samples import Tokenized
@@ -50,11 +51,7 @@ def prepare_recall(merge: Merge) -> Prepared:
         wanted = len(lengths) if settings.typical else min(settings.count, len(lengths))
         check_samples(wanted, comparison)
         if journal.prepared is not None:
-            if journal.prepared.get("texts") != pool.digest():
-                raise UnfinishedError(
-                    f"the texts or the tokenizer of {chooser.name} are not what they were when the "
-                    "merge was interrupted: restore them, or run without --resume to start afresh"
-                )
+            check_same_texts(journal.prepared.get("texts"), pool, chooser.name)
             cut = Cut(**journal.prepared["cut"])
             samples = TypicalSamples.from_json(journal.prepared["samples"], pool)
             announce(_describe_forward(samples.samples, cut, len(models)))
@@ -141,8 +138,9 @@ def _decided(
             split=merge.layout.split(len(merge.models)),
         )
         needed = max(cut.needed, passes.needed if passes else 0)
+        share = -(-chooser.nbytes // jax.process_count())  # over a mesh, its rows of each tensor
         # Folded adapters would stay as arrays of their own, not as maps of files.
-        fits = not chooser.adapters and needed + chooser.nbytes <= cacheable_bytes(budget)
+        fits = not chooser.adapters and needed + share <= cacheable_bytes(budget)
         return {
             "passes": passes and passes.to_json(),
             "cut": asdict(replace(cut, needed=needed)),
