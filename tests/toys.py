@@ -145,6 +145,25 @@ def cache(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(cache) -> Iterator[None]:
+    """Programs are compiled for the first of several runs alone, as by the command.
+
+    For all tests of a folder whose conftest imports it.
+    """
+    options = {
+        "jax_compilation_cache_dir": str(cache / "recall_jax" / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @dataclass(frozen=True)
 class Finished:
     """What a command left: exit status, stdout, stderr."""
