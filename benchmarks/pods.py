@@ -97,7 +97,10 @@ def _memory(cost: Cost | None) -> str:
 
 
 def _minutes(cost: Cost | None) -> str:
-    return "-" if cost is None or not cost.fits else f"{cost.seconds / 60:.1f}"
+    if cost is None or not cost.fits:
+        return "-"
+    minutes = cost.seconds / 60
+    return f"{minutes:.1f}" if minutes >= 1 else f"{minutes:.2f}"
 
 
 def _slowest(cost: Cost) -> str:

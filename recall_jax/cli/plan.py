@@ -183,7 +183,7 @@ def _show(recipe: "Recipe", work: "Work", cost: "Cost", storage: int) -> None:
 
 
 def _assumptions(work: "Work", machine: "Machine", storage: int) -> str:
-    said = [f"{_size(storage)}/s of storage for each host", "one host writes at a time"]
+    said = [f"{_size(storage)}/s of storage for each host"]
     if work.forward is not None:
         said.append(f"{machine.kind.efficiency:.0%} of the peak of matrix products")
         said.append(f"every row has {work.forward.tokens} tokens")

@@ -3,8 +3,8 @@
 As the engine does it, and with its own bounds of memory. Each process reads the rows of its own
 devices once, and two units are held in rows. The forward passes each parameter over the
 interconnect, in the dtype in which it is sent, and gathers what `fsdp` cuts for every batch. A
-merged piece is summed over all devices; the process that owns the unit writes it while the others
-wait, so that one host writes at a time. Reading, computing and writing overlap.
+merged piece is summed over all devices, and the host that owns its unit takes it from one of them.
+All hosts write at once, each its own units. Reading, computing and writing overlap.
 """
 
 import math
@@ -17,6 +17,7 @@ from recall_jax.engine.budget import SHARE
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.memory import (
     block_bytes,
+    copied_bytes,
     largest_tensor_bytes,
     largest_unit_bytes,
     working_bytes,
@@ -99,13 +100,14 @@ def plan_cost(
         passes = max(1, math.ceil(pool / left)) if left > 0 else 1  # where nothing fits
         device["hidden states"] = max(device["hidden states"], pool / passes)
         model = work.bytes_read // work.inputs
-        kept = passes == 1 and model <= SHARE * machine.kind.host_memory
+        kept = passes == 1 and model / machine.hosts <= SHARE * machine.kind.host_memory
         flops["select"] = _flops(forward, forward.pool, forward.choosing)
         select = _select_seconds(work, machine, mesh, passes, storage)
     again = passes - 1 if kept else passes
     host = {
         "rows of three units": 3 * max(work.read) / machine.hosts,
         "merged pieces": (BACKLOG + 2) * CHUNK * _WORD,
+        "a unit to be written": max(work.written) if machine.hosts > 1 else 0,
     }
     if kept:
         host["model that chose"] = work.bytes_read / work.inputs / machine.hosts
@@ -164,6 +166,7 @@ def _device_memory(work: Work, machine: Machine, mesh: Mesh) -> dict[str, float]
         arch, splits = forward.arch, mesh[DATA] * mesh[FSDP]
         block = block_bytes(arch, forward.itemsize)
         computed = largest_unit_bytes(arch, forward.itemsize) / (mesh[FSDP] * mesh[TENSOR])
+        computed += copied_bytes(arch, 1, forward.itemsize, on_cpu=on_cpu) / mesh[TENSOR]
         if mesh[FSDP] > 1:
             computed += block / mesh[TENSOR]
         most = max(forward.typical, forward.pool if forward.choosing else 0)
@@ -172,7 +175,7 @@ def _device_memory(work: Work, machine: Machine, mesh: Mesh) -> dict[str, float]
         memory |= {
             "parameters as computed": computed,
             "hidden states": work.models // mesh[MODEL] * states,
-            "activations": working_bytes(arch, rows, forward.length, 1, forward.itemsize),
+            "activations": working_bytes(arch, rows, forward.length, 1),
         }
         if not on_cpu:
             memory["a tensor on its way"] = mesh[MODEL] * largest_tensor_bytes(arch, forward.stored)
@@ -224,7 +227,8 @@ def _merge_seconds(
     seconds["compute: merge"] = moved / machine.kind.bandwidth
     # summed over all devices: sent, and sent back
     seconds["compute: pieces"] = 2 * others * work.bytes_written / machine.link
-    seconds["write"] = work.bytes_written / min(storage, machine.kind.host_link)
+    own = max(sum(work.written[host :: machine.hosts]) for host in range(machine.hosts))
+    seconds["write"] = max(own / storage, work.bytes_written / machine.kind.host_link)
     return seconds
 
 

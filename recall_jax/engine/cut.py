@@ -11,6 +11,7 @@ from recall_jax.engine.budget import MIB, held_bytes
 from recall_jax.engine.memory import (
     Split,
     block_bytes,
+    copied_bytes,
     hidden_bytes,
     largest_tensor_bytes,
     largest_unit_bytes,
@@ -74,7 +75,7 @@ def cut_forward(
     Raises UnfinishedError, before anything is read, where not even one row of one model at a time
     fits.
     """
-    side_by_side = 1 if split or jax.default_backend() == "cpu" else num_models
+    side_by_side = 1 if split or _on_cpu() else num_models
     beside += held_bytes() + _PROGRAMS
     for rows in _halvings(min(_together(batch_size, split), len(lengths))):
         states = num_models * hidden_bytes_of(arch, lengths, rows, itemsize, split)
@@ -201,7 +202,8 @@ def _one_step(
     """Of one block and one batch: its parameters as they are used, and what it computes with."""
     longest = padded_length(max(lengths))
     params = models_at_once * block_bytes(arch, itemsize)
-    return params + working_bytes(arch, rows, longest, models_at_once, itemsize)
+    params += copied_bytes(arch, models_at_once, itemsize, on_cpu=_on_cpu())
+    return params + working_bytes(arch, rows, longest, models_at_once)
 
 
 def _one_step_of(
@@ -220,8 +222,10 @@ def _one_step_of(
     """
     longest = padded_length(max(lengths))
     params = block_bytes(arch, itemsize)
-    step = params // split.held + params // split.used
-    step += working_bytes(arch, -(-rows // split.rows), longest, 1, itemsize)
+    copied = copied_bytes(arch, 1, itemsize, on_cpu=_on_cpu())
+    gathered = params if split.held > split.used else 0
+    step = params // split.held + (gathered + copied) // split.used
+    step += working_bytes(arch, -(-rows // split.rows), longest, 1)
     step += 2 * num_models * largest_unit_bytes(arch, stored) // split.stored
     step += split.models * largest_tensor_bytes(arch, stored)
     return split.sharing * step
@@ -233,8 +237,12 @@ def _placed_bytes(arch: Architecture, num_models: int, models_at_once: int, stor
     On CPU they are those of the models that run, which may not be aligned in their files; elsewhere
     those of all models, of a unit and of the next.
     """
-    models = models_at_once if jax.default_backend() == "cpu" else 2 * num_models
+    models = models_at_once if _on_cpu() else 2 * num_models
     return models * largest_unit_bytes(arch, stored)
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def _divisors(number: int) -> list[int]:

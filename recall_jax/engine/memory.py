@@ -79,14 +79,23 @@ def hidden_bytes(arch: Architecture, batches: Batches, itemsize: int) -> int:
     return batches.padded_tokens * arch.hidden_size * itemsize
 
 
-def working_bytes(
-    arch: Architecture, batch_rows: int, tokens: int, models_at_once: int, itemsize: int
-) -> int:
+def copied_bytes(arch: Architecture, models_at_once: int, itemsize: int, *, on_cpu: bool) -> int:
+    """The parameters of a block that its program has once more, with those of its arguments.
+
+    Of several models they are stacked. On CPU those of a narrower compute dtype are widened to
+    float32, as matrices are multiplied in that.
+    """
+    if on_cpu and itemsize < _FLOAT32:
+        return models_at_once * block_bytes(arch, _FLOAT32)
+    return models_at_once * block_bytes(arch, itemsize) if models_at_once > 1 else 0
+
+
+def working_bytes(arch: Architecture, batch_rows: int, tokens: int, models_at_once: int) -> int:
     """What a block computes with for one batch, beside its parameters and hidden states.
 
     A bound from above on what XLA allocates for `batch_rows` rows of `tokens` positions and
-    `models_at_once` models on one device: within a third in float32. In a narrower compute dtype it
-    counts as if the block computed in float32, which it does on CPU.
+    `models_at_once` models on one device: within a third in float32, as which a narrower compute
+    dtype is counted.
     """
     positions = batch_rows * tokens
     hidden = positions * arch.hidden_size
@@ -97,7 +106,4 @@ def working_bytes(
     if tokens > QUERY_BLOCK:  # queries and what they mixed, cut in blocks and laid together again
         attention += 4 * query + positions * tokens // _FLOAT32
     mlp = hidden + 3 * positions * arch.intermediate_size
-    working = models_at_once * (max(attention, mlp) + positions) * _FLOAT32
-    if models_at_once > 1 or itemsize < _FLOAT32:  # parameters are stacked, or widened
-        working += models_at_once * block_bytes(arch, _FLOAT32)
-    return working
+    return models_at_once * (max(attention, mlp) + positions) * _FLOAT32

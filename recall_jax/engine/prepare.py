@@ -21,7 +21,7 @@ from recall_jax.engine.inputs import (
 )
 from recall_jax.engine.recall import Comparer
 from recall_jax.engine.resident import Resident
-from recall_jax.engine.rules import Merge, Prepared, Rule, recall_comparison
+from recall_jax.engine.rules import Merge, Prepared, Rule, check_agreed, recall_comparison
 from recall_jax.engine.select import plan_selection
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
@@ -47,6 +47,7 @@ def prepare_recall(merge: Merge) -> Prepared:
     kept = Resident(chooser)
     with merge.clock.stage("select"):
         pool = read_samples(settings, chooser, arch)
+        check_agreed(merge, "to choose from", pool, chooser.name)
         lengths = [len(ids) for ids in pool.token_ids]
         wanted = len(lengths) if settings.typical else min(settings.count, len(lengths))
         check_samples(wanted, comparison)
@@ -71,6 +72,8 @@ def prepare_recall(merge: Merge) -> Prepared:
                 progress=merge.progress,
             )
             samples = replace(samples, passes=0) if fits else samples
+            # A machine that rounds otherwise could choose others.
+            samples = TypicalSamples.from_json(merge.agreed("typical", samples.to_json), pool)
             journal.record_prepared(
                 {"texts": pool.digest(), "samples": samples.to_json(), "cut": asdict(cut)}
             )
