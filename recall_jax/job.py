@@ -41,7 +41,7 @@ from recall_jax.outcome import (
 from recall_jax.output import Work, work_folder
 from recall_jax.pod.part import write_part
 from recall_jax.pod.processes import ALONE, Processes
-from recall_jax.pod.together import shared_journal, shared_work
+from recall_jax.pod.together import check_alike, shared_journal, shared_work
 from recall_jax.pod.writer import UnitWriter
 from recall_jax.recipe import Recipe
 from recall_jax.report.record import load_report
@@ -95,6 +95,7 @@ def merge(
         raise InputError(f"a merge cannot be written to {options.to!r}: use huggingface or orbax")
     if options.parts and options.to == "orbax":
         raise InputError("--parts is for safetensors: Orbax writes into a folder that all share")
+    check_alike(options.processes, "asked", _asked(recipe, options))
     if recipe.tree is not None or names_tree(recipe.models[-1].model):
         return _merge_trees(recipe, out, options, progress, announce)
     clock, lines, processes = Clock(), [], options.processes
@@ -107,6 +108,7 @@ def merge(
         base_first = [] if recipe.base_model is None else [recipe.base_model]
         read = open_models([*base_first, *(entry.model for entry in recipe.models)])
         base, models = (read[0], read[1:]) if base_first else (None, read)
+        check_alike(processes, "models", {f"model {model.name}": _files(model) for model in read})
         method = METHODS[recipe.merge_method]
         budget = min(processes.exchange("budget", memory_budget(options.memory)))
         plan = make_plan(
@@ -347,6 +349,24 @@ def _given(merge: Merge, path: Path, needed: int) -> Prepared:
         return Prepared(values_by_tensor(values, specs, recipe.parameters), merge.models, needed)
     rule = weights_by_unit(found, units)
     return Prepared(rule, merge.models, needed, reference=told.get("reference"), told=told)
+
+
+def _asked(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """What all processes of a merge must be told alike."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "--resume": options.resume,
+        "--mesh": options.mesh,
+        "--parts": options.parts,
+        "--to": options.to,
+        "--shard-size": options.shard_bytes,
+        "version": versions(),
+    }
+
+
+def _files(model: Checkpoint) -> list[str]:
+    """The files of a model by size and hash, wherever they lie and since when."""
+    return sorted(f"{size} {digest}" for size, _, digest in model.fingerprint().values())
 
 
 def _identity(

@@ -160,7 +160,7 @@ def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"what was interrupted here is another command: resume it with that, {_ADVICE}"
         )
     for part in ("recipe", "program"):  # another recipe may well have other inputs
-        if keys := _differences(then[part], now[part]):
+        if keys := differences(then[part], now[part]):
             raise UnfinishedError(
                 f"the interrupted merge had another {keys[0]}: go back to it, {_ADVICE}"
             )
@@ -170,13 +170,13 @@ def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def _differences(then: Any, now: Any, name: str = "") -> Sequence[str]:
-    """Names of the entries in which two JSON values differ."""
+def differences(then: Any, now: Any, name: str = "") -> Sequence[str]:
+    """Names of the entries in which two JSON values differ, those within others dotted."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         return [
             found
             for key in dict.fromkeys([*then, *now])
-            for found in _differences(
+            for found in differences(
                 then.get(key), now.get(key), f"{name}.{key}" if name else str(key)
             )
         ]

@@ -10,7 +10,7 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.cut import Passes
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.inputs import check_same_texts, compute_dtype, find_typical
-from recall_jax.engine.rules import Merge
+from recall_jax.engine.rules import Merge, check_agreed
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
@@ -60,6 +60,7 @@ def own_samples(merge: Merge, arch: Architecture, *, with_base: bool = False) ->
     for place, source in zip(places, sources, strict=True):
         pool, has_more = _pool(settings, source, arch, tokenizer, place)
         check_vocabulary(pool, arch.vocab_size, merge.models[-1].name)
+        check_agreed(merge, f"of {place}", pool, source.model.name)
         if len(own) < len(kept):
             own.append(_again(kept[len(own)], pool, source.model.name))
             continue
@@ -143,7 +144,9 @@ def _chosen(
         layout=merge.layout,
         progress=merge.progress,
     )
-    return found.samples
+    # A machine that rounds otherwise could choose others.
+    places = merge.agreed(f"typical of {place}", lambda: _places(pool, found.samples))
+    return pool.take(places)
 
 
 def _places(pool: Tokenized, samples: Tokenized) -> list[int] | None:

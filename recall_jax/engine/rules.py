@@ -80,6 +80,16 @@ class Merge:
     announce: Callable[[str], None]
 
 
+def check_agreed(merge: Merge, what: str, samples: "Tokenized", model: str) -> None:
+    """Raise InputError in a process that has other samples than process 0, for a model to read."""
+    digest = samples.digest()
+    if merge.agreed(f"texts {what}", lambda: digest) != digest:
+        raise InputError(
+            f"the texts or the tokenizer of {model} are not those of process 0: give all processes "
+            "the same"
+        )
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A rule ready to walk over `models`, and what the report has to say of it.

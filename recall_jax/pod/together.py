@@ -1,5 +1,6 @@
 """What processes that merge together share: the folder they write into, and the journal."""
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,12 +8,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from recall_jax.checkpoint.writer import Mark
-from recall_jax.engine.journal import Journal, resume_journal
+from recall_jax.engine.journal import Journal, differences, resume_journal
 from recall_jax.errors import InputError
 from recall_jax.output import Work, work_folder
 from recall_jax.pod.processes import Processes
 
 _APPEARS = 10.0  # seconds that a network file system may take to show a new folder
+
+
+def check_alike(processes: Processes, key: str, own: Mapping[str, Any]) -> None:
+    """Raise InputError in a process whose JSON values `own` are not, name by name, process 0's.
+
+    What processes are to do together is then not the same, and they would wait for ever.
+    """
+    its = processes.broadcast(key, lambda: own)
+    if processes.index and (names := differences(its, json.loads(json.dumps(own)))):
+        raise InputError(
+            f"process {processes.index} has another {names[0]} than process 0: give all the same"
+        )
 
 
 @contextmanager
@@ -65,16 +78,16 @@ def shared_journal(
     """The journal of a merge, the same in all processes, and `writer` made ready to go on.
 
     Process 0's is on disk, and with `resume` takes up what an interrupted merge has left; the
-    others have it in memory, or on a disk of their `own`. Raises as `resume_journal`.
+    others have it in memory, or on a disk of their `own`, where it must be of the same merge too.
+    Raises as `resume_journal`.
     """
-    journal = Journal(path, identity)
-    if resume and processes.index == 0:
-        journal = resume_journal(path, identity, units)
+    kept = path if own or processes.index == 0 else None
+    journal = resume_journal(path, identity, units) if resume and kept else Journal(kept, identity)
     found = processes.broadcast("journal", lambda: [journal.prepared, list(journal.units.items())])
     if processes.index:
         prepared, written = found
         marks = {unit: Mark(*mark) for unit, mark in written}
-        journal = Journal(path if own else None, identity, prepared, marks)
+        journal = Journal(kept, identity, prepared, marks)
     if resume:
         journal.keep(writer.resume(list(journal.units.values())))
     return journal
