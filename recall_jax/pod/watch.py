@@ -45,11 +45,13 @@ class Ending:
 
     process: int
     line: str
-    unfinished: bool  # what is done is worth keeping
 
-    def error(self) -> InputError:
-        """To be raised in the other processes."""
-        return UnfinishedError(self.line) if self.unfinished else InputError(self.line)
+    def error(self) -> UnfinishedError:
+        """To be raised in the other processes, in which nothing is wrong with what is done.
+
+        Even where that one's input is: it may be its machine's alone, as a disk not mounted.
+        """
+        return UnfinishedError(self.line)
 
 
 @contextmanager
@@ -58,10 +60,10 @@ def joined(
 ) -> Iterator[Processes]:
     """The processes of this run, connected, until all of them have ended their blocks.
 
-    If the block of one fails, or a process is lost, the blocks of the others raise UnfinishedError,
-    or InputError as that one did, with one line that names it; where they cannot, being stuck in a
-    program, the line is printed and the process ends with status 2. `advice` is for work that can
-    go on. Once in a process; what the runtime prints is hidden from then on, unless `debug`.
+    If the block of one fails, or a process is lost, the blocks of the others raise UnfinishedError
+    with one line that names it; where they cannot, being stuck in a program, the line is printed
+    and the process ends with status 2. `advice` is for work that can go on. Once in a process; what
+    the runtime prints is hidden from then on, unless `debug`.
     Raises InputError where the processes do not find each other, as `connect`.
     """
     runtime = Runtime(2) if debug else hide_chatter()
@@ -82,7 +84,11 @@ def joined(
         if ending is None:
             watch.tell(error)
             raise
-        raise ending.error() from (error if debug else None)
+        told = ending.error()
+        if advice not in ending.line:
+            for note in getattr(error, "__notes__", ()):
+                told.add_note(note)
+        raise told from (error if debug else None)
     watch.leave()
     # Process 0 has the board: it goes last.
     _try(lambda: processes.publish(f"left/{processes.index}", None))
@@ -165,7 +171,7 @@ class _Watch:
     def tell(self, error: BaseException) -> None:
         """Let the others know of an end of our own, and wait until they do."""
         index = self._processes.index
-        ending = Ending(index, self._in_words(error), not _is_users(error))
+        ending = Ending(index, self._in_words(error))
         _try(lambda: self._board.put(_ENDED, json.dumps(asdict(ending))))
         self._wait_for_others(index)
 
@@ -249,7 +255,7 @@ class _Watch:
             self._find(self._lost(min(lost)))
 
     def _lost(self, index: int) -> Ending:
-        return Ending(index, f"{self._name(index)} was lost: {self._advice}", unfinished=True)
+        return Ending(index, f"{self._name(index)} was lost: {self._advice}")
 
     def _in_words(self, error: BaseException) -> str:
         name = self._name(self._processes.index)
