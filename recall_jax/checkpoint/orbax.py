@@ -42,17 +42,14 @@ def save_orbax(folder: Path, tree: Any, part: str = _STATE) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if np.size(leaf) == 0:
             raise InputError(f"{jax.tree_util.keystr(path)} is empty: Orbax cannot store it")
-    log = logging.getLogger("absl")  # where Orbax's threads print the tracebacks of what is raised
-    was_disabled, log.disabled = log.disabled, True
     try:
-        ocp.save_checkpointables(folder.absolute() / TREE_NAME, {part: tree})
+        with _quiet():
+            ocp.save_checkpointables(folder.absolute() / TREE_NAME, {part: tree})
     except ValueError as error:  # TensorStore's, whatever the system said
         if (code := re.search(r"os_error_code='(\d+)'", str(error))) is None:
             raise
         reason = os.strerror(int(code.group(1)))
         raise StorageError(f"cannot write {folder}: {reason}") from error
-    finally:
-        log.disabled = was_disabled
 
 
 def load_orbax(folder: Path) -> Any:
@@ -108,6 +105,8 @@ class OrbaxTree:
         self._asked = {"checkpointable_name": part} if part else {}
         with _damage(self.path):
             metadata = ocp.metadata(self.path, **self._asked).metadata
+        if metadata is None:  # which is how Orbax says that it cannot read what is there
+            raise InputError(f"{path} is damaged (its metadata cannot be read): save it again")
         leaves, self._structure = jax.tree.flatten(metadata)
         paths, _ = jax.tree_util.tree_flatten_with_path(_unboxed(metadata))
         self.names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
@@ -173,6 +172,17 @@ def _unboxed(tree: Any) -> Any:
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
     try:
-        yield
+        with _quiet():
+            yield
     except Exception as error:  # Orbax and TensorStore raise what they like on damaged files
         raise InputError(f"{path} is damaged ({type(error).__name__}): save it again") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    log = logging.getLogger("absl")  # where Orbax's threads print the tracebacks of what is raised
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was_disabled

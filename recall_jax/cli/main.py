@@ -4,6 +4,7 @@ Exit status: 0 success, 1 a failed check or a fault of ours, 2 a user's error, 1
 143 terminated.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # XLA and transformers report their own affairs there; errors that matter come as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # on tasks of Orbax's that failed
     sys.exit(_run(arguments))
 
 

@@ -40,7 +40,9 @@ def _again(unraisable: Any) -> None:
     """Python drops an exception raised in a callback of its memory management: raise it later."""
     status = getattr(unraisable.exc_value, "code", None)
     if status not in STATUSES:
-        sys.__unraisablehook__(unraisable)
+        # a read of Orbax's that ended after another of them had failed
+        if str(unraisable.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(unraisable)
         return
     signal.signal(signal.SIGALRM, lambda number, frame: _stop(status - 128, frame))
     signal.setitimer(signal.ITIMER_REAL, 0.01)

@@ -1,5 +1,8 @@
 """Trees through Orbax: every dtype bit for bit, wherever the arrays lived."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -8,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from toys import environment
 
 from recall_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from recall_jax.errors import InputError
@@ -80,6 +84,18 @@ def test_a_damaged_tree_is_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"tree is damaged \(\w+\)") as caught:
         load_orbax(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_orbax_adds_nothing_to_the_line_on_a_damaged_tree(tmp_path, cache):
+    save_orbax(tmp_path, TREE)
+    for file in (tmp_path / "tree" / "state" / "d").iterdir():
+        os.truncate(file, 50)
+    command = [Path(sys.executable).with_name("recall"), "inspect", tmp_path]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(cache), timeout=60
+    )
+    assert done.returncode == 2 and "is damaged" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_array_without_elements_is_refused_by_name(tmp_path):
