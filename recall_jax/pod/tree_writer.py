@@ -22,6 +22,7 @@ from recall_jax.checkpoint.writer import Mark, check_piece
 from recall_jax.mesh import spread_over_all
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.convert import flax_path
+from recall_jax.pod.rows import in_x64
 from recall_jax.units import EMBED, HEAD, unit_of_tensor
 
 _Leaf = tuple[str, ...]
@@ -101,14 +102,15 @@ class TreeWriter:
         if self._finished < len(self._order):
             raise ValueError(f"tensor {self._order[self._finished]!r} was never written")
         shapes = self._leaf_shapes()
-        leaves = {
-            leaf: jax.make_array_from_single_device_arrays(
-                shapes[leaf],
-                self._shardings[leaf],
-                [jax.device_put(part, device) for device, part in parts.items()],
-            )
-            for leaf, parts in self._kept.items()
-        }
+        with in_x64(*(spec.dtype for spec in self._specs.values())):
+            leaves = {
+                leaf: jax.make_array_from_single_device_arrays(
+                    shapes[leaf],
+                    self._shardings[leaf],
+                    [jax.device_put(part, device) for device, part in parts.items()],
+                )
+                for leaf, parts in self._kept.items()
+            }
         self._kept.clear()
         save_orbax(self._folder, unflatten_dict(leaves))
 
