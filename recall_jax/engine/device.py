@@ -1,9 +1,11 @@
 """Tensors of checkpoints on their way to the device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 _PIECE = 2**20  # elements looked at together, so that no tensor needs as much memory again
@@ -22,6 +24,12 @@ def not_finite(model: str, tensors: Mapping[str, Any]) -> str | None:
 def is_not_finite(model: str, name: str) -> str:
     """The line on a tensor that was found to hold NaN or infinity."""
     return f"{model}: tensor {name} holds NaN or infinite values; repair this model"
+
+
+def common_dtype(arrays: Sequence[Any]) -> np.dtype[Any]:
+    """The narrowest dtype that has all numbers of these arrays: float32 of two kinds of 16 bits."""
+    with jax.numpy_dtype_promotion("standard"):
+        return reduce(jnp.promote_types, [array.dtype for array in arrays])
 
 
 def to_device(array: np.ndarray, device: jax.Device) -> jax.Array:

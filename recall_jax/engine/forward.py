@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.typing import DTypeLike
 
-from recall_jax.engine.device import not_finite, to_device
+from recall_jax.engine.device import common_dtype, not_finite, to_device
 from recall_jax.engine.lane import prefetch
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.programs import (
@@ -192,9 +192,10 @@ class StreamedForward:
         sharding = NamedSharding(self.mesh, MODELS)
 
         def spread(arrays: Sequence[np.ndarray]) -> jax.Array:
-            """One array of the same parameter of models side by side."""
+            """One array of the same parameter of models side by side, so of one dtype."""
+            dtype = common_dtype(arrays)
             shards = [
-                to_device(array, device)
+                to_device(array.astype(dtype, copy=False), device)
                 for array, devices in zip(arrays, self.mesh.devices, strict=True)
                 for device in devices
             ]

@@ -9,7 +9,7 @@ of the parameters. It is compiled once for each kind of unit and each padded len
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from recall_jax.engine.device import common_dtype
 from recall_jax.engine.programs import Grams
 from recall_jax.errors import InputError
 from recall_jax.mesh import BATCH_ROWS, MODEL, partition_spec, without_fsdp
@@ -128,7 +129,7 @@ def _as_computed(
     dtype: DTypeLike | None,
 ) -> jax.Array:
     """(G, …) in `dtype`, or as on disk; float64 is computed with in float32."""
-    common = reduce(jnp.promote_types, [array.dtype for array in models])
+    common = common_dtype(models)
     wanted = dtype or (jnp.float32 if common == jnp.float64 else common)
     # in as few bytes as may be
     sent = min(wanted, common, key=lambda each: jnp.dtype(each).itemsize)

@@ -108,6 +108,17 @@ def test_identical_models_have_identical_states(num_devices, models_at_once):
         np.testing.assert_array_equal(similarity, np.ones(3, np.float32))
 
 
+def test_models_of_several_dtypes_lie_side_by_side():
+    kinds = [jnp.float32, jnp.float16, jnp.bfloat16]
+    models = [
+        {name: np.asarray(array, kind) for name, array in model.items()}
+        for model, kind in zip(MODELS, kinds, strict=False)
+    ]
+    wide = [{name: array.astype(np.float32) for name, array in m.items()} for m in models]
+    found, right = walk(models, num_devices=3, models_at_once=3)[0], walk(wide)[0]
+    np.testing.assert_allclose(found, right, rtol=2e-5, atol=2e-5)
+
+
 def test_one_program_serves_all_blocks_and_all_groups():
     before = programs.run_block._cache_size()
     _, run = walk(MODELS, models_at_once=2, batch_size=3)
