@@ -39,6 +39,8 @@ def write_part(folder: Path, processes: Processes, writer: UnitWriter) -> None:
     All processes call it, after everything else is written.
     """
     run = processes.broadcast("run", lambda: secrets.token_hex(8))
+    with storage_faults(f"write {folder / PART_NAME}"):  # of a run that was interrupted after this
+        (folder / PART_NAME).unlink(missing_ok=True)
     content = {
         "format": 1,
         "algorithm": "crc32",
