@@ -120,6 +120,7 @@ def merge(
         size = sum(model.nbytes for model in read)
         plan = replace(plan, larger_than_memory=size > cacheable_bytes(budget))
         layout, beside = _layout(recipe, read, plan, options, budget)
+        check_alike(processes, "layout", {"layout": layout.described})
         identity = _identity(recipe, models, base, options, layout)
     inputs = [*options.inputs, *_input_paths(recipe, read)]
     with _place(out, options, inputs) as work:

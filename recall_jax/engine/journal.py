@@ -161,8 +161,9 @@ def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
     for part in ("recipe", "program"):  # another recipe may well have other inputs
         if keys := differences(then[part], now[part]):
+            was = f" ({then[part].get(keys[0])})" if part == "program" else ""
             raise UnfinishedError(
-                f"the interrupted merge had another {keys[0]}: go back to it, {_ADVICE}"
+                f"the interrupted merge had another {keys[0]}{was}: go back to it, {_ADVICE}"
             )
     if path := changed_input(then["inputs"], now["inputs"]):
         raise UnfinishedError(
