@@ -16,6 +16,7 @@ from recall_jax.checkpoint.writer import checksums_of
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.pod.processes import Processes
 from recall_jax.pod.writer import UnitWriter
+from recall_jax.publish import sync_tree
 
 PART_NAME = "part.json"
 
@@ -36,7 +37,7 @@ class Part:
 def write_part(folder: Path, processes: Processes, writer: UnitWriter) -> None:
     """Write `part.json` over all files under `folder`, of which `writer` knows its own.
 
-    All processes call it, after everything else is written.
+    All processes call it, after everything else is written, and have it all on their disks then.
     """
     run = processes.broadcast("run", lambda: secrets.token_hex(8))
     with storage_faults(f"write {folder / PART_NAME}"):  # of a run that was interrupted after this
@@ -53,6 +54,7 @@ def write_part(folder: Path, processes: Processes, writer: UnitWriter) -> None:
     }
     with storage_faults(f"write {folder / PART_NAME}"):
         (folder / PART_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        sync_tree(folder)
 
 
 def read_part(folder: Path) -> Part:
