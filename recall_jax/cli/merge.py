@@ -200,9 +200,12 @@ def _run(recipe: "Recipe", out: Path, inputs: list[Path], run: _Run) -> None:
         _merge(recipe, out, inputs, run)
         return
     console.prepare_jax(run.no_compilation_cache)
-    from recall_jax.pod.watch import joined
+    from recall_jax.pod.watch import ADVICE, joined
+    from recall_jax.trees.names import names_tree
 
-    with joined(debug=run.debug) as processes:
+    at_once = run.to == "orbax" or recipe.tree is not None or names_tree(recipe.models[-1].model)
+    advice = "start all processes again" if at_once else ADVICE  # of a tree nothing is kept
+    with joined(advice=advice, debug=run.debug) as processes:
         if run.device is not None:
             console.choose_device(run.device)
         # What is the same for all is said once.
