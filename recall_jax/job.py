@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
@@ -219,7 +217,7 @@ def _merge_trees(
     progress: Progress,
     announce: Callable[[str], None],
 ) -> dict[str, Any]:
-    from recall_jax.mesh import FSDP, make_mesh, parse_mesh
+    from recall_jax.mesh import named_mesh
     from recall_jax.trees.job import merge_trees_on_disk
 
     if options.parts:
@@ -228,8 +226,7 @@ def _merge_trees(
         raise InputError("--to is not for JAX trees: what is merged keeps the newest's format")
     mesh = None
     if options.mesh is not None or options.processes.count > 1:
-        every = {FSDP: jax.device_count()}
-        mesh = make_mesh(every if options.mesh in (None, "auto") else parse_mesh(options.mesh))
+        mesh = named_mesh(options.mesh or "auto")
     return merge_trees_on_disk(
         recipe,
         out,

@@ -54,6 +54,14 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     )
 
 
+def named_mesh(text: str) -> Mesh:
+    """The mesh of a text for `parse_mesh`; of "auto", one of all devices, each with a part of all.
+
+    For whoever does not know what is to fit; who does has `choose_mesh`. Raises as `make_mesh`.
+    """
+    return make_mesh({FSDP: jax.device_count()} if text == "auto" else parse_mesh(text))
+
+
 def describe(sizes: Mapping[str, int]) -> str:
     """Such as `data=2,fsdp=4,tensor=1`; models side by side are named where there are any."""
     return ",".join(

@@ -202,10 +202,10 @@ def _layout(mesh: str | None) -> "Layout":
         from recall_jax.engine.layout import ON_HOST
 
         return ON_HOST
-    from recall_jax.mesh import make_mesh, parse_mesh
+    from recall_jax.mesh import named_mesh
     from recall_jax.pod.layout import Sharded
 
-    return Sharded(make_mesh(parse_mesh(mesh)))
+    return Sharded(named_mesh(mesh))
 
 
 def _parameters(sigma: str, reference: str, similarity: str, **others: Any) -> "RecallParameters":

@@ -113,10 +113,13 @@ def test_extract_holds_every_unit_of_every_row(recall, toys, here):
 
 def test_extract_over_a_mesh_is_the_same(recall, toys, here):
     options = ["--data", toys.data, "--pool", 5, "--quiet"]
-    for out, mesh in (("one.npz", []), ("many.npz", ["--mesh", "data=2,fsdp=2,tensor=2"])):
+    reps = []
+    for mesh in ([], ["--mesh", "data=2,fsdp=2,tensor=2"], ["--mesh", "auto"]):
+        out = f"{len(reps)}.npz"
         assert recall("extract", *toys.qwen2[:2], *options, "--out", out, *mesh).status == 0
-    one, many = (np.load(here / name)["reps"] for name in ("one.npz", "many.npz"))
-    np.testing.assert_allclose(many, one, rtol=0, atol=1e-5)
+        reps.append(np.load(here / out)["reps"])
+    for over_mesh in reps[1:]:
+        np.testing.assert_allclose(over_mesh, reps[0], rtol=0, atol=1e-5)
     refused = recall("extract", *toys.qwen2, *options, "--out", "x.npz", "--mesh", "fsdp=9")
     assert (refused.status, refused.out) == (2, "")
     assert "needs 9 devices; there are 8" in refused.err
