@@ -226,7 +226,7 @@ def _merge_trees(
         raise InputError("--to is not for JAX trees: what is merged keeps the newest's format")
     mesh = None
     if options.mesh is not None or options.processes.count > 1:
-        mesh = named_mesh(options.mesh or "auto")
+        mesh = named_mesh("auto" if options.mesh is None else options.mesh)
     return merge_trees_on_disk(
         recipe,
         out,
@@ -246,7 +246,8 @@ def _layout(
     if options.mesh is not None or options.processes.count > 1:
         from recall_jax.pod.prepare import sharded_layout
 
-        return sharded_layout(recipe, read, plan, options.mesh or "auto", budget)
+        asked = "auto" if options.mesh is None else options.mesh
+        return sharded_layout(recipe, read, plan, asked, budget)
     whole = METHODS[recipe.merge_method].whole_tensors
     chunk, beside = cut_pieces(read, plan.specs, BACKLOG, budget, whole_tensors=whole)
     return OnHost(chunk), beside
