@@ -81,6 +81,7 @@ def lora(mesh):
 
 KEY = jax.random.key(0)
 PROGRAMS = {}
+HASTE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def on(text, trainable, batch, loss=full, frozen=None):
@@ -94,7 +95,7 @@ def on(text, trainable, batch, loss=full, frozen=None):
     if (text, loss) not in PROGRAMS:
         step = make_step(Objective(loss(mesh)), method, shardings)
         batch = put_rows(batch, mesh, axis=1)
-        PROGRAMS[text, loss] = step.lower(state, frozen, batch, KEY).compile()
+        PROGRAMS[text, loss] = step.lower(state, frozen, batch, KEY).compile(HASTE)
     return mesh, PROGRAMS[text, loss], state, frozen
 
 
