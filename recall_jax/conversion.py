@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -45,7 +46,8 @@ def convert(
         raise InputError(f"unknown dtype {dtype!r}: use {', '.join(DTYPES)}")
     wanted = None if dtype is None else DTYPES[dtype]
     model = _open(source, ignore_config)
-    arch = None if to == "huggingface" else common_architecture([model], ignore_config)
+    known = to != "huggingface" or isinstance(model, _TreeModel)
+    arch = common_architecture([model], ignore_config) if known else None
     specs = make_plan([model], tied=is_tied(model), out_dtype=dtype).specs
     inputs = [model.folder, *model.tokenizer_folders]
     with output_folder(out, force=force, inputs=inputs) as hidden:
@@ -60,7 +62,7 @@ def convert(
         arrays = ((name, _cast(name, model.read(name), spec)) for name, spec in specs.items())
         if arch is not None and to == "orbax":
             save_orbax(hidden, to_flax(arch, dict(arrays)))
-        elif arch is not None:
+        elif arch is not None and to == "npz":
             leaves = flatten_dict(to_flax(arch, dict(arrays)), sep="/")
             write_npz(hidden / NPZ_NAME, leaves.items())
         else:
@@ -86,6 +88,12 @@ class _TreeModel:
                 f"{folder}: its tree is not that of the {arch.family} model of its config "
                 f"({type(error).__name__}: {error})"
             ) from error
+        stored = sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
+        if stored != (known := sum(array.size for array in self._tensors.values())):
+            raise InputError(
+                f"{folder}: its tree holds {stored:,} numbers, and the {arch.family} model of its "
+                f"config {known:,}: they do not belong together"
+            )
         self.specs = {name: TensorSpec(a.dtype, a.shape) for name, a in self._tensors.items()}
         self.bytes_read = sum(spec.nbytes for spec in self.specs.values())
 

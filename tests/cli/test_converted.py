@@ -69,6 +69,21 @@ def test_to_a_tree_and_back_is_bit_exact(family, to, convert, toys):
     load(back)
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"vocab_size": 7}, "of another shape"),
+        ({"num_hidden_layers": 1, "layer_types": None}, "do not belong together"),
+    ],
+)
+def test_a_tree_that_is_not_that_of_its_config_is_refused(config, said, recall, toys, tmp_path):
+    assert recall("convert", toys.qwen2[1], tmp_path / "flax", "--to", "npz").status == 0
+    flax = copy_model(tmp_path / "flax", tmp_path / "other", **config)
+    done = recall("convert", flax, tmp_path / "out")
+    assert done.status == 2 and said in done.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_bin_to_safetensors(convert, toys, tmp_path):
     folder = copy_model(toys.llama[1], tmp_path / "bin")
     for path in folder.glob("model*"):
