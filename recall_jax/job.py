@@ -3,6 +3,7 @@
 The command line, the demo and Python callers all come through `merge`.
 """
 
+import platform
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
 from recall_jax.engine.given import given_findings
-from recall_jax.engine.journal import Journal, changed_input, input_files
+from recall_jax.engine.journal import Journal, changed_input, identity_in, input_files
 from recall_jax.engine.layout import Layout, OnHost
 from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models, taken_whole
 from recall_jax.engine.progress import Clock, Progress, silent
@@ -36,7 +37,7 @@ from recall_jax.outcome import (
     versions,
     write_outcome,
 )
-from recall_jax.output import Work, work_folder
+from recall_jax.output import Work, kept_journal, work_folder
 from recall_jax.pod.part import write_part
 from recall_jax.pod.processes import ALONE, Processes
 from recall_jax.pod.together import check_alike, shared_journal, shared_work
@@ -108,7 +109,10 @@ def merge(
         base, models = (read[0], read[1:]) if base_first else (None, read)
         check_alike(processes, "models", {f"model {model.name}": _files(model) for model in read})
         method = METHODS[recipe.merge_method]
-        budget = min(processes.exchange("budget", memory_budget(options.memory)))
+        host = platform.node()
+        neighbours = processes.exchange("host", host).count(host)
+        own = memory_budget(options.memory, neighbours=neighbours)
+        budget = min(processes.exchange("budget", own))
         plan = make_plan(
             models,
             base=base,
@@ -117,7 +121,7 @@ def merge(
         )
         size = sum(model.nbytes for model in read)
         plan = replace(plan, larger_than_memory=size > cacheable_bytes(budget))
-        layout, beside = _layout(recipe, read, plan, options, budget)
+        layout, beside = _layout(recipe, read, plan, out, options, budget)
         check_alike(processes, "layout", {"layout": layout.described})
         identity = _identity(recipe, models, base, options, layout)
     inputs = [*options.inputs, *_input_paths(recipe, read)]
@@ -240,17 +244,30 @@ def _merge_trees(
 
 
 def _layout(
-    recipe: Recipe, read: Sequence[Checkpoint], plan: Plan, options: Options, budget: int
+    recipe: Recipe,
+    read: Sequence[Checkpoint],
+    plan: Plan,
+    out: Path,
+    options: Options,
+    budget: int,
 ) -> tuple[Layout, int]:
     """Where the tensors lie, and the bytes that merging them takes."""
     if options.mesh is not None or options.processes.count > 1:
         from recall_jax.pod.prepare import sharded_layout
 
         asked = "auto" if options.mesh is None else options.mesh
+        if asked == "auto" and options.resume:  # less may be free now than when it was chosen
+            asked = options.processes.broadcast("mesh", lambda: _mesh_before(out)) or asked
         return sharded_layout(recipe, read, plan, asked, budget)
     whole = METHODS[recipe.merge_method].whole_tensors
     chunk, beside = cut_pieces(read, plan.specs, BACKLOG, budget, whole_tensors=whole)
     return OnHost(chunk), beside
+
+
+def _mesh_before(out: Path) -> str | None:
+    """The mesh of an interrupted merge into `out`, if there is one that has a mesh."""
+    sizes = identity_in(kept_journal(out)).get("program", {}).get("mesh") or {}
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items()) or None
 
 
 def _place(out: Path, options: Options, inputs: Collection[Path]) -> AbstractContextManager[Work]:
@@ -273,9 +290,8 @@ def _writer(
         from recall_jax.mesh import make_mesh
         from recall_jax.pod.tree_writer import TreeWriter
 
-        mesh = layout.cut.get("mesh", {})
         arch = common_architecture(models, recipe.ignore_config)
-        return TreeWriter(folder, arch, plan.specs, make_mesh(mesh))
+        return TreeWriter(folder, arch, plan.specs, layout.mesh or make_mesh({}))
     if options.processes.count == 1:
         return ShardedWriter(folder, plan.specs, options.shard_bytes)
     return UnitWriter(
@@ -386,6 +402,7 @@ def _identity(
             "device": device(),
             "shard_size": options.shard_bytes,
             "layout": layout.described,
+            "mesh": layout.mesh and dict(layout.mesh.shape),
             "to": options.to,
         },
     }

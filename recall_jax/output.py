@@ -181,6 +181,11 @@ def _parents_of(target: Path, out: Path) -> Iterator[None]:
         raise
 
 
+def kept_journal(out: Path) -> Path:
+    """Where the journal of a work on `out` is, if an interrupted one has left any."""
+    return _home(_target(out)) / _JOURNAL
+
+
 def _home(target: Path) -> Path:
     """The hidden sibling for a long work: found again by its name."""
     return target.with_name(f".{target.name}.recall-work")

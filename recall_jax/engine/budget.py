@@ -30,9 +30,15 @@ _MADE: Mapping[Whole, int] = {"none": 0, "linear": 3, "all": 5}
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
-def memory_budget(asked: int | None) -> int:
-    """Bytes that a run may hold: as asked, or what it holds by now and a share of what is free."""
-    return held_bytes() + int(SHARE * free_bytes()) if asked is None else asked
+def memory_budget(asked: int | None, *, neighbours: int = 1) -> int:
+    """Bytes that a run may hold: as asked, or what it holds by now and a share of what is free.
+
+    Where `neighbours` processes run together on this host, its memory is for all of them.
+    """
+    if asked is not None:
+        return asked
+    together = neighbours if jax.default_backend() == "cpu" else 1
+    return held_bytes() + int(SHARE * free_bytes() / together)
 
 
 def free_bytes() -> int:

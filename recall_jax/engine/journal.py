@@ -89,6 +89,13 @@ def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]
     return journal
 
 
+def identity_in(path: Path) -> Mapping[str, Any]:
+    """What the merge was that a journal is of; empty where there is none to be read."""
+    records, _ = _whole_records(path)
+    found = records[0].get("identity") if records else None
+    return found if isinstance(found, dict) else {}
+
+
 def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record) + "\n"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.tensors import TensorSpec
@@ -63,6 +64,10 @@ class Forward(Protocol):
 
 class Layout(Protocol):
     """How a walk holds tensors: a `stored` is what `read` gives, of one tensor of one model."""
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices over which tensors are cut, if they are."""
 
     @property
     def described(self) -> str | None:
@@ -127,6 +132,10 @@ class OnHost:
     """Tensors as they are mapped from their files; merged in pieces of `chunk` elements."""
 
     chunk: int | None = CHUNK
+
+    @property
+    def mesh(self) -> None:
+        """None: tensors are whole."""
 
     @property
     def described(self) -> None:
