@@ -52,6 +52,9 @@ LOST = (
 )
 
 
+MESH = ("--mesh", "fsdp=2,tensor=2")
+
+
 @dataclass(frozen=True)
 class Death:
     """Process `index` is killed when it calls a function for the `count`-th time."""
@@ -132,7 +135,7 @@ def pod(tmp_path, cache) -> Pod:
 def undisturbed(recall_recipe, cache, tmp_path_factory) -> tuple[Pod, Ended]:
     """A merge by two processes of two devices each, into "out"."""
     pod = Pod(cache, tmp_path_factory.mktemp("undisturbed"))
-    return pod, pod.merge(recall_recipe, "out")
+    return pod, pod.merge(recall_recipe, "out", *MESH)
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +181,21 @@ def test_two_processes_merge_as_one_does(undisturbed, alone):
     assert_merged(*undisturbed, alone, processes=2)
 
 
-def test_four_processes_merge_over_tensor_and_fsdp_axes_as_one_does(pod, recall_recipe, alone):
-    mesh = "--mesh", "fsdp=2,tensor=2"
-    ended = pod.merge(recall_recipe, "out", *mesh, processes=4, devices=1)
+@pytest.mark.soak
+def test_four_processes_merge_as_one_does(pod, recall_recipe, alone):
+    ended = pod.merge(recall_recipe, "out", processes=4, devices=1)
     assert_merged(pod, ended, alone, processes=4)
+
+
+def test_four_processes_share_a_merge_that_runs_no_model(pod, recall_recipe, recall):
+    linear = {
+        "merge_method": "linear",
+        "models": [each | {"parameters": {"weight": 1.0}} for each in recall_recipe["models"]],
+    }
+    ended = pod.merge(linear, "out", processes=4, devices=1)
+    assert recall("merge", pod.folder / "recipe.yml", pod.folder / "one", "--quiet").status == 0
+    shutil.move(pod.folder / "one", pod.folder.parent / "one")
+    assert_merged(pod, ended, pod.folder.parent / "one", processes=4)
 
 
 def assert_merged(pod: Pod, ended: Ended, alone: Path, *, processes: int) -> None:
@@ -206,7 +220,7 @@ MOMENTS = {
     "after the last unit": Death(1, "recall_jax.job", "make_report", 1),
     "before the end": Death(0, "recall_jax.job", "write_outcome", 1),
 }
-SHORT = ("in a file", "after a file")
+SHORT = ("in a file",)  # and of process 0 where parts are joined
 
 
 @pytest.mark.parametrize(
@@ -214,14 +228,14 @@ SHORT = ("in a file", "after a file")
 )
 def test_a_lost_process_ends_all_and_a_restart_goes_on(pod, recall_recipe, undisturbed, moment):
     death = MOMENTS[moment]
-    ended = pod.merge(recall_recipe, "out", death=death)
+    ended = pod.merge(recall_recipe, "out", *MESH, death=death)
     other = 1 - death.index
     assert ended.status[death.index] == -signal.SIGKILL
     assert ended.status[other] == 2
     assert ended.err[other] == LOST.format(death.index)
     assert ended.seconds < 60
     assert not (pod.folder / "out").exists()
-    again = pod.merge(recall_recipe, "out", "--resume")
+    again = pod.merge(recall_recipe, "out", *MESH, "--resume")
     assert again.status == [0, 0], again.err
     whole, resumed = (tree(each.folder / "out") for each in (undisturbed[0], pod))
     assert resumed.keys() == whole.keys()
@@ -231,8 +245,9 @@ def test_a_lost_process_ends_all_and_a_restart_goes_on(pod, recall_recipe, undis
 
 def test_parts_on_disks_of_their_own_are_joined(pod, recall_recipe, alone):
     death = Death(0, "recall_jax.engine.journal", "Journal.record_unit", 4)
-    assert pod.merge(recall_recipe, "part-{}", "--parts", death=death).status[1] == 2
-    ended = pod.merge(recall_recipe, "part-{}", "--parts", "--resume")
+    ended = pod.merge(recall_recipe, "part-{}", *MESH, "--parts", death=death)
+    assert (ended.status[1], ended.err[1]) == (2, LOST.format(0))
+    ended = pod.merge(recall_recipe, "part-{}", *MESH, "--parts", "--resume")
     assert ended.status == [0, 0], ended.err
     resumed = report(pod.folder / "part-0")["resumed_units"]
     assert resumed >= 2
@@ -265,7 +280,7 @@ def test_one_fault_of_one_process_ends_all(pod, recall_recipe, tmp_path):
     path.write_bytes(content)
     assert shard.specs
     models = [*recall_recipe["models"][:-1], {"model": str(newest)}]
-    ended = pod.merge(recall_recipe | {"models": models}, "out")
+    ended = pod.merge(recall_recipe | {"models": models}, "out", *MESH)
     assert ended.status == [2, 2]
     for text in ended.err:
         assert "holds NaN or infinite values; repair this model" in text
