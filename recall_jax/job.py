@@ -94,6 +94,8 @@ def merge(
         raise InputError(f"a merge cannot be written to {options.to!r}: use huggingface or orbax")
     if options.parts and options.to == "orbax":
         raise InputError("--parts is for safetensors: Orbax writes into a folder that all share")
+    if options.parts and options.processes.count == 1:
+        raise InputError("--parts is for several processes, and there is one: leave it out")
     check_alike(options.processes, "asked", _asked(recipe, options))
     if recipe.tree is not None or names_tree(recipe.models[-1].model):
         return _merge_trees(recipe, out, options, progress, announce)

@@ -25,6 +25,8 @@ def gather(
     _check_complete(parts)
     parts.sort(key=lambda part: part.index)
     weight_map = {tensor: file for part in parts for tensor, file in part.weight_map.items()}
+    if len(weight_map) < sum(len(part.weight_map) for part in parts):
+        raise InputError(f"a tensor is in two of the parts {', '.join(map(str, folders))}")
     total = sum(len(part.files) for part in parts)
     with output_folder(out, force=force, inputs=folders) as target:
         known: dict[str, FileChecksum] = {}
@@ -32,7 +34,7 @@ def gather(
         for part in parts:
             for name, expected in part.files.items():
                 progress(name, len(known), total, read=copied, written=copied)
-                if name in known:
+                if (target / name).exists():
                     raise InputError(f"{part.folder} holds {name} as another part does: name one")
                 known[name] = _copy(part, name, target / name, expected)
                 copied += expected["bytes"]

@@ -165,3 +165,13 @@ def test_files_of_two_parts_with_one_name_are_refused(parts, tmp_path):
     edit(parts[1], files={**files, "config.json": config})
     with pytest.raises(InputError, match=r"holds config\.json as another part does"):
         gather(parts, tmp_path / "out")
+
+
+def test_a_tensor_of_two_parts_is_refused(parts, tmp_path):
+    path = parts[1] / "part.json"
+    content = json.loads(path.read_text())
+    content["weight_map"]["model.embed_tokens.weight"] = next(iter(content["files"]))
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="a tensor is in two of the parts"):
+        gather(parts, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
