@@ -96,7 +96,7 @@ def merge(
         raise InputError("--parts is for safetensors: Orbax writes into a folder that all share")
     if options.parts and options.processes.count == 1:
         raise InputError("--parts is for several processes, and there is one: leave it out")
-    check_alike(options.processes, "asked", _asked(recipe, options))
+    check_alike(options.processes, "asked", _asked(recipe, out, options))
     if recipe.tree is not None or names_tree(recipe.models[-1].model):
         return _merge_trees(recipe, out, options, progress, announce)
     clock, lines, processes = Clock(), [], options.processes
@@ -122,7 +122,8 @@ def merge(
             out_dtype=recipe.out_dtype or recipe.dtype,
         )
         size = sum(model.nbytes for model in read)
-        plan = replace(plan, larger_than_memory=size > cacheable_bytes(budget))
+        held = size // processes.count
+        plan = replace(plan, larger_than_memory=held > cacheable_bytes(budget))
         layout, beside = _layout(recipe, read, plan, out, options, budget)
         check_alike(processes, "layout", {"layout": layout.described})
         identity = _identity(recipe, models, base, options, layout)
@@ -368,10 +369,11 @@ def _given(merge: Merge, path: Path, needed: int) -> Prepared:
     return Prepared(rule, merge.models, needed, reference=told.get("reference"), told=told)
 
 
-def _asked(recipe: Recipe, options: Options) -> dict[str, Any]:
+def _asked(recipe: Recipe, out: Path, options: Options) -> dict[str, Any]:
     """What all processes of a merge must be told alike."""
     return {
         "recipe": recipe.model_dump(mode="json"),
+        "OUT": None if options.parts else str(out),
         "--resume": options.resume,
         "--mesh": options.mesh,
         "--parts": options.parts,

@@ -253,7 +253,8 @@ def _check(address: str | None, count: int | None, index: int | None) -> None:
     given = {ADDRESS: address, NUMBER: count, INDEX: index}
     missing = [name for name, value in given.items() if value is None]
     if missing and len(missing) < len(given) and not _in_cluster():
-        raise InputError(f"{' and '.join(missing)} is not set: {_CURE}")
+        verb = "is" if len(missing) == 1 else "are"
+        raise InputError(f"{' and '.join(missing)} {verb} not set: {_CURE}")
     if len(missing) == len(given) and not _in_cluster():
         raise InputError(f"no cluster that jax knows was found here: {_CURE}")
 
