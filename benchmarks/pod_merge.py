@@ -1,6 +1,7 @@
 """Merges of three random models by 1, 2 and 4 processes on this machine, against one without a pod.
 
-    .venv/bin/python benchmarks/pod_merge.py [--runs 3] [--folder DIR]
+    .venv/bin/python benchmarks/pod_merge.py [--runs 3] [--folder DIR] [--hidden-size 768]
+                                             [--num-hidden-layers 11] [--method recall]
 
 Each process has one CPU device, and all share the cores: the processes show what each of them reads
 and holds; that they save no time here says nothing of machines of their own. The inputs are read
@@ -40,10 +41,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "recall_pods"))
+    parser.add_argument("--hidden-size", type=int, default=768)
+    parser.add_argument("--num-hidden-layers", type=int, default=11)
+    parser.add_argument("--method", choices=("linear", "recall"), action="append")
     args = parser.parse_args()
-    paths = make_models(args.folder, CONFIG, 3, (8, 64))
+    sizes = {"hidden_size": args.hidden_size, "intermediate_size": 8 * args.hidden_size // 3}
+    sizes["num_hidden_layers"] = args.num_hidden_layers
+    paths = make_models(args.folder, CONFIG | sizes, 3, (8, 64))
     rows: list[dict[str, object]] = []
-    for method in ("linear", "recall"):
+    for method in args.method or ("linear", "recall"):
         runs: dict[int, list[dict[str, Any]]] = {count: [] for count in COUNTS}
         for _ in range(args.runs + 1):
             for count in COUNTS:
