@@ -164,6 +164,15 @@ def compile_once(cache) -> Iterator[None]:
         jax.config.update(name, value)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_in_haste() -> Iterator[None]:
+    """Programs hardly optimised, where compiling is most of the time; as `compile_once`."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @dataclass(frozen=True)
 class Finished:
     """What a command left: exit status, stdout, stderr."""

@@ -30,7 +30,9 @@ def merge_by(method, models, out, tmp_path):
     return "quick", *models, "--typical", typical, "--out", out
 
 
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(ml_dtypes.bfloat16, marks=pytest.mark.soak), np.float32]
+)
 def test_memory_is_the_same_at_every_depth(dtype, toys, tmp_path, cache):
     models = {
         layers: [

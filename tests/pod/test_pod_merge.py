@@ -220,12 +220,10 @@ MOMENTS = {
     "after the last unit": Death(1, "recall_jax.job", "make_report", 1),
     "before the end": Death(0, "recall_jax.job", "write_outcome", 1),
 }
-SHORT = ("in a file",)  # and of process 0 where parts are joined
 
 
-@pytest.mark.parametrize(
-    "moment", [m if m in SHORT else pytest.param(m, marks=pytest.mark.soak) for m in MOMENTS]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_lost_process_ends_all_and_a_restart_goes_on(pod, recall_recipe, undisturbed, moment):
     death = MOMENTS[moment]
     ended = pod.merge(recall_recipe, "out", *MESH, death=death)
@@ -243,7 +241,7 @@ def test_a_lost_process_ends_all_and_a_restart_goes_on(pod, recall_recipe, undis
     assert not verify(pod.folder / "out").faults
 
 
-def test_parts_on_disks_of_their_own_are_joined(pod, recall_recipe, alone):
+def test_parts_are_gone_on_with_after_a_loss_and_joined(pod, recall_recipe, undisturbed, alone):
     death = Death(0, "recall_jax.engine.journal", "Journal.record_unit", 4)
     ended = pod.merge(recall_recipe, "part-{}", *MESH, "--parts", death=death)
     assert (ended.status[1], ended.err[1]) == (2, LOST.format(0))
@@ -254,6 +252,9 @@ def test_parts_on_disks_of_their_own_are_joined(pod, recall_recipe, alone):
     parts = [pod.folder / f"part-{index}" for index in range(2)]
     gather(parts[::-1], pod.folder / "joined")
     assert_equal(pod.folder / "joined", alone)
+    whole, joined = (tree(f) for f in (undisturbed[0].folder / "out", pod.folder / "joined"))
+    weights = [name for name in whole if name.startswith("model")]
+    assert [name for name in weights if whole[name] != joined[name]] == []
 
 
 def test_what_is_wrong_is_said_by_each_in_a_line(pod, recall_recipe):

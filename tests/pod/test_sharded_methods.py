@@ -1,6 +1,7 @@
 """A method whose models run through what has been merged so far: over a mesh as on one host."""
 
 import numpy as np
+import pytest
 from toys import write_rows
 
 from recall_jax import job
@@ -23,6 +24,7 @@ def differences(one, other):
         yield np.abs(found - right).max() / np.abs(right).max()
 
 
+@pytest.mark.soak
 def test_regmean_through_what_is_merged_runs_over_a_mesh_as_on_one_host(toys, tmp_path):
     entries = [{"model": model, "data": rows_of(tmp_path, k)} for k, model in enumerate(toys.llama)]
     values = {"merge_method": "regmean_plusplus", "models": entries, "samples": {"count": 4}}

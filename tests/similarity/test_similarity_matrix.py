@@ -58,11 +58,19 @@ def test_entries_are_the_values_of_the_pairs_on_one_device_and_on_eight(name):
         assert_same(name, matrix, expected)
 
 
-def test_sides_may_be_others_and_of_several_widths():
-    xs, ys = sides(5, 60, 5), sides(60, 5, seed=1)
-    for name, others in [("rbf_cka", ys), ("rbf_cka", None), ("mean_cca", ys), ("mean_cca", None)]:
-        matrix = similarity_matrix(xs, others, measure=name)
-        assert_same(name, matrix, by_pairs(name, xs, others or xs)[0])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("rbf_cka", True),
+        pytest.param("rbf_cka", False, marks=pytest.mark.soak),
+        pytest.param("mean_cca", True, marks=pytest.mark.soak),
+        ("mean_cca", False),
+    ],
+)
+def test_sides_may_be_others_and_of_several_widths(name, other):
+    xs, ys = sides(5, 60, 5), sides(60, 5, seed=1) if other else None
+    matrix = similarity_matrix(xs, ys, measure=name)
+    assert_same(name, matrix, by_pairs(name, xs, ys or xs)[0])
 
 
 @pytest.mark.parametrize("block_size", [1, 10, 36])

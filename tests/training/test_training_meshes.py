@@ -117,7 +117,10 @@ def assert_lies(array, sharding):
     assert array.sharding.is_equivalent_to(sharding, array.ndim)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(
+    "mesh",
+    [*(pytest.param(each, marks=pytest.mark.soak) for each in MESHES[:-1]), MESHES[-1]],
+)
 def test_a_mesh_gives_the_numbers_of_one_device(params, batches, alone, mesh):
     losses, state = run(mesh, params, batches)
     assert alone[0][-1] < 0.98 * alone[0][0]

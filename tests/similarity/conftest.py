@@ -1,0 +1,3 @@
+from toys import compile_in_haste
+
+__all__ = ["compile_in_haste"]
