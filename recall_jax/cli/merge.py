@@ -1,7 +1,8 @@
 """`recall merge` and `recall quick`."""
 
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,21 +58,7 @@ def merge(
         compute_dtype=compute_dtype,
         ignore_config=ignore_config,
     )
-    run = _Run(
-        shard_size,
-        memory,
-        device,
-        mesh,
-        distributed,
-        parts,
-        to,
-        resume,
-        force,
-        no_compilation_cache,
-        quiet,
-        debug,
-    )
-    _run(plan, out, [recipe], run)
+    _run(plan, out, [recipe], _Run.of(locals()))
 
 
 def quick(
@@ -126,21 +113,7 @@ def quick(
         "ignore_config": ignore_config or [],
     }
     recipe = make_recipe(values, where="options")
-    run = _Run(
-        shard_size,
-        memory,
-        device,
-        mesh,
-        distributed,
-        parts,
-        to,
-        resume,
-        force,
-        no_compilation_cache,
-        quiet,
-        debug,
-    )
-    _run(recipe, out, [], run)
+    _run(recipe, out, [], _Run.of(locals()))
 
 
 def sample_values(
@@ -190,6 +163,11 @@ class _Run:
     no_compilation_cache: bool
     quiet: bool
     debug: bool
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "_Run":
+        """Those among all options of a command, by name."""
+        return cls(**{field.name: options[field.name] for field in fields(cls)})
 
 
 def _run(recipe: "Recipe", out: Path, inputs: list[Path], run: _Run) -> None:
