@@ -172,7 +172,6 @@ def merge(
                 kernel=method.kernel(recipe.parameters),
                 reference=-1 if prepared.reference is None else prepared.reference,
                 clock=clock,
-                taken=writer.takes if isinstance(writer, UnitWriter) else lambda name: True,
                 finished=lambda unit: _finish_unit(unit, read, journal, writer),
                 resumed=resumed,
                 whole=taken_whole(method.whole_tensors, plan.specs),
@@ -317,11 +316,7 @@ def _finish_unit(
     for model in models:
         if path := model.changed():
             raise InputError(f"{path} was changed while it was being merged: start again")
-    note = partial(journal.record_unit, unit)
-    if isinstance(writer, UnitWriter):
-        writer.finish_unit(note)
-    else:
-        note(writer.mark())
+    writer.finish_unit(partial(journal.record_unit, unit))
 
 
 def _prepare(merge: Merge) -> Prepared:

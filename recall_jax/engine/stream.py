@@ -33,6 +33,9 @@ class Writer(Protocol):
     def bytes_written(self) -> int:
         """Bytes of tensors written so far."""
 
+    def takes(self, name: str) -> bool:
+        """Whether a tensor is to be written here; of the others it is given nothing."""
+
     def write_piece(self, name: str, piece: np.ndarray) -> None:
         """The next elements, (n,), of the tensor that is due."""
 
@@ -52,7 +55,6 @@ def merge_stream(
     kernel: Kernel,
     reference: int,
     clock: Clock,
-    taken: Callable[[str], bool] = lambda name: True,
     finished: Callable[[str], None] = lambda unit: None,
     resumed: int = 0,
     whole: Collection[str] = (),
@@ -62,8 +64,8 @@ def merge_stream(
 
     `kernel` merges a tensor with the values that `rule` gives, and `reference` is the model whose
     elements pass where all agree; it is given the pieces that the `layout` cuts, and the tensors
-    named in `whole` as they are. Of the merged tensors the `writer` is given those that are
-    `taken`, and `finished(unit)` is called when it has been given all of a unit. The first
+    named in `whole` as they are. Of the merged tensors the `writer` is given those that it
+    takes, and `finished(unit)` is called when it has been given all of a unit. The first
     `resumed` units are written already: they are read only if the rule runs the models, and merged
     again only if it needs to hear of that.
     Raises InputError naming the tensor and the model where a parameter is not finite.
@@ -89,7 +91,7 @@ def merge_stream(
         if not finite:
             names = [model.name for model in plan.inputs]
             raise InputError(layout.fault(names, name, stored) or _overflows(plan, name))
-        if taken(name):
+        if writer.takes(name):
             with clock.stage("write"):
                 writer.write_piece(name, np.asarray(elements)[piece.skip :])
 

@@ -5,7 +5,7 @@ what its own devices will hold of the tree, so that no process holds a whole mod
 becomes one array for each leaf when the last tensor has come, and Orbax writes them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -78,9 +78,13 @@ class TreeWriter:
             self._keep(name, self._buffer)
             self._finished, self._filled, self._buffer = self._finished + 1, 0, None
 
-    def mark(self) -> Mark:
-        """A place to go on from, of which there is none."""
-        return Mark(self._finished, "", 0, "0" * 8)
+    def takes(self, name: str) -> bool:
+        """Every process keeps a part of every tensor."""
+        return True
+
+    def finish_unit(self, note: Callable[[Mark], None]) -> None:
+        """After the last tensor of a unit: `note` is given a mark that will not stand."""
+        note(Mark(self._finished, "", 0, "0" * 8))
 
     def resume(self, marks: Sequence[Mark]) -> int:
         """None of the marks stand."""
