@@ -20,11 +20,12 @@ from recall_jax.engine.memory import (
     copied_bytes,
     largest_tensor_bytes,
     largest_unit_bytes,
+    mesh_that_fits,
     working_bytes,
 )
 from recall_jax.engine.stream import BACKLOG
 from recall_jax.errors import InputError
-from recall_jax.mesh import AXES, DATA, FSDP, MODEL, TENSOR, choose_mesh, describe
+from recall_jax.mesh import AXES, DATA, FSDP, MODEL, TENSOR, describe
 from recall_jax.units import EMBED, layer_unit
 
 Mesh = Mapping[str, int]
@@ -130,12 +131,11 @@ def _chosen(work: Work, machine: Machine) -> Mesh:
     forward = work.forward
     if forward is None or machine.devices == 1:
         return _ALONE | {DATA: machine.devices}
-    return choose_mesh(
-        machine.devices,
-        parameters=largest_unit_bytes(forward.arch, forward.itemsize),
-        gathered=block_bytes(forward.arch, forward.itemsize),
-        memory=int(SHARE * machine.kind.memory) // 2,
-        rows=machine.devices,
+    return mesh_that_fits(
+        forward.arch,
+        itemsize=forward.itemsize,
+        devices=machine.devices,
+        memory=int(SHARE * machine.kind.memory),
     )
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from recall_jax.mesh import choose_mesh
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
 from recall_jax.models.decoder import QUERY_BLOCK
@@ -31,6 +32,22 @@ class Split:
 
 
 _SOLVING = 6  # matrices as large as a Gram that a merge makes of it
+
+
+def mesh_that_fits(
+    arch: Architecture, *, itemsize: int, devices: int, memory: int
+) -> dict[str, int]:
+    """The mesh of so many devices that hold what is computed with in half their `memory`.
+
+    Raises InputError as `mesh.choose_mesh`.
+    """
+    return choose_mesh(
+        devices,
+        parameters=largest_unit_bytes(arch, itemsize),
+        gathered=block_bytes(arch, itemsize),
+        memory=memory // 2,
+        rows=devices,  # some may be empty: reading counts, not computing
+    )
 
 
 def block_bytes(arch: Architecture, itemsize: int) -> int:

@@ -10,11 +10,11 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.budget import MIB, held_bytes, widest
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.inputs import common_architecture, compute_dtype
-from recall_jax.engine.memory import block_bytes, largest_unit_bytes
+from recall_jax.engine.memory import mesh_that_fits
 from recall_jax.engine.plan import Plan, taken_whole
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.merging.methods import METHODS
-from recall_jax.mesh import DATA, choose_mesh, make_mesh, parse_mesh
+from recall_jax.mesh import DATA, make_mesh, parse_mesh
 from recall_jax.pod.layout import Sharded
 from recall_jax.recipe import Recipe
 
@@ -61,17 +61,11 @@ def _check_method(recipe: Recipe) -> None:
 
 
 def _chosen(recipe: Recipe, models: Sequence[Checkpoint], memory: int) -> dict[str, int]:
-    """The mesh whose devices hold what is computed with in half their `memory`."""
+    """The mesh for the forward of the models, on devices with so much `memory`."""
     assert recipe.samples is not None
     arch = common_architecture(models, recipe.ignore_config)
     itemsize = np.dtype(compute_dtype(recipe.compute_dtype, models[-1])).itemsize
-    return choose_mesh(
-        jax.device_count(),
-        parameters=largest_unit_bytes(arch, itemsize),
-        gathered=block_bytes(arch, itemsize),
-        memory=memory // 2,
-        rows=jax.device_count(),  # some may be empty: reading counts, not computing
-    )
+    return mesh_that_fits(arch, itemsize=itemsize, devices=jax.device_count(), memory=memory)
 
 
 def _merging_bytes(
