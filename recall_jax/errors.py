@@ -1,8 +1,10 @@
 """The exceptions that mean: not the program but its input or the machine is at fault."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from reprlib import Repr
 
 # What the user can put right before the work: names, kinds and permissions. All else is the disk's.
 _OF_THE_USER = {
@@ -46,3 +48,65 @@ def storage_faults(doing: str) -> Iterator[None]:
     except OSError as error:
         kind = InputError if error.errno in _OF_THE_USER else StorageError
         raise kind(f"cannot {doing}: {error.strerror or error}") from error
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Turn whatever a malformed `where` makes a library raise into one InputError that names it.
+
+    For the boundary of everything that is read: panics of Rust and endless recursion are among the
+    faults. Errors that say what they mean already, a machine without memory and signals pass.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except OSError:
+        with storage_faults(f"read {where}"):
+            raise
+    except BaseException as error:
+        if isinstance(error.__cause__ or error.__context__, SystemExit):  # a signal inside of C
+            raise
+        raise InputError(
+            f"{where} is damaged, or not what it should be: {type(error).__name__}: {brief(error)}"
+        ) from error
+
+
+# Control characters, lone surrogates, and the marks that reorder or hide what stands beside them.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff]"
+)
+
+
+def escaped(text: str) -> str:
+    r"""`text` as it reads: what a terminal or a page would obey is written as \x1b, \u202e."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def shown(value: object, limit: int = 200) -> str:
+    """A value of the input as a message shows it: its repr, escaped, of at most `limit` characters.
+
+    Quick however large or deep the value is.
+    """
+    return _cut(escaped(_SHORT.repr(value)), limit)
+
+
+def brief(error: BaseException, limit: int = 200) -> str:
+    """What an exception says: one line, escaped, of at most `limit` characters."""
+    return _cut(escaped(" ".join(str(error).split())), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class _Short(Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write out, as it does to read, a number of thousands of digits
+        return super().repr_int(x, level) if x.bit_length() < 4096 else "a number of many digits"
+
+
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxother = 160
+_SHORT.maxlong = 60

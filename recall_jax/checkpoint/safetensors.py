@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from reprlib import repr as shown  # values from a hostile header may be long
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,7 +24,7 @@ import numpy as np
 from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.json_objects import parse_json_object
 from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
-from recall_jax.errors import InputError, StorageError, storage_faults
+from recall_jax.errors import InputError, StorageError, shown, storage_faults
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
 _LENGTH_BYTES = 8
