@@ -92,9 +92,9 @@ def shown(value: object, limit: int = 200) -> str:
     return _cut(escaped(_SHORT.repr(value)), limit)
 
 
-def brief(error: BaseException, limit: int = 200) -> str:
-    """What an exception says: one line, escaped, of at most `limit` characters."""
-    return _cut(escaped(" ".join(str(error).split())), limit)
+def brief(said: BaseException | str, limit: int = 200) -> str:
+    """What an exception or a text says: one line, escaped, of at most `limit` characters."""
+    return _cut(escaped(" ".join(str(said).split())), limit)
 
 
 def _cut(text: str, limit: int) -> str:

@@ -1,16 +1,15 @@
 """YAML files read by a schema: strictly, and every fault one line with the file and the key."""
 
-import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, brief, reading, shown
+from recall_jax.yaml_text import MAX_BYTES, parse_documents
 
 _Model = TypeVar("_Model", bound=BaseModel)
 # pydantic's words for these speak of Python.
@@ -33,40 +32,20 @@ class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number, and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def read_yaml(schema: type[_Model], path: Path) -> _Model:
     """What a YAML file of one mapping describes; InputError, which begins with the file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {path}: {reason}") from error
+    with reading(str(path)):
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise InputError(f"{path} has over {MAX_BYTES:,} bytes, too many for a file of YAML")
+        text = content.decode("utf-8")
     return parse_yaml(schema, text, str(path))
 
 
 def parse_yaml(schema: type[_Model], text: str, where: str) -> _Model:
     """What a text of YAML describes; `where` names it in errors. Raises InputError."""
-    try:
-        documents = [each for each in yaml.load_all(text, _Loader) if each is not None]
-    except yaml.YAMLError as error:
-        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    documents = parse_documents(text, where)
     if len(documents) != 1 or not isinstance(documents[0], dict):
         needed = [name for name, field in schema.model_fields.items() if field.is_required()]
         raise InputError(f"{where} must hold one mapping with {' and '.join(needed)}")
@@ -75,10 +54,11 @@ def parse_yaml(schema: type[_Model], text: str, where: str) -> _Model:
 
 def validate(schema: type[_Model], values: dict[str, Any], where: str) -> _Model:
     """What a mapping describes, or InputError, which begins with `where`."""
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{where}: {first_fault(error, schema, values)}") from None
+    with reading(where):
+        try:
+            return schema.model_validate(values)
+        except ValidationError as error:
+            raise InputError(f"{where}: {first_fault(error, schema, values)}") from None
 
 
 def first_fault(
@@ -91,7 +71,7 @@ def first_fault(
     faults = error.errors()
     fault = faults[0]
     place = _place(fault, values)
-    path = ".".join([where, *place] if where else place)
+    path = brief(".".join([where, *place] if where else place))
     if fault["type"] == "extra_forbidden":
         known = _keys_at(schema, place[:-1])
         near = get_close_matches(place[-1], known, n=1)
@@ -102,7 +82,7 @@ def first_fault(
     if fault["type"] == "missing":
         return f"{path} is missing"
     said = dict.fromkeys(_wanted(each) for each in faults if _place(each, values) == place)
-    return f"{path or 'every key'} should be {' or '.join(said)}, not {fault['input']!r}"
+    return f"{path or 'every key'} should be {' or '.join(said)}, not {shown(fault['input'])}"
 
 
 def _wanted(fault: Any) -> str:
@@ -111,7 +91,7 @@ def _wanted(fault: Any) -> str:
         kind = "a mapping" if isinstance(fault["input"], Mapping) else "a list"
         least = fault["ctx"]["min_length"]
         return f"{kind} with {least} entries or more" if least > 1 else f"{kind} with entries"
-    return _WANTED.get(fault["type"]) or fault["msg"].removeprefix("Input should be ")
+    return _WANTED.get(fault["type"]) or brief(fault["msg"].removeprefix("Input should be "))
 
 
 def _place(fault: Any, values: Any) -> list[str]:

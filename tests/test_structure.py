@@ -13,6 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     "errors",
     "units",
+    "yaml_text",
     "schema",
     "tree_patterns",
     "publish",

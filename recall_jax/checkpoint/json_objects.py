@@ -4,27 +4,42 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recall_jax.errors import InputError, storage_faults
+from recall_jax.errors import InputError, brief, reading, shown
+
+MAX_BYTES = 100_000_000  # of a text; the tokenizer.json of a large vocabulary has a third of it
+_MAX_DEPTH = 100
+_MAX_DIGITS = 100
 
 
 def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
     """The object that `text` holds; `where` names it in errors.
 
-    Raises InputError if it is not UTF-8, not JSON, not an object, or gives a key twice.
+    Raises InputError if it is not UTF-8, not JSON, not an object, gives a key twice, or is more
+    than any file of its kind: an integer of over 100 digits, more than 100 levels.
     """
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{where} holds {type(value).__name__}, not a JSON object")
-    return value
+    with reading(where):
+        try:
+            value = json.loads(
+                text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_int=_integer
+            )
+            if _is_deeper(value, _MAX_DEPTH):
+                raise RecursionError
+        except ValueError as error:
+            raise InputError(f"{where} is not valid JSON: {brief(error)}") from error
+        except RecursionError as error:
+            said = f"nested more than {_MAX_DEPTH} levels deep"
+            raise InputError(f"{where} is not valid JSON: {said}") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{where} holds {type(value).__name__}, not a JSON object")
+        return value
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """The object in the file at `path`; InputError as above, or if it cannot be read."""
-    with storage_faults(f"read {path}"):
-        text = path.read_bytes()
+    with reading(str(path)), path.open("rb") as file:
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise InputError(f"{path} has over {MAX_BYTES:,} bytes, too many for a JSON object")
     return parse_json_object(text, str(path))
 
 
@@ -32,6 +47,27 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the key {key!r} is given twice")
+            raise ValueError(f"the key {shown(key)} is given twice")
         result[key] = value
     return result
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Whether lists and objects are nested in more than `limit` levels."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(limit):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True

@@ -22,11 +22,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from recall_jax.checkpoint.identity import FileIdentity
-from recall_jax.checkpoint.json_objects import parse_json_object
+from recall_jax.checkpoint.json_objects import MAX_BYTES, parse_json_object
 from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
 from recall_jax.errors import InputError, StorageError, shown, storage_faults
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
+MAX_HEADER_BYTES = MAX_BYTES  # the limit of the safetensors package too
 _LENGTH_BYTES = 8
 _MAX_DIMENSIONS = 64  # numpy's
 _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which Python's mmap does not name yet

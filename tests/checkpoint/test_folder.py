@@ -171,6 +171,10 @@ def test_folders_that_are_no_model(tmp_path, monkeypatch):
         (b"[1]", "holds list, not a JSON object"),
         (b"null", "holds NoneType, not a JSON object"),
         (b'{"a": 1, "a": 2}', "'a' is given twice"),
+        (b'{"a": ' + b"[" * 150 + b"]" * 150 + b"}", "nested more than 100 levels"),
+        (b'{"a": ' + b'{"a": ' * 99_999, "nested more than 100 levels"),
+        (b'{"a": ' + b"9" * 400 + b"}", "a number of 400 digits"),
+        (b'{"a": -' + b"9" * 9999 + b"}", "a number of 10,000 digits"),
         (b'{"transformers_weights": "x.safetensors"}', "transformers_weights is not supported"),
     ],
 )
