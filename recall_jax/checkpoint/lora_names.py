@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.errors import InputError
 
 _HEADS = ("lm_head",)
@@ -28,9 +29,9 @@ def is_vocabulary(name: str) -> bool:
 def is_tied(base_names: Collection[str], config: Mapping[str, Any]) -> bool:
     """Whether input embedding and output head are one weight.
 
-    A config.json may leave the key out where it has its family's default; then the weights tell.
+    Where neither the config nor the class of its family knows, the weights tell.
     """
-    return bool(config.get("tie_word_embeddings", not any(map(is_head, base_names))))
+    return bool(attribute(config, "tie_word_embeddings", not any(map(is_head, base_names))))
 
 
 def input_embedding(base_names: Iterable[str], where: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.device import not_finite
 from recall_jax.errors import InputError
@@ -33,7 +34,7 @@ def draw_samples(
     Raises InputError for prompts that cannot be read or leave no room for an answer, and for a
     model with parameters that are not finite.
     """
-    longest = model.config.get("max_position_embeddings") or settings.max_tokens
+    longest = attribute(model.config, "max_position_embeddings") or settings.max_tokens
     max_tokens = min(settings.max_tokens, longest)
     seed = int(np.random.SeedSequence([settings.seed, place]).generate_state(1)[0])
     if settings.source == "random":

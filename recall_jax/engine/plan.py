@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
 from recall_jax.errors import InputError
@@ -40,7 +41,7 @@ class ConfiguredModel(NamedModel, Protocol):
 
 def is_tied(model: ConfiguredModel) -> bool:
     """Whether the output projection is the embedding."""
-    return model.config.get("tie_word_embeddings") is True
+    return attribute(model.config, "tie_word_embeddings") is True
 
 
 @dataclass(frozen=True)

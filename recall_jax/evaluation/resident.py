@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.models.architecture import Architecture
@@ -44,7 +45,7 @@ def without_weights(checkpoint: Checkpoint) -> Resident:
     arch = read_architecture(checkpoint.config, where=f"{checkpoint.name}/config.json")
     check_tensors(arch, {name: s.shape for name, s in checkpoint.specs.items()}, checkpoint.name)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folders, arch.family)
-    max_length = checkpoint.config.get("max_position_embeddings") or DEFAULT_MAX_LENGTH
+    max_length = attribute(checkpoint.config, "max_position_embeddings") or DEFAULT_MAX_LENGTH
     return Resident(arch, {}, tokenizer, end_of_text(checkpoint), max_length)
 
 
