@@ -30,7 +30,6 @@ from recall_jax.models.loss import TOKENS_AT_ONCE
 from recall_jax.recipe import Samples
 from recall_jax.representations.batches import padded_length
 from recall_jax.representations.samples import Tokenized
-from recall_jax.similarity.compare import check_samples
 
 _FLOAT32 = 4
 
@@ -177,7 +176,6 @@ def _recall_weights(
     """RECALL's weights (K, U) of the experts, compared on the newest one's samples."""
     defaults = RecallParameters()
     comparison = recall_comparison(defaults, [entry.model for entry in merge.recipe.models])
-    check_samples(len(newest.rows), comparison)
     reps = np.stack(
         [pooled_states(arch, model, newest.token_ids, batch_size, dtype) for model in experts]
     )
@@ -189,8 +187,8 @@ def _recall_weights(
         if not np.isfinite(reps).all():
             raise
         raise InputError(
-            f"the samples of {merge.models[-1].name} are too much alike for RECALL's weights, "
-            "which the coefficients start from: give the models data, or samples.prompts"
+            f"the samples of {merge.models[-1].name} are too few or too much alike for RECALL's "
+            "weights, which the coefficients start from: give more varied data, or samples.prompts"
         ) from error
     return found.weights
 

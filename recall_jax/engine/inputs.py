@@ -75,7 +75,11 @@ class TypicalSamples:
 
     def to_json(self) -> dict[str, Any]:
         """How they were found, as plain values."""
-        typical = self.typical and {"rows": self.typical.rows.tolist(), **self.typical.summary()}
+        typical = self.typical and {
+            "rows": self.typical.rows.tolist(),
+            "clusters": self.typical.clusters,
+            **self.typical.summary(),
+        }
         return {"typical": typical, "passes": self.passes}
 
     @classmethod

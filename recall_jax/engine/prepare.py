@@ -23,10 +23,11 @@ from recall_jax.engine.recall import Comparer
 from recall_jax.engine.resident import Resident
 from recall_jax.engine.rules import Merge, Prepared, Rule, check_agreed, recall_comparison
 from recall_jax.engine.select import plan_selection
+from recall_jax.errors import InputError
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.representations.samples import Tokenized
-from recall_jax.similarity.compare import check_samples
+from recall_jax.similarity.compare import Comparison, check_samples
 
 
 def prepare_recall(merge: Merge) -> Prepared:
@@ -74,6 +75,7 @@ def prepare_recall(merge: Merge) -> Prepared:
             samples = replace(samples, passes=0) if fits else samples
             # A machine that rounds otherwise could choose others.
             samples = TypicalSamples.from_json(merge.agreed("typical", samples.to_json), pool)
+            _check_found(samples, wanted, comparison)
             journal.record_prepared(
                 {"texts": pool.digest(), "samples": samples.to_json(), "cut": asdict(cut)}
             )
@@ -153,6 +155,18 @@ def _decided(
     found = merge.agreed("forward", decide)
     passes = found["passes"] and Passes.from_json(found["passes"])
     return passes, Cut(**found["cut"]), found["fits"]
+
+
+def _check_found(samples: TypicalSamples, wanted: int, comparison: Comparison) -> None:
+    """Raise InputError where rows that are alike leave too few typical samples to compare on."""
+    found = len(samples.samples.rows)
+    try:
+        check_samples(found, comparison)
+    except InputError as error:
+        raise InputError(
+            f"the rows of data are alike to the model, which leaves {found} typical of {wanted}: "
+            f"{error}"
+        ) from error
 
 
 def _describe_forward(samples: Tokenized, cut: Cut, num_models: int) -> str:

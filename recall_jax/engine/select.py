@@ -92,4 +92,12 @@ def choose_typical(
         progress=progress,
     )
     points = np.concatenate(list(states), axis=1)  # (n, E), or (n, U E) for "all"
+    points = points[_first_alike(token_ids)]
     return select_typical(points, settings.count, seed=settings.seed)
+
+
+def _first_alike(token_ids: Sequence[Sequence[int]]) -> np.ndarray:
+    """(n,): of each row the first one with the same tokens; other batches round it otherwise."""
+    first: dict[bytes, int] = {}
+    contents = (np.asarray(ids, np.int64).tobytes() for ids in token_ids)
+    return np.asarray([first.setdefault(content, row) for row, content in enumerate(contents)])

@@ -25,6 +25,9 @@ TOLERANCE = 1e-4
 # between rows of one text, all at the centroid but for rounding: distances below this share of the
 # points' spread tie at zero.
 TIE = 1e-4
+# Where no point is farther from the mean than this share of their values, all are one point: a
+# spread that small is rounding.
+ROUNDING = 1e-5
 
 
 class Clustering(NamedTuple):
@@ -51,6 +54,8 @@ def kmeans(points: np.ndarray, num_clusters: int, *, seed: int = 0, starts: int 
     mean = np.mean(points, axis=0, dtype=np.float64).astype(np.float32)
     blocks = np.zeros((padded, width), np.float32)
     np.subtract(points, mean, out=blocks[:n])
+    if _largest(blocks) <= ROUNDING * _largest(points):
+        blocks[:] = 0.0
     valid = (np.arange(padded) < n).reshape(-1, block)
     keys = jax.random.split(jax.random.key(seed), starts)
     best = jax.device_get(_best_of(keys, blocks.reshape(-1, block, width), valid, num_clusters))
@@ -61,6 +66,10 @@ def kmeans(points: np.ndarray, num_clusters: int, *, seed: int = 0, starts: int 
         sizes=best.sizes,
         inertia=float(best.inertia),
     )
+
+
+def _largest(values: np.ndarray) -> float:
+    return max(float(values.max()), -float(values.min()))
 
 
 class _Look(NamedTuple):

@@ -19,6 +19,7 @@ class Typical:
     cluster_sizes: np.ndarray  # (m,) int64
     inertia: float
     silhouette: float | None = None
+    clusters: int = 0  # that were sought, where there was a choice
 
     def summary(self) -> dict[str, Any]:
         """The `typical` entry of the report."""
@@ -29,14 +30,24 @@ class Typical:
         }
 
     def warnings(self) -> list[str]:
-        """One line where the clustering is poor, the paper's sign that RECALL may fail."""
+        """What speaks against the choice, one line each.
+
+        Rows alike make fewer clusters than were sought. A low silhouette is the paper's sign that
+        RECALL may fail.
+        """
+        lines = []
+        if len(self.rows) < self.clusters:
+            lines.append(
+                f"only {len(self.rows)} of {self.clusters} clusters have members, as rows of the "
+                "data are alike to the model: give more varied rows, or a smaller samples.count"
+            )
         if self.silhouette is not None and self.silhouette < POOR_SILHOUETTE:
-            return [
+            lines.append(
                 f"clustering is poor: mean silhouette {self.silhouette:.3f} is below "
                 f"{POOR_SILHOUETTE}, so the typical samples may not stand for the task; "
                 "try fewer clusters (samples.count) or another unit (samples.unit)"
-            ]
-        return []
+            )
+        return lines
 
 
 def select_typical(points: np.ndarray, count: int, *, seed: int = 0) -> Typical:
@@ -55,6 +66,7 @@ def select_typical(points: np.ndarray, count: int, *, seed: int = 0) -> Typical:
         cluster_sizes=clusters.sizes[by_row].astype(np.int64),
         inertia=clusters.inertia,
         silhouette=mean_silhouette(points, clusters.assignments, seed=seed),
+        clusters=count,
     )
 
 

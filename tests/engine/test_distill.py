@@ -97,10 +97,10 @@ def test_what_cannot_be_distilled_is_refused(recipe_of, toys, tmp_path, monkeypa
         recipe_of(base_model=None, base_data=None)
     write_rows(tmp_path / "one.jsonl", ["a single row"])
     entries = [{"model": model, "data": str(tmp_path / "one.jsonl")} for model in toys.qwen2[1:]]
-    with pytest.raises(InputError, match="one sample has no pairs"):
+    with pytest.raises(InputError, match="are too few or too much alike"):
         job.merge(recipe_of().changed(models=entries), tmp_path / "out")
     write_rows(tmp_path / "one.jsonl", ["a single row"] * 4)
-    with pytest.raises(InputError, match="are too much alike for RECALL's weights"):
+    with pytest.raises(InputError, match="are too few or too much alike for RECALL's weights"):
         job.merge(recipe_of().changed(models=entries), tmp_path / "out")
     monkeypatch.setattr(distill, "distill_bytes", lambda *sizes: 1 << 60)
     with pytest.raises(UnfinishedError, match="keeps the base and all models in memory"):
