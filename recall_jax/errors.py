@@ -40,6 +40,25 @@ class StorageError(UnfinishedError):
     """A disk that is full, or cannot be read or written."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice: the machine's or a device's, as Python, the system, XLA say.
+
+    So too where another error came of it.
+    """
+    seen: list[BaseException | None] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        if (
+            isinstance(cause, MemoryError)
+            or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+            or "RESOURCE_EXHAUSTED" in str(cause)
+        ):
+            return True
+        seen.append(cause)
+        cause = cause.__cause__
+    return False
+
+
 @contextmanager
 def storage_faults(doing: str) -> Iterator[None]:
     """Turn the operating system's refusals into "cannot `doing`: why", the disk's or the user's."""
@@ -59,12 +78,14 @@ def reading(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except OSError:
         with storage_faults(f"read {where}"):
             raise
     except BaseException as error:
+        if is_out_of_memory(error):
+            raise
         if isinstance(error.__cause__ or error.__context__, SystemExit):  # a signal inside of C
             raise
         raise InputError(

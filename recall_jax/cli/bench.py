@@ -84,7 +84,7 @@ def similarity(
         _write(folder, found)
     if not quiet:
         _show(found)
-    console.say("\n".join([*found.missing, f"every figure, and a plot over samples: {out}"]), quiet)
+    console.say([*found.missing, f"every figure, and a plot over samples: {out}"], quiet)
 
 
 def _numbers(name: str, text: str) -> list[int]:

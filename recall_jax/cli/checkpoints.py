@@ -11,6 +11,7 @@ import typer
 
 from recall_jax.cli import console
 from recall_jax.cli import options as opt
+from recall_jax.errors import escaped
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -72,7 +73,7 @@ def inspect(
     if quiet:
         return
     if as_json:
-        console.say(json.dumps(found, indent=1), quiet)
+        console.say(json.dumps(found, indent=1).splitlines(), quiet)
     else:
         show(found)
 
@@ -148,7 +149,7 @@ def verify(
     faults = f"{len(found.faults)} fault{'s' if len(found.faults) > 1 else ''}"
     if as_json:
         verdict = {"good": not found.faults, **dataclasses.asdict(found)}
-        console.say(json.dumps(verdict, indent=1), quiet)
+        console.say(json.dumps(verdict, indent=1).splitlines(), quiet)
     else:
         is_model = found.kind in ("model", "adapter")
         checked = "structure checked" if is_model else "config checked"
@@ -157,10 +158,10 @@ def verify(
         lines = [f"{folder}: {faults if found.faults else 'good'} ({found.kind}, {checked})"]
         lines += [f"  fault: {fault}" for fault in found.faults]
         lines += [f"  note: {note}" for note in found.notes]
-        console.say("\n".join(lines), quiet)
+        console.say(lines, quiet)
     if found.faults:
-        first = " ".join(found.faults[0].split())
-        sys.stderr.write(f"recall: {folder} failed verification: {faults}, first: {first}\n")
+        line = f"{folder} failed verification: {faults}, first: {found.faults[0]}"
+        sys.stderr.write(f"recall: {escaped(' '.join(line.split()))}\n")
         raise typer.Exit(1)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, escaped
 
 if TYPE_CHECKING:
     from recall_jax.engine.progress import Progress
@@ -41,10 +41,10 @@ def progress_bar(quiet: bool) -> Iterator["Progress"]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=10),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[moved]}"),
+        TextColumn("{task.fields[moved]}", markup=False),
         TimeRemainingColumn(),
     )
     began: float | None = None
@@ -59,27 +59,29 @@ def progress_bar(quiet: bool) -> Iterator["Progress"]:
             moved = f"{read / 1e9:.2f} GB in, {written / 1e9:.2f} out"
             if (seconds := time.monotonic() - began) > 0.1:
                 moved += f", {(read + written) / 1e6 / seconds:,.0f} MB/s"
+            doing = escaped(doing)
             bar.update(
                 task,
                 description=doing if len(doing) <= 24 else f"…{doing[-23:]}",
                 completed=done,
                 total=total,
-                moved=moved if read + written else note,
+                moved=moved if read + written else escaped(note),
             )
 
         yield show
 
 
-def say(text: str, quiet: bool) -> None:
-    """Print a result on stdout, unless quiet."""
+def say(said: str | Sequence[str], quiet: bool) -> None:
+    """Print a result on stdout, a line or several, unless quiet."""
     if not quiet:
-        print(text)
+        for line in [said] if isinstance(said, str) else said:
+            print(escaped(line))
 
 
 def warn(lines: Sequence[str]) -> None:
     """Print warnings on stderr, one line each, quiet or not."""
     for line in lines:
-        sys.stderr.write(f"warning: {' '.join(line.split())}\n")
+        sys.stderr.write(f"warning: {escaped(' '.join(line.split()))}\n")
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -88,11 +90,13 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(title=escaped(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(
+            escaped(column), justify="left" if index == 0 else "right", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escaped, row))
     # A pipe has no width of its own: never fold what a program may read.
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False, markup=False).print(table)

@@ -62,7 +62,7 @@ def evaluate(
         if show is not None and show not in task_names():
             raise InputError(f"no task {show!r}: choose from {', '.join(task_names())}")
         lines = [f"{name}: {find_task(name).about}" for name in task_names()]
-        console.say(task_text(show).rstrip() if show else "\n".join(lines), quiet=False)
+        console.say(task_text(show).splitlines() if show else lines, quiet=False)
         return
     if not models:
         raise InputError("name at least one model")

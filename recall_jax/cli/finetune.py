@@ -205,7 +205,7 @@ def finetune(
     console.say(_summary(record, out), quiet)
 
 
-def _summary(record: dict[str, Any], out: Path) -> str:
+def _summary(record: dict[str, Any], out: Path) -> list[str]:
     """A few lines on a finished fine-tuning."""
     losses, best, speed = record["losses"], record["best_step"], record["tokens_per_second"]
     lines = [f"trained {record['model']} into {out} by {record['method']}"]
@@ -221,4 +221,4 @@ def _summary(record: dict[str, Any], out: Path) -> str:
         f"  {record['tokens']:,} tokens in {seconds:.1f} s"
         + (f", {speed:,.0f} tokens/s once compiled" if speed else "")
     )
-    return "\n".join(lines)
+    return lines

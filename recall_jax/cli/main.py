@@ -30,7 +30,7 @@ from recall_jax.cli import (
     suite,
 )
 from recall_jax.cli.mapped_files import explain_lost_bytes
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, brief, escaped, is_out_of_memory
 
 app = typer.Typer(
     name="recall",
@@ -99,7 +99,9 @@ def _run(arguments: Sequence[str]) -> int:
         if end.code not in signals.STATUSES:
             raise
         return _complain(signals.STATUSES[end.code], end.code, end)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
         if (status := _signal_behind(error)) is not None:
             return _complain(signals.STATUSES[status], status, error)
         if hasattr(error, "format_message"):  # a usage error of click's
@@ -108,13 +110,13 @@ def _run(arguments: Sequence[str]) -> int:
             raise
         if isinstance(error, InputError):
             return _complain(str(error), 2, error)
+        if is_out_of_memory(error):
+            message = "out of memory: allow less with --memory, or take fewer or shorter samples"
+            return _complain(message, 2, error)
         if isinstance(error, OSError) and error.strerror:  # a full disk, a lost folder
             where = f"{error.filename}: " if error.filename else ""
             return _complain(f"{where}{error.strerror}", 2, error)
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            message = "out of memory: allow less with --memory, or take fewer or shorter samples"
-            return _complain(message, 2, error)
-        fault = f"{type(error).__name__}: {error}"
+        fault = f"{type(error).__name__}: {brief(error)}"
         return _complain(f"fault of recall's own, please report it with --debug: {fault}", 1, error)
     return result if isinstance(result, int) else 0
 
@@ -131,11 +133,11 @@ def _complain(message: str, status: int, error: BaseException) -> int:
     """Print one line, the error's notes included, and give the status back."""
     notes = dict.fromkeys(getattr(error, "__notes__", ()))  # a work within a work says the same
     line = "; ".join([message, *notes])
-    sys.stderr.write(f"recall: {' '.join(line.split())}\n")
+    sys.stderr.write(f"recall: {escaped(' '.join(line.split()))}\n")
     return status
 
 
-def _usage(error: Exception) -> str:
+def _usage(error: BaseException) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "recall"
     return f"{error.format_message().rstrip('.')}; see {command} --help"  # type: ignore[attr-defined]

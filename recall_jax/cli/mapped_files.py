@@ -13,6 +13,8 @@ import signal
 import sys
 import threading
 
+from recall_jax.errors import escaped
+
 _SA_SIGINFO = 4
 _ADDRESS_OFFSET = 16 if sys.maxsize > 2**32 else 12  # of si_addr in siginfo_t, signal.h
 _ADVICE = (  # for a disk that failed, and for a file that was changed
@@ -53,8 +55,8 @@ def _explain(number: int, info: int, context: int) -> None:
         path = _mapped_file(ctypes.c_size_t.from_address(info + _ADDRESS_OFFSET).value)
         # a progress bar leaves its line, and the cursor hidden
         clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
-        line = f"{clear}recall: {path} was cut short or could not be read while it was in use: "
-        os.write(2, os.fsencode(line + _ADVICE))
+        line = f"recall: {escaped(path)} was cut short or could not be read while it was in use: "
+        os.write(2, os.fsencode(clear + line + _ADVICE))
     finally:
         os._exit(2)
 

@@ -226,11 +226,11 @@ def _merge(
     if processes is None or processes.index == 0:
         console.warn(report["warnings"])
     if not watched:
-        console.say("\n".join(report["plan"]), run.quiet)
+        console.say(report["plan"], run.quiet)
     console.say(_summary(report, out, out / PAGE), run.quiet)
 
 
-def _summary(report: dict[str, Any], out: Path, page: Path) -> str:
+def _summary(report: dict[str, Any], out: Path, page: Path) -> list[str]:
     """A few lines on a finished merge."""
     lines = [f"merged {len(report['models'])} models into {out} by {report['method']}"]
     width = max(len(name) for name in report["models"])
@@ -248,4 +248,4 @@ def _summary(report: dict[str, Any], out: Path, page: Path) -> str:
     seconds = report["timing_s"]["total"]
     lines.append(f"  {read:.1f} MB read, {written:.1f} MB written, {seconds:.1f} s")
     lines.append(f"  why each layer is weighed as it is: {page}")
-    return "\n".join(lines)
+    return lines

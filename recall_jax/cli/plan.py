@@ -53,7 +53,7 @@ def plan(
     work = work_of(asked, machine)
     cost = plan_cost(work, machine, mesh=sizes, storage=rate)
     if as_json:
-        console.say(json.dumps(_record(work, cost, rate), indent=1), quiet)
+        console.say(json.dumps(_record(work, cost, rate), indent=1).splitlines(), quiet)
     elif not quiet:
         _show(asked, work, cost, rate)
 

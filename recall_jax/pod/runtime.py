@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from recall_jax.errors import escaped
+
 _TOLD = 1 << 16  # the last bytes of what the runtime has said are enough to know its reason
 # What absl writes where the coordination service is gone.
 _SERVICE_LOST = "JAX distributed service detected fatal errors"
@@ -31,7 +33,7 @@ class Runtime:
 
     def say(self, line: str) -> None:
         """One line on stderr, from any thread, past all buffers."""
-        os.write(self.stderr, f"{line}\n".encode())
+        os.write(self.stderr, f"{escaped(line)}\n".encode())
 
     def has_lost_service(self) -> bool:
         """Whether an abort was for the loss of process 0, and not a crash of another kind."""

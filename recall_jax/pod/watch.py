@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import NoReturn
 
-from recall_jax.errors import InputError, UnfinishedError
+from recall_jax.errors import InputError, UnfinishedError, is_out_of_memory
 from recall_jax.pod.processes import (
     CONNECT_TIMEOUT,
     HEARTBEAT_TIMEOUT,
@@ -280,8 +280,7 @@ def _is_users(error: BaseException) -> bool:
 
 def _is_broken_program(error: BaseException) -> bool:
     """Whether the runtime may have failed, which it tells in errors of several kinds."""
-    ours = isinstance(error, InputError | OSError | MemoryError)
-    return not ours and "RESOURCE_EXHAUSTED" not in str(error)
+    return not (isinstance(error, InputError | OSError) or is_out_of_memory(error))
 
 
 def _try(work: Callable[[], object]) -> None:
