@@ -32,8 +32,8 @@ def convert(
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
     ignore_config: Collection[str] = (),
-) -> None:
-    """Write the model `source` into `out`.
+) -> list[str]:
+    """Write the model `source` into `out`; returns what the user should know of it.
 
     `source` is any model a recipe can name, .bin weights and adapters included, or a folder of a
     tree written by this function. To "huggingface" gives safetensors; to "orbax" and "npz" the Flax
@@ -51,7 +51,7 @@ def convert(
     specs = make_plan([model], tied=is_tied(model), out_dtype=dtype).specs
     inputs = [model.folder, *model.tokenizer_folders]
     with output_folder(out, force=force, inputs=inputs) as hidden:
-        copy_companions(
+        warnings = copy_companions(
             model.folder,
             hidden,
             config=model.config,
@@ -71,6 +71,7 @@ def convert(
                     writer.write(name, array)
             checksums = dict(writer.checksums)
         write_checksums(hidden, checksums)
+    return warnings
 
 
 class _TreeModel:

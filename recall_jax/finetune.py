@@ -142,8 +142,11 @@ def finetune(
                 base = _resolved(checkpoint)
                 save_lora(work.folder, arch, trained, settings.lora, base_model=base)
                 checksums: Mapping[str, FileChecksum] = {}
+                warnings: list[str] = []
             else:
-                checksums = _write_model(trained, work.folder, settings, checkpoint, arch, options)
+                checksums, warnings = _write_model(
+                    trained, work.folder, settings, checkpoint, arch, options
+                )
         if settings.save_fisher:
             with clock.stage("measuring Fisher information"):
                 anchor = make_anchor(settings, arch, trained, data.examples, dtype, mesh)
@@ -152,6 +155,7 @@ def finetune(
                 (work.folder / FISHER).parent.mkdir()
                 save_anchor(work.folder / FISHER, anchor)
         record = _record(settings, checkpoint, method, data, plan, history)
+        record["warnings"] += warnings
         record |= {"compute_dtype": np.dtype(dtype).name, "timing_s": clock.seconds}
         with storage_faults(f"write {work.folder}"):
             write_json(work.folder / RECORD, record)
@@ -229,10 +233,10 @@ def _write_model(
     checkpoint: Checkpoint,
     arch: Architecture,
     options: Options,
-) -> Mapping[str, FileChecksum]:
+) -> tuple[Mapping[str, FileChecksum], list[str]]:
     """The model in Hugging Face's format, each tensor in the dtype it came in or that asked for.
 
-    Returns the checksums of the weight files.
+    Returns the checksums of the weight files, and what the user should know of the others.
     """
     wanted = DTYPES[settings.out_dtype] if settings.out_dtype else None
     tensors = from_flax(arch, trained)
@@ -240,7 +244,7 @@ def _write_model(
         name: TensorSpec(wanted or checkpoint.specs[name].dtype, array.shape)
         for name, array in tensors.items()
     }
-    copy_companions(
+    warnings = copy_companions(
         checkpoint.folder,
         folder,
         config=checkpoint.config,
@@ -256,7 +260,7 @@ def _write_model(
                     f"tensor {name} overflows {cast.dtype}: choose a wider one with --out-dtype"
                 )
             writer.write(name, cast)
-    return writer.checksums
+    return writer.checksums, warnings
 
 
 def _describe(settings: Settings, method: Method, data: _Data, plan: Plan, mesh: Mesh) -> str:

@@ -207,7 +207,7 @@ def merge(
             report["tree"] = {"format": "orbax"}
         repeatable = resolved(recipe, models, base, prepared.compute_dtype)
         if processes.index == 0:
-            write_outcome(work.folder, out.name, repeatable, models[-1], prepared, report)
+            write_outcome(work.folder, out.name, repeatable, read, prepared, report)
         if isinstance(writer, UnitWriter) and options.parts:
             write_part(work.folder, processes, writer)
             processes.barrier("written")  # no part is made OUT while another may still fail

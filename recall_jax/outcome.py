@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from recall_jax.checkpoint.companions import copy_companions
-from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.engine.findings import report_entries
 from recall_jax.engine.plan import DTYPES
 from recall_jax.engine.rules import Prepared
@@ -76,20 +76,24 @@ def write_outcome(
     folder: Path,
     out_name: str,
     recipe: Recipe,
-    newest: Checkpoint,
+    read: Sequence[Checkpoint],
     prepared: Prepared,
     report: dict[str, Any],
 ) -> None:
     """Everything in OUT beside the weights and their checksums; `recipe` is resolved.
 
-    Raises InputError where a file cannot be copied or written, StorageError if the disk fails.
+    What there is to say of the files of the newest, the last that was `read`, is added to the
+    report's warnings. Raises InputError where a file cannot be copied or written, StorageError if
+    the disk fails.
     """
     out_dtype = recipe.out_dtype or recipe.dtype
-    copy_companions(
+    newest = read[-1]
+    report["warnings"] += copy_companions(
         newest.folder,
         folder,
         config=newest.config,
         tokenizers=newest.tokenizer_folders,
+        older=older_folders(read),
         dtype=DTYPES[out_dtype] if out_dtype else None,
     )
     samples = prepared.samples

@@ -1,36 +1,72 @@
-"""The files that make weights a model: config, generation config, tokenizer, chat template."""
+"""The files that make weights a model: config, tokenizer, templates, and whatever lies with them.
+
+A family, or a library such as sentence-transformers, has files of its own that no list of names
+foresees. So all are copied but those that are known to be of no use or no good in another folder.
+"""
 
 import json
+import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from filecmp import cmp
+from fnmatch import translate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recall_jax.checkpoint.json_objects import read_json_object
-from recall_jax.errors import storage_faults
+from recall_jax.errors import InputError, escaped, storage_faults
 
 CONFIG_NAME = "config.json"
-
-# Everything transformers saves beside the weights of a text model; no code, no weights.
-_GENERATION = "generation_config.json"
-_TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+_MODULES = "modules.json"  # sentence-transformers': the parts of a model, each with its folder
 _TEMPLATES = "additional_chat_templates"
+_SAFETENSORS = ".safetensors"
+_TOO_LARGE = 64 << 20  # bytes: no tokenizer is of that size
+
+
+def _names(*patterns: str) -> re.Pattern[str]:
+    """What matches a name, in small letters, of any of the patterns, with spaces between them."""
+    return re.compile("|".join(translate(each) for text in patterns for each in text.split()))
+
+
+_WEIGHTS = (
+    "*.safetensors *.bin *.gguf *.ggml *.onnx *.onnx_data *.h5 *.hdf5 *.keras *.msgpack *.ot *.npz "
+    "*.npy *.tflite *.pb *.pte *.mlmodel *.nemo *.engine *.pt *.pth *.ckpt *.pkl *.pickle *.joblib"
+)
+# Of a folder with any of these: another model, an adapter, a checkpoint of Orbax.
+_OF_A_MODEL = _names(_WEIGHTS, "adapter_config.json manifest.ocdbt _metadata")
+_LEFT_OUT = _names(
+    ".*",  # hidden
+    _WEIGHTS,
+    "*.index.json *.data-?????-of-?????",
+    # of the training
+    "optimizer* scheduler* scaler* rng_state* global_step* latest zero_to_fp32.py training_args*",
+    "trainer_state.json trainer_log.jsonl *_results.json *.log logs runs wandb *tfevents*",
+    # of the model that it was
+    "readme* model_card* modelcard*",
+    # of what recall wrote
+    "recall_report.* recall_recipe.yml checksums.json part.json typical.jsonl training.json ewc",
+    "tree __pycache__ *.pyc",
+)
+# Without one of these a folder has no tokenizer; the others go with them.
+_VOCABULARY = "tokenizer.json tekken.json vocab.* vocab-*.json *.model *.spm *.tiktoken bpe.codes"
+_HAS_VOCABULARY = _names(_VOCABULARY)
+_TOKENIZER = _names(
+    _VOCABULARY,
+    "tokenizer_config.json special_tokens_map.json added_tokens.json merges.txt chat_template.*",
+    "tokenization_*.py",
+)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The files to copy, by their names in the model folder, and what there is to say of them."""
+
+    files: Mapping[str, Path]
+    warnings: tuple[str, ...]
 
 
 def copy_companions(
@@ -39,46 +75,143 @@ def copy_companions(
     *,
     config: Mapping[str, Any] | None = None,
     tokenizers: Sequence[Path] = (),
+    older: Sequence[Path] = (),
     dtype: np.dtype[Any] | None = None,
-) -> None:
-    """Copy them from one model folder into another; links are copied as what they point to.
+) -> list[str]:
+    """Copy them from one model folder into another; returns what the user should know of them.
 
-    `config` stands in for the source's own, as an adapter may change it; the tokenizer comes from
-    the first folder of `tokenizers` that has one, else from the source. With `dtype`, the copied
-    config says that the weights are of it. InputError if the config is missing or malformed, or a
-    file cannot be copied, StorageError if the disk fails.
+    `config` stands in for the source's own, as an adapter may change it; tokenizer and `older` are
+    as for `companions`. With `dtype`, the copied config says that the weights are of it. InputError
+    if the config is missing or malformed, or a file cannot be copied, StorageError if the disk
+    fails.
     """
     own = read_json_object(source / CONFIG_NAME)
     written = dict(own if config is None else config)
     if dtype is not None:
         written.update(dict.fromkeys(_dtype_keys(written), dtype.name))
-    copies = companions(source, tokenizers)
-    if written == own:
-        copies[CONFIG_NAME] = source / CONFIG_NAME
-    else:
+    found = companions(source, tokenizers, older)
+    for name, path in found.files.items():
+        with storage_faults(f"copy {path} to {target}"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+    if written != own or CONFIG_NAME not in found.files:
         with storage_faults(f"write {target / CONFIG_NAME}"):
             text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
             (target / CONFIG_NAME).write_text(text, encoding="utf-8")
-    for name, path in copies.items():
-        with storage_faults(f"copy {path} to {target}"):
-            if path.parent.name == _TEMPLATES:
-                (target / _TEMPLATES).mkdir(exist_ok=True)
-            shutil.copyfile(path, target / name)
+    return list(found.warnings)
 
 
-def companions(source: Path, tokenizers: Sequence[Path] = ()) -> dict[str, Path]:
-    """What is copied beside the config, by its name in the model folder."""
-    with_tokenizer = next(filter(has_tokenizer, tokenizers), source)
-    templates = sorted((with_tokenizer / _TEMPLATES).glob("*.jinja"))
-    names = [*_TOKENIZER, *(f"{_TEMPLATES}/{path.name}" for path in templates)]
-    found = {name: with_tokenizer / name for name in names} | {_GENERATION: source / _GENERATION}
-    return {name: path for name, path in found.items() if path.is_file()}
+def companions(
+    source: Path, tokenizers: Sequence[Path] = (), older: Sequence[Path] = ()
+) -> Companions:
+    """What goes with the weights of the model in `source`: all files but those to leave out.
+
+    The tokenizer comes from the first folder that has one, of `tokenizers`, of the source, and at
+    last of `older`, the folders of the models that it is merged with. Links are left out, but for
+    those of the hub's cache to its own files. InputError for a file that cannot be read.
+    """
+    found, warnings = _files_in(source)
+    own = (*tokenizers, source)
+    giver = next(filter(has_tokenizer, (*own, *older)), source)
+    if giver != source:
+        theirs, its_warnings = _files_in(giver)
+        found = {name: path for name, path in found.items() if not is_tokenizer_file(name)}
+        found |= {name: path for name, path in theirs.items() if is_tokenizer_file(name)}
+        warnings += [line for line in its_warnings if line not in warnings]
+    if giver not in own:
+        warnings.append(f"{source} has no tokenizer: that of {giver} is taken")
+    if alone := _of_one_alone(source, found, older):
+        warnings.append(f"weights of {source} that are not merged are copied: {_some(alone)}")
+    if code := [name for name in found if name.endswith(".py")]:
+        warnings.append(
+            f"code of {source} is copied, and was not run: {_some(code)}; read it before you load "
+            "the model with trust_remote_code"
+        )
+    return Companions(found, tuple(warnings))
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer of its own."""
-    known = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-    return any((folder / name).is_file() for name in known)
+    with storage_faults(f"read {folder}"):
+        paths = list(folder.iterdir()) if folder.is_dir() else []
+    return any(_HAS_VOCABULARY.match(path.name.lower()) and path.is_file() for path in paths)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file, by its name in the model folder, is a tokenizer's."""
+    if "/" in name:
+        return name.startswith(f"{_TEMPLATES}/")
+    return _TOKENIZER.match(name.lower()) is not None
+
+
+def _files_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files of a folder that are to be copied, in order, and lines on those that cannot be."""
+    root = folder.resolve()
+    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else None
+    modules = _modules(folder)
+    links: list[str] = []
+    large: list[str] = []
+    pickled: list[str] = []
+
+    def walk(inside: Path) -> Iterator[tuple[str, Path]]:
+        with storage_faults(f"read {inside}"):
+            paths = sorted(inside.iterdir())
+        for path in paths:
+            name = path.relative_to(folder).as_posix()
+            of_module = any(f"{name}/".startswith(f"{module}/") for module in modules)
+            is_kept = of_module and path.suffix == _SAFETENSORS
+            if _LEFT_OUT.match(path.name.lower()) and not is_kept:
+                pickled.extend([name] if of_module and path.suffix == ".bin" else [])
+            elif path.is_symlink() and Path(os.path.realpath(path)).parent != blobs:
+                links.extend([name] if name != CONFIG_NAME else [])  # which is written anew
+            elif path.is_dir() and (of_module or not _holds_weights(path)):
+                yield from walk(path)
+            elif path.is_file() and path.stat().st_size >= _TOO_LARGE:
+                large.append(name)
+            elif path.is_file():
+                yield name, path
+
+    found = dict(walk(folder)) if folder.is_dir() else {}
+    for path in found.values():
+        if not os.access(path, os.R_OK):
+            raise InputError(f"cannot read {path}: change its permissions, or move it away")
+    told = {
+        f"links in {folder} are not copied": links,
+        f"files of {folder} of {_TOO_LARGE >> 20} MiB and more are not copied": large,
+        f"pickled weights of modules of {folder} are not copied, save them as safetensors": pickled,
+    }
+    return found, [f"{what}: {_some(names)}" for what, names in told.items() if names]
+
+
+def _modules(folder: Path) -> list[str]:
+    """The folders of the parts that sentence-transformers puts a model together from."""
+    path = folder / _MODULES
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        return [str(entry["path"]) for entry in entries if entry["path"]]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return []  # whoever loads it will say what is wrong with it
+
+
+def _holds_weights(folder: Path) -> bool:
+    """Whether a folder is that of another model, an adapter or a checkpoint."""
+    names = (name for _, _, files in os.walk(folder) for name in files)
+    return any(_OF_A_MODEL.match(name.lower()) for name in names)
+
+
+def _of_one_alone(source: Path, files: Mapping[str, Path], older: Sequence[Path]) -> list[str]:
+    """The weights of modules, which no merge touches, that are not those of all models."""
+
+    def is_shared(name: str) -> bool:
+        theirs = [folder / name for folder in older if (folder / _MODULES).is_file()]
+        return all(path.is_file() and cmp(files[name], path, shallow=False) for path in theirs)
+
+    return [name for name in files if name.endswith(_SAFETENSORS) and not is_shared(name)]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", … ({len(names)} in all)" if len(names) > 3 else ""
+    return ", ".join(map(escaped, names[:3])) + more
 
 
 def _dtype_keys(config: dict[str, Any]) -> list[str]:

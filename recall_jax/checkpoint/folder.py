@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,11 @@ def open_checkpoint(spec: str | Path) -> Checkpoint:
     """
     base, *adapters = (_locate(part) for part in _split(str(spec)))
     return Checkpoint(str(spec), base, tuple(adapters))
+
+
+def older_folders(models: Sequence[Checkpoint]) -> list[Path]:
+    """The folders of all models but the last, those of the one before it first."""
+    return [folder for model in reversed(models[:-1]) for folder in model.tokenizer_folders]
 
 
 def _split(spec: str) -> list[str]:

@@ -41,7 +41,7 @@ def convert(
     console.prepare_jax()
     from recall_jax.conversion import convert as run
 
-    run(
+    warnings = run(
         source,
         out,
         to,
@@ -50,6 +50,7 @@ def convert(
         force=force,
         ignore_config=ignore_config or (),
     )
+    console.warn(warnings)
     console.say(f"{source} converted to {to} in {out}", quiet)
 
 

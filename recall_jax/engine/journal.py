@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.companions import companions
-from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.checkpoint.writer import Mark
 from recall_jax.errors import UnfinishedError, storage_faults
 
@@ -147,8 +147,8 @@ def input_files(models: Sequence[Checkpoint], files: Iterable[Path]) -> dict[str
     inputs: dict[str, Any] = {}
     for model in models:
         inputs |= model.fingerprint()
-    newest = models[-1]
-    copied = companions(newest.folder, newest.tokenizer_folders).values()
+    newest, older = models[-1], older_folders(models)
+    copied = companions(newest.folder, newest.tokenizer_folders, older).files.values()
     for path in (*copied, *filter(Path.is_file, files)):
         status = path.stat()
         inputs[str(path.resolve())] = [status.st_size, status.st_mtime_ns]

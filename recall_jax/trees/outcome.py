@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.companions import CONFIG_NAME, copy_companions
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.engine.plan import DTYPES
 from recall_jax.errors import storage_faults
 from recall_jax.merging.parameters import RecallParameters
@@ -29,9 +28,10 @@ def write_outcome(
 ) -> None:
     """Everything in OUT beside the tree and its checksums; `recipe` is resolved.
 
-    A newest model that was converted from Hugging Face's format passes on its config and tokenizer.
+    A newest model that was converted from Hugging Face's format passes on its config, tokenizer and
+    other files; what there is to say of them is added to the report's warnings.
     """
-    _copy_companions(Path(recipe.models[-1].model), folder, recipe.out_dtype or recipe.dtype)
+    report["warnings"] += _copy_companions(recipe, folder)
     texts = samples.texts if isinstance(samples, Tokenized) else ()
     page, card = render_html(report, texts), model_card(report, out_name)
     with storage_faults(f"write {folder}"):
@@ -68,15 +68,15 @@ def resolved_trees(recipe: Recipe) -> Recipe:
     )
 
 
-def _copy_companions(newest: Path, folder: Path, out_dtype: str | None) -> None:
-    if (newest / CONFIG_NAME).is_file():
-        copy_companions(
-            newest,
-            folder,
-            config=read_json_object(newest / CONFIG_NAME),
-            tokenizers=[newest],
-            dtype=DTYPES[out_dtype] if out_dtype else None,
-        )
+def _copy_companions(recipe: Recipe, folder: Path) -> list[str]:
+    named = [*([recipe.base_model] if recipe.base_model else []), *(e.model for e in recipe.models)]
+    *older, newest = map(Path, named)
+    if not (newest / CONFIG_NAME).is_file():
+        return []
+    out_dtype = recipe.out_dtype or recipe.dtype
+    return copy_companions(
+        newest, folder, older=older[::-1], dtype=DTYPES[out_dtype] if out_dtype else None
+    )
 
 
 def input_paths(recipe: Recipe, trees: Sequence[TreeFile]) -> list[Path]:

@@ -101,6 +101,22 @@ def test_what_is_written_is_a_model_that_has_learnt(finetune, toys, tmp_path, da
     }
 
 
+def test_what_lies_beside_the_base_goes_along(finetune, toys, tmp_path):
+    base = copy_model(toys.llama[0], tmp_path / "base")
+    beside = {"spm.model": "pieces", "1_Pooling/config.json": "{}", "modeling_own.py": "1 / 0"}
+    for name, text in {**beside, "optimizer.pt": "x"}.items():
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text(text)
+    done = finetune(model=base)
+    assert done.status == 0
+    assert done.err.startswith("warning: code of ") and "modeling_own.py" in done.err
+    out = tmp_path / "out"
+    assert {name: (out / name).read_text() for name in beside} == beside
+    assert not (out / "optimizer.pt").exists()
+    assert len(json.loads((out / "training.json").read_text())["warnings"]) == 1
+    assert {*beside} <= json.loads((out / "checksums.json").read_text())["files"].keys()
+
+
 def test_a_killed_run_resumes_to_the_same_bytes(finetune, killed_at, data, tmp_path):
     common = ["--save-every", 3, "--validation", data, "--evaluate-every", 4]
     assert finetune(*common, out="whole").status == 0
