@@ -21,6 +21,7 @@ from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, to_flax
 from recall_jax.output import output_folder
+from recall_jax.units import stacks_of
 
 
 def convert(
@@ -132,7 +133,7 @@ def _cast(name: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
 
 
 def describe(model: Checkpoint) -> dict[str, object]:
-    """What a model is: family, units, sizes in bytes, dtypes, tied, adapters; plain values."""
+    """What a model is: family, stacks of layers, units, sizes, dtypes, adapters; plain values."""
     specs = in_forward_order(model.specs)
     units = {
         unit: {
@@ -159,5 +160,6 @@ def describe(model: Checkpoint) -> dict[str, object]:
         "dtypes": sorted({spec.dtype.name for spec in specs.values()}),
         "tied": is_tied(model),
         "adapters": [str(adapter) for adapter in model.adapters],
+        "stacks": list(stacks_of(model.specs)),
         "units": units,
     }

@@ -22,6 +22,7 @@ from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import (
     Merge,
     Prepared,
+    check_layers,
     recipe_values,
     values_by_tensor,
     weights_by_unit,
@@ -121,6 +122,7 @@ def merge(
             tied=is_tied(models[-1]),
             out_dtype=recipe.out_dtype or recipe.dtype,
         )
+        check_layers(recipe, plan.specs)
         size = sum(model.nbytes for model in read)
         held = size // processes.count
         plan = replace(plan, larger_than_memory=held > cacheable_bytes(budget))

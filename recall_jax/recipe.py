@@ -204,6 +204,23 @@ class Recipe(Schema):
         if self.samples is not None and self.samples.source != "data":
             raise ValueError("samples.source is not for JAX trees: give samples.data")
 
+    @property
+    def by_layer(self) -> str | None:
+        """What gives each layer values of its own, by its key; None where one value is for all."""
+        if self.weights is not None:
+            return "weights"
+        if METHODS[self.merge_method].rule in ("recall", "recall_distill"):
+            return f"merge_method {self.merge_method}"
+        holders = {"parameters": self.parameters}
+        holders |= {f"models.{k}.parameters": m.parameters for k, m in enumerate(self.models)}
+        keys = (
+            f"the gradient of {where}.{type(holder).model_fields[name].alias or name}"
+            for where, holder in holders.items()
+            for name, value in holder
+            if is_gradient(value)
+        )
+        return next(keys, None)
+
     def changed(self, **changes: Any) -> "Recipe":
         """The recipe with keys set anew, or InputError; a key set to None is left as it is."""
         news = {key: value for key, value in changes.items() if value is not None}
@@ -239,6 +256,13 @@ def make_samples(values: dict[str, Any]) -> Samples:
 def make_recall_parameters(values: dict[str, Any]) -> RecallParameters:
     """A recall recipe's `parameters` on their own, or InputError."""
     return validate(RecallParameters, values, "parameters")
+
+
+def is_gradient(value: object) -> bool:
+    """Whether a parameter's value, or that of one of its filters, is a list over the layers."""
+    if not isinstance(value, list):
+        return False
+    return any(not isinstance(part, FilteredValue) or is_gradient(part.value) for part in value)
 
 
 def parameter_at(value: ParameterValue, tensor: str, depth: float) -> float | None:

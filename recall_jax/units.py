@@ -5,6 +5,7 @@ and output projection).
 """
 
 import re
+from collections.abc import Iterable
 
 EMBED = "embed"
 HEAD = "head"
@@ -13,8 +14,14 @@ LM_HEAD = "lm_head.weight"
 # Recomputed from the config by every loader; old checkpoints hold them, newer ones do not.
 _DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
-_EMBEDDING = re.compile(r"(?:^|\.)(?:embed_\w+|embeddings?|wte|wpe|\w+_embeddings?)\.")
+_LAYER = re.compile(r"((?:^|.*?\.)(?:h|\w*layers?|\w*blocks?))\.(\d{1,9})\.")
+# Before embeddings, among whose names some of these would be.
+_OUTPUT = re.compile(
+    r"(?:^|\.)(?:head|lm_head|embed_out|unembed\w*|output\w*|score|classifier)\.", re.IGNORECASE
+)
+_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:\w*embed\w*|wte|wpe|shared|cls_token|project_in)(?:\.|$)", re.IGNORECASE
+)
 
 
 def layer_unit(index: int) -> str:
@@ -28,13 +35,24 @@ def unit_names(num_hidden_layers: int) -> tuple[str, ...]:
 
 
 def unit_of_tensor(name: str) -> str:
-    """Unit of a tensor by its Hugging Face name, for any decoder that numbers its layers.
+    """Unit of a tensor by its Hugging Face name, for any model that numbers its layers.
 
-    A name with a layer number belongs to that layer, an embedding to `embed`, all else to `head`.
+    A name with a layer number belongs to the layer of the first such number, the input's embedding
+    with its norms and projections to `embed`, all else to `head`.
     """
-    if match := _LAYER.search(name):
-        return layer_unit(int(match.group(1)))
-    return EMBED if _EMBEDDING.search(name) else HEAD
+    if match := _LAYER.match(name):
+        return layer_unit(int(match.group(2)))
+    return EMBED if _EMBEDDING.search(name) and not _OUTPUT.search(name) else HEAD
+
+
+def stacks_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The stacks of numbered layers among tensors' names, by what stands before the number.
+
+    One in a decoder; an encoder or a vision tower beside it is another, whose layers have the same
+    numbers and so the same units.
+    """
+    found = (match.group(1) for name in names if (match := _LAYER.match(name)))
+    return tuple(dict.fromkeys(found))
 
 
 def is_derived(name: str) -> bool:

@@ -124,6 +124,8 @@ def _show_model(found: dict[str, Any]) -> None:
         quiet=False,
     )
     console.show_table("units", ["unit", "tensors", "parameters", "size", "dtypes"], rows)
+    if len(found["stacks"]) > 1:
+        console.say(f"layers that share their units: {', '.join(found['stacks'])}", quiet=False)
     if found["why_not"]:
         console.say(f"not for methods that run the model: {found['why_not']}", quiet=False)
 

@@ -62,6 +62,7 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
     """What a recipe has to do, from the configs and headers of its models."""
     from recall_jax.cost.work import Work
     from recall_jax.engine.plan import is_tied, make_plan, open_models, taken_whole
+    from recall_jax.engine.rules import check_layers
     from recall_jax.merging.methods import METHODS
 
     method = METHODS[recipe.merge_method]
@@ -82,6 +83,7 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
         tied=is_tied(models[-1]),
         out_dtype=recipe.out_dtype or recipe.dtype,
     )
+    check_layers(recipe, merged.specs)
     forward = None
     if rule == "recall" and recipe.weights is None:
         forward = _forward(recipe, models, machine)

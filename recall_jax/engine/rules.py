@@ -5,7 +5,7 @@ unit; a file of weights stands in for RECALL's.
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ from recall_jax.merging.parameters import (
 )
 from recall_jax.recipe import Recipe, parameter_at
 from recall_jax.similarity.compare import Comparison, Reference, check_reference, parse_similarity
-from recall_jax.units import EMBED, HEAD, unit_of_tensor
+from recall_jax.units import EMBED, HEAD, stacks_of, unit_of_tensor
 
 if TYPE_CHECKING:
     from recall_jax.engine.inputs import TypicalSamples
@@ -171,6 +171,19 @@ def recipe_values(
             at["seed"] = np.uint32(zlib.crc32(f"{shared.seed} {name}".encode()))
         values[name] = at
     return values
+
+
+def check_layers(recipe: Recipe, names: Iterable[str]) -> None:
+    """Raise InputError where a recipe tells layers apart that the tensors' `names` do not.
+
+    Two stacks number their layers alike, so that a number is no place in the model.
+    """
+    stacks = stacks_of(names)
+    if len(stacks) > 1 and (what := recipe.by_layer):
+        raise InputError(
+            f"{what} is for models with one stack of layers, and these have more, "
+            f"{' and '.join(stacks)}: merge them with a number for all layers, or with filters"
+        )
 
 
 def depths(specs: Mapping[str, TensorSpec]) -> dict[str, float]:

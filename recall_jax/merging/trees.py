@@ -12,7 +12,7 @@ from jax.tree_util import KeyPath, keystr, tree_flatten_with_path, tree_unflatte
 
 from recall_jax.errors import InputError
 from recall_jax.merging.average import weighted_average
-from recall_jax.units import EMBED, HEAD, unit_of_tensor
+from recall_jax.units import EMBED, HEAD, stacks_of, unit_of_tensor
 
 # A unit's name or index, or ("stacked", axis, first_unit) for a leaf that stacks units on an axis.
 Unit = str | int | tuple[str, int, int | str]
@@ -33,12 +33,15 @@ def merge_trees(
     ("stacked", axis, first_unit) for a leaf with one unit per entry along `axis`. Arithmetic is
     float32; leaves keep the reference's dtype (float64 only under jax_enable_x64); those that are
     not floating point (step counts, random keys) are the reference's. Raises InputError naming the
-    leaf where trees or units do not fit.
+    leaf where trees or units do not fit, and where `unit_of_path` would take the layers of two
+    stacks for the same units.
     """
     weights = check_weights(weights, len(trees))
     flat = [tree_flatten_with_path(tree) for tree in trees]
     _check_structures(flat)
     structure = flat[0][1]
+    if unit_of is unit_of_path and (weights != weights[:, :1]).any():
+        _check_one_stack([path for path, _ in flat[0][0]])
     if not -len(trees) <= reference < len(trees):
         raise InputError(
             f"reference {reference} is none of the {len(trees)} trees: "
@@ -63,10 +66,13 @@ def unit_of_path(path: KeyPath) -> str:
     names like `embed` and `token_embedding` are `embed`, all else is `head`. For other trees pass
     `merge_trees` a function of your own.
     """
+    return unit_of_tensor(dotted_path(path))
+
+
+def dotted_path(path: KeyPath) -> str:
+    """The names on a path as those of a tensor: `encoder/Block_3/w` is `encoder.block.3.w.`."""
     name = keystr(path, simple=True, separator=".").lower() + "."
-    name = re.sub(r"(?:\w*(?:layers?|blocks?)|\bh)_(\d+)\.", r"layers.\1.", name)
-    unit = unit_of_tensor(name)
-    return EMBED if unit == HEAD and re.search(r"\b(\w+_)?embed", name) else unit
+    return re.sub(r"(\w*(?:layers?|blocks?)|\bh)_(\d+)\.", r"\1.\2.", name)
 
 
 def check_weights(weights: jax.Array | np.ndarray, num_models: int) -> np.ndarray:
@@ -134,6 +140,15 @@ def _index(unit: str | int, num_units: int, path: KeyPath) -> int:
             f"unit_of gave {unit!r} for {keystr(path)}, which is none of the {num_units} units"
         )
     return index
+
+
+def _check_one_stack(paths: Sequence[KeyPath]) -> None:
+    stacks = stacks_of(map(dotted_path, paths))
+    if len(stacks) > 1:
+        raise InputError(
+            f"the trees have more than one stack of layers, {' and '.join(stacks)}, which "
+            "unit_of_path does not tell apart: give a unit_of of your own, or one weight for all"
+        )
 
 
 def _check_structures(flat: list[tuple[list[tuple[KeyPath, Any]], Any]]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
+from jax.tree_util import DictKey
 
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import write_checksums
@@ -17,12 +18,14 @@ from recall_jax.engine.rules import (
     Prepared,
     Rule,
     Values,
+    check_layers,
     recipe_values,
     values_by_tensor,
     weights_by_unit,
 )
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import METHODS
+from recall_jax.merging.trees import dotted_path
 from recall_jax.outcome import make_report, peak_memory_bytes
 from recall_jax.output import output_folder
 from recall_jax.pod.processes import ALONE, Processes
@@ -122,6 +125,9 @@ def _open(recipe: Recipe) -> _Plan:
     places = place_leaves(newest.specs, recipe.tree, newest.name)
     for tree in (*models[:-1], *([] if base is None else [base])):
         _check_alike(tree, place_leaves(tree.specs, recipe.tree, tree.name), newest, places)
+    if recipe.tree is None:  # else it says in which order stacks follow one another
+        paths = (tuple(map(DictKey, name.split("/"))) for name in places)
+        check_layers(recipe, map(dotted_path, paths))
     return _Plan(models, base, places, slice_specs(newest.specs, places))
 
 
