@@ -5,6 +5,7 @@ transformers does; all others go through transformers' AutoTokenizer, which take
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, Protocol
 
 from recall_jax.checkpoint.companions import has_tokenizer
 from recall_jax.checkpoint.json_objects import read_json_object
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, brief, reading
+from recall_jax.representations.panics import unheard_panics
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,19 @@ def load_tokenizer(folders: Sequence[Path], model_type: str) -> Tokenizer:
     """The tokenizer of the first folder that has one, as transformers loads it, or InputError."""
     for folder in folders:
         if has_tokenizer(folder):
-            return _light_tokenizer(folder, model_type) or _AutoTokenizer(folder)
+            with _reading_of(folder):
+                return _light_tokenizer(folder, model_type) or _AutoTokenizer(folder)
     raise InputError(
         f"{folders[-1]} has no tokenizer: put tokenizer.json and tokenizer_config.json beside its "
         "weights"
     )
+
+
+@contextmanager
+def _reading_of(folder: Path) -> Iterator[None]:
+    """For whatever the libraries do with a folder's files, which may be wrong in any way."""
+    with reading(f"the tokenizer of {folder}"), unheard_panics():
+        yield
 
 
 def _light_tokenizer(folder: Path, model_type: str) -> Tokenizer | None:
@@ -198,22 +208,24 @@ class _AutoTokenizer:
                 str(folder), local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # whatever a malformed file makes the library raise
-            raise InputError(f"cannot load the tokenizer of {folder}: {_line(error)}") from error
+            raise InputError(f"cannot load the tokenizer of {folder}: {brief(error)}") from error
 
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
-        return list(
-            self._tokenizer(
-                text, add_special_tokens=special_tokens, truncation=True, max_length=max_tokens
-            )["input_ids"]
-        )
+        with _reading_of(self._folder):
+            return list(
+                self._tokenizer(
+                    text, add_special_tokens=special_tokens, truncation=True, max_length=max_tokens
+                )["input_ids"]
+            )
 
     def decode(self, token_ids: Sequence[int]) -> str:
         # The clean-up drops spaces that BPE tokens hold: transformers itself skips it for them.
-        return str(
-            self._tokenizer.decode(
-                token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        with _reading_of(self._folder):
+            return str(
+                self._tokenizer.decode(
+                    token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
             )
-        )
 
     def chat_text(self, messages: list[Any], add_generation_prompt: bool = False) -> str:
         if not self._tokenizer.chat_template:
@@ -224,7 +236,7 @@ class _AutoTokenizer:
             )
             return str(text)
         except Exception as error:  # a template may raise anything on messages it does not expect
-            message = f"the chat template of {self._folder} failed: {_line(error)}"
+            message = f"the chat template of {self._folder} failed: {brief(error)}"
             raise InputError(message) from error
 
 
@@ -239,7 +251,7 @@ class _LightTokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
-            raise InputError(f"cannot read {path}: {_line(error)}") from error
+            raise InputError(f"cannot read {path}: {brief(error)}") from error
         self._tokenizer.no_padding()
         saved = self._tokenizer.truncation or {}
         self._truncation_side = config.get("truncation_side", saved.get("direction", "right"))
@@ -249,11 +261,13 @@ class _LightTokenizer:
         return {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
 
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
-        self._tokenizer.enable_truncation(max_tokens, direction=self._truncation_side)
-        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+        with _reading_of(self._folder):
+            self._tokenizer.enable_truncation(max_tokens, direction=self._truncation_side)
+            return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
+        with _reading_of(self._folder):
+            return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def chat_text(self, messages: list[Any], add_generation_prompt: bool = False) -> str:
         return self._with_template.chat_text(messages, add_generation_prompt)
@@ -265,7 +279,3 @@ class _LightTokenizer:
 
 def _read_object(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.is_file() else {}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -787,3 +787,21 @@ def test_a_tokenizer_that_brings_code_is_not_run(refused, toys, tmp_path):
     before = set(tree(tmp_path))
     refused(*quick(toys.llama[0], folder, data=toys.data), match="tokenizer|bomb")
     assert set(tree(tmp_path)) == before
+
+
+@pytest.mark.parametrize("step", ["load", "read"])
+def test_a_tokenizer_that_makes_its_library_panic(step, refused, toys, tmp_path):
+    folder = copy_model(toys.llama[1], tmp_path / "model")
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    if step == "load":
+        values["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAA("}
+    else:
+        values["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "none", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {},
+        }
+    path.write_text(json.dumps(values))
+    refused(*quick(toys.llama[0], folder, data=toys.data), match="tokenizer of .*model is damaged")
