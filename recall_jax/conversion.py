@@ -97,6 +97,7 @@ class _TreeModel:
                 f"config {known:,}: they do not belong together"
             )
         self.specs = {name: TensorSpec(a.dtype, a.shape) for name, a in self._tensors.items()}
+        self.stored = self.specs
         self.bytes_read = sum(spec.nbytes for spec in self.specs.values())
 
     def read(self, name: str) -> np.ndarray:
@@ -134,7 +135,7 @@ def _cast(name: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
 
 def describe(model: Checkpoint) -> dict[str, object]:
     """What a model is: family, stacks of layers, units, sizes, dtypes, adapters; plain values."""
-    specs = in_forward_order(model.specs)
+    specs = in_forward_order(model.stored)
     units = {
         unit: {
             "tensors": len(names),

@@ -241,7 +241,7 @@ def _write_model(
     wanted = DTYPES[settings.out_dtype] if settings.out_dtype else None
     tensors = from_flax(arch, trained)
     specs = {
-        name: TensorSpec(wanted or checkpoint.specs[name].dtype, array.shape)
+        name: TensorSpec(wanted or checkpoint.stored[name].dtype, array.shape)
         for name, array in tensors.items()
     }
     warnings = copy_companions(

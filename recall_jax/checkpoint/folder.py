@@ -12,7 +12,7 @@ from recall_jax.checkpoint.companions import CONFIG_NAME
 from recall_jax.checkpoint.hub import is_repository_id, snapshot
 from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.json_objects import read_json_object
-from recall_jax.checkpoint.lora import BoundAdapter, read_adapter
+from recall_jax.checkpoint.lora import BoundAdapter, folded_dtype, read_adapter
 from recall_jax.checkpoint.pytorch_bin import PytorchFile
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import TensorSpec
@@ -29,7 +29,12 @@ _INDICES = tuple(name for name in WEIGHTS if name.endswith(".index.json"))
 
 
 class Checkpoint:
-    """A model on disk: its config, and its tensors one at a time."""
+    """A model on disk: its config, and its tensors one at a time.
+
+    `specs` are of the tensors as they are read, which an adapter makes float32 where it changes
+    them; `stored` of the same tensors in the dtypes of the base, in which a model is written where
+    no other is asked for.
+    """
 
     def __init__(self, name: str, folder: Path, adapters: tuple[Path, ...] = ()) -> None:
         """Read the config and every header; the weights stay on disk."""
@@ -39,7 +44,7 @@ class Checkpoint:
         self.config = _read_config(folder)
         files = _weight_files(folder)
         self._file_of = {tensor: file for file in files for tensor in file.specs}
-        self.specs: Mapping[str, TensorSpec] = {
+        self.stored: Mapping[str, TensorSpec] = {
             tensor: spec for file in files for tensor, spec in file.specs.items()
         }
         self._bytes_read = 0
@@ -47,9 +52,15 @@ class Checkpoint:
         self._bound: list[BoundAdapter] = []
         self._folded: tuple[str, np.ndarray] | None = None  # the last one cut in rows
         for adapter in adapters:
-            self._bound.append(read_adapter(adapter).bind(self.specs, self.config))
-            self.specs, self.config = self._bound[-1].specs, self._bound[-1].config
+            self._bound.append(read_adapter(adapter).bind(self.stored, self.config))
+            self.stored, self.config = self._bound[-1].specs, self._bound[-1].config
             self._files.append(self._bound[-1].file)
+        self.specs: Mapping[str, TensorSpec] = {
+            tensor: TensorSpec(folded_dtype(spec.dtype), spec.shape)
+            if self._is_folded(tensor)
+            else spec
+            for tensor, spec in self.stored.items()
+        }
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
@@ -58,8 +69,8 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, adapters folded in."""
-        return sum(spec.nbytes for spec in self.specs.values())
+        """Bytes of all tensors as stored, adapters folded in."""
+        return sum(spec.nbytes for spec in self.stored.values())
 
     @property
     def bytes_read(self) -> int:
@@ -88,7 +99,7 @@ class Checkpoint:
         Only these are read of a tensor that no adapter touches. Another is folded whole, and kept
         until the next one is, so that several cuts of it read and fold it once.
         """
-        if any(bound.touches(name) for bound in self._bound):
+        if self._is_folded(name):
             if self._folded is None or self._folded[0] != name:
                 self._folded = name, self.read(name)
             array = self._folded[1]
@@ -96,6 +107,9 @@ class Checkpoint:
         rows = self._file_of[name].read_rows(name, start, stop)
         self._bytes_read += rows.nbytes
         return rows
+
+    def _is_folded(self, name: str) -> bool:
+        return any(bound.touches(name) for bound in self._bound)
 
     def drop(self, name: str) -> None:
         """Tell the system that it need not keep the bytes of tensor `name` in its cache.

@@ -1,9 +1,10 @@
 """PEFT LoRA adapters, folded into the tensors of the checkpoint they were trained on.
 
-What peft's `merge_and_unload` gives, tensor by tensor and without torch: low-rank updates (LoRA,
-arXiv:2106.09685; rsLoRA, arXiv:2312.03732; DoRA, arXiv:2402.09353) of linear layers and
-embeddings, trained biases, whole modules trained beside them (`modules_to_save`) and trained
-embedding rows. All arithmetic is float32, rounded once to the checkpoint's dtype.
+What peft's `merge_and_unload` gives of a float32 model, tensor by tensor and without torch:
+low-rank updates (LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732; DoRA, arXiv:2402.09353) of
+linear layers and embeddings, trained biases, whole modules trained beside them (`modules_to_save`)
+and trained embedding rows. All arithmetic is float32, and so is what it gives: an update is often
+smaller than half a unit in the last place of a bfloat16 base, and whoever writes it rounds once.
 """
 
 import re
@@ -220,9 +221,10 @@ class Adapter:
 class BoundAdapter:
     """An adapter on its base: which tensors it changes, what they are afterwards, and how.
 
-    `specs` and `config` are the folded checkpoint's: a vocabulary may have grown, and an output
-    head that was trained apart from the embedding it was tied to is a tensor of its own. `edits`
-    gives, for each tensor that is touched, the steps to it in their order.
+    `specs` and `config` are the folded checkpoint's, in the dtypes of the base: a vocabulary may
+    have grown, and an output head that was trained apart from the embedding it was tied to is a
+    tensor of its own. `edits` gives, for each tensor that is touched, the steps to it in their
+    order.
     """
 
     file: SafetensorsFile
@@ -238,10 +240,9 @@ class BoundAdapter:
     def fold(self, name: str, array: np.ndarray | None) -> np.ndarray:
         """The folded tensor of a touched `name`, from the base's `array`; None if it has none.
 
-        Computed in float32 (float64 for a float64 base) and rounded once to the dtype in `specs`.
+        In the dtype that it is computed in, `folded_dtype` of that in `specs`.
         """
-        spec = self.specs[name]
-        wide = np.promote_types(spec.dtype, np.float32)
+        wide = folded_dtype(self.specs[name].dtype)
 
         def read(key: str) -> np.ndarray:
             self.bytes_read += self.file.specs[key].nbytes
@@ -252,7 +253,12 @@ class BoundAdapter:
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             for edit in self.edits[name]:
                 tensor = edit(tensor, read)
-            return tensor.astype(spec.dtype, copy=False)
+            return tensor
+
+
+def folded_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a folded tensor that its base stores in `dtype`: float32, or float64 of one."""
+    return np.promote_types(dtype, np.float32)
 
 
 def read_adapter(folder: Path) -> Adapter:

@@ -90,7 +90,7 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
     units = merged.units.values()
     whole = taken_whole(method.whole_tensors, merged.specs)
     return Work(
-        [sum(model.specs[name].nbytes for model in read for name in names) for names in units],
+        [sum(model.stored[name].nbytes for model in read for name in names) for names in units],
         [sum(merged.specs[name].nbytes for name in names) for names in units],
         len(read),
         len(models),
@@ -112,7 +112,7 @@ def _forward(recipe: "Recipe", models: Any, machine: "Machine") -> Any:
     name = recipe.compute_dtype
     if name is None:
         narrow = not machine.is_cpu and any(
-            spec.dtype == DTYPES["bfloat16"] for spec in models[-1].specs.values()
+            spec.dtype == DTYPES["bfloat16"] for spec in models[-1].stored.values()
         )
         name = "bfloat16" if narrow else "float32"
     chosen = samples.typical is None and samples.pool > samples.count

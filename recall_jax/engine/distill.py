@@ -111,7 +111,7 @@ def distill_bytes(
     batch = batch_size * length * (2 * states * _FLOAT32 + inputs)
     logits = 8 * batch_size * min(length, TOKENS_AT_ONCE) * arch.vocab_size * _FLOAT32
     return (
-        2 * sum(model.nbytes for model in models)  # on the host and where they run
+        2 * sum(spec.nbytes for model in models for spec in model.specs.values())  # host, device
         + 3 * numbers * _FLOAT32
         + projections
         + rows * length * arch.hidden_size * itemsize

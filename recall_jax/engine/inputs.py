@@ -59,7 +59,7 @@ def compute_dtype(name: str | None, model: Checkpoint) -> DTypeLike:
         if name not in ("float32", "bfloat16"):
             raise InputError(f"compute dtype {name!r}: use float32 or bfloat16")
         return DTYPES[name].type
-    stored = {spec.dtype for spec in model.specs.values()}
+    stored = {spec.dtype for spec in model.stored.values()}
     if jax.default_backend() != "cpu" and DTYPES["bfloat16"] in stored:
         return jnp.bfloat16
     return jnp.float32

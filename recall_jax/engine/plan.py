@@ -31,7 +31,15 @@ class NamedModel(TensorSource, Protocol):
         """As the user wrote it."""
 
 
-class ConfiguredModel(NamedModel, Protocol):
+class StoredModel(NamedModel, Protocol):
+    """A model that may be read in wider dtypes than it is stored in."""
+
+    @property
+    def stored(self) -> Mapping[str, TensorSpec]:
+        """The specs of its tensors in the dtypes in which it is written again."""
+
+
+class ConfiguredModel(StoredModel, Protocol):
     """A model with its config."""
 
     @property
@@ -102,17 +110,17 @@ def in_forward_order(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
 
 
 def make_plan(
-    models: Sequence[NamedModel],
+    models: Sequence[StoredModel],
     *,
-    base: NamedModel | None = None,
+    base: StoredModel | None = None,
     tied: bool,
     out_dtype: str | None,
 ) -> Plan:
     """Plan to merge all tensors of the newest (last) model, in the order of the units.
 
     `tied` drops an lm_head stored beside the embedding it is tied to. `out_dtype` is for floating
-    point tensors; by default each keeps its dtype in the newest model. Raises InputError where the
-    models' tensors differ in name or shape.
+    point tensors; by default each keeps its dtype as stored in the newest model. Raises InputError
+    where the models' tensors differ in name or shape.
     """
     newest = models[-1]
     expected = _merged_specs(newest, tied)
@@ -126,10 +134,10 @@ def make_plan(
     return Plan(models, specs, base)
 
 
-def _merged_specs(model: NamedModel, tied: bool) -> dict[str, TensorSpec]:
+def _merged_specs(model: StoredModel, tied: bool) -> dict[str, TensorSpec]:
     return {
         name: spec
-        for name, spec in model.specs.items()
+        for name, spec in model.stored.items()
         if not is_derived(name) and not (tied and name == LM_HEAD)
     }
 
