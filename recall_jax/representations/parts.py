@@ -10,33 +10,33 @@ from typing import Any, NamedTuple
 from recall_jax.errors import InputError
 from recall_jax.representations.data import Row, row_text
 from recall_jax.representations.tokens import UNLIMITED, Tokenizer
+from recall_jax.representations.turns import assistant_turns
 
 Part = tuple[str, bool]  # a text, and whether it counts
 
 
 class Parts(NamedTuple):
-    """The parts of a row; `apart` tells of a chat whether its turns are known, else all counts."""
+    """The parts of a row, and whether a chat template wrote them."""
 
     parts: list[Part]
     is_chat: bool
-    apart: bool
 
 
 def row_parts(row: Row, where: str, tokenizer: Tokenizer, field: str | None) -> Parts:
     """The parts of a row of data, at `where`; `field` names the one that holds its text.
 
-    Raises InputError for a row without a text, and where the chat template refuses its messages.
+    Raises InputError for a row without a text, and where the chat template refuses its messages or
+    does not tell the assistant's turns from the others.
     """
     text = row_text(row, where, field)
     if isinstance(text, list):
         try:
-            turns = _turns(text, tokenizer)
-            return Parts(turns or [(tokenizer.chat_text(text), True)], True, bool(turns))
+            return Parts(_chat_parts(text, tokenizer), True)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
     if field is None and "text" not in row:
-        return Parts([(row["prompt"], False), (row["completion"], True)], False, True)
-    return Parts([(text, True)], False, True)
+        return Parts([(row["prompt"], False), (row["completion"], True)], False)
+    return Parts([(text, True)], False)
 
 
 def tokenize_parts(
@@ -79,23 +79,11 @@ def tokenize_parts(
     return ids + ending, counted + [1] * len(ending)
 
 
-def _turns(messages: list[Any], tokenizer: Tokenizer) -> list[Part]:
-    """The template's text with the assistant's turns counted; nothing if it cannot be cut.
-
-    A turn is what the text up to and with it has more than the prompt for it, the text before it
-    with the template's beginning of an answer. Each such text has to begin the whole text: a
-    template may change what it wrote before, as some do with earlier reasoning.
-    """
-    whole, parts, end = tokenizer.chat_text(messages), [], 0
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") != "assistant":
-            continue
-        if index == 0:  # templates do not write the beginning of an answer to nothing
-            return []
-        prompt = tokenizer.chat_text(messages[:index], add_generation_prompt=True)
-        answered = tokenizer.chat_text(messages[: index + 1])
-        if not (whole.startswith(answered) and answered.startswith(prompt) and len(prompt) >= end):
-            return []
-        parts += [(whole[end : len(prompt)], False), (whole[len(prompt) : len(answered)], True)]
-        end = len(answered)
-    return [*parts, (whole[end:], False)] if parts else []
+def _chat_parts(messages: list[Any], tokenizer: Tokenizer) -> list[Part]:
+    """The chat template's text with the assistant's turns counted."""
+    text = tokenizer.chat_text(messages)
+    parts, end = [], 0
+    for turn in assistant_turns(messages, text, tokenizer):
+        parts += [(text[end : turn.start], False), (text[turn.start : turn.end], True)]
+        end = turn.end
+    return [*parts, (text[end:], False)]

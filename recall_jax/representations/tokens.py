@@ -4,6 +4,7 @@ A tokenizer.json is read by the `tokenizers` library where that is known to give
 transformers does; all others go through transformers' AutoTokenizer, which takes seconds to import.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ _CHANGES = (
     "fast_tokenizer_files",
     "auto_map",
 )
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # around what the assistant says
 _MISTRAL_S_OWN = "tekken.json"  # where its library is installed, transformers prefers this file
 
 
@@ -113,6 +115,12 @@ class Tokenizer(Protocol):
         """Messages as one text by the chat template; InputError without one.
 
         With `add_generation_prompt`, the beginning of the assistant's next turn follows.
+        """
+
+    def marked_answers(self, messages: list[Any]) -> list[tuple[int, int]] | None:
+        """Where in their `chat_text` the template marks what the assistant says.
+
+        In characters, start and end; None where it has no `{% generation %}`.
         """
 
 
@@ -239,6 +247,23 @@ class _AutoTokenizer:
             message = f"the chat template of {self._folder} failed: {brief(error)}"
             raise InputError(message) from error
 
+    def marked_answers(self, messages: list[Any]) -> list[tuple[int, int]] | None:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        template = self._tokenizer.get_chat_template()
+        if not _GENERATION.search(template):
+            return None
+        given = [
+            {key: value for key, value in each.items() if value is not None} for each in messages
+        ]
+        _, (marked,) = render_jinja_template(  # as apply_chat_template does, which keeps the marks
+            [given],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **self._tokenizer.special_tokens_map,
+        )
+        return list(marked)
+
 
 class _LightTokenizer:
     """tokenizer.json through `tokenizers` alone; transformers only for a chat template."""
@@ -271,6 +296,9 @@ class _LightTokenizer:
 
     def chat_text(self, messages: list[Any], add_generation_prompt: bool = False) -> str:
         return self._with_template.chat_text(messages, add_generation_prompt)
+
+    def marked_answers(self, messages: list[Any]) -> list[tuple[int, int]] | None:
+        return self._with_template.marked_answers(messages)
 
     @cached_property
     def _with_template(self) -> _AutoTokenizer:

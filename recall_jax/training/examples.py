@@ -24,14 +24,12 @@ from recall_jax.training.step import Batch
 class Examples:
     """n tokenised rows, int32 arrays (T_i,) each: token ids, and 1 where the loss counts.
 
-    `left_out` rows of the file had no token to count within the token limit; of `whole_chats` the
-    template did not tell the turns apart, so that all their tokens count.
+    `left_out` rows of the file had no token to count within the token limit.
     """
 
     token_ids: tuple[np.ndarray, ...]
     loss_masks: tuple[np.ndarray, ...]
     left_out: int = 0
-    whole_chats: int = 0
 
     def __len__(self) -> int:
         """Number of rows n."""
@@ -73,18 +71,12 @@ class Examples:
 
     def warnings(self, path: str) -> list[str]:
         """What a user should know of the file at `path`, one line each."""
-        lines = []
-        if self.left_out:
-            lines.append(
-                f"{path}: {self.left_out} rows were left out, as --max-tokens cuts off all that "
-                "they would teach"
-            )
-        if self.whole_chats:
-            lines.append(
-                f"{path}: in {self.whole_chats} rows with messages the chat template does not tell "
-                "the assistant's turns apart: all their tokens count"
-            )
-        return lines
+        if not self.left_out:
+            return []
+        return [
+            f"{path}: {self.left_out} rows were left out, as they have no answer to learn or "
+            "--max-tokens cuts it off"
+        ]
 
 
 def read_examples(
@@ -100,11 +92,10 @@ def read_examples(
     Raises InputError, with its number, for a row that tokenises to nothing, and where no row has a
     token to count.
     """
-    ids, masks, whole_chats, left_out = [], [], 0, 0
+    ids, masks, left_out = [], [], 0
     for index, row in enumerate(read_rows(path)):
         where = f"{path}, row {index} (from 0)"
         parts = row_parts(row, where, tokenizer, field)
-        whole_chats += parts.is_chat and not parts.apart
         tokens, counted = tokenize_parts(parts, tokenizer, where, end_of_text)
         tokens, counted = tokens[:max_tokens], counted[:max_tokens]
         if any(counted[1:]):
@@ -117,7 +108,7 @@ def read_examples(
             f"{path}: no row has a token to learn within {max_tokens} tokens: allow more with "
             "--max-tokens"
         )
-    return Examples(tuple(ids), tuple(masks), left_out, whole_chats)
+    return Examples(tuple(ids), tuple(masks), left_out)
 
 
 def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:

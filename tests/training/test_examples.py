@@ -89,16 +89,23 @@ def test_of_messages_the_turns_of_the_assistant_count(tmp_path, folder):
     ]
     found = examples(tmp_path, chat, {"messages": messages})
     assert shown(found) == ("<user>1;<assistant>one;<user>2;<assistant>two;<user>!;", "one;two;")
-    assert found.whole_chats == 0
 
 
-def test_where_a_template_changes_earlier_turns_the_whole_text_counts(tmp_path, folder):
+def test_where_turns_cannot_be_told_apart_the_row_is_refused(tmp_path, folder):
     chat = with_template(folder, FORGETFUL, tmp_path)
     messages = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
-    found = examples(tmp_path, chat, {"messages": messages})
-    assert shown(found) == ("<user>;<assistant>;<user>x;",) * 2
-    assert found.whole_chats == 1
-    assert "in 1 rows with messages the chat template does not" in found.warnings("x")[0]
+    with pytest.raises(InputError, match=r"row 1 \(from 0\): the chat template writes the assist"):
+        examples(tmp_path, chat, {"text": "good"}, {"messages": messages})
+
+
+def test_a_chat_without_an_answer_teaches_nothing(tmp_path, folder):
+    chat = with_template(folder, CHAT, tmp_path)
+    question = {"role": "user", "content": "1"}
+    answer = {"role": "assistant", "content": "one"}
+    rows = [{"messages": [question]}, {"messages": [question, answer]}]
+    found = examples(tmp_path, chat, *rows)
+    assert (len(found), found.left_out) == (1, 1)
+    assert "have no answer to learn" in found.warnings("x")[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,97 @@
+"""Where the assistant's words stand in the text that a chat template writes.
+
+A template that marks them, with `{% generation %}`, is believed. Else they are located by what it
+writes of the messages before a turn, with the beginning of an answer, and after it. Some templates
+write earlier turns otherwise once others follow, as Qwen3's, which drops their reasoning: there a
+turn is what moves where its content is another one.
+"""
+
+from typing import Any, NamedTuple
+
+from recall_jax.errors import InputError
+from recall_jax.representations.tokens import Tokenizer
+
+_OTHER = "\ue000"  # stands in for a content: a character that no chat holds
+
+
+class Turn(NamedTuple):
+    """A stretch of a text, in characters."""
+
+    start: int
+    end: int
+
+
+def assistant_turns(messages: list[Any], text: str, tokenizer: Tokenizer) -> list[Turn]:
+    """The assistant's turns in `text`, which the chat template writes of `messages`, in order.
+
+    With the token that ends them, and with all that the model writes before the content, reasoning
+    and calls of tools too. Raises InputError where a turn cannot be located.
+    """
+    marked = tokenizer.marked_answers(messages)
+    if marked is not None:
+        turns = [Turn(start, end) for start, end in marked if start < end]
+        if not turns and any(map(_is_answer, messages)):
+            raise InputError("the chat template marks nothing of the assistant's with generation")
+        return turns
+    turns, begin = [], 0
+    for index, message in enumerate(messages):
+        if not _is_answer(message):
+            continue
+        turn = _locate(messages, index, text, begin, tokenizer)
+        if turn is None or not begin <= turn.start <= turn.end:
+            raise InputError(
+                f"the chat template writes the assistant's turn, message {index} (from 0), so that "
+                "it cannot be told from the others: mark it there with {% generation %}, or give "
+                "prompt and completion"
+            )
+        turns.append(turn)
+        begin = turn.end
+    return turns
+
+
+def _is_answer(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "assistant"
+
+
+def _locate(
+    messages: list[Any], index: int, text: str, begin: int, tokenizer: Tokenizer
+) -> Turn | None:
+    """The turn at `index`, which begins at `begin` or later, or None."""
+    answered = tokenizer.chat_text(messages[: index + 1])
+    # Templates do not write the beginning of an answer to nothing.
+    prompt = tokenizer.chat_text(messages[:index], add_generation_prompt=True) if index else None
+    follows = prompt is not None and answered.startswith(prompt)
+    if prompt is not None and follows and text.startswith(answered):
+        return Turn(len(prompt), len(answered))
+    content = _moving(messages, index, text, tokenizer)
+    alone = _moving(messages[: index + 1], index, answered, tokenizer)
+    if content is None or alone is None:
+        return None
+    ending = answered[alone.end :]
+    end = content.end + (len(ending) if text.startswith(ending, content.end) else 0)
+    if prompt is None:
+        return Turn(content.start, end)
+    if text.startswith(prompt):
+        return Turn(len(prompt), end)
+    opening = prompt.removeprefix(tokenizer.chat_text(messages[:index]))
+    place = text.rfind(opening, begin, content.start) if 0 < len(opening) < len(prompt) else -1
+    if place >= 0:
+        return Turn(place + len(opening), end)
+    # Without such a beginning, as Mistral's: what stands before the content in the answer alone.
+    lead = answered[len(prompt) : alone.start] if follows else ""
+    return Turn(content.start - len(lead) * text.endswith(lead, begin, content.start), end)
+
+
+def _moving(messages: list[Any], index: int, text: str, tokenizer: Tokenizer) -> Turn | None:
+    """What of `text` is another one where the content of a message is, or None."""
+    content: Any = _OTHER
+    if isinstance(messages[index].get("content"), list):
+        content = [{"type": "text", "text": _OTHER}]
+    changed = [*messages]
+    changed[index] = {**messages[index], "content": content}
+    before, found, after = tokenizer.chat_text(changed).partition(_OTHER)
+    if not found or _OTHER in after or _OTHER in text or not text.endswith(after):
+        return None
+    pairs = enumerate(zip(text, before, strict=False))
+    start = next((place for place, (mine, its) in pairs if mine != its), len(before))
+    return Turn(start, max(start, len(text) - len(after)))
