@@ -150,6 +150,8 @@ def describe(model: Checkpoint) -> dict[str, object]:
         note = None
     except InputError as error:
         note = str(error)
+    if model.quantised is not None:
+        note = f"{model.name} is quantised ({model.quantised})"
     return {
         "model": model.name,
         "folder": str(model.folder),
@@ -162,5 +164,6 @@ def describe(model: Checkpoint) -> dict[str, object]:
         "tied": is_tied(model),
         "adapters": [str(adapter) for adapter in model.adapters],
         "stacks": list(stacks_of(model.specs)),
+        "quantised": model.quantised,
         "units": units,
     }

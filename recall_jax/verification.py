@@ -171,8 +171,14 @@ def _kind(folder: Path, names: Collection[str]) -> Kind:
 
 
 def _check_model(folder: Path, findings: _Findings) -> None:
-    model = Checkpoint(str(folder), folder)
+    model = Checkpoint(str(folder), folder, look=True)
     _note_tokenizer(folder, findings)
+    if model.quantised is not None:
+        findings.notes.append(
+            f"quantised ({model.quantised}): not to be merged or run here, and its tensors were "
+            "not held against the config"
+        )
+        return
     try:
         arch = read_architecture(model.config, where=CONFIG_NAME)
     except InputError as error:

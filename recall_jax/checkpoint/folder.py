@@ -14,6 +14,7 @@ from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora import BoundAdapter, folded_dtype, read_adapter
 from recall_jax.checkpoint.pytorch_bin import PytorchFile
+from recall_jax.checkpoint.quantised import quantised_by, quantised_tensor
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, storage_faults
@@ -33,20 +34,34 @@ class Checkpoint:
 
     `specs` are of the tensors as they are read, which an adapter makes float32 where it changes
     them; `stored` of the same tensors in the dtypes of the base, in which a model is written where
-    no other is asked for.
+    no other is asked for. `quantised` is what tells that its weights are, None for all models but
+    those that are opened to be looked at alone.
     """
 
-    def __init__(self, name: str, folder: Path, adapters: tuple[Path, ...] = ()) -> None:
-        """Read the config and every header; the weights stay on disk."""
+    def __init__(
+        self, name: str, folder: Path, adapters: tuple[Path, ...] = (), *, look: bool = False
+    ) -> None:
+        """Read the config and every header; the weights stay on disk.
+
+        InputError if anything is missing, malformed or unsafe, or the weights are quantised, unless
+        it is only to `look` at them.
+        """
         self.name = name
         self.folder = folder
         self.adapters = adapters
         self.config = _read_config(folder)
+        self.quantised: str | None = None
+        may_be = look and not adapters
+        if method := quantised_by(self.config):
+            self._note_quantised(f"quantization_config in its config.json: {method}", may_be)
         files = _weight_files(folder)
         self._file_of = {tensor: file for file in files for tensor in file.specs}
         self.stored: Mapping[str, TensorSpec] = {
             tensor: spec for file in files for tensor, spec in file.specs.items()
         }
+        _refuse_empty(self.stored, name)
+        if self.quantised is None and (tensor := quantised_tensor(self.stored)):
+            self._note_quantised(f"tensor {tensor}", may_be)
         self._bytes_read = 0
         self._files = files
         self._bound: list[BoundAdapter] = []
@@ -61,6 +76,15 @@ class Checkpoint:
             else spec
             for tensor, spec in self.stored.items()
         }
+
+    def _note_quantised(self, told: str, may_be: bool) -> None:
+        self.quantised = told
+        if not may_be:
+            raise InputError(
+                f"{self.name} is quantised ({told}): such numbers can be neither merged nor run "
+                "here; take the model in bfloat16, float16 or float32 that it was made from, or "
+                "remove the quantization_config where the weights are floats after all"
+            )
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
@@ -142,14 +166,14 @@ class Checkpoint:
         return found
 
 
-def open_checkpoint(spec: str | Path) -> Checkpoint:
+def open_checkpoint(spec: str | Path, *, look: bool = False) -> Checkpoint:
     """Open `folder`, `folder+adapter[+adapter…]`, or a hub id `org/name` in place of either.
 
     A folder that exists by the whole name is meant as it stands, '+' and all. InputError if
-    anything is missing, malformed or unsafe.
+    anything is missing, malformed or unsafe, or quantised, unless it is only to `look` at.
     """
     base, *adapters = (_locate(part) for part in _split(str(spec)))
-    return Checkpoint(str(spec), base, tuple(adapters))
+    return Checkpoint(str(spec), base, tuple(adapters), look=look)
 
 
 def older_folders(models: Sequence[Checkpoint]) -> list[Path]:
@@ -171,6 +195,7 @@ def _locate(part: str) -> Path:
     if os.path.isdir(part):
         return Path(part)
     if os.path.exists(part):
+        _refuse_gguf(Path(part))
         raise InputError(f"{part} is a file: name the folder it is in")
     if is_repository_id(part):
         return snapshot(part)
@@ -182,6 +207,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not os.path.isfile(path):
         if os.path.isfile(folder / "adapter_config.json"):
             raise InputError(f"{folder} is an adapter: write BASE+{folder} to fold it in")
+        _refuse_gguf(folder)
         raise InputError(f"{folder} has no {CONFIG_NAME}: it is not a model folder")
     config = read_json_object(path)
     if config.get("transformers_weights"):
@@ -197,7 +223,26 @@ def _weight_files(folder: Path) -> list[SafetensorsFile | PytorchFile]:
         path = folder / name
         if os.path.isfile(path):
             return _indexed_files(path) if name in _INDICES else [_open(path)]
+    _refuse_gguf(folder)
     raise InputError(f"{folder} has no weights: none of {', '.join(WEIGHTS)}")
+
+
+def _refuse_gguf(path: Path) -> None:
+    """Raise InputError for a file of GGUF, or a folder that holds one."""
+    if found := sorted(file for file in (path, *path.glob("*")) if file.suffix == ".gguf"):
+        raise InputError(
+            f"{found[0]}: GGUF is not read yet; take the model in safetensors, or load this with "
+            "transformers (gguf_file=...), dequantised, and save it"
+        )
+
+
+def _refuse_empty(specs: Mapping[str, TensorSpec], model: str) -> None:
+    for name, spec in specs.items():
+        if 0 in spec.shape:
+            raise InputError(
+                f"{model}: tensor {name} has shape {list(spec.shape)} and holds nothing, as what "
+                "DeepSpeed ZeRO-3 leaves: gather the weights with its zero_to_fp32.py first"
+            )
 
 
 def _indexed_files(index: Path) -> list[SafetensorsFile | PytorchFile]:

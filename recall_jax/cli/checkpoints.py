@@ -102,7 +102,7 @@ def _model(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]
     from recall_jax.checkpoint.folder import open_checkpoint
     from recall_jax.conversion import describe
 
-    return describe(open_checkpoint(name)), _show_model
+    return describe(open_checkpoint(name, look=True)), _show_model
 
 
 def _show_model(found: dict[str, Any]) -> None:
@@ -126,7 +126,9 @@ def _show_model(found: dict[str, Any]) -> None:
     console.show_table("units", ["unit", "tensors", "parameters", "size", "dtypes"], rows)
     if len(found["stacks"]) > 1:
         console.say(f"layers that share their units: {', '.join(found['stacks'])}", quiet=False)
-    if found["why_not"]:
+    if found["quantised"]:
+        console.say(f"quantised ({found['quantised']}): not to be merged or run", quiet=False)
+    elif found["why_not"]:
         console.say(f"not for methods that run the model: {found['why_not']}", quiet=False)
 
 

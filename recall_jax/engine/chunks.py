@@ -44,7 +44,8 @@ def merge_tensor(
 
     Arithmetic is the kernel's, in float32, rounded once to `dtype`; `values` are those of the
     tensor. Tensors that are not floating point (step counts, buffers) have no mean: they are the
-    newest (last) model's. Pieces may not have been computed yet when they are handed out.
+    newest (last) model's, with which a plan finds all others to agree. Pieces may not have been
+    computed yet when they are handed out.
     """
     arrays = [*stored, *([] if base is None else [base])]
     newest = stored[-1]

@@ -120,12 +120,13 @@ def make_plan(
 
     `tied` drops an lm_head stored beside the embedding it is tied to. `out_dtype` is for floating
     point tensors; by default each keeps its dtype as stored in the newest model. Raises InputError
-    where the models' tensors differ in name or shape.
+    where the models' tensors differ in name or shape, or in what cannot be averaged: integers are
+    read here.
     """
     newest = models[-1]
     expected = _merged_specs(newest, tied)
     for model in (*models[:-1], *([] if base is None else [base])):
-        _check_alike(model.name, _merged_specs(model, tied), newest.name, expected)
+        _check_alike(model, _merged_specs(model, tied), newest, expected)
     dtype = DTYPES[out_dtype] if out_dtype else None
     specs = {
         name: TensorSpec(dtype if dtype and is_float(spec.dtype) else spec.dtype, spec.shape)
@@ -143,21 +144,36 @@ def _merged_specs(model: StoredModel, tied: bool) -> dict[str, TensorSpec]:
 
 
 def _check_alike(
-    name: str, specs: Mapping[str, TensorSpec], newest: str, expected: Mapping[str, TensorSpec]
+    model: NamedModel,
+    specs: Mapping[str, TensorSpec],
+    newest: NamedModel,
+    expected: Mapping[str, TensorSpec],
 ) -> None:
+    name = model.name
     only_here = [tensor for tensor in specs if tensor not in expected]
     only_there = [tensor for tensor in expected if tensor not in specs]
     if only_here or only_there:
         raise InputError(
             f"the models have different tensors: only {name} has {_some(only_here)}; "
-            f"only {newest} has {_some(only_there)}"
+            f"only {newest.name} has {_some(only_there)}"
         )
     for tensor, spec in specs.items():
-        if spec.shape != expected[tensor].shape:
+        its = expected[tensor]
+        if spec.shape != its.shape:
             hint = " (different vocabularies?)" if unit_of_tensor(tensor) in (EMBED, HEAD) else ""
             raise InputError(
                 f"tensor {tensor} has shape {list(spec.shape)} in {name} and "
-                f"{list(expected[tensor].shape)} in {newest}{hint}: merge models of one shape"
+                f"{list(its.shape)} in {newest.name}{hint}: merge models of one shape"
+            )
+        if is_float(spec.dtype) != is_float(its.dtype):
+            raise InputError(
+                f"tensor {tensor} is {spec.dtype.name} in {name} and {its.dtype.name} in "
+                f"{newest.name}: integers cannot be merged with floats"
+            )
+        if not is_float(spec.dtype) and not np.array_equal(model.read(tensor), newest.read(tensor)):
+            raise InputError(
+                f"tensor {tensor}, {its.dtype.name}, is not the same in {name} and {newest.name}: "
+                "integers cannot be averaged, and pass only where all models agree"
             )
 
 

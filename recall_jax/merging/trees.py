@@ -51,6 +51,7 @@ def merge_trees(
     for leaves in zip(*(leaves for leaves, _ in flat), strict=True):
         path = leaves[0][0]
         arrays = [jnp.asarray(leaf) for _, leaf in leaves]
+        _check_kinds(arrays, path)
         if not jnp.issubdtype(arrays[reference].dtype, jnp.floating):
             merged.append(leaves[reference][1])
             continue
@@ -172,6 +173,17 @@ def _check_structures(flat: list[tuple[list[tuple[KeyPath, Any]], Any]]) -> None
                     f"{keystr(path)} has shape {np.shape(leaf)} in tree 0 and {np.shape(mine)} "
                     f"in tree {index}"
                 )
+
+
+def _check_kinds(arrays: Sequence[jax.Array], path: KeyPath) -> None:
+    """Raise InputError for a leaf that is floating point in some trees and not in others."""
+    for index, array in enumerate(arrays):
+        floats = [jnp.issubdtype(each.dtype, jnp.floating) for each in (array, arrays[0])]
+        if floats[0] != floats[1]:
+            raise InputError(
+                f"{keystr(path)} is {arrays[0].dtype} in tree 0 and {array.dtype} in tree {index}: "
+                "integers cannot be merged with floats"
+            )
 
 
 def _shortened(structure: Any, most: int = 80) -> str:

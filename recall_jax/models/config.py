@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from recall_jax.checkpoint.quantised import KEYS, quantised_by
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.attributes import Attributes
@@ -61,7 +62,10 @@ def read_architecture(
     reader = Attributes(_without(config, ignore), where)
     architecture = FAMILIES[model_type].architecture(reader)
     unsloth = {name for name in reader.remaining if name.startswith("unsloth_")}
-    reader.drop({"model_type", *unsloth, *HARMLESS}, INERT)
+    harmless = {"model_type", *unsloth, *HARMLESS}
+    if quantised_by(config) is None:
+        harmless |= {*KEYS}
+    reader.drop(harmless, INERT)
     reader.finish()
     return architecture
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import DictKey
 
@@ -33,7 +35,7 @@ from recall_jax.pod.together import shared_work
 from recall_jax.recipe import Recipe
 from recall_jax.report.record import load_report
 from recall_jax.trees.compare import Compared, compare_trees
-from recall_jax.trees.files import FORMATS, Leaf, TreeFile, open_tree, write_tree
+from recall_jax.trees.files import FORMATS, Leaf, TreeFile, open_tree, read_leaves, write_tree
 from recall_jax.trees.merge import GROUP_BYTES, merge_leaves
 from recall_jax.trees.outcome import input_paths, resolved_trees, write_outcome
 from recall_jax.trees.places import Place, place_leaves, slice_specs
@@ -125,6 +127,7 @@ def _open(recipe: Recipe) -> _Plan:
     places = place_leaves(newest.specs, recipe.tree, newest.name)
     for tree in (*models[:-1], *([] if base is None else [base])):
         _check_alike(tree, place_leaves(tree.specs, recipe.tree, tree.name), newest, places)
+        _check_packed(tree, newest, recipe.tree.root if recipe.tree else None)
     if recipe.tree is None:  # else it says in which order stacks follow one another
         paths = (tuple(map(DictKey, name.split("/"))) for name in places)
         check_layers(recipe, map(dotted_path, paths))
@@ -134,6 +137,13 @@ def _open(recipe: Recipe) -> _Plan:
 def _check_alike(
     tree: TreeFile, its: Mapping[str, Place], newest: TreeFile, places: Mapping[str, Place]
 ) -> None:
+    for name in sorted(newest.specs.keys() & tree.specs):
+        kind, its_kind = newest.specs[name].dtype, tree.specs[name].dtype
+        if (name in places) != (name in its) and kind != its_kind:
+            raise InputError(
+                f"{name} is {its_kind} in {tree.name} and {kind} in {newest.name}: integers cannot "
+                "be merged with floats"
+            )
     only_here, only_there = sorted(its.keys() - places), sorted(places.keys() - its)
     if only_here or only_there:
         raise InputError(
@@ -147,6 +157,27 @@ def _check_alike(
             raise InputError(
                 f"{name} has shape {list(other)} in {tree.name} and {list(mine)} in "
                 f"{newest.name}: merge trees of one shape"
+            )
+
+
+def _check_packed(tree: TreeFile, newest: TreeFile, root: str | None) -> None:
+    """Raise InputError where integers of 8 bits, as quantised weights are, differ under the root.
+
+    Wider ones are counts and random keys, and the newest's.
+    """
+    prefix = f"{root}/" if root else ""
+    names = [
+        name
+        for name, spec in newest.specs.items()
+        if name.startswith(prefix) and name in tree.specs and spec.dtype.itemsize == 1
+        if jnp.issubdtype(spec.dtype, jnp.integer)
+    ]
+    mine, its = (read_leaves(each, names, {}) for each in (newest, tree))
+    for name in names:
+        if not np.array_equal(mine[name], its[name]):
+            raise InputError(
+                f"{name}, {newest.specs[name].dtype}, is not the same in {tree.name} and "
+                f"{newest.name}: quantised weights cannot be averaged, dequantise them first"
             )
 
 

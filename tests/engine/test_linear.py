@@ -166,7 +166,7 @@ def test_recall_reads_every_byte_once_unless_the_newest_does_not_fit(
 
 
 def test_any_architecture_may_be_averaged(tmp_path):
-    """GPT-2 is no family that recall runs; its step count has no mean, so the newest's stays."""
+    """GPT-2 is no family that recall runs; a step count that both have passes as it is."""
     import safetensors.torch
     import torch
     from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -178,7 +178,7 @@ def test_any_architecture_may_be_averaged(tmp_path):
         folder = tmp_path / str(k)
         GPT2LMHeadModel(config).save_pretrained(folder)
         state = safetensors.torch.load_file(folder / "model.safetensors")
-        state["transformer.steps"] = torch.tensor([k + 7, 2**40])
+        state["transformer.steps"] = torch.tensor([7, 2**40])
         safetensors.torch.save_file(state, folder / "model.safetensors", {"format": "pt"})
         states.append(state)
     values = {

@@ -134,6 +134,13 @@ def test_what_is_not_floating_point_is_the_references():
     assert merged["key"] == jax.random.key(1)
 
 
+def test_integers_beside_floats_are_refused():
+    trees = [{"w": np.ones(2, kind)} for kind in (np.float32, np.float32, np.int8)]
+    for reference in range(3):
+        with pytest.raises(InputError, match=r"'w'.* is float32 in tree 0 and int8 in tree 2"):
+            merge_trees(trees, weights_of(num_units=1), unit_of=lambda path: 0, reference=reference)
+
+
 class Decoder(nn.Module):
     @nn.compact
     def __call__(self, ids):

@@ -283,6 +283,26 @@ def test_types_beside_float32(tmp_path):
     assert merged.read("layers/0/x")[2] == 5.0
 
 
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        ((np.float32, np.int8), "layers/0/x is float32 in .*0.npz and int8 in .*1.npz: integers"),
+        ((np.int64, np.float32), "layers/0/x is int64 in .*0.npz and float32 in .*1.npz: integers"),
+        ((np.int8, np.int8), "layers/0/x, int8, is not the same in .*0.npz and .*1.npz: quantised"),
+    ],
+)
+def test_quantised_leaves_are_refused(kinds, said, tmp_path):
+    names = []
+    for seed, kind in enumerate(kinds):
+        leaves = dict.fromkeys(("embed/x", "layers/0/scale", "norm"), np.ones(2, np.float32))
+        leaves["layers/0/x"] = np.full(3, seed, kind)
+        names.append(str(tmp_path / f"{seed}.npz"))
+        write_npz(tmp_path / f"{seed}.npz", leaves.items())
+    with pytest.raises(InputError, match=said):
+        merge_trees_on_disk(recipe_of(names, merge_method="average", tree=None), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # ----------------------------------------------------------------------------------------- faults
 
 
