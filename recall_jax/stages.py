@@ -5,7 +5,6 @@
 """
 
 import json
-import zipfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from recall_jax.checkpoint.npz import NpzTree
 from recall_jax.engine.budget import folded_bytes, memory_budget, widest
 from recall_jax.engine.cut import cut_rows
 from recall_jax.engine.extract import pooled_states
@@ -158,16 +158,9 @@ def save_representations(path: Path, representations: Representations) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file, nothing unpickled; InputError if it is none."""
-    try:
-        with zipfile.ZipFile(path):
-            pass  # np.load would take other files than .npz
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path} is no .npz file of representations: {error}") from error
+    """All arrays of an .npz file, nothing unpickled; InputError if it is none, or damaged."""
+    file = NpzTree(str(path), path)
+    return {name: file.read(name) for name in file.specs}
 
 
 def load_representations(path: Path) -> Representations:

@@ -6,16 +6,17 @@ EasyLM packs (path, Flax's bytes of the leaf) one after the other. Nothing in a 
 """
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
+from recall_jax.checkpoint.names import check_leaves
 from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
-from recall_jax.errors import InputError, storage_faults
+from recall_jax.errors import InputError, reading, shown, storage_faults
 
 MSGPACK_NAME = "tree.msgpack"  # in a folder of ours
 _ARRAY, _SCALAR = 1, 3
@@ -23,6 +24,7 @@ _CHUNKED = "__msgpack_chunked_array__"
 _CHUNK = 1 << 30  # bytes
 _DTYPES = {dtype.name: dtype for dtype in NAME_OF_DTYPE}
 _READ = 1 << 24  # bytes at once
+_MOST_ITEMS = 1 << 20  # of a list or map: msgpack makes room for as many as are claimed
 
 
 class MsgpackTree:
@@ -39,15 +41,15 @@ class MsgpackTree:
         self._held: dict[str, np.ndarray] = {}
         self._starts: dict[str, int] = {}  # in a stream, where a leaf's entry begins
         self.names: list[str] = []
-        with self._damage(), storage_faults(f"read {path}"), path.open("rb") as file:
+        with reading(str(path)), path.open("rb") as file:
             first = file.read(1)
             file.seek(0)
             # an array of two begins a stream
-            self.is_stream = first == b"\x92"
-            if self.is_stream:
-                self._index(_unpacker(file))
-            else:
-                self._hold(_unpacker(file).unpack())
+            self.is_stream, unpacker = first == b"\x92", _unpacker(file)
+            end = self._index(unpacker) if self.is_stream else self._hold(unpacker)
+            if end != (size := os.fstat(file.fileno()).st_size):
+                raise ValueError(f"what it holds ends at byte {end} of {size}")
+            check_leaves(self.names, path)
         if not self.specs:
             raise InputError(f"{path} holds no arrays: give a file that Flax or EasyLM wrote")
 
@@ -56,25 +58,32 @@ class MsgpackTree:
         self.bytes_read += self.specs[name].nbytes
         if not self.is_stream:
             return self._held[name]
-        with self._damage(), storage_faults(f"read {self.path}"), self.path.open("rb") as file:
+        with reading(f"{name} of {self.path}"), self.path.open("rb") as file:
             file.seek(self._starts[name])
             _, packed = _unpacker(file).unpack()
             return np.asarray(_whole(_unpack(packed)))
 
-    def _index(self, stream: msgpack.Unpacker) -> None:
+    def _index(self, stream: msgpack.Unpacker) -> int:
+        """Note the leaves of a stream; where the last one ends."""
         start = 0
         for entry in stream:
             path, packed = entry
+            if not isinstance(path, list):
+                raise ValueError("a leaf without a path")
             self._note("/".join(map(str, path)), _whole(_unpack(packed)), start)
             start = stream.tell()
+        return start
 
-    def _hold(self, tree: Any) -> None:
+    def _hold(self, stream: msgpack.Unpacker) -> int:
+        """Hold the leaves of a map; where it ends."""
+        tree = stream.unpack()
         if not isinstance(tree, dict):
             raise ValueError("no map of leaves")
         for path, leaf in _leaves(tree):
             self._note(path, leaf)
             if path in self.specs:
                 self._held[path] = leaf
+        return int(stream.tell())
 
     def _note(self, name: str, leaf: Any, start: int = 0) -> None:
         self.names.append(name)
@@ -82,19 +91,6 @@ class MsgpackTree:
             self.specs[name], self._starts[name] = TensorSpec(leaf.dtype, leaf.shape), start
         else:
             self.others[name] = leaf
-
-    @contextmanager
-    def _damage(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError:
-            raise
-        # msgpack raises what it likes
-        except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(
-                f"{self.path} is no whole msgpack file of Flax or EasyLM ({reason}): save it again"
-            ) from error
 
 
 def write_msgpack(like: MsgpackTree, path: Path, leaves: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -161,13 +157,18 @@ def _extension(array: np.ndarray) -> msgpack.ExtType:
 
 
 def _unpacker(file: Any) -> msgpack.Unpacker:
-    return msgpack.Unpacker(
-        file, ext_hook=_array, read_size=_READ, max_buffer_size=0, strict_map_key=False
-    )
+    return msgpack.Unpacker(file, read_size=_READ, max_buffer_size=0, **_STRICTLY)
 
 
 def _unpack(packed: bytes) -> Any:
-    return msgpack.unpackb(packed, ext_hook=_array, strict_map_key=False)
+    return msgpack.unpackb(packed, **_STRICTLY)
+
+
+def _without_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a map with a key given twice")
+    return found
 
 
 def _array(code: int, data: bytes) -> np.ndarray:
@@ -176,10 +177,19 @@ def _array(code: int, data: bytes) -> np.ndarray:
     shape, name, content = msgpack.unpackb(data, raw=True)
     dtype = _DTYPES.get(name.decode())
     if dtype is None:
-        raise ValueError(f"dtype {name.decode()!r}")
+        raise ValueError(f"dtype {shown(name.decode())}")
     if len(content) != math.prod(shape) * dtype.itemsize:
         raise ValueError("an array with more or less bytes than its shape has")
     return np.frombuffer(content, dtype).reshape(shape)
+
+
+_STRICTLY = {
+    "ext_hook": _array,
+    "object_pairs_hook": _without_duplicates,
+    "strict_map_key": False,
+    "max_array_len": _MOST_ITEMS,
+    "max_map_len": _MOST_ITEMS,
+}
 
 
 def _leaves(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:

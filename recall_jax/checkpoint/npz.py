@@ -3,18 +3,18 @@
 numpy writes what it does not know, such as bfloat16, as raw bytes: two of them are a bfloat16.
 """
 
+import os
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from recall_jax.checkpoint.names import check_leaves
 from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.errors import InputError, storage_faults
+from recall_jax.errors import InputError, reading, shown, storage_faults
 
 NPZ_NAME = "tree.npz"  # in a folder of ours
 _BFLOAT16, _RAW = np.dtype(ml_dtypes.bfloat16), np.dtype("V2")
@@ -23,6 +23,9 @@ _HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 _SUFFIX = ".npy"
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's
+_MOST_DEFLATED = 1032  # bytes that one of deflate can stand for
+_END_BYTES, _IN_ZIP64 = 22, 0xFFFF  # of the last record, and its count of more members than it can
 
 
 class NpzTree:
@@ -31,51 +34,70 @@ class NpzTree:
     def __init__(self, name: str, path: Path) -> None:
         """Read what leaves there are; `name` is the user's. InputError if damaged, or objects."""
         self.name, self.path, self.bytes_read = name, path, 0
-        with self._damage(), storage_faults(f"read {path}"), zipfile.ZipFile(path) as archive:
-            entries = [each for each in archive.namelist() if each.endswith(_SUFFIX)]
+        with reading(str(path)), zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if len(entries) != _counted(path, archive):
+                raise ValueError("its directory is damaged")
+            if others := [e.filename for e in entries if not e.filename.endswith(_SUFFIX)]:
+                raise InputError(
+                    f"{path} holds {shown(others[0])}, which is no array: leave it out"
+                )
+            names = [entry.filename.removesuffix(_SUFFIX) for entry in entries]
+            check_leaves(names, path)
             self.specs = {
-                entry.removesuffix(_SUFFIX): self._spec(archive, entry) for entry in entries
+                name: self._spec(archive, entry, name)
+                for name, entry in zip(names, entries, strict=True)
             }
         if not self.specs:
             raise InputError(f"{path} holds no arrays: save it with numpy.savez")
 
     def read(self, name: str) -> np.ndarray:
-        """One leaf, C-contiguous; KeyError if unknown."""
+        """One leaf, C-contiguous; KeyError if unknown, InputError if its bytes are damaged."""
         spec = self.specs[name]
         with (
-            self._damage(),
-            storage_faults(f"read {self.path}"),
+            reading(f"{name} of {self.path}"),
             zipfile.ZipFile(self.path) as archive,
             archive.open(name + _SUFFIX) as file,
         ):
             array = np.lib.format.read_array(file, allow_pickle=False)
+            if file.read(1):  # at the end zipfile holds what was read to its checksum
+                raise ValueError("more bytes than its shape has")
         self.bytes_read += spec.nbytes
         return np.asarray(array, order="C").view(spec.dtype)
 
-    def _spec(self, archive: zipfile.ZipFile, entry: str) -> TensorSpec:
-        with archive.open(entry) as file:
+    def _spec(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> TensorSpec:
+        """What the leaf's header says, held to the bytes that the file has for it."""
+        with reading(f"{name} of {self.path}"), archive.open(entry) as file:
             version = np.lib.format.read_magic(file)
             if version not in _HEADERS:
                 raise ValueError(f"version {version} of numpy's format")
             shape, _, dtype = _HEADERS[version](file)
+            header = file.tell()
         if dtype.hasobject or (dtype.kind == "V" and dtype != _RAW):
             raise InputError(
-                f"{self.path}: {entry.removesuffix(_SUFFIX)} holds {dtype}, which is no number: "
-                "save the parameters alone"
+                f"{self.path}: {name} holds {shown(str(dtype))}, which is no number: save "
+                "numbers alone"
             )
-        return TensorSpec(_BFLOAT16 if dtype == _RAW else dtype, shape)
-
-    @contextmanager
-    def _damage(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError:
-            raise
-        except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())
+        spec = TensorSpec(_BFLOAT16 if dtype == _RAW else dtype, shape)
+        if (
+            any(size < 0 for size in shape)
+            or header + spec.nbytes != entry.file_size
+            or entry.compress_type not in _COMPRESSIONS
+            or entry.file_size > _MOST_DEFLATED * entry.compress_size
+        ):
             raise InputError(
-                f"{self.path} is no whole .npz file ({reason}): save it again"
-            ) from error
+                f"{self.path}: {name} does not hold what its shape {shown(shape)} says: save it "
+                "again"
+            )
+        return spec
+
+
+def _counted(path: Path, archive: zipfile.ZipFile) -> int:
+    """How many members the end of a zip file says there are, which zipfile does not compare."""
+    with path.open("rb") as file:
+        file.seek(-_END_BYTES - len(archive.comment), os.SEEK_END)
+        count = int.from_bytes(file.read(_END_BYTES)[10:12], "little")
+    return len(archive.infolist()) if count == _IN_ZIP64 else count
 
 
 def write_npz(path: Path, leaves: Iterable[tuple[str, np.ndarray]]) -> None:

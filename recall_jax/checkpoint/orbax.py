@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Sharding
 from orbax.checkpoint import v1 as ocp
 
+from recall_jax.checkpoint.names import check_leaves
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, StorageError
 
@@ -64,6 +65,7 @@ def load_orbax(folder: Path) -> Any:
     with _damage(path):
         # asked for as numpy arrays, it comes without the sharding it was saved with
         metadata = ocp.metadata(path).metadata
+        _check_names(metadata, path)
         return ocp.load(path, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata))
 
 
@@ -108,8 +110,8 @@ class OrbaxTree:
         if metadata is None:  # which is how Orbax says that it cannot read what is there
             raise InputError(f"{path} is damaged (its metadata cannot be read): save it again")
         leaves, self._structure = jax.tree.flatten(metadata)
-        paths, _ = jax.tree_util.tree_flatten_with_path(_unboxed(metadata))
-        self.names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
+        _check_names(metadata, path)
+        self.names = _names(_unboxed(metadata))
         self._abstract = dict(zip(self.names, leaves, strict=True))
         self.specs = {
             name: TensorSpec(np.dtype(leaf.dtype), tuple(leaf.shape))
@@ -153,6 +155,17 @@ class OrbaxTree:
         return {name: found[name] for name in wanted}
 
 
+def _names(tree: Any) -> list[str]:
+    """The paths of the leaves, in their order."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def _check_names(metadata: Any, path: Path) -> None:
+    """Refuse names that lead elsewhere: Orbax makes paths of files of them."""
+    check_leaves(_names(metadata), path)
+
+
 def _own_bytes(spec: TensorSpec, sharding: Sharding | None) -> int:
     """What this process reads of a leaf: the parts that its devices hold, each once."""
     if sharding is None:
@@ -174,6 +187,8 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         with _quiet():
             yield
+    except InputError:
+        raise
     except Exception as error:  # Orbax and TensorStore raise what they like on damaged files
         raise InputError(f"{path} is damaged ({type(error).__name__}): save it again") from error
 

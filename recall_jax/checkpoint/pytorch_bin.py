@@ -1,7 +1,7 @@
 """PyTorch weight files (`pytorch_model.bin`), read by torch without running what is in them."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 
 from recall_jax.checkpoint.identity import FileIdentity
+from recall_jax.checkpoint.names import check_name
 from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
-from recall_jax.errors import InputError, storage_faults
+from recall_jax.errors import InputError, reading, storage_faults
 
 
 class PytorchFile:
@@ -26,11 +27,16 @@ class PytorchFile:
         self.path = path
         with storage_faults(f"read {path}"):
             self.identity = FileIdentity.of(path)
-        self._tensors = _load(path)
+        stored = _stored_sizes(path)
+        self._tensors = _load(path, mapped=stored is not None)
+        for name in self._tensors:
+            check_name(name, path)
         self.specs: Mapping[str, TensorSpec] = {
-            name: _spec(tensor, f"{path}, tensor {name!r}")
+            name: _spec(tensor, self.identity.size, f"{path}, tensor {name!r}")
             for name, tensor in self._tensors.items()
         }
+        if stored is not None and _held_sizes(self._tensors.values()) != stored:
+            raise InputError(f"{path} is damaged: its tensors are not what it has bytes for")
 
     def read(self, name: str) -> np.ndarray:
         """Tensor `name`, C-contiguous and read-only; a copy only if it is stored otherwise."""
@@ -47,7 +53,7 @@ class PytorchFile:
 
 
 def _as_numpy(tensor: Any, dtype: np.dtype[Any]) -> np.ndarray:
-    tensor = tensor.detach().contiguous()
+    tensor = tensor.detach().resolve_neg().contiguous()
     if dtype == ml_dtypes.bfloat16:  # which torch does not give to numpy
         import torch
 
@@ -57,7 +63,7 @@ def _as_numpy(tensor: Any, dtype: np.dtype[Any]) -> np.ndarray:
     return array
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, *, mapped: bool) -> dict[str, Any]:
     try:
         import torch
     except ImportError as error:
@@ -65,9 +71,7 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path} needs torch: pip install 'recall-jax[torch]', or convert it to safetensors"
         ) from error
     try:
-        content = torch.load(
-            path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
-        )
+        content = torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
     except Exception as error:  # torch raises what it likes on a file that is not as it should be
         raise InputError(
             f"{path} is damaged, or holds more than tensors and is not loaded for safety "
@@ -81,11 +85,43 @@ def _load(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _spec(tensor: Any, where: str) -> TensorSpec:
+def _stored_sizes(path: Path) -> list[int] | None:
+    """Bytes of the storages in a file that can be mapped, ascending, those of none left out.
+
+    None for one that torch must read: in the format before zip files, or compressed, which torch
+    would map as it is. What is no storage is held to its checksum here, as torch does not.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with reading(str(path)), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        storages = [member for member in members if "/data/" in member.filename]
+        for member in members:
+            if member not in storages:
+                archive.read(member)
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            return None
+        return sorted(filter(None, (member.file_size for member in storages)))
+
+
+def _held_sizes(tensors: Iterable[Any]) -> list[int]:
+    """Bytes of the storages that tensors are views of, each once, as `_stored_sizes` has them."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return sorted(filter(None, sizes.values()))
+
+
+def _spec(tensor: Any, file_bytes: int, where: str) -> TensorSpec:
     name = str(tensor.dtype).removeprefix("torch.")
     by_name = {dtype.name: dtype for dtype in NAME_OF_DTYPE}
     if name not in by_name or str(tensor.layout) != "torch.strided" or tensor.is_quantized:
         raise InputError(f"{where}: {tensor.dtype} ({tensor.layout}) is not supported")
     if tensor.device.type != "cpu":
         raise InputError(f"{where}: holds no data (device {tensor.device})")
-    return TensorSpec(by_name[name], tuple(tensor.shape))
+    spec = TensorSpec(by_name[name], tuple(tensor.shape))
+    if spec.nbytes > file_bytes:  # an expanded tensor shows the same bytes again and again
+        raise InputError(
+            f"{where}: its shape {list(spec.shape)} stands for {spec.nbytes} bytes, in a file of "
+            f"{file_bytes}: save it contiguous"
+        )
+    return spec

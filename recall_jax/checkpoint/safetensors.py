@@ -23,6 +23,7 @@ import numpy as np
 
 from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.json_objects import MAX_BYTES, parse_json_object
+from recall_jax.checkpoint.names import check_name
 from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
 from recall_jax.errors import InputError, StorageError, shown, storage_faults
 
@@ -189,6 +190,8 @@ def _layout(
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise InputError(f"the header of {path}: __metadata__ must map strings to strings")
+    for name in header:
+        check_name(name, path)
     entries = [(*_entry(value, f"{path}, tensor {name!r}"), name) for name, value in header.items()]
     entries.sort(key=lambda entry: entry[:2])
     position = 0

@@ -1,3 +1,3 @@
-from toys import disk
+from toys import cache, disk
 
-__all__ = ["disk"]
+__all__ = ["cache", "disk"]

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +156,54 @@ def test_without_torch_the_error_says_what_to_install(tmp_path, monkeypatch):
 def test_reading_makes_no_copy_of_a_plain_tensor(tmp_path):
     file = PytorchFile(save({"w": torch.ones(1000, dtype=torch.bfloat16)}, tmp_path))
     assert np.shares_memory(file.read("w"), file.read("w"))
+
+
+def rewrite(path: Path, edit=lambda name, data: data, kind: int = zipfile.ZIP_STORED) -> None:
+    """Write the zip file again, its members edited and stored in another way."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: archive.read(member) for member in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, edit(name, data), kind)
+
+
+def test_a_compressed_file_reads_as_torch_reads_it(tmp_path):
+    path = save({"w": torch.arange(8.0), "v": torch.arange(100.0, 108.0)}, tmp_path)
+    rewrite(path, kind=zipfile.ZIP_DEFLATED)
+    assert_same(PytorchFile(path), torch.load(path, weights_only=True))
+
+
+def test_a_tensor_reads_no_bytes_of_another(tmp_path):
+    path = save({"w": torch.arange(8.0), "v": torch.arange(100.0, 108.0)}, tmp_path)
+    rewrite(path, lambda name, data: data.replace(b"K\x08", b"K\x20"))
+    assert torch.load(path, weights_only=True, mmap=True)["w"].shape == (32,)
+    with pytest.raises(InputError, match="its tensors are not what it has bytes for"):
+        PytorchFile(path)
+
+
+def test_a_damaged_pickle_is_found_by_its_checksum(tmp_path):
+    path = save({"a.weight": torch.arange(8.0)}, tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"a.weight", b"a.wfight"))
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is damaged.*CRC-32"):
+        PytorchFile(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(1).expand(10**6, 10**6),
+        torch.ones(2, 1).expand(2, 10**6),
+        torch.ones(1000).as_strided((500, 500), (1, 1)),
+    ],
+    ids=["expanded", "in one dimension", "overlapping"],
+)
+def test_a_small_file_claims_no_large_tensor(tensor, zipped, tmp_path):
+    path = save({"w": tensor}, tmp_path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"tensor 'w': its shape \[.*save it contiguous"):
+        PytorchFile(path)
+
+
+def test_a_negated_view_is_what_torch_makes_of_it(tmp_path):
+    array = PytorchFile(save({"w": torch._neg_view(torch.arange(3.0))}, tmp_path)).read("w")
+    np.testing.assert_array_equal(array, [0, -1, -2])

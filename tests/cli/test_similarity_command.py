@@ -240,9 +240,9 @@ def test_measures_are_listed(recall):
 
 FILES = {
     "not there": (None, "cannot read made.npz"),
-    "text": ("reps", "no .npz"),
+    "text": ("reps", "not a zip file"),
     "empty": ({}, "holds no arrays"),
-    "objects": ({"a": np.asarray([{}, {}])}, "no .npz"),
+    "objects": ({"a": np.asarray([{}, {}])}, "no number"),
     "names": ({"a": np.asarray(["x", "y"])}, "made.npz: a is <U1.*numbers"),
     "of one dimension": ({"a": np.zeros(4)}, r"a is float64 \(4,\).*\(n, E\)"),
     "without samples": ({"a": np.zeros((0, 4))}, r"a is float64 \(0, 4\)"),

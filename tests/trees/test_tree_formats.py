@@ -1,6 +1,7 @@
 """Trees in the formats that JAX codebases keep them in, read and written bit for bit."""
 
 import warnings
+import zipfile
 
 import flax.serialization
 import jax
@@ -80,11 +81,68 @@ def test_numpy_reads_what_is_written(tmp_path):
 def test_npz_files_that_are_none_are_refused(tmp_path):
     path = tmp_path / "bad.npz"
     path.write_bytes(b"no zip file")
-    assert_one_line(lambda: NpzTree("bad", path), path, "save it again")
+    assert_one_line(lambda: NpzTree("bad", path), path, "damaged")
     np.savez(path, pickled=np.asarray([{}], object))
     assert_one_line(lambda: NpzTree("bad", path), path, "pickled")
     np.savez(path, **LEAVES)
     path.write_bytes(path.read_bytes()[:-40])
+    assert_one_line(lambda: NpzTree("bad", path), path, "damaged")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_single_bit_of_an_npz_file_is_found(save, tmp_path):
+    path = tmp_path / "tree.npz"
+    leaves = {"a/b": array(np.float32, 3, 5), "c": array(np.float16, 4)}
+    save(path, **leaves)
+    whole = path.read_bytes()
+    found = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            tree = NpzTree("tree", path)
+            read = {name: tree.read(name).tobytes() for name in tree.specs}
+        except InputError as error:
+            found += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+            continue
+        # a date, a permission, or the name of a leaf, which the user's patterns know
+        assert list(read.values()) == [leaf.tobytes() for leaf in leaves.values()]
+    assert found > len(whole) / 2
+
+
+def write_member(path, header: str, data: bytes, kind=zipfile.ZIP_STORED, name="a.npy") -> None:
+    text = f"{header:<118}\n".encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+        archive.writestr(name, content, kind)
+
+
+@pytest.mark.parametrize(
+    ("shape", "descr"),
+    [
+        ("(1000000000000,)", "<f4"),
+        ("(1000000000000, 1000000000000, 1000000000000)", "<f4"),
+        ("(-5, -1)", "<f4"),
+        ("(4,)", "<f4"),
+        ("(6,)", "<f4"),
+        ("(5,)", "|O"),
+        ("(1,)", "|V20"),
+    ],
+)
+def test_a_shape_of_an_npz_file_is_held_to_its_bytes(shape, descr, tmp_path):
+    path = tmp_path / "bad.npz"
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}"
+    write_member(path, header, b"\0" * 20)
+    assert_one_line(lambda: NpzTree("bad", path), path, "a ")
+
+
+def test_a_zip_bomb_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "bad.npz"
+    header = "{'descr': '|u1', 'fortran_order': False, 'shape': (50000000,)}"
+    write_member(path, header, bytes(50_000_000), zipfile.ZIP_BZIP2)
+    assert path.stat().st_size < 1000
     assert_one_line(lambda: NpzTree("bad", path), path, "save it again")
 
 
@@ -157,6 +215,36 @@ def test_msgpack_that_is_none_is_refused(tmp_path):
     for wrong in (b"", b"text", content[:-9], msgpack.packb([1, 2, 3]), evil, strange):
         path.write_bytes(wrong)
         assert_one_line(lambda: MsgpackTree("bad", path), path)
+
+
+DAMAGES = {
+    "deep": b"\x81\xa1a" * 1000 + b"\x80",
+    "very deep": b"\x81\xa1a" * 100_000 + b"\x80",
+    "a list of 2^31": b"\x81\xa1a\xdd\x7f\xff\xff\xff",
+    "a map of 2^31": b"\xdf\x7f\xff\xff\xff",
+    "lists in lists": b"\x81\xa1a" + b"\xdd\x00\x0f\xff\xff" * 1000,
+    "bytes of 2^32": b"\x81\xa1a\xc9\xff\xff\xff\xff\x01",
+    "a key given twice": b"\x82\xa1a\x01\xa1a\x02",
+    "a key that is a list": b"\x81\x91\x01\x02",
+    "a leaf without a path": b"\x92\x01\xc4\x01\xc0",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_msgpack_that_is_made_to_hurt_is_refused(damage, tmp_path):
+    path = tmp_path / "bad.msgpack"
+    path.write_bytes(DAMAGES[damage])
+    assert_one_line(lambda: MsgpackTree("bad", path), path)
+
+
+def test_msgpack_is_read_to_its_last_byte(tmp_path):
+    path = tmp_path / "tree.msgpack"
+    write_stream(path, LEAVES)
+    stream, tree = path.read_bytes(), flax.serialization.msgpack_serialize(FLAX)
+    for whole in (stream, tree):
+        for wrong in (whole[:-5], whole + b"\xc0", whole + b"\xdc", whole[:-1]):
+            path.write_bytes(wrong)
+            assert_one_line(lambda: MsgpackTree("bad", path), path)
 
 
 # ----------------------------------------------------------------------------------------- orbax
