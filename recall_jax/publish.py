@@ -3,8 +3,9 @@
 import ctypes
 import errno
 import os
-import secrets
 from pathlib import Path
+
+from recall_jax.errors import StorageError
 
 # linux/fs.h and fcntl.h, for renameat2
 _RENAME_NOREPLACE, _RENAME_EXCHANGE, _AT_FDCWD = 1, 2, -100
@@ -14,23 +15,34 @@ _NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 def publish_folder(source: Path, target: Path, *, replace: bool) -> None:
     """Rename a folder that `sync_tree` has seen; `source` is gone, or what `target` was before.
 
-    FileExistsError where there is a `target` that is not to be replaced.
+    FileExistsError where there is a `target` that is not to be replaced. `confirm` comes next.
     """
     if replace and os.path.exists(target):
         _exchange(source, target)
     else:
         _rename_to_new(source, target)
-    _sync(target.parent)
 
 
 def publish_file(source: Path, target: Path, *, replace: bool) -> None:
-    """Sync and rename a file. FileExistsError as for `publish_folder`."""
-    _sync(source)
+    """Rename a file that `sync_tree` has seen. FileExistsError as for `publish_folder`."""
     if replace:
         source.replace(target)
     else:
         _rename_to_new(source, target)
-    _sync(target.parent)
+
+
+def confirm(target: Path, out: Path) -> None:
+    """Let the new name of what was published, `out` to the user, reach the disk.
+
+    Raises StorageError where the disk does not say so: what is written is there all the same.
+    """
+    try:
+        _sync_names(target.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{out} is there and complete, but the disk did not confirm it "
+            f"({error.strerror or error}): see that it still is after a restart"
+        ) from error
 
 
 def sync_tree(folder: Path) -> None:
@@ -38,7 +50,14 @@ def sync_tree(folder: Path) -> None:
     for root, _, files in os.walk(folder, topdown=False):
         for name in files:
             _sync(Path(root, name))
-        _sync(Path(root))
+        _sync_names(Path(root))
+
+
+def mend(target: Path, source: Path) -> None:
+    """Give `target` back its name where a crash came between the renames of an exchange."""
+    aside = _aside(source)
+    if os.path.lexists(aside) and not os.path.lexists(target):
+        aside.rename(target)
 
 
 def _rename_to_new(source: Path, target: Path) -> None:
@@ -58,8 +77,7 @@ def _exchange(source: Path, target: Path) -> None:
     """Let two folders swap their names."""
     if _renameat2(source, target, _RENAME_EXCHANGE):
         return
-    # beside `target`, where a crash between the renames leaves it for its owner to find
-    aside = target.with_name(f".{target.name}.recall-{secrets.token_hex(4)}-old")
+    aside = _aside(source)
     target.rename(aside)
     try:
         source.rename(target)
@@ -67,6 +85,11 @@ def _exchange(source: Path, target: Path) -> None:
         aside.rename(target)
         raise
     aside.rename(source)
+
+
+def _aside(source: Path) -> Path:
+    """Where `target` is between two renames, and where `mend` finds it."""
+    return source.with_name("old")
 
 
 def _renameat2(source: Path, target: Path, flags: int) -> bool:
@@ -90,3 +113,12 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_names(folder: Path) -> None:
+    """As `_sync`; there are file systems that know it of files alone."""
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise

@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import pytest
 
+from recall_jax.interruption import STOPPING
+
 # what differs from run to run: timings, and the files that show them
 TIMED = {"recall_report.json", "recall_report.html", "README.md", "checksums.json"}
 
@@ -204,7 +206,7 @@ def recall(capfd, monkeypatch, cache) -> Recall:
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     before = {name: getattr(jax.config, name) for name in _JAX_OPTIONS}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     yield run
     for number, handler in handlers.items():

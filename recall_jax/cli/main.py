@@ -1,9 +1,10 @@
 """Entry point of `recall`: the commands, and one unwrapped line for every error.
 
-Exit status: 0 success, 1 a failed check or a fault of ours, 2 a user's error, 130 interrupted,
-143 terminated.
+Exit status: 0 success, 1 a failed check or a fault of ours, 2 a user's error, 129 hung up, 130
+interrupted, 143 terminated.
 """
 
+import io
 import logging
 import os
 import sys
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # A shell can close them; what is said then is for nobody.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a narrow encoding fails no command
+            stream.reconfigure(errors="backslashreplace")
     arguments = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     signals.catch()
     explain_lost_bytes()
@@ -122,18 +126,25 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _signal_behind(error: BaseException) -> int | None:
-    """The status of a signal that came inside a C callback, which made a SystemError of it."""
-    cause = error.__cause__ or error.__context__
-    if not isinstance(error, SystemError) or not isinstance(cause, SystemExit):
-        return None
-    return cause.code if isinstance(cause.code, int) and cause.code in signals.STATUSES else None
+    """The status of a signal that came before an error.
+
+    Inside of a C callback, which made a SystemError of it; or the terminal went with a lost
+    connection, and a progress bar could not be taken away any more.
+    """
+    cause: BaseException | None = error
+    while cause := cause.__cause__ or cause.__context__:
+        if isinstance(cause, SystemExit) and cause.code in signals.STATUSES:
+            return int(cause.code)
+    return None
 
 
 def _complain(message: str, status: int, error: BaseException) -> int:
     """Print one line, the error's notes included, and give the status back."""
     notes = dict.fromkeys(getattr(error, "__notes__", ()))  # a work within a work says the same
     line = "; ".join([message, *notes])
-    sys.stderr.write(f"recall: {escaped(' '.join(line.split()))}\n")
+    with suppress(OSError, ValueError):  # nobody is there to read it
+        sys.stderr.write(f"recall: {escaped(' '.join(line.split()))}\n")
+        sys.stderr.flush()
     return status
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from recall_jax.cli import console
+from recall_jax.cli import console, signals
 from recall_jax.cli import options as opt
 
 
@@ -44,6 +44,7 @@ def rows(
     from recall_jax.output import output_file
     from recall_jax.representations.data import write_jsonl
 
+    signals.begin()
     asked = with_split(find_task(task), split)
     found = load_rows(asked, data_root)
     drawn = found.draw(limit, seed)

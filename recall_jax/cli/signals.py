@@ -1,22 +1,26 @@
-"""Ctrl-C and SIGTERM end a command in one line, with what it has begun undone or kept."""
+"""Ctrl-C, SIGTERM and a lost terminal end a command in one line, with its work undone or kept."""
 
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-STATUSES = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
+from recall_jax.interruption import STOPPING
 
-_begun = False
+_SAID = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
+STATUSES = {128 + number: _SAID[number.name] for number in STOPPING}
+
+_begun = _stopping = False
 
 
 def catch() -> None:
-    """Take over both signals, unless they are ignored, as in a shell's background job."""
-    global _begun
-    _begun = False
+    """Take over the signals, unless they are ignored, as in a shell's background job."""
+    global _begun, _stopping
+    _begun = _stopping = False
     # typer would catch a KeyboardInterrupt, and lose the notes on how to go on
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
     sys.unraisablehook = _again
@@ -29,20 +33,26 @@ def begin() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    global _stopping
     status = 128 + number
     if not _begun:  # and an exception while jaxlib is being imported would crash it
-        os.write(2, f"recall: {STATUSES[status]}\n".encode())
+        with suppress(OSError):  # the terminal is gone
+            os.write(2, f"recall: {STATUSES[status]}\n".encode())
         os._exit(status)
-    raise SystemExit(status)
+    if not _stopping:  # else one is being obeyed: a second Ctrl-C hastens nothing
+        _stopping = True
+        raise SystemExit(status)
 
 
 def _again(unraisable: Any) -> None:
     """Python drops an exception raised in a callback of its memory management: raise it later."""
+    global _stopping
     status = getattr(unraisable.exc_value, "code", None)
     if status not in STATUSES:
         # a read of Orbax's that ended after another of them had failed
         if str(unraisable.exc_value) != "Event loop is closed":
             sys.__unraisablehook__(unraisable)
         return
+    _stopping = False
     signal.signal(signal.SIGALRM, lambda number, frame: _stop(status - 128, frame))
     signal.setitimer(signal.ITIMER_REAL, 0.01)

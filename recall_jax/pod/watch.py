@@ -36,7 +36,7 @@ _ROLL_CALL = 4.0  # seconds in which a living process answers
 _GRACE = 3.0  # seconds for a main thread to unwind, and for the others to hear of an end
 
 _ENDED, _SEEN, _CALL, _HERE = "watch/ended", "watch/seen", "watch/call", "watch/here"
-_SIGNALS = {130: "was interrupted", 143: "was terminated"}
+_SIGNALS = {129: "was hung up", 130: "was interrupted", 143: "was terminated"}
 
 
 @dataclass(frozen=True)

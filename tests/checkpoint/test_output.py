@@ -39,8 +39,7 @@ def tree(folder: Path) -> dict[str, str]:
 def test_the_folder_appears_when_the_block_ends(tmp_path, renames):
     out = tmp_path / "out"
     with output_folder(out) as hidden:
-        assert hidden.parent == tmp_path
-        assert hidden.name.startswith(".out.recall-")
+        assert hidden == tmp_path / ".out.recall-work" / "new"
         (hidden / "sub").mkdir()
         (hidden / "sub" / "a").write_text("1")
         assert not out.exists()
@@ -166,7 +165,7 @@ def test_a_link_is_followed(tmp_path, renames):
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
     with output_folder(tmp_path / "link", force=True) as hidden:
         (hidden / "a").write_text("1")
-        assert hidden.parent == tmp_path / "disk"
+        assert hidden.parent == tmp_path / "disk" / ".out.recall-work"
     assert tree(tmp_path / "disk") == {"out": "", "out/a": "1"}
     assert (tmp_path / "link").is_symlink()
 
@@ -425,7 +424,7 @@ def wait(*_):
     print("ready", flush=True)
     time.sleep(60)
 if moment == "published":
-    output._remove = wait
+    output._drop = wait
 with work_folder(out, force=True) as work:
     (work.folder / "a").write_text("1")
     work.journal.write_text("one\\n")

@@ -12,13 +12,14 @@ from toys import environment
 from recall_jax import conversion
 from recall_jax.cli import main as cli_main
 from recall_jax.errors import InputError
+from recall_jax.interruption import STOPPING
 
 NOTE = "go on with\n--resume"
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.getsignal(number) for number in STOPPING}
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
@@ -30,6 +31,7 @@ def handlers():
     [
         (signal.SIGINT, 130, "recall: interrupted; go on with --resume; second\n"),
         (signal.SIGTERM, 143, "recall: terminated; go on with --resume; second\n"),
+        (signal.SIGHUP, 129, "recall: hung up; go on with --resume; second\n"),
     ],
 )
 def test_a_signal_is_one_line_with_the_notes(
