@@ -1,6 +1,9 @@
 """What the command says when it is told to stop, and that notes on errors are part of the line."""
 
+import errno
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,3 +172,67 @@ def test_a_signal_inside_a_c_callback_is_no_fault_of_ours(status, recall, monkey
     done = recall("demo")
     assert done.status == status
     assert done.err.startswith("recall: interrupted" if status == 130 else "recall: terminated")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+def test_rows_are_cleared_away(number, times, recall, monkeypatch, tmp_path):
+    def stopped(path, rows):
+        path.write_text("half")
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+
+    rmtree = shutil.rmtree
+
+    def slow(*arguments, **options):
+        os.kill(os.getpid(), number)
+        rmtree(*arguments, **options)
+
+    monkeypatch.setattr("recall_jax.representations.data.write_jsonl", stopped)
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    (tmp_path / "sst2").mkdir()
+    (tmp_path / "sst2" / "train.tsv").write_text("sentence\tlabel\ngood\t1\n")
+    done = recall("rows", "sst2", "--data-root", tmp_path, "--out", tmp_path / "new" / "out")
+    assert done.status == 128 + number
+    assert done.err.count("\n") == 1
+    assert os.listdir(tmp_path) == ["sst2"]
+
+
+def test_a_terminal_that_is_gone_changes_nothing(recall, toys, monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+        flush = write
+
+    def stopped(model):
+        try:
+            os.kill(os.getpid(), signal.SIGHUP)
+        finally:  # as a progress bar, which is to be taken away
+            Gone().write("")
+
+    monkeypatch.setattr(conversion, "describe", stopped)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert recall("inspect", toys.llama[0]).status == 129
+
+
+NAMES = ["é", "日本", "\udcff", "±"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_name_that_the_encoding_lacks_is_shown_all_the_same(
+    name, encoding, toys, tmp_path, monkeypatch
+):
+    folder = tmp_path / name
+    folder.symlink_to(toys.llama[0])
+    for words, status in ([str(folder)], 0), ([str(folder / "no")], 2):
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+        monkeypatch.setattr(sys, "stdout", streams[0])
+        monkeypatch.setattr(sys, "stderr", streams[1])
+        with pytest.raises(SystemExit) as end:
+            cli_main.main(["inspect", *words])
+        assert end.value.code == status
+        said = [(stream.flush(), stream.buffer.getvalue())[1] for stream in streams]
+        assert said[status == 0] == b""
+        assert said[status == 2].decode(encoding)

@@ -1,5 +1,6 @@
 """An evaluation from end to end: the table, the files, the answers kept, and going on."""
 
+import io
 import json
 import shutil
 import sys
@@ -14,6 +15,7 @@ from published import DATA
 from toys import copy_model, tree
 
 import recall_jax.evaluate as evaluate_module
+from recall_jax.cli.main import main
 from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.evaluate import Options, evaluate
@@ -338,6 +340,23 @@ def test_the_command(recall, models, tmp_path):
     refused = recall(*words)
     assert refused.status == 2
     assert "out exists: choose another folder or pass --force" in refused.err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "utf-8"])
+def test_a_narrow_encoding_fails_no_table(encoding, recall, evaluated, monkeypatch):
+    models, record, _ = evaluated
+    monkeypatch.setattr(evaluate_module, "evaluate", lambda *_, **options: record)
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", *models, "--tasks", "sst2", "--data-root", str(DATA)])
+    out, err = ((stream.flush(), stream.buffer.getvalue())[1] for stream in streams)
+    assert (end.value.code, err) == (0, b"")
+    value = record["results"][0]["sst2"]["accuracy"]
+    sign = {"ascii": rb"\xb1", "latin-1": b"\xb1", "cp437": b"\xf1", "utf-8": b"\xc2\xb1"}[encoding]
+    wanted = b"%.1f %s %.1f" % (value["value"], sign, value["standard_error"])
+    assert wanted in out
 
 
 def test_the_command_lists_and_shows_tasks(recall):
