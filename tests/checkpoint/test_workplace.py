@@ -193,9 +193,9 @@ def test_a_disk_that_loses_the_bytes_leaves_no_output(use, tmp_path, monkeypatch
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(publish, "_sync", fail)
-    with pytest.raises(StorageError, match=r"cannot write .*Input/output error"):
-        with use(tmp_path / "out") as place:
-            fill(use, place)
+    words = r"cannot write .*Input/output error"
+    with pytest.raises(StorageError, match=words), use(tmp_path / "out") as place:
+        fill(use, place)
     assert os.listdir(tmp_path) == []
 
 
@@ -245,18 +245,23 @@ def test_a_work_is_kept_for_what_a_work_within_it_has_noted(tmp_path):
     assert caught.value.__notes__ == [
         "what is done is kept: run the same command with --resume to go on"
     ]
-    with work_folder(out, resume=True) as work:
-        with work_folder(work.folder / "deep" / "inner", resume=True) as inner:
-            assert (inner.folder / "a").read_text() == "kept"
+    with (
+        work_folder(out, resume=True) as work,
+        work_folder(work.folder / "deep" / "inner", resume=True) as inner,
+    ):
+        assert (inner.folder / "a").read_text() == "kept"
     assert content(out / "deep" / "inner") == "kept"
     assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_quick_output_promises_no_resume_of_a_work_within_it(tmp_path):
-    with pytest.raises(KeyboardInterrupt) as caught, output_folder(tmp_path / "out") as folder:
-        with work_folder(folder / "inner") as work:
-            work.journal.write_text("one\n")
-            raise KeyboardInterrupt
+    with (
+        pytest.raises(KeyboardInterrupt) as caught,
+        output_folder(tmp_path / "out") as folder,
+        work_folder(folder / "inner") as work,
+    ):
+        work.journal.write_text("one\n")
+        raise KeyboardInterrupt
     assert not getattr(caught.value, "__notes__", None)
     assert os.listdir(tmp_path) == []
 
