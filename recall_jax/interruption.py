@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 # SIGHUP: the terminal is gone, as with a lost connection. Windows has none.
-STOPPING = [
+STOPPING: list[signal.Signals] = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 
@@ -28,7 +28,7 @@ def uninterrupted() -> Iterator[None]:
     holding = True
 
     def hold(number: int, frame: FrameType | None) -> None:
-        kept = handlers[number]
+        kept = handlers[signal.Signals(number)]
         if holding:
             waiting.append(number)
         elif callable(kept):  # one came before all were given back

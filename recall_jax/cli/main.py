@@ -131,10 +131,10 @@ def _signal_behind(error: BaseException) -> int | None:
     Inside of a C callback, which made a SystemError of it; or the terminal went with a lost
     connection, and a progress bar could not be taken away any more.
     """
-    cause: BaseException | None = error
-    while cause := cause.__cause__ or cause.__context__:
+    while cause := error.__cause__ or error.__context__:
         if isinstance(cause, SystemExit) and cause.code in signals.STATUSES:
-            return int(cause.code)
+            return cause.code
+        error = cause
     return None
 
 

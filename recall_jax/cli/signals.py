@@ -10,7 +10,7 @@ from typing import Any
 from recall_jax.interruption import STOPPING
 
 _SAID = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
-STATUSES = {128 + number: _SAID[number.name] for number in STOPPING}
+STATUSES: dict[int, str] = {128 + number: _SAID[number.name] for number in STOPPING}
 
 _begun = _stopping = False
 
