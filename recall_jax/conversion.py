@@ -72,7 +72,7 @@ def convert(
                     writer.write(name, array)
             checksums = dict(writer.checksums)
         write_checksums(hidden, checksums)
-    return warnings
+    return [*model.warnings, *warnings]
 
 
 class _TreeModel:
@@ -98,6 +98,7 @@ class _TreeModel:
             )
         self.specs = {name: TensorSpec(a.dtype, a.shape) for name, a in self._tensors.items()}
         self.stored = self.specs
+        self.warnings: list[str] = []
         self.bytes_read = sum(spec.nbytes for spec in self.specs.values())
 
     def read(self, name: str) -> np.ndarray:
@@ -163,6 +164,7 @@ def describe(model: Checkpoint) -> dict[str, object]:
         "dtypes": sorted({spec.dtype.name for spec in specs.values()}),
         "tied": is_tied(model),
         "adapters": [str(adapter) for adapter in model.adapters],
+        "warnings": model.warnings,
         "stacks": list(stacks_of(model.specs)),
         "quantised": model.quantised,
         "units": units,

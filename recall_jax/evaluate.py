@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from recall_jax.checkpoint.folder import Checkpoint, file_warnings, open_checkpoint
 from recall_jax.engine.inputs import compute_dtype
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.errors import InputError, storage_faults
@@ -105,7 +105,8 @@ def evaluate(
         asked = [ask(task, options) for task in tasks]
         checkpoints = [open_checkpoint(model) for model in models]
         residents = list(map(without_weights, checkpoints))  # what is wrong is found now
-        warnings = [
+        warnings = file_warnings(checkpoints)
+        warnings += [
             line
             for model, checkpoint in zip(residents, checkpoints, strict=True)
             for line in _too_long(model, checkpoint.name, asked)

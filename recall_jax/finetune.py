@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from recall_jax.checkpoint.checksums import FileChecksum
 from recall_jax.checkpoint.companions import copy_companions
-from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from recall_jax.checkpoint.folder import Checkpoint, file_warnings, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.device import not_finite
@@ -155,7 +155,7 @@ def finetune(
                 (work.folder / FISHER).parent.mkdir()
                 save_anchor(work.folder / FISHER, anchor)
         record = _record(settings, checkpoint, method, data, plan, history)
-        record["warnings"] += warnings
+        record["warnings"] += [*file_warnings([checkpoint]), *warnings]
         record |= {"compute_dtype": np.dtype(dtype).name, "timing_s": clock.seconds}
         with storage_faults(f"write {work.folder}"):
             write_json(work.folder / RECORD, record)

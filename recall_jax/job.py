@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.checkpoint.folder import Checkpoint, file_warnings
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
 from recall_jax.engine.given import given_findings
@@ -182,6 +182,7 @@ def merge(
         if path := changed_input(identity["inputs"], input_files(read, _input_files(recipe))):
             raise InputError(f"{path} was changed while it was being merged: start again")
         report = make_report(recipe, prepared, [model.name for model in models], list(plan.units))
+        report["warnings"] = [*file_warnings(read), *report["warnings"]]
         took = processes.exchange(
             "took",
             {

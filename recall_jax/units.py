@@ -11,9 +11,6 @@ EMBED = "embed"
 HEAD = "head"
 LM_HEAD = "lm_head.weight"
 
-# Recomputed from the config by every loader; old checkpoints hold them, newer ones do not.
-_DERIVED = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
-
 _LAYER = re.compile(r"((?:^|.*?\.)(?:h|\w*layers?|\w*blocks?))\.(\d{1,9})\.")
 # Before embeddings, among whose names some of these would be.
 _OUTPUT = re.compile(
@@ -53,8 +50,3 @@ def stacks_of(names: Iterable[str]) -> tuple[str, ...]:
     """
     found = (match.group(1) for name in names if (match := _LAYER.match(name)))
     return tuple(dict.fromkeys(found))
-
-
-def is_derived(name: str) -> bool:
-    """Whether a tensor is a rotary buffer, which no model needs stored."""
-    return _DERIVED.search(name) is not None

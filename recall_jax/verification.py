@@ -172,6 +172,7 @@ def _kind(folder: Path, names: Collection[str]) -> Kind:
 
 def _check_model(folder: Path, findings: _Findings) -> None:
     model = Checkpoint(str(folder), folder, look=True)
+    findings.notes += model.warnings
     _note_tokenizer(folder, findings)
     if model.quantised is not None:
         findings.notes.append(

@@ -191,6 +191,7 @@ def test_units_of_the_names_that_transformers_writes(kind, tmp_path):
     model_class = getattr(transformers, kind)
     model_class(model_class.config_class(**config)).save_pretrained(tmp_path)
     names = list(open_checkpoint(tmp_path).specs)
+    assert set(names) == set(safetensors.numpy.load_file(tmp_path / "model.safetensors"))
     by_unit: dict[str, set[str]] = {}
     for name in names:
         by_unit.setdefault(unit_of_tensor(name), set()).add(name.rpartition(".")[0])

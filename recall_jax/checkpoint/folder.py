@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from recall_jax.checkpoint.hub import is_repository_id, snapshot
 from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora import BoundAdapter, folded_dtype, read_adapter
+from recall_jax.checkpoint.parameter_names import is_buffer
 from recall_jax.checkpoint.pytorch_bin import PytorchFile
 from recall_jax.checkpoint.quantised import quantised_by, quantised_tensor
 from recall_jax.checkpoint.safetensors import SafetensorsFile
@@ -30,12 +31,13 @@ _INDICES = tuple(name for name in WEIGHTS if name.endswith(".index.json"))
 
 
 class Checkpoint:
-    """A model on disk: its config, and its tensors one at a time.
+    """A model on disk: its config, and its parameters one at a time.
 
-    `specs` are of the tensors as they are read, which an adapter makes float32 where it changes
-    them; `stored` of the same tensors in the dtypes of the base, in which a model is written where
-    no other is asked for. `quantised` is what tells that its weights are, None for all models but
-    those that are opened to be looked at alone.
+    Buffers that carry no parameter are as if they were not there; `warnings` are lines on what else
+    of the files is not read. `specs` are of the tensors as they are read, which an adapter makes
+    float32 where it changes them; `stored` of the same tensors in the dtypes of the base, in which
+    a model is written where no other is asked for. `quantised` is what tells that its weights are,
+    None for all models but those that are opened to be looked at alone.
     """
 
     def __init__(
@@ -54,16 +56,20 @@ class Checkpoint:
         may_be = look and not adapters
         if method := quantised_by(self.config):
             self._note_quantised(f"quantization_config in its config.json: {method}", may_be)
-        files = _weight_files(folder)
-        self._file_of = {tensor: file for file in files for tensor in file.specs}
+        self._file_of, self.warnings = _weight_files(folder)
+        self._in_files: dict[str, str] = {}  # names of those tensors that are called otherwise
         self.stored: Mapping[str, TensorSpec] = {
-            tensor: spec for file in files for tensor, spec in file.specs.items()
+            tensor: file.specs[tensor]
+            for tensor, file in self._file_of.items()
+            if not is_buffer(tensor, file.specs[tensor])
         }
+        if not self.stored:
+            raise InputError(f"{folder}: its weights hold no parameters")
         _refuse_empty(self.stored, name)
         if self.quantised is None and (tensor := quantised_tensor(self.stored)):
             self._note_quantised(f"tensor {tensor}", may_be)
         self._bytes_read = 0
-        self._files = files
+        self._files = list(dict.fromkeys(self._file_of.values()))
         self._bound: list[BoundAdapter] = []
         self._folded: tuple[str, np.ndarray] | None = None  # the last one cut in rows
         for adapter in adapters:
@@ -101,12 +107,18 @@ class Checkpoint:
         """Bytes of the weight byte ranges asked for so far, those of adapters included."""
         return self._bytes_read + sum(bound.bytes_read for bound in self._bound)
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call tensors by other names hereafter: by those that `names` has for the present ones."""
+        self._in_files |= {new: self._in_files.get(old, old) for old, new in names.items()}
+        self.stored = {names.get(name, name): spec for name, spec in self.stored.items()}
+        self.specs = {names.get(name, name): spec for name, spec in self.specs.items()}
+
     def read(self, name: str) -> np.ndarray:
         """Tensor `name`, C-contiguous, dtype and shape as in `specs`; KeyError if unknown.
 
         A read-only view of the file where no adapter touches the tensor.
         """
-        array = None
+        array, name = None, self._in_files.get(name, name)
         if file := self._file_of.get(name):
             array = file.read(name)
             self._bytes_read += array.nbytes
@@ -123,6 +135,7 @@ class Checkpoint:
         Only these are read of a tensor that no adapter touches. Another is folded whole, and kept
         until the next one is, so that several cuts of it read and fold it once.
         """
+        name = self._in_files.get(name, name)
         if self._is_folded(name):
             if self._folded is None or self._folded[0] != name:
                 self._folded = name, self.read(name)
@@ -140,6 +153,7 @@ class Checkpoint:
 
         Those of adapters, small and read for many tensors, stay.
         """
+        name = self._in_files.get(name, name)
         if file := self._file_of.get(name):
             file.drop(name)
 
@@ -174,6 +188,11 @@ def open_checkpoint(spec: str | Path, *, look: bool = False) -> Checkpoint:
     """
     base, *adapters = (_locate(part) for part in _split(str(spec)))
     return Checkpoint(str(spec), base, tuple(adapters), look=look)
+
+
+def file_warnings(models: Iterable[Checkpoint]) -> list[str]:
+    """The warnings of all models' files, each once."""
+    return list(dict.fromkeys(line for model in models for line in model.warnings))
 
 
 def older_folders(models: Sequence[Checkpoint]) -> list[Path]:
@@ -218,11 +237,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _weight_files(folder: Path) -> list[SafetensorsFile | PytorchFile]:
+def _weight_files(folder: Path) -> tuple[dict[str, SafetensorsFile | PytorchFile], list[str]]:
+    """The file of each tensor, and warnings."""
     for name in WEIGHTS:
         path = folder / name
         if os.path.isfile(path):
-            return _indexed_files(path) if name in _INDICES else [_open(path)]
+            if name in _INDICES:
+                return _indexed_files(path)
+            file = _open(path)
+            return dict.fromkeys(file.specs, file), []
     _refuse_gguf(folder)
     raise InputError(f"{folder} has no weights: none of {', '.join(WEIGHTS)}")
 
@@ -245,8 +268,8 @@ def _refuse_empty(specs: Mapping[str, TensorSpec], model: str) -> None:
             )
 
 
-def _indexed_files(index: Path) -> list[SafetensorsFile | PytorchFile]:
-    """The shards an index names, each holding exactly the tensors the index says."""
+def _indexed_files(index: Path) -> tuple[dict[str, SafetensorsFile | PytorchFile], list[str]]:
+    """The shard of each tensor that an index names, and a warning of each that has others too."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index} has no weight_map")
@@ -255,7 +278,8 @@ def _indexed_files(index: Path) -> list[SafetensorsFile | PytorchFile]:
             raise InputError(
                 f"{index}: tensor {tensor!r} is in {shard!r}, which is no file beside it"
             )
-    files = []
+    file_of: dict[str, SafetensorsFile | PytorchFile] = {}
+    warnings = []
     for shard in sorted(set(weight_map.values())):
         path = index.parent / shard
         if not os.path.isfile(path):
@@ -266,12 +290,14 @@ def _indexed_files(index: Path) -> list[SafetensorsFile | PytorchFile]:
             raise InputError(
                 f"{path} lacks the tensor {missing[0]!r} that {index.name} says it has"
             )
+        file_of |= {tensor: file for tensor in file.specs if tensor in expected}
         if extra := sorted(file.specs.keys() - expected):
-            raise InputError(
-                f"{path} has the tensor {extra[0]!r}, which {index.name} does not name"
+            why = "is in another shard" if extra[0] in weight_map else "it does not name"
+            warnings.append(
+                f"{path}: left out {len(extra)} tensors that by {index.name} are not in this file, "
+                f"such as {extra[0]}, which {why}"
             )
-        files.append(file)
-    return files
+    return file_of, warnings
 
 
 def _open(path: Path) -> SafetensorsFile | PytorchFile:

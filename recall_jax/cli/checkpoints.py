@@ -124,6 +124,7 @@ def _show_model(found: dict[str, Any]) -> None:
         quiet=False,
     )
     console.show_table("units", ["unit", "tensors", "parameters", "size", "dtypes"], rows)
+    console.warn(found["warnings"])
     if len(found["stacks"]) > 1:
         console.say(f"layers that share their units: {', '.join(found['stacks'])}", quiet=False)
     if found["quantised"]:

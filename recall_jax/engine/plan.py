@@ -10,10 +10,11 @@ import numpy as np
 
 from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from recall_jax.checkpoint.parameter_names import namesakes
 from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import Whole
-from recall_jax.units import EMBED, HEAD, LM_HEAD, is_derived, unit_of_tensor
+from recall_jax.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
 
 DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -85,10 +86,14 @@ def units_of(specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
 
 
 def open_models(specs: Sequence[str]) -> list[Checkpoint]:
-    """Open models as the user names them, all of one model type."""
+    """Open models as the user names them, all of one model type; the last is the newest.
+
+    Where names differ by a prefix, tensors of all are called as in the newest.
+    """
     models = [open_checkpoint(spec) for spec in specs]
     newest = models[-1]
     for model in models:
+        model.rename(namesakes(model.specs, newest.specs))
         mine, its = newest.config.get("model_type"), model.config.get("model_type")
         if mine != its:
             raise InputError(
@@ -136,11 +141,7 @@ def make_plan(
 
 
 def _merged_specs(model: StoredModel, tied: bool) -> dict[str, TensorSpec]:
-    return {
-        name: spec
-        for name, spec in model.stored.items()
-        if not is_derived(name) and not (tied and name == LM_HEAD)
-    }
+    return {name: spec for name, spec in model.stored.items() if not (tied and name == LM_HEAD)}
 
 
 def _check_alike(

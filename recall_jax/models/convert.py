@@ -17,7 +17,7 @@ from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.decoder import SAME_INPUTS
 from recall_jax.models.families import FAMILIES
 from recall_jax.models.forward import init_params
-from recall_jax.units import EMBED, HEAD, LM_HEAD, is_derived, unit_of_tensor
+from recall_jax.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
 
 
 def tensor_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -106,7 +106,7 @@ def from_flax(arch: Architecture, tree: Mapping[str, Any]) -> dict[str, np.ndarr
 def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Hold the tensors that `where` has against those that its config implies.
 
-    Rotary buffers of old checkpoints and the lm_head of a tied model may be there or not.
+    The lm_head of a tied model may be there or not.
 
     Raises:
         InputError: with what is missing, unexpected and of another shape.
@@ -115,7 +115,7 @@ def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], whe
     allowed = dict(expected)
     if arch.tie_word_embeddings:
         allowed[LM_HEAD] = (arch.vocab_size, arch.hidden_size)
-    found = {name: tuple(shape) for name, shape in shapes.items() if not is_derived(name)}
+    found = {name: tuple(shape) for name, shape in shapes.items()}
     faults = []
     if missing := [name for name in expected if name not in found]:
         faults.append(f"missing {_some(missing)}")
