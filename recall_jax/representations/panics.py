@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import BinaryIO
 
 _alone = threading.RLock()  # the process has one stderr
 
@@ -18,7 +17,7 @@ def unheard_panics() -> Iterator[None]:
     All else that is printed meanwhile, by this thread or another, comes at the end of the block.
     """
     with _alone:
-        held = _file().fileno()
+        held = _held()
         try:
             stderr = os.dup(2)
         except OSError:  # it is closed: nothing is heard anyway
@@ -43,6 +42,8 @@ def unheard_panics() -> Iterator[None]:
 
 
 @cache
-def _file() -> BinaryIO:
+def _held() -> int:
     """A file without a name for what is printed meanwhile, open as long as the process."""
-    return tempfile.TemporaryFile()
+    descriptor, name = tempfile.mkstemp()
+    os.unlink(name)
+    return descriptor
