@@ -1,6 +1,6 @@
 """Checkpoints from one format to another, each tensor bit for bit unless a dtype is asked for."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, wri
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.plan import DTYPES, in_forward_order, is_tied, make_plan, units_of
 from recall_jax.errors import InputError
+from recall_jax.models.architecture import LAYERS
 from recall_jax.models.config import read_architecture
-from recall_jax.models.convert import from_flax, to_flax
+from recall_jax.models.convert import check_sizes, from_flax, to_flax
 from recall_jax.output import output_folder
 from recall_jax.units import stacks_of
 
@@ -82,6 +83,10 @@ class _TreeModel:
         path = folder / CONFIG_NAME
         self.name, self.folder, self.tokenizer_folders = str(folder), folder, (folder,)
         self.config = read_json_object(path)
+        shapes = {str(index): np.shape(leaf) for index, leaf in enumerate(jax.tree.leaves(tree))}
+        blocks = jax.tree.leaves(tree.get(LAYERS) if isinstance(tree, Mapping) else None)
+        stacked = [np.shape(leaf)[0] for leaf in blocks if np.size(leaf) and np.ndim(leaf)]
+        check_sizes(self.config, shapes, str(path), most_layers=max(stacked, default=0))
         arch = read_architecture(self.config, ignore=ignore_config, where=str(path))
         try:
             self._tensors = from_flax(arch, tree)

@@ -15,11 +15,12 @@ from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora import read_adapter
 from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree
 from recall_jax.checkpoint.orbax import TREE_NAME
+from recall_jax.checkpoint.tensors import shapes_of
 from recall_jax.checkpoint.writer import CHECKSUMS_NAME
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
-from recall_jax.models.convert import check_tensors
+from recall_jax.models.convert import check_sizes, check_tensors
 from recall_jax.pod.part import PART_NAME, read_part
 
 Kind = Literal["model", "adapter", "orbax", "npz", "msgpack", "part"]
@@ -180,12 +181,14 @@ def _check_model(folder: Path, findings: _Findings) -> None:
             "not held against the config"
         )
         return
+    shapes = shapes_of(model.specs)
+    check_sizes(model.config, shapes, CONFIG_NAME)
     try:
         arch = read_architecture(model.config, where=CONFIG_NAME)
     except InputError as error:
         findings.notes.append(f"the tensors were not held against the config: {error}")
         return
-    check_tensors(arch, {name: spec.shape for name, spec in model.specs.items()}, str(folder))
+    check_tensors(arch, shapes, str(folder))
 
 
 def _check_adapter(folder: Path, findings: _Findings) -> None:

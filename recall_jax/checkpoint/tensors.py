@@ -40,6 +40,11 @@ class TensorSpec:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def shapes_of(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[int, ...]]:
+    """The shapes alone, by name."""
+    return {name: spec.shape for name, spec in specs.items()}
+
+
 class TensorSource(Protocol):
     """Named arrays on disk, read one at a time."""
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.checkpoint.tensors import shapes_of
 from recall_jax.engine.cut import Passes
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.layout import ON_HOST, Layout
@@ -20,7 +21,7 @@ from recall_jax.engine.select import choose_typical
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
-from recall_jax.models.convert import check_tensors
+from recall_jax.models.convert import check_sizes, check_tensors
 from recall_jax.recipe import Samples
 from recall_jax.representations.samples import (
     Tokenized,
@@ -36,12 +37,15 @@ def common_architecture(
     models: Sequence[ConfiguredModel], ignore_config: Collection[str] = ()
 ) -> Architecture:
     """The architecture that all models share, their tensors held against it, or InputError."""
+    shapes = [shapes_of(model.specs) for model in models]
+    for model, found in zip(models, shapes, strict=True):
+        check_sizes(model.config, found, f"{model.name}/config.json")
     architectures = [
         read_architecture(model.config, ignore=ignore_config, where=f"{model.name}/config.json")
         for model in models
     ]
     expected = architectures[-1]
-    for model, arch in zip(models, architectures, strict=True):
+    for model, arch, found in zip(models, architectures, shapes, strict=True):
         for field in fields(Architecture):
             mine, its = getattr(expected, field.name), getattr(arch, field.name)
             if mine != its:
@@ -49,7 +53,7 @@ def common_architecture(
                     f"{field.name} is {its} in {model.name} and {mine} in {models[-1].name}: "
                     "merge models of one architecture"
                 )
-        check_tensors(arch, {name: s.shape for name, s in model.specs.items()}, model.name)
+        check_tensors(arch, found, model.name)
     return expected
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
+from recall_jax.checkpoint.tensors import shapes_of
 from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
-from recall_jax.models.convert import check_tensors, tensor_shapes, to_flax
+from recall_jax.models.convert import check_sizes, check_tensors, tensor_shapes, to_flax
 from recall_jax.representations.tokens import Tokenizer, load_tokenizer
 
 DEFAULT_MAX_LENGTH = 2048
@@ -42,8 +43,10 @@ def load_resident(model: str | Path) -> Resident:
 
 def without_weights(checkpoint: Checkpoint) -> Resident:
     """A model with no `params` yet; all else of it is read and checked, as by `load_resident`."""
-    arch = read_architecture(checkpoint.config, where=f"{checkpoint.name}/config.json")
-    check_tensors(arch, {name: s.shape for name, s in checkpoint.specs.items()}, checkpoint.name)
+    shapes, where = shapes_of(checkpoint.specs), f"{checkpoint.name}/config.json"
+    check_sizes(checkpoint.config, shapes, where)
+    arch = read_architecture(checkpoint.config, where=where)
+    check_tensors(arch, shapes, checkpoint.name)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folders, arch.family)
     max_length = attribute(checkpoint.config, "max_position_embeddings") or DEFAULT_MAX_LENGTH
     return Resident(arch, {}, tokenizer, end_of_text(checkpoint), max_length)

@@ -4,9 +4,11 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, brief, shown
 
 _REQUIRED = object()
+_MOST_NAMES = 20  # of attributes, in a message
+_LARGEST = 2**31 - 1  # of an axis, and of a position
 
 
 class Attributes:
@@ -31,14 +33,16 @@ class Attributes:
 
     def error(self, name: str, value: Any, what: str) -> InputError:
         """The error that `name` has a value it cannot have; `what` says what it must be."""
-        return InputError(f"{self.where}: {name} is {value!r}, and must be {what}")
+        return InputError(f"{self.where}: {name} is {shown(value)}, and must be {what}")
 
     def integer(
         self, name: str, default: Any = _REQUIRED, *, minimum: int = 1, null: bool = False
     ) -> Any:
-        """An integer of at least `minimum`; null where `null`, or where the default is None."""
+        """An integer from `minimum` on; null where `null`, or where the default is None."""
         what = f"an integer of at least {minimum}"
         value = self._take(name, default, int, what, null)
+        if value is not None and value > _LARGEST:
+            raise self.error(name, value, f"an integer of at most {_LARGEST}")
         if value is not None and value < minimum:
             raise self.error(name, value, what)
         return value
@@ -85,11 +89,12 @@ class Attributes:
     def finish(self, flag_prefix: str = "") -> None:
         """Refuse what nobody took."""
         if self.remaining:
-            names = ", ".join(sorted(self.remaining))
-            flags = " ".join(
-                f"--ignore-config {flag_prefix}{name}" for name in sorted(self.remaining)
+            some = [brief(name, 80) for name in sorted(self.remaining)[:_MOST_NAMES]]
+            rest = f" and {len(self.remaining) - len(some)} more" * (
+                len(self.remaining) > len(some)
             )
+            flags = " ".join(f"--ignore-config {flag_prefix}{name}" for name in some)
             raise InputError(
-                f"{self.where}: not understood, and may change what the model computes: {names}; "
-                f"if you are sure that it does not, pass {flags}"
+                f"{self.where}: not understood, and may change what the model computes: "
+                f"{', '.join(some)}{rest}; if you are sure that it does not, pass {flags}"
             )

@@ -12,12 +12,22 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.decoder import SAME_INPUTS
 from recall_jax.models.families import FAMILIES
 from recall_jax.models.forward import init_params
 from recall_jax.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
+
+# Attributes that are the length of an axis of some tensor, or a divisor of it.
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
 
 
 def tensor_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -101,6 +111,33 @@ def from_flax(arch: Architecture, tree: Mapping[str, Any]) -> dict[str, np.ndarr
             array = leaves[unit][path] if outer else leaves[LAYERS][path][index - 1]
             tensors[name] = np.ascontiguousarray(_transposed(path, array))
     return tensors
+
+
+def check_sizes(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+    most_layers: int | None = None,
+) -> None:
+    """Hold the sizes that a config gives to the tensors, before anything of these sizes is made.
+
+    For the families here. There are at most as many layers as tensors, or `most_layers`.
+
+    Raises:
+        InputError: if the config asks for more layers, or more along any axis, than there is.
+    """
+    if config.get("model_type") not in [*FAMILIES]:  # it may be of any kind
+        return
+    if most_layers is None:
+        most_layers = len(shapes)
+    largest = max((max(shape, default=1) for shape in shapes.values() if 0 not in shape), default=0)
+    for name, most in {"num_hidden_layers": most_layers, **dict.fromkeys(_SIZES, largest)}.items():
+        size = config.get(name)
+        if isinstance(size, int) and size > most:
+            raise InputError(
+                f"{where}: {name} is {shown(size)}, but the tensors allow {most} at most: they and "
+                "the config do not belong together"
+            )
 
 
 def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
