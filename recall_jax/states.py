@@ -16,7 +16,7 @@ from recall_jax.recipe import Samples
 from recall_jax.study import ModelStates
 from recall_jax.units import layer_unit
 
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?$")
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?$")
 _NAMES = ("rows", "units", "models")
 
 

@@ -12,6 +12,8 @@ from pydantic import Field, Strict, field_validator, model_validator
 from recall_jax.schema import Schema
 
 LAYER_NUMBER = "{i}"
+_WILD = ("*", "**", "**/")
+_PART = re.compile(r"^\*\*$|/\*\*$|\*\*/|\*|\{i\}|(?:(?!/\*\*$)[^*{])+")
 _WORD = re.compile(r"\*\*|(?:[^/*{}]|\*(?!\*)|\{i\})+")
 
 
@@ -62,17 +64,55 @@ class TreePatterns(Schema):
         return self
 
 
-def pattern_regex(pattern: str) -> re.Pattern[str]:
-    """What a leaf's whole name is matched with; its group 1 is the number of the layer, if any.
+def match_leaf(pattern: str, name: str) -> str | None:
+    """The number of the layer where a leaf's whole name matches, "" without one; else None.
 
-    `a/**` matches `a` too, where that is a leaf.
+    `a/**` matches `a` too, where that is a leaf. What could match in several ways matches with the
+    earlier parts as long as can be, but a number is whole: that of `layer_12` by `*{i}` is 12.
+    Whatever they are, the time is in proportion to pattern times name.
     """
-    parts = re.split(r"(^\*\*$|/\*\*$|\*\*/|\*|\{i\})", pattern)
-    meanings = {
-        "**": ".*",
-        "/**": "(?:/.*)?",
-        "**/": "(?:[^/]+/)*",
-        "*": "[^/]*",
-        LAYER_NUMBER: r"(\d+)",
-    }
-    return re.compile("".join(meanings.get(part) or re.escape(part) for part in parts))
+    parts = _PART.findall(pattern)
+    fits = [False] * len(name) + [True]  # where what follows a part may begin
+    rows: list[list[int | None]] = []
+    for index in reversed(range(len(parts))):
+        after_star = index > 0 and parts[index - 1] in _WILD
+        rows.insert(0, _ends(parts[index], name, fits, after_star))
+        fits = [end is not None for end in rows[0]]
+    place, number = 0, ""
+    for part, row in zip(parts, rows, strict=True):
+        end = row[place]
+        if end is None:  # of the first part: the others were asked for what follows them
+            return None
+        if part == LAYER_NUMBER:
+            number = name[place:end]
+        place = end
+    return number
+
+
+def _ends(part: str, name: str, fits: list[bool], after_star: bool) -> list[int | None]:
+    """Where one part of a pattern ends at the latest, by where it begins; None where it cannot."""
+    ends: list[int | None] = [None] * len(fits)
+    for start in reversed(range(len(fits))):
+        rest = name[start : start + 1]
+        if part in _WILD:
+            step = start + 1
+            if part == "**/":
+                step = name.find("/", start) + 1
+                goes_on = step > start + 1
+            else:
+                goes_on = bool(rest) and (part == "**" or rest != "/")
+            further = ends[step] if goes_on else None
+            ends[start] = start if further is None and fits[start] else further
+        elif part == LAYER_NUMBER:
+            if rest.isdecimal():
+                further = ends[start + 1]
+                ends[start] = start + 1 if further is None and fits[start + 1] else further
+        elif part == "/**":
+            ends[start] = len(name) if rest in ("", "/") else None
+        elif name.startswith(part, start) and fits[start + len(part)]:
+            ends[start] = start + len(part)
+    if part == LAYER_NUMBER and after_star:  # which would take its first digits
+        for start in range(1, len(name)):
+            if name[start - 1].isdecimal():
+                ends[start] = None
+    return ends

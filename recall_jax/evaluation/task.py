@@ -19,7 +19,7 @@ from pydantic import (
     Strict as NoCoercion,
 )
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.evaluation.prompts import check_expression, check_template
 from recall_jax.schema import Schema, parse_yaml, read_yaml
 
@@ -28,10 +28,15 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 def _stay_below(pattern: str) -> str:
-    """`pattern`, if it leads to nothing outside the folder that it is of, else ValueError."""
+    """`pattern`, if it is one of files below the folder that it is of, else ValueError."""
     path = PurePath(pattern)
     if path.anchor or ".." in path.parts:
-        raise ValueError(f"{pattern!r} leads out of the task's folder: put the files there")
+        raise ValueError(f"{shown(pattern)} leads out of the task's folder: put the files there")
+    deep = [part for part in path.parts if "**" in part]
+    if not path.parts or "\0" in pattern or len(deep) > 1 or set(deep) - {"**"}:
+        raise ValueError(
+            f"{shown(pattern)} is no pattern of files: ** stands once and alone between slashes"
+        )
     return pattern
 
 

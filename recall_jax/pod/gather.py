@@ -1,6 +1,8 @@
 """Join the parts that processes have written on disks of their own into one model."""
 
+import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from recall_jax.checkpoint.checksums import ChecksummedFile, FileChecksum
@@ -11,6 +13,7 @@ from recall_jax.output import output_folder
 from recall_jax.pod.part import Part, read_part
 
 _BLOCK = 1 << 24
+_SHOWN = 8
 
 
 def gather(
@@ -57,12 +60,14 @@ def _check_complete(parts: Sequence[Part]) -> None:
             twin = by_index[part.index].folder
             raise InputError(f"{twin} and {part.folder} are both part {part.index}: name one")
         by_index[part.index] = part
-    missing = [str(index) for index in range(first.count) if index not in by_index]
-    if missing:
-        parts_are = "part" if len(missing) == 1 else "parts"
+    if missing := first.count - len(parts):
+        absent = (str(index) for index in range(first.count) if index not in by_index)
+        some = ", ".join(islice(absent, _SHOWN)) + f" and {missing - _SHOWN} more" * (
+            missing > _SHOWN
+        )
         raise InputError(
-            f"{parts_are} {', '.join(missing)} of {first.count} (numbered from 0) not given: name "
-            "the folders that all processes have written"
+            f"{'part' if missing == 1 else 'parts'} {some} of {first.count} (numbered from 0) not "
+            "given: name the folders that all processes have written"
         )
 
 
@@ -71,6 +76,8 @@ def _copy(part: Part, name: str, target: Path, expected: FileChecksum) -> FileCh
     with storage_faults(f"write {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
     with storage_faults(f"read {source}"), source.open("rb") as data:
+        if os.fstat(data.fileno()).st_size != expected["bytes"]:  # room is made for as many
+            raise _damaged(part, source)
         file = ChecksummedFile(target, expected["bytes"])
         try:
             while block := data.read(_BLOCK):
@@ -78,8 +85,12 @@ def _copy(part: Part, name: str, target: Path, expected: FileChecksum) -> FileCh
         finally:
             found = file.close()
     if found != expected:
-        raise InputError(
-            f"{source} is damaged: it does not hold the bytes that process {part.index} wrote: "
-            "copy it again from its machine"
-        )
+        raise _damaged(part, source)
     return found
+
+
+def _damaged(part: Part, source: Path) -> InputError:
+    return InputError(
+        f"{source} is damaged: it does not hold the bytes that process {part.index} wrote: copy it "
+        "again from its machine"
+    )

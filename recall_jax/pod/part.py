@@ -12,13 +12,15 @@ from pathlib import Path
 
 from recall_jax.checkpoint.checksums import FileChecksum, checksum_fault
 from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.checkpoint.names import check_name
 from recall_jax.checkpoint.writer import checksums_of
-from recall_jax.errors import InputError, storage_faults
+from recall_jax.errors import InputError, shown, storage_faults
 from recall_jax.pod.processes import Processes
 from recall_jax.pod.writer import UnitWriter
 from recall_jax.publish import sync_tree
 
 PART_NAME = "part.json"
+_MOST_BYTES = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,14 @@ def read_part(folder: Path) -> Part:
         if why := checksum_fault(name, entry):
             raise InputError(f"{path}: {name!r} {why}")
     for tensor, name in weight_map.items():
+        check_name(tensor, path)
         if not isinstance(name, str) or name not in files:
             raise InputError(f"{path}: tensor {tensor!r} is in none of its files")
     if not 0 <= content["process"] < content["processes"]:
-        raise InputError(f"{path}: there is no part {content['process']} of {content['processes']}")
+        raise InputError(
+            f"{path}: there is no part {shown(content['process'])} of {shown(content['processes'])}"
+        )
+    if not 0 <= content["total_size"] <= _MOST_BYTES:
+        raise InputError(f"{path}: its model has {shown(content['total_size'])} bytes")
     keys = ("run", "process", "processes", "total_size", "weight_map", "files")
     return Part(folder, *(content[key] for key in keys))

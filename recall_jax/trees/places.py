@@ -8,19 +8,21 @@ name, which begins with its unit: the layer 3 of `decoder/layers/mlp/kernel` is
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 from jax.tree_util import DictKey
 
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.plan import in_forward_order, is_float
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.merging.trees import unit_of_path
-from recall_jax.tree_patterns import TreePatterns, pattern_regex
+from recall_jax.tree_patterns import TreePatterns, match_leaf
 from recall_jax.units import EMBED, HEAD, layer_unit
 
 # Our own layout, as `recall convert` writes it.
 OWN = TreePatterns(embed=(f"{EMBED}/**",), layers=("layers/**",), axis=0)
 
+_MOST_LAYERS = 10_000  # on an axis: each gets a name before anything is read
 _OPTIMIZER = re.compile(r"opt(imi[sz]er)?(_states?)?")
 _ADVICE = "say in the recipe which leaves are layers: tree: {embed: PATTERN, layers: PATTERN}"
 
@@ -89,7 +91,7 @@ def _matched(
         places |= group
         depth += len({unit for place in group.values() for unit in place.units})
     for pattern in patterns.embed:
-        matched = [name for name in leaves if pattern_regex(pattern).fullmatch(name)]
+        matched = [name for name in leaves if match_leaf(pattern, name) is not None]
         if not matched:
             raise InputError(
                 f"{model}: tree.embed {pattern!r} matches no leaf; it has {_some(leaves)}"
@@ -104,14 +106,14 @@ def _layers(
     leaves: Mapping[str, TensorSpec], pattern: str, axis: int | None, depth: int, model: str
 ) -> Iterator[tuple[str, Place]]:
     """The leaves of one pattern of layers, of which the first is layer `depth`."""
-    regex = pattern_regex(pattern)
-    matches = {name: match for name in leaves if (match := regex.fullmatch(name))}
+    found = {name: match_leaf(pattern, name) for name in leaves}
+    matches = {name: number for name, number in found.items() if number is not None}
     if not matches:
         raise InputError(
             f"{model}: tree.layers {pattern!r} matches no leaf; it has {_some(leaves)}"
         )
     if axis is None:
-        numbers = {name: int(match.group(1)) for name, match in matches.items()}
+        numbers = {name: int(number) for name, number in matches.items()}
         order = _in_order(set(numbers.values()), pattern, model)
         yield from (
             (name, Place((layer_unit(depth + order[number]),))) for name, number in numbers.items()
@@ -124,6 +126,11 @@ def _layers(
             raise InputError(
                 f"{model}: {name} of shape {list(shape)} has no axis {axis} to stack layers on: "
                 "narrow tree.layers"
+            )
+        if shape[axis] > _MOST_LAYERS:
+            raise InputError(
+                f"{model}: by tree.layers {pattern!r} {name} of shape {list(shape)} would stack "
+                f"{shape[axis]} layers on axis {axis}: name the axis where its layers are"
             )
         lengths.setdefault(shape[axis], name)
         units = tuple(layer_unit(depth + index) for index in range(shape[axis]))
@@ -153,10 +160,11 @@ def _guessed(leaves: Mapping[str, TensorSpec], model: str) -> dict[str, Place]:
 def _in_order(numbers: set[int], pattern: str, model: str) -> dict[int, int]:
     """Layers by their numbers, which may start anywhere; InputError where one is missing."""
     first, last = min(numbers), max(numbers)
-    if missing := set(range(first, last + 1)) - numbers:
+    if last - first >= len(numbers):
+        missing = next(number for number in count(first) if number not in numbers)
         raise InputError(
-            f"{model}: by {pattern} there are layers {first} to {last} but no {min(missing)}: "
-            f"{_ADVICE}"
+            f"{model}: by {pattern} there are layers {shown(first)} to {shown(last)} but no "
+            f"{shown(missing)}: {_ADVICE}"
         )
     return {number: number - first for number in numbers}
 

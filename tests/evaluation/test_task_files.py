@@ -184,6 +184,13 @@ WRONG = {
         {"source": {"splits": {"test": [{"files": "/etc/passwd"}]}}},
         "'/etc/passwd' leads out of the task's folder",
     ),
+    **{
+        f"glob {pattern}": (
+            {"source": {"splits": {"test": [{"files": pattern}]}}},
+            r"source\.splits\.test\.0\.files: .* is no pattern of files: \*\* stands once",
+        )
+        for pattern in ("**x", "a/x**", "**/**/*.jsonl", "a/**/b/**", ".", "a\0b", "***")
+    },
     "wrong number": (
         {"scoring": {"by": "generation", "max_new_tokens": "4"}},
         r"scoring\.max_new_tokens should be a valid integer, not '4'",

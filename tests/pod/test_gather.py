@@ -1,6 +1,7 @@
 """Parts of a model, each on a disk of its own, become the folder that one process writes."""
 
 import json
+import re
 import shutil
 import zlib
 
@@ -138,6 +139,9 @@ def test_a_damaged_part_is_named_and_nothing_is_left(harm, parts, tmp_path):
         ({"run": None}, "has no run"),
         ({"process": True}, "has no process"),
         ({"process": 3}, "there is no part 3 of 3"),
+        ({"process": 10**90}, "there is no part .* of 3"),
+        ({"total_size": -1}, "its model has -1 bytes"),
+        ({"total_size": 10**90}, "its model has .* bytes"),
         ({"files": {"../../etc/passwd": {"bytes": 1, "crc32": "0"}}}, "is no file in the folder"),
         ({"files": {"a": {"bytes": 1}}}, "has no size and checksum"),
         ({"weight_map": {"t": "a"}}, "tensor 't' is in none of its files"),
@@ -147,7 +151,36 @@ def test_a_part_that_is_not_written_as_one_is_refused(changes, fault, parts, tmp
     edit(parts[1], **changes)
     with pytest.raises(InputError, match=fault):
         gather(parts, tmp_path / "out")
-    assert any(fault in each for each in verify(parts[1]).faults)
+    assert any(re.search(fault, each) for each in verify(parts[1]).faults)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("count", [10**12, 10**90])
+def test_parts_that_are_not_there_are_not_counted_out(count, parts, tmp_path):
+    for part in parts:
+        edit(part, processes=count)
+    with pytest.raises(InputError, match=r"parts 3, 4, .*, 10 and \d+ more of") as caught:
+        gather(parts, tmp_path / "out")
+    assert len(str(caught.value)) < 1200
+
+
+def test_no_room_is_made_for_bytes_that_a_part_claims(parts, tmp_path):
+    for size in (10**15, 2**70, -1):
+        content = json.loads((parts[1] / "part.json").read_text())["files"]
+        name = max(content)
+        edit(parts[1], files={**content, name: {**content[name], "bytes": size}})
+        with pytest.raises(InputError, match=f"{name} is damaged"):
+            gather(parts, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_names_of_tensors_in_a_part_are_held_to_the_rules(parts, tmp_path):
+    path = parts[1] / "part.json"
+    content = json.loads(path.read_text())
+    content["weight_map"]["a\x1b[2Jb"] = next(iter(content["files"]))
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"the name 'a\\x1b\[2Jb' has control characters"):
+        gather(parts, tmp_path / "out")
 
 
 def test_a_whole_part_is_good_and_said_to_be_one(parts):

@@ -1,5 +1,7 @@
 """`tree` and `forward` in a recipe, and which leaf they make which unit."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError
 from recall_jax.recipe import make_recipe, read_recipe
-from recall_jax.tree_patterns import TreePatterns, pattern_regex
+from recall_jax.tree_patterns import TreePatterns, match_leaf
 from recall_jax.trees.places import Place, place_leaves, slice_specs
 from recall_jax.units import unit_of_tensor
 
@@ -84,7 +86,47 @@ def test_a_fault_of_a_recipe_is_one_line(changes, words):
     ],
 )
 def test_patterns_match_whole_names(pattern, name, matches):
-    assert bool(pattern_regex(pattern).fullmatch(name)) == matches
+    assert (match_leaf(pattern, name) is not None) == matches
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "number"),
+    [
+        ("h/{i}/**", "h/12/k", "12"),
+        ("*{i}/k", "layer_12/k", "12"),
+        ("**/*{i}*/k", "a/1/block12_a/k", "12"),
+        ("enc2{i}/k", "enc213/k", "13"),
+        ("*{i}*", "a1b23", "23"),
+        ("h/{i}/k", "h/x/k", None),
+        ("h/{i}/k", "h//k", None),
+    ],
+)
+def test_the_number_of_a_layer_is_whole(pattern, name, number):
+    assert match_leaf(pattern, name) == number
+
+
+def as_regex(pattern: str) -> str:
+    meanings = {"**/": "(?:[^/]+/)*", "/**": "(?:/.*)?", "**": ".*", "*": "[^/]*"}
+    parts = re.split(r"(^\*\*$|/\*\*$|\*\*/|\*)", pattern)
+    return "".join(meanings.get(part) or re.escape(part) for part in parts)
+
+
+words = st.text("ab*", min_size=1, max_size=3).filter(lambda word: "**" not in word)
+
+
+@given(
+    st.lists(st.just("**") | words, min_size=1, max_size=4).map("/".join),
+    st.lists(st.text("ab", min_size=1, max_size=3), min_size=1, max_size=4).map("/".join),
+)
+def test_patterns_match_what_regular_expressions_match(pattern, name):
+    assert (match_leaf(pattern, name) is None) == (not re.fullmatch(as_regex(pattern), name))
+
+
+@pytest.mark.timeout(10)
+def test_no_pattern_matches_for_ever():
+    name = "a/" * 200 + "a" * 600
+    for pattern in ("**/" * 50 + "*a" * 50 + "b", "*a" * 300 + "{i}", "**/*/" * 60 + "b/**"):
+        assert match_leaf(pattern, name) is None
 
 
 def specs(**shapes) -> dict[str, TensorSpec]:
@@ -123,6 +165,26 @@ def test_numbers_start_anywhere_and_have_no_gap():
     assert list(units(places).values()) == [("layers.0",), ("layers.1",), ("layers.2",)]
     with pytest.raises(InputError, match="layers 3 to 5 but no 4"):
         place_leaves(specs(block_3__k=(2,), block_5__k=(2,)), patterns, "model")
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("far", ["1000000000", "9" * 900])
+def test_a_layer_s_number_makes_nothing_of_its_size(far):
+    leaves = specs(**{"embed__k": (2,), "l_0__w": (2,), f"l_{far}__w": (2,)})
+    with pytest.raises(InputError, match=r"layers 0 to .* but no 1: ") as caught:
+        place_leaves(leaves, TreePatterns(layers=("l_{i}/w",)), "model")
+    assert len(str(caught.value)) < 300
+    guessed = specs(**{"embed__k": (2,), "layers_0__w": (2,), f"layers_{far[:9]}__w": (2,)})
+    with pytest.raises(InputError, match=r"layers 0 to .* but no 1: "):
+        place_leaves(guessed, None, "model")
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("shape", [(10**12, 0), (0, 10**12), (10**12, 3)])
+def test_a_stack_of_layers_makes_no_names_out_of_nothing(shape):
+    patterns = TreePatterns(layers=("l/**",), axis=shape.index(10**12))
+    with pytest.raises(InputError, match="would stack 1000000000000 layers"):
+        place_leaves(specs(l__w=shape, norm=(2,)), patterns, "model")
 
 
 @pytest.mark.parametrize(
