@@ -107,7 +107,8 @@ def test_where_the_config_is_silent_the_tensors_tell(kind, tmp_path):
 )
 def test_buffers_of_integers_are_no_weights(name, tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    save_file({name: torch.ones(1, 4, dtype=torch.uint8)}, tmp_path / "model.safetensors")
+    tensors = {name: torch.ones(1, 4, dtype=torch.uint8), "norm.weight": torch.ones(4)}
+    save_file(tensors, tmp_path / "model.safetensors")
     assert open_checkpoint(tmp_path).quantised is None
 
 
@@ -201,7 +202,7 @@ def average(tmp_path, *tensors):
 
 FLOATS = {"h.0.w": np.ones(3, np.float32)}
 BUFFERS = {
-    "position_ids": np.arange(7)[None],
+    "tid2eid": np.arange(7)[None],
     "mask": np.tril(np.ones((5, 5), np.bool_)),
     "table": np.arange(6, dtype=np.uint16),
 }
