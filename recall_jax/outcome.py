@@ -24,6 +24,7 @@ from recall_jax.report.card import model_card
 from recall_jax.report.html import render_html
 from recall_jax.report.record import write_report
 from recall_jax.representations.data import write_jsonl
+from recall_jax.representations.vocabularies import tokenizer_differences
 from recall_jax.similarity.diagnostics import similarity_warnings
 
 if TYPE_CHECKING:
@@ -82,12 +83,14 @@ def write_outcome(
 ) -> None:
     """Everything in OUT beside the weights and their checksums; `recipe` is resolved.
 
-    What there is to say of the files of the newest, the last that was `read`, is added to the
-    report's warnings. Raises InputError where a file cannot be copied or written, StorageError if
-    the disk fails.
+    What there is to say of the models' tokenizers, and of the files of the newest, the last that
+    was `read`, is added to the report's warnings. Raises InputError where a file cannot be copied
+    or written, StorageError if the disk fails.
     """
     out_dtype = recipe.out_dtype or recipe.dtype
     newest = read[-1]
+    for difference in tokenizer_differences(newest, read):
+        report["warnings"] += difference.warnings()
     report["warnings"] += copy_companions(
         newest.folder,
         folder,

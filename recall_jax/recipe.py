@@ -98,6 +98,7 @@ class Recipe(Schema):
     out_dtype: DtypeName | None = None
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     ignore_config: tuple[str, ...] = ()
+    ignore_tokenizers: Annotated[bool, Strict()] = False
     tree: TreePatterns | None = None
     forward: str | None = None
 

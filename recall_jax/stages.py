@@ -60,7 +60,7 @@ def select(
     models = open_models([model])
     arch = common_architecture(models, ignore_config)
     dtype = compute_dtype(dtype_name, models[0])
-    pool = read_samples(samples, models[0], arch)
+    pool = read_samples(samples, models[0], models, arch)
     lengths = [len(ids) for ids in pool.token_ids]
     budget = memory_budget(memory)
     passes = plan_selection(
@@ -84,6 +84,7 @@ def extract(
     *,
     dtype_name: str | None = None,
     ignore_config: Collection[str] = (),
+    ignore_tokenizers: bool = False,
     memory: int | None = None,
     layout: Layout = ON_HOST,
     progress: Progress = silent,
@@ -95,7 +96,7 @@ def extract(
     """
     models = open_models(specs)
     arch = common_architecture(models, ignore_config)
-    tokenized = read_samples(samples, models[-1], arch)
+    tokenized = read_samples(samples, models[-1], models, arch, ignore_tokenizers=ignore_tokenizers)
     dtype = compute_dtype(dtype_name, models[-1])
     passes = cut_rows(
         arch,

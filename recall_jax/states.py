@@ -26,6 +26,7 @@ def states_of_models(
     *,
     dtype_name: str | None = None,
     ignore_config: Collection[str] = (),
+    ignore_tokenizers: bool = False,
     memory: int | None = None,
     progress: Progress = silent,
 ) -> tuple[list[ModelStates], np.ndarray]:
@@ -42,6 +43,7 @@ def states_of_models(
             samples,
             dtype_name=dtype_name,
             ignore_config=ignore_config,
+            ignore_tokenizers=ignore_tokenizers,
             memory=memory,
             progress=progress,
         )

@@ -88,7 +88,13 @@ def make_plan(ablation: Ablation) -> Plan:
     own = ablation.recipe
     assert own.samples is not None
     if own.samples.source == "data":
-        read_samples(own.samples, models[-1], arch)
+        read_samples(
+            own.samples,
+            models[-1],
+            [base, *models],
+            arch,
+            ignore_tokenizers=ablation.ignore_tokenizers,
+        )
 
     def check(recipe: Recipe) -> None:
         assert isinstance(recipe.parameters, RecallParameters) and recipe.samples is not None

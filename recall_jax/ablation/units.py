@@ -64,6 +64,7 @@ def _states(
         make_samples({"typical": str(path), **values}),
         dtype_name=plan.ablation.compute_dtype,
         ignore_config=plan.ablation.ignore_config,
+        ignore_tokenizers=plan.ablation.ignore_tokenizers,
         memory=memory,
     ).reps
 

@@ -132,9 +132,16 @@ def companions(
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer of its own."""
+    return bool(vocabulary_files(folder))
+
+
+def vocabulary_files(folder: Path) -> list[str]:
+    """The names of the files with a tokenizer's tokens; none where there is no such folder."""
     with storage_faults(f"read {folder}"):
-        paths = list(folder.iterdir()) if folder.is_dir() else []
-    return any(_HAS_VOCABULARY.match(path.name.lower()) and path.is_file() for path in paths)
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [
+        path.name for path in paths if _HAS_VOCABULARY.match(path.name.lower()) and path.is_file()
+    ]
 
 
 def is_tokenizer_file(name: str) -> bool:

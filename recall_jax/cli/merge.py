@@ -28,6 +28,7 @@ def merge(
     shard_size: opt.ShardSize = "5GB",
     compute_dtype: opt.ComputeDtype = None,
     ignore_config: opt.IgnoreConfig = None,
+    ignore_tokenizers: opt.IgnoreTokenizers = False,
     memory: opt.Memory = None,
     device: opt.Device = None,
     mesh: opt.Mesh = None,
@@ -57,6 +58,7 @@ def merge(
         weights=weights and str(weights),
         compute_dtype=compute_dtype,
         ignore_config=ignore_config,
+        ignore_tokenizers=ignore_tokenizers or None,
     )
     _run(plan, out, [recipe], _Run.of(locals()))
 
@@ -83,6 +85,7 @@ def quick(
     shard_size: opt.ShardSize = "5GB",
     compute_dtype: opt.ComputeDtype = None,
     ignore_config: opt.IgnoreConfig = None,
+    ignore_tokenizers: opt.IgnoreTokenizers = False,
     memory: opt.Memory = None,
     device: opt.Device = None,
     mesh: opt.Mesh = None,
@@ -111,6 +114,7 @@ def quick(
         "out_dtype": out_dtype,
         "compute_dtype": compute_dtype,
         "ignore_config": ignore_config or [],
+        "ignore_tokenizers": ignore_tokenizers,
     }
     recipe = make_recipe(values, where="options")
     _run(recipe, out, [], _Run.of(locals()))

@@ -55,6 +55,13 @@ IgnoreConfig = Annotated[
         help="Let a config attribute pass that recall does not know. Repeatable.",
     ),
 ]
+IgnoreTokenizers = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-tokenizers",
+        help="Let models pass to whose tokenizers the samples would be other texts.",
+    ),
+]
 NoCache = Annotated[
     bool,
     typer.Option("--no-compilation-cache", help="Compile afresh; keep no compiled programs."),

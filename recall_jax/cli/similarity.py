@@ -62,6 +62,7 @@ def similarity(
     seed: opt.Seed = 0,
     compute_dtype: opt.ComputeDtype = None,
     ignore_config: opt.IgnoreConfig = None,
+    ignore_tokenizers: opt.IgnoreTokenizers = False,
     memory: opt.Memory = None,
     device: opt.Device = None,
     force: opt.Force = False,
@@ -103,6 +104,7 @@ def similarity(
                     make_samples(values),
                     dtype_name=compute_dtype,
                     ignore_config=ignore_config or (),
+                    ignore_tokenizers=ignore_tokenizers,
                     memory=console.optional_size(memory),
                     progress=progress,
                 )

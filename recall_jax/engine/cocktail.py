@@ -14,6 +14,7 @@ from recall_jax.engine.inputs import (
     common_architecture,
     compute_dtype,
     read_samples,
+    tokenizer_of,
 )
 from recall_jax.engine.losses import mean_loss
 from recall_jax.engine.memory import loss_bytes
@@ -22,11 +23,10 @@ from recall_jax.errors import InputError
 from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.merging.parameters import CocktailParameters
 from recall_jax.merging.weights import layer_weights
-from recall_jax.models.architecture import Architecture
 from recall_jax.recipe import Recipe, Samples
 from recall_jax.representations.parts import row_parts, tokenize_parts
 from recall_jax.representations.samples import Tokenized
-from recall_jax.representations.tokens import load_tokenizer
+from recall_jax.representations.tokens import Tokenizer
 
 
 def prepare_cocktail(merge: Merge) -> Prepared:
@@ -45,8 +45,11 @@ def prepare_cocktail(merge: Merge) -> Prepared:
     dtype = compute_dtype(recipe.compute_dtype, newest)
     with merge.clock.stage("select"):
         drawn = settings.model_copy(update={"pool": settings.count})
-        samples = read_samples(drawn, newest, arch)
-        token_ids, counted = labelled(samples, settings, newest, arch)
+        samples = read_samples(
+            drawn, newest, models, arch, ignore_tokenizers=recipe.ignore_tokenizers
+        )
+        tokenizer = tokenizer_of(newest, models, arch)
+        token_ids, counted = labelled(samples, settings, newest, tokenizer)
         merge.announce(f"losses: {len(token_ids)} examples in a pass over each of the models")
         prepared = journal.prepared
         if prepared is None:
@@ -95,13 +98,12 @@ def check_labelled(recipe: Recipe) -> None:
 
 
 def labelled(
-    samples: Tokenized, settings: Samples, model: Checkpoint, arch: Architecture
+    samples: Tokenized, settings: Samples, model: Checkpoint, tokenizer: Tokenizer
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Token ids of each row, and 1 on those that are predicted: its label, and the end of text.
 
     Raises InputError for a row without a label within `max_tokens`.
     """
-    tokenizer = load_tokenizer(model.tokenizer_folders, arch.family)
     end = end_of_text(model)[0]
     token_ids, counted = [], []
     for index, row in zip(samples.indices, samples.rows, strict=True):

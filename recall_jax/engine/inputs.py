@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.checkpoint.tensors import shapes_of
 from recall_jax.engine.cut import Passes
 from recall_jax.engine.drawn_samples import draw_samples
@@ -25,12 +25,14 @@ from recall_jax.models.convert import check_sizes, check_tensors
 from recall_jax.recipe import Samples
 from recall_jax.representations.samples import (
     Tokenized,
+    check_readers,
     check_vocabulary,
     read_pool,
     read_typical,
 )
-from recall_jax.representations.tokens import load_tokenizer
+from recall_jax.representations.tokens import Tokenizer, load_tokenizer
 from recall_jax.representations.typical import Typical, every_row
+from recall_jax.representations.vocabularies import tokenizer_differences
 
 
 def common_architecture(
@@ -138,14 +140,27 @@ def check_same_texts(digest: object, samples: Tokenized, model: str) -> None:
         )
 
 
-def read_samples(settings: Samples, model: Checkpoint, arch: Architecture) -> Tokenized:
-    """The rows to choose from, or the typical ones as given, tokenised by `model`'s tokenizer.
+def tokenizer_of(reader: Checkpoint, models: Sequence[Checkpoint], arch: Architecture) -> Tokenizer:
+    """The tokenizer of one of the models, or where it has none, of the newest that has one."""
+    return load_tokenizer(reader.tokenizer_folders, arch.family, older_folders([*models, reader]))
 
-    Of a source that needs no data they are drawn from `model`.
+
+def read_samples(
+    settings: Samples,
+    reader: Checkpoint,
+    models: Sequence[Checkpoint],
+    arch: Architecture,
+    *,
+    ignore_tokenizers: bool = False,
+) -> Tokenized:
+    """The rows to choose from, or the typical ones as given, tokenised for all by `reader`'s.
+
+    Of a source that needs no data they are drawn from `reader`. Raises InputError where they would
+    be other texts to one of the models, unless that is to be ignored.
     """
-    tokenizer = load_tokenizer(model.tokenizer_folders, arch.family)
+    tokenizer = tokenizer_of(reader, models, arch)
     if settings.source != "data":
-        samples = draw_samples(settings, model, arch, tokenizer)
+        samples = draw_samples(settings, reader, arch, tokenizer)
     elif settings.typical is not None:
         samples = read_typical(
             Path(settings.typical),
@@ -163,5 +178,7 @@ def read_samples(settings: Samples, model: Checkpoint, arch: Architecture) -> To
             pool=settings.pool,
             seed=settings.seed,
         )
-    check_vocabulary(samples, arch.vocab_size, model.name)
+    check_vocabulary(samples, arch.vocab_size, reader.name)
+    if not ignore_tokenizers:
+        check_readers(samples, tokenizer_differences(reader, models))
     return samples

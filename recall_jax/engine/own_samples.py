@@ -9,7 +9,12 @@ import numpy as np
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.cut import Passes
 from recall_jax.engine.drawn_samples import draw_samples
-from recall_jax.engine.inputs import check_same_texts, compute_dtype, find_typical
+from recall_jax.engine.inputs import (
+    check_same_texts,
+    compute_dtype,
+    find_typical,
+    tokenizer_of,
+)
 from recall_jax.engine.rules import Merge, check_agreed
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import InputError
@@ -18,11 +23,13 @@ from recall_jax.recipe import Samples
 from recall_jax.representations.data import read_rows
 from recall_jax.representations.samples import (
     Tokenized,
+    check_readers,
     check_vocabulary,
     read_pool,
     read_typical,
 )
-from recall_jax.representations.tokens import Tokenizer, load_tokenizer
+from recall_jax.representations.tokens import Tokenizer
+from recall_jax.representations.vocabularies import tokenizer_differences
 
 TYPICAL = "typical.jsonl"
 
@@ -40,7 +47,9 @@ def own_samples(merge: Merge, arch: Architecture, *, with_base: bool = False) ->
     choose, or an interrupted merge saw other texts.
     """
     settings = merge.recipe.samples or Samples()
-    tokenizer = load_tokenizer(merge.models[-1].tokenizer_folders, arch.family)
+    newest, read = merge.models[-1], [*([merge.base] if merge.base else []), *merge.models]
+    tokenizer = tokenizer_of(newest, read, arch)
+    differences = [] if merge.recipe.ignore_tokenizers else tokenizer_differences(newest, read)
     sources = [
         _Source(model, entry.data, _beside(model))
         for model, entry in zip(merge.models, merge.recipe.models, strict=True)
@@ -59,7 +68,8 @@ def own_samples(merge: Merge, arch: Architecture, *, with_base: bool = False) ->
     own: list[Tokenized] = []
     for place, source in zip(places, sources, strict=True):
         pool, has_more = _pool(settings, source, arch, tokenizer, place)
-        check_vocabulary(pool, arch.vocab_size, merge.models[-1].name)
+        check_vocabulary(pool, arch.vocab_size, newest.name)
+        check_readers(pool, differences)
         check_agreed(merge, f"of {place}", pool, source.model.name)
         if len(own) < len(kept):
             own.append(_again(kept[len(own)], pool, source.model.name))

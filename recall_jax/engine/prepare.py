@@ -47,7 +47,9 @@ def prepare_recall(merge: Merge) -> Prepared:
     dtype = compute_dtype(recipe.compute_dtype, models[-1])
     kept = Resident(chooser)
     with merge.clock.stage("select"):
-        pool = read_samples(settings, chooser, arch)
+        pool = read_samples(
+            settings, chooser, models, arch, ignore_tokenizers=recipe.ignore_tokenizers
+        )
         check_agreed(merge, "to choose from", pool, chooser.name)
         lengths = [len(ids) for ids in pool.token_ids]
         wanted = len(lengths) if settings.typical else min(settings.count, len(lengths))

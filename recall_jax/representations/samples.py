@@ -1,7 +1,7 @@
 """Samples: rows of a data file as token ids, ready for a forward pass."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from recall_jax.errors import InputError
 from recall_jax.representations.data import Row, read_rows, row_text
 from recall_jax.representations.tokens import Tokenizer
+from recall_jax.representations.vocabularies import Difference
 
 INPUT_IDS = "input_ids"  # of a row that is known by its tokens
 
@@ -87,6 +88,13 @@ def check_vocabulary(samples: Tokenized, vocab_size: int, model: str) -> None:
             f"the tokenizer gives token id {largest}, but {model} has {vocab_size} embeddings: "
             "use the tokenizer that belongs to the model"
         )
+
+
+def check_readers(samples: Tokenized, differences: Iterable[Difference]) -> None:
+    """Raise InputError if the samples are other texts to a model whose tokenizer differs."""
+    used = {token for ids in samples.token_ids for token in ids}
+    for difference in differences:
+        difference.check(used)
 
 
 def _tokenize(

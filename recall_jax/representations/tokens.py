@@ -124,9 +124,14 @@ class Tokenizer(Protocol):
         """
 
 
-def load_tokenizer(folders: Sequence[Path], model_type: str) -> Tokenizer:
-    """The tokenizer of the first folder that has one, as transformers loads it, or InputError."""
-    for folder in folders:
+def load_tokenizer(
+    folders: Sequence[Path], model_type: str, others: Sequence[Path] = ()
+) -> Tokenizer:
+    """The tokenizer of the first folder that has one, as transformers loads it, or InputError.
+
+    The folders of `others` stand in where the model's own have none.
+    """
+    for folder in (*folders, *others):
         if has_tokenizer(folder):
             with _reading_of(folder):
                 return _light_tokenizer(folder, model_type) or _AutoTokenizer(folder)

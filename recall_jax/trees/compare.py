@@ -17,7 +17,9 @@ from recall_jax.errors import InputError
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.recipe import Recipe, Samples
 from recall_jax.representations.extract import ApplyFn, extract
+from recall_jax.representations.samples import Tokenized, check_readers
 from recall_jax.representations.typical import Typical, every_row, select_typical
+from recall_jax.representations.vocabularies import compare_vocabularies
 from recall_jax.similarity.compare import check_samples
 from recall_jax.trees.files import TreeFile, nested, read_leaves
 from recall_jax.trees.merge import shardings_of
@@ -64,6 +66,8 @@ def compare_trees(
         load_forward(recipe.forward), recipe.forward, units, settings.batch_size, mesh
     )
     samples = read_tree_samples(settings)
+    if settings.tokenizer is not None and isinstance(samples, Tokenized):
+        _check_tokenizers(settings.tokenizer, names, samples, recipe.ignore_tokenizers)
     check_samples(
         len(samples.indices) if settings.typical else min(settings.count, len(samples.indices)),
         comparison,
@@ -90,6 +94,14 @@ def compare_trees(
         units=list(units),
     )
     return Compared(found, samples, typical, reference)
+
+
+def _check_tokenizers(
+    reader: str, models: Sequence[str], samples: Tokenized, ignore_tokenizers: bool
+) -> None:
+    """Raise InputError where the samples are other texts to a model that has a tokenizer."""
+    folders = {name: [Path(name)] for name in (*models, reader)}
+    check_readers(samples, [] if ignore_tokenizers else compare_vocabularies(reader, folders))
 
 
 def load_forward(name: str) -> ApplyFn:

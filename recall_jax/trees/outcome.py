@@ -15,6 +15,7 @@ from recall_jax.report.html import render_html
 from recall_jax.report.record import write_report
 from recall_jax.representations.data import write_jsonl
 from recall_jax.representations.samples import Tokenized
+from recall_jax.representations.vocabularies import compare_vocabularies
 from recall_jax.trees.files import TreeFile
 from recall_jax.trees.samples import TreeSamples
 
@@ -29,9 +30,13 @@ def write_outcome(
     """Everything in OUT beside the tree and its checksums; `recipe` is resolved.
 
     A newest model that was converted from Hugging Face's format passes on its config, tokenizer and
-    other files; what there is to say of them is added to the report's warnings.
+    other files; what there is to say of them, and of the tokenizers, is added to the report's
+    warnings.
     """
-    report["warnings"] += _copy_companions(recipe, folder)
+    named = [*([recipe.base_model] if recipe.base_model else []), *(e.model for e in recipe.models)]
+    for difference in compare_vocabularies(named[-1], {name: [Path(name)] for name in named}):
+        report["warnings"] += difference.warnings()
+    report["warnings"] += _copy_companions(named, folder, recipe.out_dtype or recipe.dtype)
     texts = samples.texts if isinstance(samples, Tokenized) else ()
     page, card = render_html(report, texts), model_card(report, out_name)
     with storage_faults(f"write {folder}"):
@@ -68,12 +73,10 @@ def resolved_trees(recipe: Recipe) -> Recipe:
     )
 
 
-def _copy_companions(recipe: Recipe, folder: Path) -> list[str]:
-    named = [*([recipe.base_model] if recipe.base_model else []), *(e.model for e in recipe.models)]
+def _copy_companions(named: Sequence[str], folder: Path, out_dtype: str | None) -> list[str]:
     *older, newest = map(Path, named)
     if not (newest / CONFIG_NAME).is_file():
         return []
-    out_dtype = recipe.out_dtype or recipe.dtype
     return copy_companions(
         newest, folder, older=older[::-1], dtype=DTYPES[out_dtype] if out_dtype else None
     )
