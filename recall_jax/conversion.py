@@ -15,6 +15,7 @@ from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree, write_npz
 from recall_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
+from recall_jax.engine.configs import check_configs
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.plan import DTYPES, in_forward_order, is_tied, make_plan, units_of
 from recall_jax.errors import InputError
@@ -50,6 +51,7 @@ def convert(
     model = _open(source, ignore_config)
     known = to != "huggingface" or isinstance(model, _TreeModel)
     arch = common_architecture([model], ignore_config) if known else None
+    check_configs([model], ignore_config)
     specs = make_plan([model], tied=is_tied(model), out_dtype=dtype).specs
     inputs = [model.folder, *model.tokenizer_folders]
     with output_folder(out, force=force, inputs=inputs) as hidden:

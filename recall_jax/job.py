@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from recall_jax.checkpoint.folder import Checkpoint, file_warnings
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
+from recall_jax.engine.configs import check_configs
 from recall_jax.engine.given import given_findings
 from recall_jax.engine.journal import Journal, changed_input, identity_in, input_files
 from recall_jax.engine.layout import Layout, OnHost
@@ -110,6 +111,7 @@ def merge(
         base_first = [] if recipe.base_model is None else [recipe.base_model]
         read = open_models([*base_first, *(entry.model for entry in recipe.models)])
         base, models = (read[0], read[1:]) if base_first else (None, read)
+        warnings = check_configs(read, recipe.ignore_config)
         check_alike(processes, "models", {f"model {model.name}": _files(model) for model in read})
         method = METHODS[recipe.merge_method]
         host = platform.node()
@@ -192,6 +194,7 @@ def merge(
             },
         )
         report |= {
+            "warnings": [*warnings, *report["warnings"]],
             "timing_s": clock.seconds,
             "bytes": {key: sum(each[key] for each in took) for key in ("read", "written")},
             "peak_memory_bytes": max(each["peak_memory_bytes"] for each in took),

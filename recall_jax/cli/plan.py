@@ -61,6 +61,7 @@ def plan(
 def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
     """What a recipe has to do, from the configs and headers of its models."""
     from recall_jax.cost.work import Work
+    from recall_jax.engine.configs import check_configs
     from recall_jax.engine.plan import is_tied, make_plan, open_models, taken_whole
     from recall_jax.engine.rules import check_layers
     from recall_jax.merging.methods import METHODS
@@ -76,6 +77,7 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
         )
     base_first = [] if recipe.base_model is None else [recipe.base_model]
     read = open_models([*base_first, *(entry.model for entry in recipe.models)])
+    warnings = check_configs(read, recipe.ignore_config)
     models = read[len(base_first) :]
     merged = make_plan(
         models,
@@ -87,6 +89,7 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
     forward = None
     if rule == "recall" and recipe.weights is None:
         forward = _forward(recipe, models, machine)
+    console.warn(warnings)
     units = merged.units.values()
     whole = taken_whole(method.whole_tensors, merged.specs)
     return Work(

@@ -1,7 +1,7 @@
 """What a run needs of its input models before the first weight is read, each check in one line."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_sizes, check_tensors
+from recall_jax.models.differences import architecture_differences, told
 from recall_jax.recipe import Samples
 from recall_jax.representations.samples import (
     Tokenized,
@@ -48,13 +49,8 @@ def common_architecture(
     ]
     expected = architectures[-1]
     for model, arch, found in zip(models, architectures, shapes, strict=True):
-        for field in fields(Architecture):
-            mine, its = getattr(expected, field.name), getattr(arch, field.name)
-            if mine != its:
-                raise InputError(
-                    f"{field.name} is {its} in {model.name} and {mine} in {models[-1].name}: "
-                    "merge models of one architecture"
-                )
+        if lines := told(architecture_differences(arch, expected), model.name, models[-1].name):
+            raise InputError(f"{'; '.join(lines)}: merge models of one architecture")
         check_tensors(arch, found, model.name)
     return expected
 

@@ -59,7 +59,7 @@ def read_architecture(
         raise InputError(
             f"{where}: model_type is {model_type!r}; supported are {', '.join(sorted(FAMILIES))}"
         )
-    reader = Attributes(_without(config, ignore), where)
+    reader = Attributes(without(config, ignore), where)
     architecture = FAMILIES[model_type].architecture(reader)
     unsloth = {name for name in reader.remaining if name.startswith("unsloth_")}
     harmless = {"model_type", *unsloth, *HARMLESS}
@@ -70,7 +70,7 @@ def read_architecture(
     return architecture
 
 
-def _without(config: Mapping[str, Any], ignore: Collection[str]) -> dict[str, Any]:
+def without(config: Mapping[str, Any], ignore: Collection[str]) -> dict[str, Any]:
     """`config` less the names in `ignore`, "outer.inner" reaching into an object."""
     kept = {}
     for name, value in config.items():

@@ -172,6 +172,30 @@ def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], whe
         raise InputError(f"{where}: " + "; ".join(faults) + hint)
 
 
+def check_shapes(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Hold each tensor that has a name of `arch` against the shape that its config implies.
+
+    For models that need not be whole, nor without tensors of their own. Raises InputError with
+    those of another shape.
+    """
+    known = _group_shapes(arch)
+    said = []
+    for name, found in shapes.items():
+        unit = unit_of_tensor(name)
+        group = unit if unit in (EMBED, HEAD) else LAYERS
+        inner = name.removeprefix(f"model.{unit}.")
+        expected = known[group].get(FAMILIES[arch.family].tensors[group].get(inner, ""), found)
+        if name == LM_HEAD:
+            expected = (arch.vocab_size, arch.hidden_size)
+        if tuple(found) != expected:
+            said.append(f"{name} {list(found)} instead of {list(expected)}")
+    if said:
+        raise InputError(
+            f"{where}: of another shape than its config says: {_some(said)}; the tensors and the "
+            f"config do not belong to the same {arch.family} model"
+        )
+
+
 def _names(arch: Architecture, unit: str) -> Iterator[tuple[str, str]]:
     """(Hugging Face name, Flax path) of the parameters of `unit`."""
     group = unit if unit in (EMBED, HEAD) else LAYERS

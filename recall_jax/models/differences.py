@@ -1,0 +1,102 @@
+"""In what two configs of one family make models that do not compute the same."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from recall_jax.checkpoint.class_defaults import completed
+from recall_jax.errors import InputError, shown
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.config import HARMLESS, read_architecture, without
+
+Differences = dict[str, tuple[Any, Any]]
+"""The values in both by the names of the attributes; None is no value."""
+
+# In other families than those read here: training, tokens, and how a library does its work.
+_HARMLESS = re.compile(
+    r"drop|initializer|init_std|_loss|_token_ids?$|_token_index$|^unsloth_|^auto_map$|"
+    r"_implementation$|_impl$|^output_|checkpointing|^quantization_config$"
+)
+_MATTERS = {"add_cross_attention", "is_decoder", "is_encoder_decoder", "tie_encoder_decoder"}
+
+
+def config_differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], ignore: Collection[str] = ()
+) -> Differences:
+    """What differs between two configs and may change what is computed, whichever version wrote it.
+
+    Of a family that is read here, what an `Architecture` holds; of another all attributes but those
+    known to be harmless. Names in `ignore` are left out, as by `read_architecture`.
+    """
+    try:
+        architectures = [read_architecture(config, ignore=ignore) for config in (one, other)]
+    except InputError:
+        return _differences(*_alike_in_form(without(one, ignore), without(other, ignore)))
+    return architecture_differences(*architectures)
+
+
+def architecture_differences(one: Architecture, other: Architecture) -> Differences:
+    """The fields in which two architectures differ, those of rope by `rope_NAME`."""
+    return _differences(_fields(one), _fields(other))
+
+
+def told(differences: Differences, one: str, other: str) -> list[str]:
+    """A line on each difference: "rope_theta is 10000.0 in ONE and 1000000.0 in OTHER"."""
+    return [
+        f"{name} is {_said(mine)} in {one} and {_said(its)} in {other}"
+        for name, (mine, its) in differences.items()
+    ]
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else shown(value, 80)
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Differences:
+    names = dict.fromkeys([*one, *other])
+    return {
+        name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)
+    }
+
+
+def _fields(arch: Architecture) -> dict[str, Any]:
+    fields = asdict(arch)
+    rope = fields.pop("rope")
+    return fields | {f"rope_{name}": value for name, value in rope.items()}
+
+
+def _alike_in_form(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The attributes of both that may matter; as their class completes them where they differ."""
+    as_written = dict(_leaves(one)), dict(_leaves(other))
+    if as_written[0] == as_written[1]:
+        return as_written
+    whole = completed(one), completed(other)
+    if whole[0] is None or whole[1] is None:
+        return dict(_leaves(_rope_together(one))), dict(_leaves(_rope_together(other)))
+    return dict(_leaves(whole[0])), dict(_leaves(whole[1]))
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What is not harmless; "outer.inner" of what lies inside of an object."""
+    for name, value in config.items():
+        if name in HARMLESS - _MATTERS or _HARMLESS.search(name):
+            continue
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _rope_together(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with its rope in one object, as version 5 writes it, `default` by its absence."""
+    outer = {name: config.get(name) for name in ("rope_theta", "partial_rotary_factor")}
+    inner = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(inner, Mapping):
+        return dict(config)
+    kind = inner.get("rope_type") or inner.get("type") or "default"
+    rope = {**outer, **inner, "rope_type": kind, "type": None}
+    rest = {name: config[name] for name in config if name not in (*outer, "rope_scaling")}
+    return {**rest, "rope_parameters": rope}
