@@ -12,6 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from rooms that stand before its own, and from its own.
 ORDER = [
     "errors",
+    "foreign",
     "units",
     "yaml_text",
     "schema",

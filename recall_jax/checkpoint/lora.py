@@ -292,7 +292,7 @@ def read_adapter(folder: Path) -> Adapter:
             if name in saved:
                 raise InputError(f"{path}: {saved[name]} and {key} are both {name}")
             saved[name] = key
-    return Adapter(file, config, dict(updates), saved)
+    return Adapter(file, config.of(updates, folder / "adapter_config.json"), dict(updates), saved)
 
 
 def _is_second_copy(key: str, keys: Container[str]) -> bool:

@@ -6,15 +6,19 @@ other that is set and that we do not read could change the weights, so it is ref
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.errors import InputError
+from recall_jax.foreign.process import ForeignError, ask
+from recall_jax.foreign.worker import matching
 
 _T = TypeVar("_T")
+_REPEATS = set("*+?{|")  # with these a match may take any time
 
 # The other initialisations (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) subtract B A from the base first,
 # so that the adapter fits weights which the checkpoint does not hold.
@@ -58,18 +62,29 @@ class LoraConfig:
     lora_bias: bool
     fan_in_fan_out: bool
     ensure_weight_tying: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Mapping[str, int]  # by regular expressions, or once `of` has matched them
+    alpha_pattern: Mapping[str, float]  # by the modules themselves
     modules_to_save: tuple[str, ...]
     trainable_token_indices: Mapping[str, tuple[int, ...]]
 
+    def of(self, modules: Collection[str], where: Path) -> "LoraConfig":
+        """The options of an adapter of these modules; `where` is for InputError.
+
+        Raises it where matching the patterns takes too long.
+        """
+        return replace(
+            self,
+            rank_pattern=_by_module(self.rank_pattern, modules, f"{where}: rank_pattern"),
+            alpha_pattern=_by_module(self.alpha_pattern, modules, f"{where}: alpha_pattern"),
+        )
+
     def rank(self, module: str) -> int:
         """Rank r of the update of `module`, a dotted path within the base model."""
-        return _of_first_match(self.rank_pattern, module, self.r)
+        return self.rank_pattern.get(module, self.r)
 
     def scale(self, module: str) -> float:
         """Factor of B A: alpha / r, or alpha / sqrt(r) under rsLoRA (arXiv:2312.03732)."""
-        alpha = _of_first_match(self.alpha_pattern, module, self.lora_alpha)
+        alpha = self.alpha_pattern.get(module, self.lora_alpha)
         rank = self.rank(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
@@ -140,11 +155,27 @@ def _refuse_other_kinds(options: dict[str, Any], path: Path) -> None:
         )
 
 
-def _of_first_match(patterns: Mapping[str, _T], module: str, default: _T) -> _T:
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def _by_module(patterns: Mapping[str, _T], modules: Collection[str], where: str) -> dict[str, _T]:
+    """The values of the modules that a pattern matches, by the first one that does, as in peft."""
+    whole = [_whole(pattern) for pattern in patterns]
+    if any(_REPEATS & set(pattern) for pattern in patterns):
+        try:
+            found = ask("matching", patterns=whole, names=list(modules))
+        except ForeignError as error:
+            raise InputError(f"{where} cannot be matched: {error}") from error
+    else:  # then it takes no longer than the patterns are
+        found = matching()(whole, list(modules))
+    values = list(patterns.values())
+    return {
+        module: values[place]
+        for module, place in zip(modules, found, strict=True)
+        if place is not None
+    }
+
+
+def _whole(pattern: str) -> str:
+    """The regular expression by which peft matches a module's whole name."""
+    return rf"(.*\.)?({pattern})$"
 
 
 def _is_number(value: Any) -> bool:
@@ -178,7 +209,8 @@ def _maps_patterns(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _is_pattern(text: str) -> bool:
     try:
-        re.compile(rf"(.*\.)?({text})$")
-    except re.error:
+        with warnings.catch_warnings(action="ignore"):  # of what may change in Python one day
+            re.compile(_whole(text))
+    except (re.error, RecursionError, OverflowError):
         return False
     return True

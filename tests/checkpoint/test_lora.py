@@ -529,11 +529,34 @@ def test_a_tensor_has_one_place_or_is_refused() -> None:
 def test_the_first_pattern_that_matches_a_whole_name_counts(tmp_path: Path) -> None:
     patterns = {"proj": 3, "q_proj": 4, r"layers\.1\..*": 5, "[qv]_proj": 6}
     folder = write_adapter(tmp_path, FACTORS, rank_pattern=patterns, alpha_pattern={"v_proj": 9})
-    config = read_lora_config(folder / "adapter_config.json")
     modules = ["layers.0.q_proj", "layers.1.q_proj", "layers.1.v_proj", "layers.0.v_proj", "o_proj"]
+    config = read_lora_config(folder / "adapter_config.json").of(modules, folder)
     assert [config.rank(module) for module in modules] == [4, 4, 5, 6, 2]
     assert config.scale("layers.0.v_proj") == 1.5
     assert config.scale("o_proj") == 1.0
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("key", "pattern"),
+    [
+        ("rank_pattern", "([a-z_.0-9]+)*!"),
+        ("alpha_pattern", "(..?|.)*!"),
+    ],
+)
+def test_patterns_that_match_for_ever_are_refused(tmp_path: Path, key: str, pattern: str) -> None:
+    module = "base_model.model.model.layers.0.self_attention.and_more.q_proj"
+    factors = {f"{module}.lora_A.weight": A, f"{module}.lora_B.weight": B}
+    folder = write_adapter(tmp_path, factors, **{key: {"a": 3, pattern: 2}})
+    with pytest.raises(InputError, match=rf"{key} cannot be matched: it takes more than 2 s"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize("pattern", ["(" * 3000 + ")" * 3000, "a{9999999999}", "(?P<a", "[[a"])
+def test_patterns_that_are_none_are_refused(tmp_path: Path, pattern: str) -> None:
+    folder = write_adapter(tmp_path, FACTORS, rank_pattern={pattern: 2})
+    with pytest.raises(InputError, match="rank_pattern must be patterns to ranks"):
+        read_adapter(folder)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
