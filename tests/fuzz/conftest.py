@@ -1,0 +1,3 @@
+from toys import cache, toys
+
+__all__ = ["cache", "toys"]

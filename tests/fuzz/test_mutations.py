@@ -1,0 +1,284 @@
+"""Whatever a file holds: the work, or one line on stderr; no traceback, hang, gigabyte or file."""
+
+import contextlib
+import io
+import json
+import random
+import shutil
+import signal
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mutations import damaged_bytes, damaged_header, damaged_json, damaged_yaml
+from toys import Toys, tree
+
+from recall_jax.ablation.recipe import read_ablation
+from recall_jax.cli import main
+from recall_jax.continual.recipe import read_protocol
+from recall_jax.errors import InputError
+from recall_jax.evaluation.task import find_task, task_text
+from recall_jax.report.record import load_report
+from recall_jax.representations.samples import read_pool
+from recall_jax.representations.tokens import load_tokenizer
+from recall_jax.training.examples import read_examples
+
+MOST_SECONDS = 10
+MOST_MEMORY = 1 << 30
+MOST_OUTPUT = 100_000
+
+Damage = Callable[[bytes, random.Random], bytes]
+Use = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A file that is read, how it is damaged, and what then reads it."""
+
+    file: Path
+    damage: Damage
+    uses: list[Use]
+
+
+def command(*words: object) -> Use:
+    """A command line, run here; its status and what it says are held to the house's rules."""
+
+    def run() -> None:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main._run([str(word) for word in words])
+        said = err.getvalue()
+        assert status in (0, 1, 2), said
+        assert "fault of recall's own" not in said
+        *warnings, last = said.splitlines() if said else [""]
+        assert all(line.startswith("warning: ") for line in warnings), said
+        assert last.startswith("recall: " if status else "warning: " if last else ""), said
+        for text in (out.getvalue(), said):
+            assert all(line.isprintable() for line in text.split("\n")), text
+            assert len(text) < MOST_OUTPUT, text
+
+    return run
+
+
+def reading(read: Callable[..., Any], *arguments: Any, **options: Any) -> Use:
+    """A reader, which may refuse what it finds in one line."""
+
+    def run() -> None:
+        try:
+            read(*arguments, **options)
+        except InputError as error:
+            assert len(str(error)) < MOST_OUTPUT, error
+
+    return run
+
+
+def model_of(toys: Toys, folder: Path) -> Path:
+    return Path(shutil.copytree(toys.llama[0], folder / "model"))
+
+
+def header(toys: Toys, folder: Path) -> Thing:
+    model = Path(shutil.copytree(toys.qwen2[0], folder / "model"))
+    uses = [command(word, model) for word in ("inspect", "verify")]
+    return Thing(model / "model.safetensors", damaged_header, uses)
+
+
+def index(toys: Toys, folder: Path) -> Thing:
+    model = model_of(toys, folder)
+    uses = [command(word, model) for word in ("inspect", "verify")]
+    return Thing(model / "model.safetensors.index.json", damaged_json, uses)
+
+
+def config(toys: Toys, folder: Path) -> Thing:
+    model = model_of(toys, folder)
+    recipe = {"merge_method": "recall", "models": [{"model": m} for m in (toys.llama[1], str(model))]}
+    (folder / "r.yml").write_text(json.dumps(recipe | {"samples": {"data": toys.data}}))
+    plan = command("plan", folder / "r.yml", "--devices", "v5e-16")
+    uses = [*(command(word, model) for word in ("inspect", "verify")), plan]
+    return Thing(model / "config.json", damaged_json, uses)
+
+
+def adapter_config(toys: Toys, folder: Path) -> Thing:
+    adapter = Path(shutil.copytree(toys.adapter, folder / "adapter"))
+    uses = [command("inspect", f"{toys.llama[0]}+{adapter}"), command("verify", adapter)]
+    return Thing(adapter / "adapter_config.json", damaged_json, uses)
+
+
+def recipe(toys: Toys, folder: Path) -> Thing:
+    path = folder / "recipe.yml"
+    first, second = toys.llama
+    path.write_text(
+        f"merge_method: recall\nmodels:\n- &a {{model: {first}}}\n- {{<<: *a, model: {second}}}\n"
+        f"samples: {{data: {toys.data}, count: 4, pool: 8, max_tokens: 9, batch_size: 2, seed: 1}}\n"
+        "parameters: {sigma: median, temperature: 0.5, similarity: {rbf: 1, cosine: 2}}\n"
+        "dtype: float32\nout_dtype: bfloat16\nignore_config: [trick]\n"
+    )
+    return Thing(path, damaged_yaml, [command("plan", path, "--devices", "v5e-16")])
+
+
+def rows(suffix: str) -> Callable[[Toys, Path], Thing]:
+    def make(toys: Toys, folder: Path) -> Thing:
+        import pyarrow
+        import pyarrow.parquet
+
+        path = folder / f"rows.{suffix}"
+        some: list[dict[str, Any]] = [
+            {"text": "a b", "n": 1},
+            {"prompt": "a", "completion": "b"},
+            {"messages": [{"role": "user", "content": "a"}]},
+        ]
+        if suffix == "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some[:1] * 5), path)
+        elif suffix == "csv":
+            path.write_text('text,n\n"a ""b",1\nc,2\n')
+        else:
+            lines = [json.dumps(row) for row in some]
+            path.write_text("\n".join(lines) if suffix == "jsonl" else f"[{','.join(lines)}]")
+        damage = damaged_json if suffix == "json" else damaged_bytes
+        if suffix == "jsonl":
+            damage = damaged_lines
+        tokenizer = load_tokenizer([Path(toys.llama[0])], "llama")
+        pool = reading(read_pool, path, tokenizer, field=None, max_tokens=9, pool=2, seed=0)
+        examples = reading(read_examples, path, tokenizer, end_of_text=1, max_tokens=9)
+        return Thing(path, damage, [pool, examples])
+
+    return make
+
+
+def damaged_lines(content: bytes, draw: random.Random) -> bytes:
+    lines = content.split(b"\n")
+    place = draw.randrange(len(lines))
+    lines[place] = damaged_json(lines[place], draw)
+    return b"\n".join(lines)
+
+
+def tokenizer(name: str) -> Callable[[Toys, Path], Thing]:
+    def make(toys: Toys, folder: Path) -> Thing:
+        model = model_of(toys, folder)
+
+        def read(kind: str) -> None:
+            found = load_tokenizer([model], kind)
+            for special in (True, False):
+                found.decode(found.encode("a b \x00é", 5, special))
+
+        return Thing(model / name, damaged_json, [reading(read, "llama")])
+
+    return make
+
+
+def checksums(toys: Toys, folder: Path) -> Thing:
+    model = model_of(toys, folder)
+    merged = folder / "merged"
+    command("convert", model, merged, "--to", "huggingface", "--quiet")()
+    return Thing(merged / "checksums.json", damaged_json, [command("verify", merged)])
+
+
+def weights(toys: Toys, folder: Path) -> Thing:
+    path = folder / "weights.json"
+    units = ["embed", "layers.0", "head"]
+    path.write_text(
+        json.dumps({"format": 2, "models": ["a", "b"], "units": units, "weights": [[0.5] * 3] * 2})
+    )
+    return Thing(path, damaged_json, [reading(load_report, path)])
+
+
+def task(toys: Toys, folder: Path) -> Thing:
+    path = folder / "task.yml"
+    path.write_text(task_text("squad_v2"))
+    return Thing(path, damaged_yaml, [reading(find_task, str(path))])
+
+
+def protocol(toys: Toys, folder: Path) -> Thing:
+    path = folder / "protocol.yml"
+    path.write_text(
+        "base_model: a\ntasks: [{name: x, data: x.jsonl, task: x.yml}]\nseeds: [0, 1]\n"
+        "finetune: {method: lora, lora: {rank: 4}}\nstrategies: [sequential, {m: {like: recall}}]\n"
+    )
+    return Thing(path, damaged_yaml, [reading(read_protocol, path)])
+
+
+def ablation(toys: Toys, folder: Path) -> Thing:
+    path = folder / "ablation.yml"
+    path.write_text(Path(__file__).parents[2].joinpath("configs", "ablation.yml").read_text())
+    return Thing(path, damaged_yaml, [reading(read_ablation, path)])
+
+
+THINGS: dict[str, Callable[[Toys, Path], Thing]] = {
+    "safetensors header": header,
+    "index": index,
+    "config": config,
+    "adapter config": adapter_config,
+    "recipe": recipe,
+    **{f"rows of {suffix}": rows(suffix) for suffix in ("jsonl", "json", "csv", "parquet")},
+    "tokenizer": tokenizer("tokenizer.json"),
+    "tokenizer config": tokenizer("tokenizer_config.json"),
+    "checksums": checksums,
+    "weights": weights,
+    "task": task,
+    "protocol": protocol,
+    "ablation": ablation,
+}
+
+
+def memory(key: str) -> int:
+    """A figure of /proc/self/status in bytes, 0 where there is none."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:"))
+
+
+@contextlib.contextmanager
+def within(seconds: int):
+    """Of this process's time on processors: other alarms are pytest's."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise TimeoutError(f"over {seconds} s")
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def fuzz(thing: Thing, folder: Path, seeds: range) -> None:
+    """Damage a file in as many ways as there are seeds, and let all that read it read it."""
+    whole, names = thing.file.read_bytes(), set(tree(folder))
+    for use in thing.uses:  # what a whole file takes, a damaged one may take too
+        use()
+    if (reset := Path("/proc/self/clear_refs")).exists():
+        reset.write_text("5")
+    start = memory("VmRSS")
+    for seed in seeds:
+        content = thing.damage(whole, random.Random(seed))
+        thing.file.write_bytes(content)
+        use = thing.uses[seed % len(thing.uses)]
+        try:
+            with within(MOST_SECONDS):
+                use()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            said = "".join(traceback.format_exception(error)[-12:])
+            pytest.fail(f"seed {seed}: {content[:3000]!r}\n{said}", pytrace=False)
+        grown = memory("VmHWM") - start
+        assert grown < MOST_MEMORY, f"seed {seed}: {content[:3000]!r}: {grown} bytes"
+        if seed % 50 == 0:
+            assert set(tree(folder)) == names, f"by seed {seed}"
+    assert set(tree(folder)) == names
+
+
+@pytest.mark.parametrize("name", THINGS)
+def test_files_that_are_damaged(name, toys, tmp_path):
+    fuzz(THINGS[name](toys, tmp_path), tmp_path, range(200))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", THINGS)
+def test_files_that_are_damaged_in_many_ways(name, toys, tmp_path):
+    fuzz(THINGS[name](toys, tmp_path), tmp_path, range(200, 10_000))
