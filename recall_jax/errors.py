@@ -100,9 +100,14 @@ _UNPRINTABLE = re.compile(
 )
 
 
-def escaped(text: str) -> str:
-    r"""`text` as it reads: what a terminal or a page would obey is written as \x1b, \u202e."""
-    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+def escaped(text: str, kept: str = "") -> str:
+    r"""`text` as it reads: what a terminal or a page would obey is written as \x1b, \u202e.
+
+    All but the characters `kept`.
+    """
+    return _UNPRINTABLE.sub(
+        lambda found: found[0] if found[0] in kept else ascii(found[0])[1:-1], text
+    )
 
 
 def shown(value: object, limit: int = 200) -> str:

@@ -1,7 +1,6 @@
 """The model card, `README.md` of a merged folder: what was merged, how, and how to use it."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from recall_jax.report import wording
+from recall_jax.report.markdown import bullet, code, plain, table
 
 _MOST_UNITS = 40  # a weights table with more rows than this is cut to thirds
 
@@ -25,10 +25,10 @@ def model_card(report: Mapping[str, Any], out_name: str, base_models: Sequence[s
     parts += _weights(report)
     if report["settings"]:
         settings = wording.flat_settings(report["settings"])
-        rows = [[_code(name), _code(value)] for name, value in settings]
-        parts += ["## Settings", _table(["setting", "value"], rows)]
+        rows = [[code(name), code(value)] for name, value in settings]
+        parts += ["## Settings", table(["setting", "value"], rows)]
     if report["warnings"]:
-        parts += ["## Warnings", "\n".join(f"- {_plain(text)}" for text in report["warnings"])]
+        parts += ["## Warnings", "\n".join(map(bullet, report["warnings"]))]
     tree = report.get("tree")
     use = _USE if tree is None else _USE_OF_TREES[tree["format"]]
     parts += [
@@ -83,22 +83,22 @@ def _front_matter(library: str, base_models: Sequence[str]) -> str:
 
 
 def _models(report: Mapping[str, Any], out_name: str) -> Iterator[str]:
-    yield f"# {_plain(out_name)}"
+    yield f"# {plain(out_name)}"
     count = len(report["models"])
     yield (
         f"A merge of {count} model{'s' if count > 1 else ''} by the method "
-        f"{_code(report['method'])}, made with recall_jax. "
+        f"{code(report['method'])}, made with recall_jax. "
         "`recall_report.html` shows it in pictures, `recall_report.json` holds every number."
     )
     yield "## Models"
     roles = wording.roles(report)
     rows = [
-        [str(index + 1), _code(name) + (f" ({role})" if role else "")]
+        [str(index + 1), code(name) + (f" ({role})" if role else "")]
         for index, (name, role) in enumerate(zip(report["models"], roles, strict=True))
     ]
     if base := report.get("base_model"):
-        rows.append(["", f"{_code(base)} (base)"])
-    yield _table(["no.", "model"], rows)
+        rows.append(["", f"{code(base)} (base)"])
+    yield table(["no.", "model"], rows)
 
 
 def _method(report: Mapping[str, Any]) -> Iterator[str]:
@@ -113,7 +113,7 @@ def _method(report: Mapping[str, Any]) -> Iterator[str]:
             )
         yield "```text\n" + "\n".join(lines) + "\n```"
     if given := report["settings"].get("weights"):
-        yield f"The weights were taken from {_code(str(given))}."
+        yield f"The weights were taken from {code(str(given))}."
     if found := wording.verdict(report):
         yield f"The newest model's weight rises with depth: **{found[0]}**. It is {found[1]}."
 
@@ -136,26 +136,7 @@ def _weights(report: Mapping[str, Any]) -> Iterator[str]:
             for start, stop in pairwise(edges)
         }
     rows = [
-        [name, *(wording.number(fmean(row[span])) for row in weights)]
+        [plain(name), *(wording.number(fmean(row[span])) for row in weights)]
         for name, span in groups.items()
     ]
-    yield _table(["unit", *(str(index + 1) for index in range(len(weights)))], rows)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _code(text: str) -> str:
-    """`text` as a code span that also holds in a table."""
-    text = " ".join(text.split()).replace("|", "\\|")
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    pad = " " if text.startswith("`") or text.endswith("`") else ""
-    return f"{fence}{pad}{text or ' '}{pad}{fence}"
-
-
-def _plain(text: str) -> str:
-    """`text` on one line, with what Markdown or HTML would take as markup escaped."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
+    yield table(["unit", *(str(index + 1) for index in range(len(weights)))], rows)

@@ -12,6 +12,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from recall_jax.report import svg, wording
+from recall_jax.report.markdown import plain
+from recall_jax.report.markdown import table as markdown_table
 from recall_jax.report.scales import nice_range
 
 WIDE = svg.Frame(width=880, left=52, right=146)
@@ -102,10 +104,9 @@ def line_figure(
 
 def markdown(table: Table) -> str:
     """A table as Markdown, numbers as on the page, the title above it."""
-    cells = [[_cell(value) for value in row] for row in (table.columns, *table.rows)]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    lines.insert(1, "|---" * len(table.columns) + "|")
-    return "\n".join([f"## {table.title}", "", *lines, ""])
+    columns, *rows = [[_cell(value) for value in row] for row in (table.columns, *table.rows)]
+    text = f"## {plain(table.title)}\n\n{markdown_table(columns, rows)}\n"
+    return wording.printable(text)
 
 
 def unit_tick(unit: str) -> str:
@@ -118,8 +119,9 @@ def _read(name: str) -> str:
 
 
 def _cell(value: str | float | None) -> str:
-    text = "–" if value is None else value if isinstance(value, str) else wording.number(value)
-    return wording.printable(" ".join(text.split()).replace("|", "\\|"))
+    return (
+        "–" if value is None else plain(value) if isinstance(value, str) else wording.number(value)
+    )
 
 
 def _breakable(name: str) -> Markup:

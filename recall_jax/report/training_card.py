@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recall_jax.report import wording
+from recall_jax.report.markdown import code, plain
 
 
 def training_card(record: Mapping[str, Any], out_name: str) -> str:
@@ -18,13 +19,13 @@ def training_card(record: Mapping[str, Any], out_name: str) -> str:
         loss = dict(map(tuple, record["validation_losses"]))[best]
         facts.append(f"validation loss {loss:.4f} after step {best}, whose weights these are")
     settings = "\n".join(
-        f"- `{name}`: `{json.dumps(value)}`" for name, value in record["settings"].items()
+        f"- {code(name)}: {code(json.dumps(value))}" for name, value in record["settings"].items()
     )
     parts = [
         "---\nlibrary_name: transformers\ntags:\n- recall_jax\n---",
-        f"# {out_name}",
-        f"`{record['model']}` fine-tuned on `{record['data']['path']}` "
-        f"({record['data']['rows']:,} rows) by the method `{record['method']}`, made with "
+        f"# {plain(out_name)}",
+        f"{code(record['model'])} fine-tuned on {code(record['data']['path'])} "
+        f"({record['data']['rows']:,} rows) by the method {code(record['method'])}, made with "
         "recall_jax. `training.json` holds every number.",
         "\n".join(f"- {fact}" for fact in facts),
         "## Settings",

@@ -6,7 +6,9 @@ from statistics import fmean
 from typing import Any
 from unicodedata import east_asian_width
 
-# Characters that neither XML nor a terminal takes: show their pictures instead.
+from recall_jax.errors import escaped
+
+# Characters that XML does not take: show their pictures instead.
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {
     0x7F: 0x2421,
     0xFFFE: 0xFFFD,
@@ -14,9 +16,17 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n
 }
 
 
+_KEPT = "\n\t\xad\u200b\u200c\u200d\u2060"  # lines, and what joins or parts letters
+
+
 def printable(text: str) -> str:
-    """`text` as XML and UTF-8 can hold it: control characters pictured, lone surrogates as "?"."""
-    return text.replace("\r\n", "\n").translate(_CONTROLS).encode("utf-8", "replace").decode()
+    """`text` as XML and UTF-8 can hold it, and as it reads.
+
+    Control characters are pictured, lone surrogates "?", and what a terminal would obey or what
+    turns the text around is written as an escape.
+    """
+    text = text.replace("\r\n", "\n").translate(_CONTROLS).encode("utf-8", "replace").decode()
+    return escaped(text, _KEPT)
 
 
 def number(value: float) -> str:

@@ -93,7 +93,10 @@ def index(toys: Toys, folder: Path) -> Thing:
 
 def config(toys: Toys, folder: Path) -> Thing:
     model = model_of(toys, folder)
-    recipe = {"merge_method": "recall", "models": [{"model": m} for m in (toys.llama[1], str(model))]}
+    recipe = {
+        "merge_method": "recall",
+        "models": [{"model": m} for m in (toys.llama[1], str(model))],
+    }
     (folder / "r.yml").write_text(json.dumps(recipe | {"samples": {"data": toys.data}}))
     plan = command("plan", folder / "r.yml", "--devices", "v5e-16")
     uses = [*(command(word, model) for word in ("inspect", "verify")), plan]
@@ -111,7 +114,7 @@ def recipe(toys: Toys, folder: Path) -> Thing:
     first, second = toys.llama
     path.write_text(
         f"merge_method: recall\nmodels:\n- &a {{model: {first}}}\n- {{<<: *a, model: {second}}}\n"
-        f"samples: {{data: {toys.data}, count: 4, pool: 8, max_tokens: 9, batch_size: 2, seed: 1}}\n"
+        f"samples: {{data: {toys.data}, count: 4, pool: 8, max_tokens: 9, batch_size: 2}}\n"
         "parameters: {sigma: median, temperature: 0.5, similarity: {rbf: 1, cosine: 2}}\n"
         "dtype: float32\nout_dtype: bfloat16\nignore_config: [trick]\n"
     )
