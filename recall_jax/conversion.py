@@ -14,10 +14,11 @@ from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree, write_npz
 from recall_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.ties import is_tied
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.configs import check_configs
 from recall_jax.engine.inputs import common_architecture
-from recall_jax.engine.plan import DTYPES, in_forward_order, is_tied, make_plan, units_of
+from recall_jax.engine.plan import DTYPES, in_forward_order, make_plan, units_of
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import LAYERS
 from recall_jax.models.config import read_architecture
@@ -35,13 +36,15 @@ def convert(
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
     ignore_config: Collection[str] = (),
+    untie: bool = False,
 ) -> list[str]:
     """Write the model `source` into `out`; returns what the user should know of it.
 
     `source` is any model a recipe can name, .bin weights and adapters included, or a folder of a
     tree written by this function. To "huggingface" gives safetensors; to "orbax" and "npz" the Flax
-    tree {"embed", "layers" stacked on axis 0, "head"}. Raises InputError for a source that is
-    neither, or an architecture that is not known (trees only).
+    tree {"embed", "layers" stacked on axis 0, "head"}. With `untie`, an output head that is the
+    embedding is written apart from it. Raises InputError for a source that is neither, for an
+    architecture that is not known (trees only), and where there is nothing to untie.
     """
     if to not in ("huggingface", "orbax", "npz"):
         raise InputError(f"cannot convert to {to!r}: use huggingface, orbax or npz")
@@ -49,10 +52,12 @@ def convert(
         raise InputError(f"unknown dtype {dtype!r}: use {', '.join(DTYPES)}")
     wanted = None if dtype is None else DTYPES[dtype]
     model = _open(source, ignore_config)
+    if untie:
+        model.untie()
     known = to != "huggingface" or isinstance(model, _TreeModel)
     arch = common_architecture([model], ignore_config) if known else None
     check_configs([model], ignore_config)
-    specs = make_plan([model], tied=is_tied(model), out_dtype=dtype).specs
+    specs = make_plan([model], out_dtype=dtype).specs
     inputs = [model.folder, *model.tokenizer_folders]
     with output_folder(out, force=force, inputs=inputs) as hidden:
         warnings = copy_companions(
@@ -118,6 +123,10 @@ class _TreeModel:
     def drop(self, name: str) -> None:
         """Nothing: the tree is in memory."""
 
+    def untie(self) -> None:
+        """InputError: a tree has its head where its config puts it."""
+        raise InputError(f"{self.name} is a tree: convert it to huggingface before --untie")
+
 
 def _open(source: str, ignore_config: Collection[str]) -> Checkpoint | _TreeModel:
     folder = Path(source)
@@ -169,7 +178,7 @@ def describe(model: Checkpoint) -> dict[str, object]:
         "parameters": sum(int(np.prod(spec.shape)) for spec in specs.values()),
         "bytes": model.nbytes,
         "dtypes": sorted({spec.dtype.name for spec in specs.values()}),
-        "tied": is_tied(model),
+        "tied": is_tied(model.stored, model.config),
         "adapters": [str(adapter) for adapter in model.adapters],
         "warnings": model.warnings,
         "stacks": list(stacks_of(model.specs)),

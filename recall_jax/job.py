@@ -18,7 +18,7 @@ from recall_jax.engine.configs import check_configs
 from recall_jax.engine.given import given_findings
 from recall_jax.engine.journal import Journal, changed_input, identity_in, input_files
 from recall_jax.engine.layout import Layout, OnHost
-from recall_jax.engine.plan import Plan, is_tied, make_plan, open_models, taken_whole
+from recall_jax.engine.plan import Plan, make_plan, open_models, taken_whole
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import (
     Merge,
@@ -121,7 +121,6 @@ def merge(
         plan = make_plan(
             models,
             base=base,
-            tied=is_tied(models[-1]),
             out_dtype=recipe.out_dtype or recipe.dtype,
         )
         check_layers(recipe, plan.specs)

@@ -10,7 +10,8 @@ from typing import Literal
 from recall_jax.checkpoint.checksums import FileChecksum, checksum_fault, file_checksum
 from recall_jax.checkpoint.companions import CONFIG_NAME, has_tokenizer
 from recall_jax.checkpoint.flax_msgpack import MSGPACK_NAME, MsgpackTree
-from recall_jax.checkpoint.folder import WEIGHTS, Checkpoint
+from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.checkpoint.folder_files import WEIGHTS
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora import read_adapter
 from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree
@@ -173,8 +174,9 @@ def _kind(folder: Path, names: Collection[str]) -> Kind:
 
 def _check_model(folder: Path, findings: _Findings) -> None:
     model = Checkpoint(str(folder), folder, look=True)
-    findings.notes += model.warnings
+    findings.notes += model.notes
     _note_tokenizer(folder, findings)
+    findings.faults += model.faults
     if model.quantised is not None:
         findings.notes.append(
             f"quantised ({model.quantised}): not to be merged or run here, and its tensors were "

@@ -9,35 +9,37 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.companions import CONFIG_NAME
+from recall_jax.checkpoint.folder_files import (
+    INDICES,
+    WeightFile,
+    read_config,
+    refuse_empty,
+    refuse_gguf,
+    weight_files,
+)
 from recall_jax.checkpoint.hub import is_repository_id, snapshot
 from recall_jax.checkpoint.identity import FileIdentity
-from recall_jax.checkpoint.json_objects import read_json_object
-from recall_jax.checkpoint.lora import BoundAdapter, folded_dtype, read_adapter
+from recall_jax.checkpoint.lora import read_adapter
+from recall_jax.checkpoint.lora_bound import BoundAdapter, folded_dtype
 from recall_jax.checkpoint.parameter_names import is_buffer
-from recall_jax.checkpoint.pytorch_bin import PytorchFile
 from recall_jax.checkpoint.quantised import quantised_by, quantised_tensor
-from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.ties import is_tied, stored_twice, untied, with_a_head
 from recall_jax.errors import InputError, storage_faults
 
-# In the order in which transformers looks for them: the first that exists is read.
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-_INDICES = tuple(name for name in WEIGHTS if name.endswith(".index.json"))
+_COMPARED = 1 << 22  # bytes of two tensors held against each other at a time
 
 
 class Checkpoint:
     """A model on disk: its config, and its parameters one at a time.
 
-    Buffers that carry no parameter are as if they were not there; `warnings` are lines on what else
-    of the files is not read. `specs` are of the tensors as they are read, which an adapter makes
-    float32 where it changes them; `stored` of the same tensors in the dtypes of the base, in which
-    a model is written where no other is asked for. `quantised` is what tells that its weights are,
-    None for all models but those that are opened to be looked at alone.
+    Buffers that carry no parameter are as if they were not there. `specs` are of the tensors as
+    they are read, which an adapter makes float32 where it changes them; `stored` of the same in the
+    dtypes of the base, in which a model is written where no other is asked for. `config` is
+    config.json with what adapters change, and without a tie of head and embedding that the weights
+    deny: that is a line of `faults`. `notes` are lines on what else of the files is not read.
+    `quantised` is what tells that its weights are, None for all models but those that are opened to
+    be looked at alone.
     """
 
     def __init__(
@@ -51,12 +53,13 @@ class Checkpoint:
         self.name = name
         self.folder = folder
         self.adapters = adapters
-        self.config = _read_config(folder)
+        self.config = read_config(folder)
+        self.faults: list[str] = []
         self.quantised: str | None = None
         may_be = look and not adapters
         if method := quantised_by(self.config):
             self._note_quantised(f"quantization_config in its config.json: {method}", may_be)
-        self._file_of, self.warnings = _weight_files(folder)
+        self._file_of, self.notes = weight_files(folder)
         self._in_files: dict[str, str] = {}  # names of those tensors that are called otherwise
         self.stored: Mapping[str, TensorSpec] = {
             tensor: file.specs[tensor]
@@ -65,13 +68,15 @@ class Checkpoint:
         }
         if not self.stored:
             raise InputError(f"{folder}: its weights hold no parameters")
-        _refuse_empty(self.stored, name)
+        refuse_empty(self.stored, name)
         if self.quantised is None and (tensor := quantised_tensor(self.stored)):
             self._note_quantised(f"tensor {tensor}", may_be)
         self._bytes_read = 0
         self._files = list(dict.fromkeys(self._file_of.values()))
         self._bound: list[BoundAdapter] = []
+        self._origins: Mapping[str, str] = {}
         self._folded: tuple[str, np.ndarray] | None = None  # the last one cut in rows
+        self._settle_tie()
         for adapter in adapters:
             self._bound.append(read_adapter(adapter).bind(self.stored, self.config))
             self.stored, self.config = self._bound[-1].specs, self._bound[-1].config
@@ -107,6 +112,11 @@ class Checkpoint:
         """Bytes of the weight byte ranges asked for so far, those of adapters included."""
         return self._bytes_read + sum(bound.bytes_read for bound in self._bound)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What whoever uses the model should know of it: its faults and notes."""
+        return [*self.faults, *self.notes]
+
     def rename(self, names: Mapping[str, str]) -> None:
         """Call tensors by other names hereafter: by those that `names` has for the present ones."""
         self._in_files |= {new: self._in_files.get(old, old) for old, new in names.items()}
@@ -118,16 +128,24 @@ class Checkpoint:
 
         A read-only view of the file where no adapter touches the tensor.
         """
-        array, name = None, self._in_files.get(name, name)
-        if file := self._file_of.get(name):
-            array = file.read(name)
+        return self._read(self._stored_as(name), len(self._bound))
+
+    def _stored_as(self, name: str) -> str:
+        """What the tensor that is called `name` now is called in the files."""
+        name = self._in_files.get(name, name)
+        return self._origins.get(name, name)
+
+    def _read(self, name: str, adapters: int) -> np.ndarray:
+        """Tensor `name` with the first so many adapters folded in."""
+        while adapters and not self._bound[adapters - 1].touches(name):
+            adapters -= 1
+        if not adapters:
+            array = self._file_of[name].read(name)
             self._bytes_read += array.nbytes
-        for bound in self._bound:
-            if bound.touches(name):
-                array = bound.fold(name, array)
-        if array is None:
-            raise KeyError(name)
-        return array
+            return array
+        bound = self._bound[adapters - 1]
+        source = bound.source(name)
+        return bound.fold(name, None if source is None else self._read(source, adapters - 1))
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of what `read` gives; a scalar is one row, (1,).
@@ -135,7 +153,7 @@ class Checkpoint:
         Only these are read of a tensor that no adapter touches. Another is folded whole, and kept
         until the next one is, so that several cuts of it read and fold it once.
         """
-        name = self._in_files.get(name, name)
+        name = self._stored_as(name)
         if self._is_folded(name):
             if self._folded is None or self._folded[0] != name:
                 self._folded = name, self.read(name)
@@ -147,6 +165,47 @@ class Checkpoint:
 
     def _is_folded(self, name: str) -> bool:
         return any(bound.touches(name) for bound in self._bound)
+
+    def untie(self) -> None:
+        """From now on, have an output head that is the embedding as a tensor of its own.
+
+        InputError if the model has a head already, or it is not clear what its embedding is.
+        """
+        if not is_tied(self.stored, self.config):
+            raise InputError(f"{self.name} has an output head of its own: leave --untie out")
+        self.stored, self._origins = with_a_head(self.stored, self.name)
+        self.specs, _ = with_a_head(self.specs, self.name)
+        self.config = untied(self.config)
+
+    def _settle_tie(self) -> None:
+        """Take a head that is stored beside the embedding it is tied to for what it is.
+
+        The same once more, which is left out; or another, and then it is not tied.
+        """
+        if (ends := stored_twice(self.stored, self.config)) is None:
+            return
+        head, embeddings = ends
+        if any(self._are_equal(head, embedding) for embedding in embeddings):
+            self.stored = {name: spec for name, spec in self.stored.items() if name != head}
+            return
+        self.config = untied(self.config)
+        self.faults.append(
+            f"{self.name}: its config ties {head} to {embeddings[0]}, and its files hold two that "
+            "differ: read as a head of its own (tie_word_embeddings false)"
+        )
+
+    def _are_equal(self, one: str, other: str) -> bool:
+        """Whether two tensors are the same bit for bit; as little is read as tells."""
+        spec = self.stored[one]
+        if spec != self.stored[other]:
+            return False
+        length = spec.shape[0] if spec.shape else 1
+        rows = max(_COMPARED * length // max(spec.nbytes, 1), 1)
+        return all(
+            self.read_rows(one, start, start + rows).tobytes()
+            == self.read_rows(other, start, start + rows).tobytes()
+            for start in range(0, length, rows)
+        )
 
     def drop(self, name: str) -> None:
         """Tell the system that it need not keep the bytes of tensor `name` in its cache.
@@ -173,7 +232,7 @@ class Checkpoint:
         found: dict[str, list[Any]] = {}
         for file in self._files:
             found[_key(file.path)] = [file.identity.size, file.identity.mtime_ns, file.header_hash]
-        names = (CONFIG_NAME, "adapter_config.json", *_INDICES)
+        names = (CONFIG_NAME, "adapter_config.json", *INDICES)
         for path in (folder / name for folder in (self.folder, *self.adapters) for name in names):
             if os.path.isfile(path):
                 found[_key(path)] = _hashed(path)
@@ -214,97 +273,14 @@ def _locate(part: str) -> Path:
     if os.path.isdir(part):
         return Path(part)
     if os.path.exists(part):
-        _refuse_gguf(Path(part))
+        refuse_gguf(Path(part))
         raise InputError(f"{part} is a file: name the folder it is in")
     if is_repository_id(part):
         return snapshot(part)
     raise InputError(f"no model folder {part!r}: give a folder, folder+adapter, or hub id org/name")
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_NAME
-    if not os.path.isfile(path):
-        if os.path.isfile(folder / "adapter_config.json"):
-            raise InputError(f"{folder} is an adapter: write BASE+{folder} to fold it in")
-        _refuse_gguf(folder)
-        raise InputError(f"{folder} has no {CONFIG_NAME}: it is not a model folder")
-    config = read_json_object(path)
-    if config.get("transformers_weights"):
-        raise InputError(
-            f"{path}: transformers_weights is not supported; rename the file to {WEIGHTS[0]} and "
-            "remove the key"
-        )
-    return config
-
-
-def _weight_files(folder: Path) -> tuple[dict[str, SafetensorsFile | PytorchFile], list[str]]:
-    """The file of each tensor, and warnings."""
-    for name in WEIGHTS:
-        path = folder / name
-        if os.path.isfile(path):
-            if name in _INDICES:
-                return _indexed_files(path)
-            file = _open(path)
-            return dict.fromkeys(file.specs, file), []
-    _refuse_gguf(folder)
-    raise InputError(f"{folder} has no weights: none of {', '.join(WEIGHTS)}")
-
-
-def _refuse_gguf(path: Path) -> None:
-    """Raise InputError for a file of GGUF, or a folder that holds one."""
-    if found := sorted(file for file in (path, *path.glob("*")) if file.suffix == ".gguf"):
-        raise InputError(
-            f"{found[0]}: GGUF is not read yet; take the model in safetensors, or load this with "
-            "transformers (gguf_file=...), dequantised, and save it"
-        )
-
-
-def _refuse_empty(specs: Mapping[str, TensorSpec], model: str) -> None:
-    for name, spec in specs.items():
-        if 0 in spec.shape:
-            raise InputError(
-                f"{model}: tensor {name} has shape {list(spec.shape)} and holds nothing, as what "
-                "DeepSpeed ZeRO-3 leaves: gather the weights with its zero_to_fp32.py first"
-            )
-
-
-def _indexed_files(index: Path) -> tuple[dict[str, SafetensorsFile | PytorchFile], list[str]]:
-    """The shard of each tensor that an index names, and a warning of each that has others too."""
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index} has no weight_map")
-    for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard or shard != os.path.basename(shard):
-            raise InputError(
-                f"{index}: tensor {tensor!r} is in {shard!r}, which is no file beside it"
-            )
-    file_of: dict[str, SafetensorsFile | PytorchFile] = {}
-    warnings = []
-    for shard in sorted(set(weight_map.values())):
-        path = index.parent / shard
-        if not os.path.isfile(path):
-            raise InputError(f"{index} names {shard!r}, which is missing")
-        file = _open(path)
-        expected = {tensor for tensor, its_shard in weight_map.items() if its_shard == shard}
-        if missing := sorted(expected - file.specs.keys()):
-            raise InputError(
-                f"{path} lacks the tensor {missing[0]!r} that {index.name} says it has"
-            )
-        file_of |= {tensor: file for tensor in file.specs if tensor in expected}
-        if extra := sorted(file.specs.keys() - expected):
-            why = "is in another shard" if extra[0] in weight_map else "it does not name"
-            warnings.append(
-                f"{path}: left out {len(extra)} tensors that by {index.name} are not in this file, "
-                f"such as {extra[0]}, which {why}"
-            )
-    return file_of, warnings
-
-
-def _open(path: Path) -> SafetensorsFile | PytorchFile:
-    return PytorchFile(path) if path.suffix == ".bin" else SafetensorsFile(path)
-
-
-def _is_as_opened(file: SafetensorsFile | PytorchFile) -> bool:
+def _is_as_opened(file: WeightFile) -> bool:
     try:
         return FileIdentity.of(file.path) == file.identity
     except OSError:  # it is gone

@@ -14,20 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from recall_jax.checkpoint.lora_bound import BoundAdapter
 from recall_jax.checkpoint.lora_config import LoraConfig, read_lora_config
-from recall_jax.checkpoint.lora_edits import AddBias, Edit, LowRank, Replace, ReplaceRows
-from recall_jax.checkpoint.lora_names import (
-    find_places,
+from recall_jax.checkpoint.lora_edits import (
+    AddBias,
+    Edit,
+    LowRank,
+    Replace,
+    ReplaceRows,
+    SaidTwice,
+)
+from recall_jax.checkpoint.lora_names import find_places, refuse_missing
+from recall_jax.checkpoint.safetensors import SafetensorsFile
+from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
+from recall_jax.checkpoint.ties import (
     input_embedding,
     is_head,
     is_tied,
     is_vocabulary,
-    refuse_missing,
+    untied,
+    with_a_head,
 )
-from recall_jax.checkpoint.safetensors import SafetensorsFile
-from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
 from recall_jax.errors import InputError
 
 _PREFIX = "base_model.model."
@@ -63,89 +70,120 @@ class Adapter:
     updates: Mapping[str, Mapping[str, str]]
     saved: Mapping[str, str]
 
-    def bind(
-        self, base_specs: Mapping[str, TensorSpec], config: Mapping[str, Any]
-    ) -> "BoundAdapter":
+    def bind(self, base_specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> BoundAdapter:
         """Find each tensor's place in a base with these specs and this config.json.
 
-        Raises InputError if a tensor has no place, or several, or does not fit its place.
+        An output head that the base ties to its embedding is a tensor of its own afterwards, where
+        the adapter changes one use of that weight and not the other. Raises InputError if a tensor
+        has no place, or several, or does not fit its place.
         """
-        places, config = self._places(base_specs, dict(config))
+        where, specs, config = str(self.file.path), dict(base_specs), dict(config)
+        origins: dict[str, str] = {}
+        tied = any(map(is_vocabulary, self._names)) and is_tied(specs, config)
+        heads = list(filter(is_head, self._names))
+        if tied and self._parts_ends(heads):
+            specs, origins = with_a_head(specs, where, *heads[:1])
+            config = untied(config)
+        places = find_places(self._names, specs, where)
+        if tied and not origins:
+            places |= dict.fromkeys(heads, input_embedding(specs, where))
+        return self._bound(refuse_missing(places, where), specs, config, origins)
+
+    @property
+    def _names(self) -> list[str]:
+        """The tensors that it changes, by their names in the adapted model."""
+        weights = [f"{module}.weight" for module in self.updates]
+        biases = [f"{module}.bias" for module, parts in self.updates.items() if _BIAS in parts]
+        return [*weights, *biases, *self.saved]
+
+    def _parts_ends(self, heads: Collection[str]) -> bool:
+        """Whether it changes an embedding and the head tied to it in two ways.
+
+        `ensure_weight_tying` is to change both in one. Without it a copy of either that is trained
+        (`modules_to_save`), or an update, is of that use alone; but rows of tokens are of both,
+        unless the head has rows that are not the embedding's.
+        """
+        ends = [module for module in self.updates if is_vocabulary(f"{module}.weight")]
+        if self.config.ensure_weight_tying:
+            # DoRA scales the rows of the one, the columns of the other
+            scales = {self.config.scale(module) for module in ends}
+            return len(scales) > 1 or any(_MAGNITUDE in self.updates[module] for module in ends)
+        if any(is_vocabulary(name) and self._saves(name) for name in self.saved):
+            return True
+        rows: dict[bool, tuple[int, ...]] = {}
+        for module in ends:
+            if _TOKENS not in self.updates[module]:
+                return True
+            rows[is_head(f"{module}.weight")] = self.config.token_indices(module)
+        return True in rows and rows[True] != rows.get(False)
+
+    def _bound(
+        self,
+        places: Mapping[str, str],
+        specs: dict[str, TensorSpec],
+        config: dict[str, Any],
+        origins: Mapping[str, str],
+    ) -> BoundAdapter:
+        """The adapter with a place for each of its names, checked against the specs."""
         for place in places.values():
-            if place in base_specs and base_specs[place].dtype not in _FLOATS:
+            if specs[place].dtype not in _FLOATS:
                 raise InputError(
                     f"{self.file.path} changes {place}, which the base holds as "
-                    f"{base_specs[place].dtype}; only floats can be folded"
+                    f"{specs[place].dtype}; only floats can be folded"
                 )
-        specs = dict(base_specs)
         edits: dict[str, list[Edit]] = defaultdict(list)
-
-        copies: dict[str, list[str]] = defaultdict(list)
-        for name, key in self.saved.items():
-            copies[places[name]].append(key)
+        copies = self._copies(places, origins)
         for place, keys in copies.items():
-            specs[place] = self._copied(place, keys, specs)
+            specs[place] = self._copied(place, keys, specs[place])
             edits[place].append(Replace(tuple(keys)))
         if any(map(is_vocabulary, copies)):
             config = {**config, "vocab_size": self._vocabulary(specs)}
 
-        # of two tied weights peft merges the embedding first, in the order of the forward pass
+        updated: dict[str, str] = {}  # by which module
         for module in sorted(self.updates, key=lambda module: is_head(f"{module}.weight")):
             place = places[f"{module}.weight"]
             edits[place].append(self._update(module, place, specs[place], config))
+            if (first := updated.setdefault(place, module)) != module:
+                edits[place][-1] = self._again(first, module)
             if bias := self.updates[module].get(_BIAS):
                 place = places[f"{module}.bias"]
                 self._check_shape(bias, specs[place].shape, place)
                 edits[place].append(AddBias(bias, self.config.scale(module)))
-        return BoundAdapter(self.file, specs, config, dict(edits))
+        return BoundAdapter(self.file, specs, config, dict(edits), origins)
 
-    def _places(
-        self, base_specs: Mapping[str, TensorSpec], config: dict[str, Any]
-    ) -> tuple[dict[str, str], dict[str, Any]]:
-        """The place of every tensor by its name in the adapted model, and the config of the result.
+    def _copies(
+        self, places: Mapping[str, str], origins: Mapping[str, str]
+    ) -> dict[str, list[str]]:
+        """The keys of the tensors that the adapter holds whole, by their places.
 
-        For peft too, tied weights are one, unless either is in `modules_to_save`: then a copy of
-        that one was trained, and they part.
+        A copy of an end of the model that was not trained, as peft keeps it once the vocabulary
+        has grown, is of both ends that part.
         """
-        where = str(self.file.path)
-        weights = [f"{module}.weight" for module in self.updates]
-        biases = [f"{module}.bias" for module, parts in self.updates.items() if _BIAS in parts]
-        places = find_places([*weights, *biases, *self.saved], base_specs, where)
+        copies: dict[str, list[str]] = defaultdict(list)
+        for name, key in self.saved.items():
+            copies[places[name]].append(key)
+        for ends in origins.items():
+            kept = [
+                key
+                for name, key in self.saved.items()
+                if places[name] in ends and not self._saves(name)
+            ]
+            copies |= {end: kept for end in ends if kept and end not in copies}
+        return dict(copies)
 
-        ends = [name for name in places if is_vocabulary(name)]
-        heads = [name for name in ends if is_head(name)]
-        if not ends or not is_tied(base_specs, config):
-            return refuse_missing(places, where), config
-        if not self.config.ensure_weight_tying and any(map(self._saves, ends)):
-            if not any(name in self.saved for name in heads):
-                raise InputError(
-                    f"{where}: {ends[0]} in modules_to_save parts it from the output head it was "
-                    "tied to, which the adapter does not hold; merge it with peft first"
-                )
-            places |= {name: name for name in heads if places[name] is None}
-            config = {**config, "tie_word_embeddings": False}
-        elif any(map(is_head, base_specs)):
-            raise InputError(
-                f"{where} changes tied embeddings, and the base stores both of them; save the base "
-                "again with transformers, which stores one"
-            )
-        elif self.config.ensure_weight_tying and any(name in weights for name in ends):
-            raise InputError(
-                f"{where}: ensure_weight_tying with an update of the embeddings is not supported; "
-                "peft itself adds that update twice when it merges"
-            )
-        else:
-            places |= dict.fromkeys(heads, input_embedding(base_specs, where))
-        return refuse_missing(places, where), config
+    def _again(self, first: str, second: str) -> SaidTwice:
+        """The update of an embedding once more, as that of the head tied to it."""
+        one, other = self.updates[first], self.updates[second]
+        if _TOKENS in one:
+            return SaidTwice(((one[_TOKENS], other[_TOKENS]),), transposed=False)
+        pairs = zip(_EMBEDDING_FACTORS, reversed(_LINEAR_FACTORS), strict=True)
+        return SaidTwice(tuple((one[a], other[b]) for a, b in pairs), transposed=True)
 
     def _saves(self, name: str) -> bool:
         return name in self.saved and self.config.saves(name.rpartition(".")[0])
 
-    def _copied(
-        self, place: str, keys: Sequence[str], specs: Mapping[str, TensorSpec]
-    ) -> TensorSpec:
+    def _copied(self, place: str, keys: Sequence[str], base: TensorSpec) -> TensorSpec:
         """Spec of a tensor that the adapter holds whole, which may have another vocabulary."""
-        base = specs.get(place) or specs[input_embedding(specs, str(self.file.path))]
         shape = base.shape
         if is_vocabulary(place):
             shape = self.file.specs[keys[0]].shape[:1] + shape[1:]
@@ -215,50 +253,6 @@ class Adapter:
                 f"{self.file.path}: {key} has shape {shape}, where {place} of the base and the "
                 f"adapter's config call for {expected}"
             )
-
-
-@dataclass
-class BoundAdapter:
-    """An adapter on its base: which tensors it changes, what they are afterwards, and how.
-
-    `specs` and `config` are the folded checkpoint's, in the dtypes of the base: a vocabulary may
-    have grown, and an output head that was trained apart from the embedding it was tied to is a
-    tensor of its own. `edits` gives, for each tensor that is touched, the steps to it in their
-    order.
-    """
-
-    file: SafetensorsFile
-    specs: Mapping[str, TensorSpec]
-    config: dict[str, Any]
-    edits: Mapping[str, Sequence[Edit]]
-    bytes_read: int = 0
-
-    def touches(self, name: str) -> bool:
-        """Whether folding changes the tensor `name`, or adds it."""
-        return name in self.edits
-
-    def fold(self, name: str, array: np.ndarray | None) -> np.ndarray:
-        """The folded tensor of a touched `name`, from the base's `array`; None if it has none.
-
-        In the dtype that it is computed in, `folded_dtype` of that in `specs`.
-        """
-        wide = folded_dtype(self.specs[name].dtype)
-
-        def read(key: str) -> np.ndarray:
-            self.bytes_read += self.file.specs[key].nbytes
-            return self.file.read(key).astype(wide, copy=False)
-
-        tensor = np.empty(0, wide) if array is None else array.astype(wide, copy=False)
-        # what is not finite is found, and named, where tensors are merged
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            for edit in self.edits[name]:
-                tensor = edit(tensor, read)
-            return tensor
-
-
-def folded_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of a folded tensor that its base stores in `dtype`: float32, or float64 of one."""
-    return np.promote_types(dtype, np.float32)
 
 
 def read_adapter(folder: Path) -> Adapter:

@@ -44,6 +44,25 @@ class ReplaceRows:
 
 
 @dataclass(frozen=True)
+class SaidTwice:
+    """A change of a tied weight that is there for its other use too: the same, or `transposed`.
+
+    `pairs` are the keys of the one and the other.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    transposed: bool
+
+    def __call__(self, tensor: np.ndarray, read: Read) -> np.ndarray:
+        """The tensor as it is; InputError if the two changes differ."""
+        for one, other in self.pairs:
+            again = read(other)
+            if not np.array_equal(read(one), again.T if self.transposed else again):
+                raise InputError(f"{one} and {other} are of one tied weight, but differ")
+        return tensor
+
+
+@dataclass(frozen=True)
 class AddBias:
     """The bias of lora_B (out,), scaled as B A is."""
 

@@ -6,40 +6,10 @@ adapted, so its names may have, or lack, a prefix (`model.`, `transformer.`).
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
-from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.errors import InputError
 
-_HEADS = ("lm_head",)
-_EMBEDDINGS = ("embed_tokens", "wte")
 _SHOWN = 3
-
-
-def is_head(name: str) -> bool:
-    """Whether `name` is the weight of an output head."""
-    return _is_weight_of(name, _HEADS)
-
-
-def is_vocabulary(name: str) -> bool:
-    """Whether `name` is a weight with a row per token: of the input embedding or output head."""
-    return _is_weight_of(name, _HEADS + _EMBEDDINGS)
-
-
-def is_tied(base_names: Collection[str], config: Mapping[str, Any]) -> bool:
-    """Whether input embedding and output head are one weight.
-
-    Where neither the config nor the class of its family knows, the weights tell.
-    """
-    return bool(attribute(config, "tie_word_embeddings", not any(map(is_head, base_names))))
-
-
-def input_embedding(base_names: Iterable[str], where: str) -> str:
-    """Name of the input embedding's weight; InputError if there is none, or more than one."""
-    found = [name for name in base_names if _is_weight_of(name, _EMBEDDINGS)]
-    if len(found) != 1:
-        raise InputError(f"{where}: which is the base's input embedding? It has {found or 'none'}")
-    return found[0]
 
 
 def find_places(
@@ -76,11 +46,6 @@ def refuse_missing(places: Mapping[str, str | None], where: str) -> dict[str, st
             "is it the base the adapter was trained on?"
         )
     return {name: place for name, place in places.items() if place is not None}
-
-
-def _is_weight_of(name: str, modules: Collection[str]) -> bool:
-    module, _, parameter = name.rpartition(".")
-    return parameter == "weight" and module.rpartition(".")[2] in modules
 
 
 def _tails(name: str) -> list[str]:

@@ -25,6 +25,9 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="bfloat16, float16, float32 or float64.")
     ] = None,
+    untie: Annotated[
+        bool, typer.Option("--untie", help="Write a head that is the embedding apart from it.")
+    ] = False,
     shard_size: opt.ShardSize = "5GB",
     ignore_config: opt.IgnoreConfig = None,
     force: opt.Force = False,
@@ -49,6 +52,7 @@ def convert(
         shard_bytes=console.size_in_bytes(shard_size),
         force=force,
         ignore_config=ignore_config or (),
+        untie=untie,
     )
     console.warn(warnings)
     console.say(f"{source} converted to {to} in {out}", quiet)

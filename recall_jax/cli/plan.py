@@ -62,7 +62,7 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
     """What a recipe has to do, from the configs and headers of its models."""
     from recall_jax.cost.work import Work
     from recall_jax.engine.configs import check_configs
-    from recall_jax.engine.plan import is_tied, make_plan, open_models, taken_whole
+    from recall_jax.engine.plan import make_plan, open_models, taken_whole
     from recall_jax.engine.rules import check_layers
     from recall_jax.merging.methods import METHODS
 
@@ -82,7 +82,6 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
     merged = make_plan(
         models,
         base=read[0] if base_first else None,
-        tied=is_tied(models[-1]),
         out_dtype=recipe.out_dtype or recipe.dtype,
     )
     check_layers(recipe, merged.specs)

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.parameter_names import namesakes
 from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
+from recall_jax.checkpoint.ties import is_tied
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import Whole
-from recall_jax.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
+from recall_jax.units import EMBED, HEAD, unit_of_tensor
 
 DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -46,11 +46,6 @@ class ConfiguredModel(StoredModel, Protocol):
     @property
     def config(self) -> Mapping[str, Any]:
         """As config.json holds it, adapters taken into account."""
-
-
-def is_tied(model: ConfiguredModel) -> bool:
-    """Whether the output projection is the embedding."""
-    return attribute(model.config, "tie_word_embeddings") is True
 
 
 @dataclass(frozen=True)
@@ -100,11 +95,13 @@ def open_models(specs: Sequence[str]) -> list[Checkpoint]:
                 f"{model.name} is a {its} model and {newest.name} a {mine} model: "
                 "merge models of one family"
             )
-        if is_tied(model) != is_tied(newest):
-            tied, untied = (model, newest) if is_tied(model) else (newest, model)
+        tied = is_tied(model.stored, model.config)
+        if tied != is_tied(newest.stored, newest.config):
+            one, other = (model, newest) if tied else (newest, model)
             raise InputError(
-                f"{tied.name} ties its output projection to the embedding (tie_word_embeddings), "
-                f"{untied.name} does not: merge models of one kind"
+                f"{one.name} ties its output head to the embedding (tie_word_embeddings), and "
+                f"{other.name} has a head of its own: merge models of one kind, such as what "
+                f"recall convert --untie makes of {one.name}"
             )
     return models
 
@@ -118,39 +115,27 @@ def make_plan(
     models: Sequence[StoredModel],
     *,
     base: StoredModel | None = None,
-    tied: bool,
     out_dtype: str | None,
 ) -> Plan:
     """Plan to merge all tensors of the newest (last) model, in the order of the units.
 
-    `tied` drops an lm_head stored beside the embedding it is tied to. `out_dtype` is for floating
-    point tensors; by default each keeps its dtype as stored in the newest model. Raises InputError
-    where the models' tensors differ in name or shape, or in what cannot be averaged: integers are
-    read here.
+    `out_dtype` is for floating point tensors; by default each keeps its dtype as stored in the
+    newest model. Raises InputError where the models' tensors differ in name or shape, or in what
+    cannot be averaged: integers are read here.
     """
     newest = models[-1]
-    expected = _merged_specs(newest, tied)
     for model in (*models[:-1], *([] if base is None else [base])):
-        _check_alike(model, _merged_specs(model, tied), newest, expected)
+        _check_alike(model, newest)
     dtype = DTYPES[out_dtype] if out_dtype else None
     specs = {
         name: TensorSpec(dtype if dtype and is_float(spec.dtype) else spec.dtype, spec.shape)
-        for name, spec in in_forward_order(expected).items()
+        for name, spec in in_forward_order(newest.stored).items()
     }
     return Plan(models, specs, base)
 
 
-def _merged_specs(model: StoredModel, tied: bool) -> dict[str, TensorSpec]:
-    return {name: spec for name, spec in model.stored.items() if not (tied and name == LM_HEAD)}
-
-
-def _check_alike(
-    model: NamedModel,
-    specs: Mapping[str, TensorSpec],
-    newest: NamedModel,
-    expected: Mapping[str, TensorSpec],
-) -> None:
-    name = model.name
+def _check_alike(model: StoredModel, newest: StoredModel) -> None:
+    name, specs, expected = model.name, model.stored, newest.stored
     only_here = [tensor for tensor in specs if tensor not in expected]
     only_there = [tensor for tensor in expected if tensor not in specs]
     if only_here or only_there:

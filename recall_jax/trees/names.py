@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from recall_jax.checkpoint.folder import WEIGHTS
+from recall_jax.checkpoint.folder_files import WEIGHTS
 
 
 def names_tree(name: str) -> bool:

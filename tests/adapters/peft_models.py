@@ -2,14 +2,18 @@
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
 from toys import SIZES, make_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from recall_jax.models import forward
 
 IDS = np.arange(12, dtype=np.int32)[None] * 7 % SIZES["vocab_size"]
 
@@ -67,6 +71,13 @@ def logits(model: torch.nn.Module) -> np.ndarray:
     """Of the IDS, (1, T, V)."""
     with torch.no_grad():
         return model(input_ids=torch.from_numpy(IDS).long()).logits.numpy()
+
+
+@partial(jax.jit, static_argnames="arch")
+def our_logits(arch, params):
+    """The same of a model that we hold in memory."""
+    _, normed = forward.forward(arch, params, IDS, np.ones_like(IDS))
+    return forward.logits(arch, params, normed)
 
 
 def parameters(model: torch.nn.Module) -> dict[str, np.ndarray]:

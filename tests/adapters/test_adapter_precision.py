@@ -1,19 +1,17 @@
 """W + BA is float32 until it is written: what comes out is what peft makes of a float32 base."""
 
-from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
 from peft_models import (
-    IDS,
     config,
     load,
     logits,
     merged,
+    our_logits,
     parameters,
     recipe,
     save_adapter,
@@ -22,7 +20,6 @@ from peft_models import (
 )
 
 from recall_jax.evaluation.resident import load_resident
-from recall_jax.models import forward
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is:FutureWarning")
 
@@ -97,7 +94,7 @@ def test_a_model_in_memory_is_peft_s_in_float32(half) -> None:
     base, one, _ = half
     resident = load_resident(f"{base}+{one}")
     expected = logits(merged(base, one))
-    assert_allclose(our_logits(resident.arch, resident.params, IDS), expected, rtol=0, atol=3e-6)
+    assert_allclose(our_logits(resident.arch, resident.params), expected, rtol=0, atol=3e-6)
     rounded = merged(base, one).bfloat16().float()
     assert np.abs(logits(rounded) - expected).max() > 1e-4
 
@@ -118,9 +115,3 @@ def test_a_finetuning_of_a_folded_model_keeps_the_dtype_of_its_base(half, toys, 
     options = ["--data", toys.data, "--steps", "1", "--batch-size", "2", "--warmup", "0"]
     run("finetune", f"{base}+{one}", *options, "--out", "out")
     assert dtypes("out") == dtypes(base)
-
-
-@partial(jax.jit, static_argnames="arch")
-def our_logits(arch, params, ids):
-    mask = jax.numpy.ones_like(ids)
-    return forward.logits(arch, params, forward.forward(arch, params, ids, mask)[1])

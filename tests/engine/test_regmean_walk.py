@@ -71,7 +71,7 @@ def rows():
 def walk(folders, rows, out, through_merged, batch_size=4):
     """Tensors of the streamed merge."""
     checkpoints = [open_checkpoint(folder) for folder in folders]
-    plan = make_plan(checkpoints, tied=False, out_dtype=None)
+    plan = make_plan(checkpoints, out_dtype=None)
     arch = read_architecture(checkpoints[-1].config)
     forwards = [
         StreamedForward.of(arch, own, batch_size=batch_size, dtype=jnp.float32) for own in rows
