@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from recall_jax.checkpoint.checksums import FileChecksum, checksum_fault, file_checksum
-from recall_jax.checkpoint.companions import CONFIG_NAME, has_tokenizer
+from recall_jax.checkpoint.companions import (
+    CONFIG_NAME,
+    GENERATION_NAME,
+    has_tokenizer,
+    is_tokenizer_file,
+)
 from recall_jax.checkpoint.flax_msgpack import MSGPACK_NAME, MsgpackTree
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.folder_files import WEIGHTS
@@ -27,8 +32,10 @@ from recall_jax.pod.part import PART_NAME, read_part
 Kind = Literal["model", "adapter", "orbax", "npz", "msgpack", "part"]
 
 _ADAPTER_CONFIG = "adapter_config.json"
-# By the ends of their names: what transformers, peft or vLLM would load if it stood in the folder.
-_LOADED = (".safetensors", ".bin", ".index.json", _ADAPTER_CONFIG)
+# By the ends of their names: what transformers, peft or vLLM would load if it stood in the folder,
+# beside a tokenizer's files; and what nobody loads, but people read.
+_LOADED = (".safetensors", ".bin", ".index.json", _ADAPTER_CONFIG, GENERATION_NAME)
+_PAGES = (".md", ".html", "license", "license.txt", "notice", "notice.txt")
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,10 @@ class _Findings:
 def verify(folder: Path, progress: Progress = silent) -> Verification:
     """Hold `folder` against its checksums.json, if it has one, and check that it fits together.
 
-    Of a model: headers, index, config, and the tensors against the config where the family is
-    known; of an adapter its config and header; of a tree the config. Raises InputError if
-    there is no such folder, or nothing in it to verify.
+    A page for people to read, such as README.md, may be edited: that is a note. Of a model:
+    headers, index, config, and the tensors against the config where the family is known; of an
+    adapter its config and header; of a tree the config. Raises InputError if there is no such
+    folder, or nothing in it to verify.
     """
     if not os.path.isdir(folder):
         why = "is a file: name the folder it is in" if os.path.exists(folder) else "does not exist"
@@ -117,8 +125,9 @@ def _check_bytes(
     pool = ThreadPoolExecutor(2)
     try:
         faults = pool.map(lambda name: _file_fault(folder, name, checksums[name]), checksums)
-        for done, fault in enumerate(faults, start=1):
-            findings.faults += [fault] if fault else []
+        for done, (name, fault) in enumerate(zip(checksums, faults, strict=True), start=1):
+            told = findings.notes if name.lower().endswith(_PAGES) else findings.faults
+            told += [fault] if fault else []
             progress("checksums", done, len(checksums))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # so that an interrupt need not wait
@@ -149,6 +158,7 @@ def _check_others(folder: Path, checksums: Collection[str], findings: _Findings)
         if name.startswith(f"{TREE_NAME}/")
         or name in (NPZ_NAME, MSGPACK_NAME)
         or ("/" not in name and name.endswith(_LOADED))
+        or is_tokenizer_file(name)
     ]
     findings.faults += [f"{name!r} has no checksum, and changes what is loaded" for name in loaded]
     if others := [name for name in names if name not in loaded]:

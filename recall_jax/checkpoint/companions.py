@@ -21,6 +21,7 @@ from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.errors import InputError, escaped, storage_faults
 
 CONFIG_NAME = "config.json"
+GENERATION_NAME = "generation_config.json"
 _MODULES = "modules.json"  # sentence-transformers': the parts of a model, each with its folder
 _TEMPLATES = "additional_chat_templates"
 _SAFETENSORS = ".safetensors"

@@ -101,6 +101,63 @@ def test_every_fault_is_told(recall, folder):
     assert lines[3].endswith(f"names {first.name!r}, which is missing")  # says the index
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/use.MD", "report.html", "LICENSE", "Notice"])
+def test_a_page_that_was_edited_is_a_note(page, recall, folder):
+    path = folder / page
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("a model")
+    write_checksums(folder)
+    assert verify(folder).notes == ()
+    path.write_text("a good model")
+    done = recall("verify", folder)
+    assert (done.status, done.err) == (0, "")
+    assert f"note: {page!r} has 12 bytes, not the 7 that were written" in done.out
+    path.unlink()
+    assert verify(folder).faults == () and verify(folder).notes == (f"{page!r} is missing",)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vocab.txt",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "generation_config.json",
+        "rows.jsonl",
+        "spm.model",
+        "1_Pooling/config.json",
+        "modeling_own.py",
+    ],
+)
+def test_whatever_is_loaded_must_be_as_it_was(name, folder):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("written")
+    write_checksums(folder)
+    path.write_text("changed")
+    assert f"{name!r} does not hold the bytes" in verify(folder).faults[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vocab.txt",
+        "spm.model",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "additional_chat_templates/tool.jinja",
+    ],
+)
+def test_a_file_of_the_tokenizer_or_of_generation_that_came_in_is_a_fault(name, folder):
+    if (path := folder / name).exists():
+        path.unlink()
+        write_checksums(folder)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("x")
+    assert verify(folder).faults == (f"{name!r} has no checksum, and changes what is loaded",)
+
+
 def test_weights_without_a_checksum_are_a_fault_and_other_files_are_mentioned(recall, folder):
     for name in ("notes.txt", "training.py"):
         (folder / name).write_text("mine")
