@@ -29,7 +29,10 @@ def ask(call: str, **arguments: Any) -> Any:
     What is no JSON value in them is its text. Raises ForeignError where it fails, takes more than 2
     seconds of the processor or 1 GiB of memory, or makes too long a text.
     """
-    request = json.dumps({"call": call, "arguments": arguments}, default=str) + "\n"
+    try:
+        request = json.dumps({"call": call, "arguments": arguments}, default=str) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ForeignError(f"it is given what is no JSON: {error}") from error
     with _LOCK:
         reply = _worker().ask(request)
     if "error" in reply:

@@ -129,13 +129,15 @@ def answer(line: str) -> str:
     run = CALLS[request["call"]]()
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose signal ends the process
     try:
-        reply = json.dumps({"value": run(**request["arguments"])}, default=str)
+        reply = json.dumps({"value": run(**request["arguments"])})
         if len(reply) > TEXT:
             reply = json.dumps({"error": f"it makes more than {TEXT:,} characters"})
     except MemoryError:
         reply = json.dumps({"error": f"it needs more than {MEMORY:,} bytes of memory"})
     except Exception as error:  # whatever it is made to raise
-        reply = json.dumps({"error": str(error)[:1000] or type(error).__name__})
+        place = getattr(error, "lineno", None)  # in a template
+        said = str(error)[:1000] or type(error).__name__
+        reply = json.dumps({"error": said + (f", line {place}" if place else "")})
     signal.setitimer(signal.ITIMER_PROF, 0)
     return reply
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from recall_jax.checkpoint.companions import has_tokenizer
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.errors import InputError, brief, reading
+from recall_jax.foreign.process import ForeignError, ask
 from recall_jax.representations.panics import unheard_panics
 
 
@@ -243,31 +244,26 @@ class _AutoTokenizer:
     def chat_text(self, messages: list[Any], add_generation_prompt: bool = False) -> str:
         if not self._tokenizer.chat_template:
             raise InputError(f"the tokenizer of {self._folder} has no chat template")
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-            return str(text)
-        except Exception as error:  # a template may raise anything on messages it does not expect
-            message = f"the chat template of {self._folder} failed: {brief(error)}"
-            raise InputError(message) from error
+        return str(self._by_template("chat", messages=messages, prompt=add_generation_prompt))
 
     def marked_answers(self, messages: list[Any]) -> list[tuple[int, int]] | None:
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        template = self._tokenizer.get_chat_template()
-        if not _GENERATION.search(template):
+        if not _GENERATION.search(self._tokenizer.get_chat_template()):
             return None
         given = [
             {key: value for key, value in each.items() if value is not None} for each in messages
         ]
-        _, (marked,) = render_jinja_template(  # as apply_chat_template does, which keeps the marks
-            [given],
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **self._tokenizer.special_tokens_map,
-        )
-        return list(marked)
+        return [(start, end) for start, end in self._by_template("marked", messages=given)]
+
+    def _by_template(self, call: str, **arguments: Any) -> Any:
+        """What the chat template makes of messages, in the process for what others wrote."""
+        tokenizer = self._tokenizer
+        try:
+            template, tokens = tokenizer.get_chat_template(), tokenizer.special_tokens_map
+            return ask(call, template=template, tokens=tokens, **arguments)
+        # of several templates none is the default, or it refuses messages that it does not expect
+        except (ValueError, ForeignError) as error:
+            message = f"the chat template of {self._folder} failed: {brief(error)}"
+            raise InputError(message) from error
 
 
 class _LightTokenizer:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from chat_templates import CHATML, GEMMA, QWEN3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -452,3 +453,27 @@ def test_a_broken_tokenizer_config_is_named(save):
     (folder / "tokenizer_config.json").write_text("{")
     with pytest.raises(InputError, match=r"tokenizer_config\.json is not valid JSON"):
         load_tokenizer([folder], "llama")
+
+
+def test_chat_texts_of_known_templates_are_those_of_transformers(save):
+    from transformers import AutoTokenizer
+
+    chat = [
+        {"role": "user", "content": "hi", "name": None},
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nho"},
+        {"role": "user", "content": "half \ud800 a pair"},
+    ]
+    for template in (QWEN3, CHATML, GEMMA, TEMPLATE, "{{ messages[2].content | tojson }}"):
+        folder = save(chat_template=template)
+        theirs = AutoTokenizer.from_pretrained(str(folder))
+        for prompt in (False, True):
+            options = {"tokenize": False, "add_generation_prompt": prompt}
+            assert load_tokenizer([folder], "llama").chat_text(chat, prompt) == (
+                theirs.apply_chat_template(chat, **options)
+            )
+
+
+def test_a_template_that_grows_without_end_is_one_line(save):
+    tokenizer = load_tokenizer([save(chat_template="{{ 'x' * 10 ** 10 }}")], "llama")
+    with pytest.raises(InputError, match=r"^the chat template of .* failed: it needs more than"):
+        tokenizer.chat_text([{"role": "user", "content": "hi"}])
