@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from recall_jax.checkpoint.folder import Checkpoint, file_warnings
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
-from recall_jax.engine.budget import cacheable_bytes, cut_pieces, held_bytes, memory_budget
+from recall_jax.engine.budget import (
+    cacheable_bytes,
+    cut_pieces,
+    held_bytes,
+    machine_bytes,
+    memory_budget,
+)
 from recall_jax.engine.configs import check_configs
 from recall_jax.engine.given import given_findings
 from recall_jax.engine.journal import Journal, changed_input, identity_in, input_files
@@ -180,7 +186,7 @@ def merge(
                 whole=taken_whole(method.whole_tensors, plan.specs),
                 progress=progress,
             )
-        if path := changed_input(identity["inputs"], input_files(read, _input_files(recipe))):
+        if path := changed_input(identity["inputs"], _inputs(recipe, read, options)):
             raise InputError(f"{path} was changed while it was being merged: start again")
         report = make_report(recipe, prepared, [model.name for model in models], list(plan.units))
         report["warnings"] = [*file_warnings(read), *report["warnings"]]
@@ -385,7 +391,8 @@ def _asked(recipe: Recipe, out: Path, options: Options) -> dict[str, Any]:
 
 def _files(model: Checkpoint) -> list[str]:
     """The files of a model by size and hash, wherever they lie and since when."""
-    return sorted(f"{size} {digest}" for size, _, digest in model.fingerprint().values())
+    found = model.fingerprint(content=False).values()
+    return sorted(f"{size} {digest}" for size, *_, digest in found)
 
 
 def _identity(
@@ -399,7 +406,7 @@ def _identity(
     read = [*([] if base is None else [base]), *models]  # the newest last
     repeatable = resolved(recipe, models, base, recipe.compute_dtype)
     return {
-        "inputs": input_files(read, _input_files(recipe)),
+        "inputs": _inputs(recipe, read, options),
         "recipe": repeatable.model_dump(mode="json"),
         "program": {
             **versions(),
@@ -410,6 +417,17 @@ def _identity(
             "to": options.to,
         },
     }
+
+
+def _inputs(recipe: Recipe, read: Sequence[Checkpoint], options: Options) -> dict[str, Any]:
+    """What the files of a merge are known by, so that it is resumed with the same.
+
+    Weights that one machine can hold by their content, which then lies in its memory for the walk;
+    others by their times, as reading them once more would be most of a merge.
+    """
+    held = sum(model.nbytes for model in read) <= machine_bytes()
+    content = held and options.processes.count == 1 and options.to == "huggingface"
+    return input_files(read, _input_files(recipe), content=content)
 
 
 def _describe(models: Sequence[Checkpoint], plan: Plan, budget: int, resumed: int) -> str:

@@ -1,6 +1,5 @@
 """Open a model as the user names it: a folder, a hub model, either with LoRA adapters folded in."""
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from recall_jax.checkpoint.checksums import file_checksum
 from recall_jax.checkpoint.companions import CONFIG_NAME
 from recall_jax.checkpoint.folder_files import (
     INDICES,
@@ -219,23 +219,30 @@ class Checkpoint:
     def changed(self) -> Path | None:
         """The first weight file, of the model or an adapter, that is not what it was when opened.
 
-        None if all are. Compares size, time and inode; reads nothing.
+        None if all are. Compares size, times and inode; reads only those that differ in these.
         """
         return next((file.path for file in self._files if not _is_as_opened(file)), None)
 
-    def fingerprint(self) -> dict[str, list[Any]]:
-        """What tells this model from another: [size, mtime_ns, sha256] by the path of each file.
+    def fingerprint(self, *, content: bool = True) -> dict[str, list[Any]]:
+        """What tells this model from another: [size, checksum] by the path of each file.
 
-        The hash is of a weight file's header (None for a .bin, which has none), and of the whole of
-        a config or index. No tensor is read. Plain values, equal after a passage through JSON.
+        The checksum is of all of the file's content, which is read for it once. Without `content`
+        weight files have [size, mtime_ns, ctime_ns, sha256 of the header] (None for a .bin, which
+        has none) instead, and no tensor is read. Plain values, equal after a passage through JSON.
         """
         found: dict[str, list[Any]] = {}
         for file in self._files:
-            found[_key(file.path)] = [file.identity.size, file.identity.mtime_ns, file.header_hash]
+            now = file.opened.identity
+            with storage_faults(f"read {file.path}"):
+                found[_key(file.path)] = (
+                    [now.size, file.opened.checksum()]
+                    if content
+                    else [now.size, now.mtime_ns, now.ctime_ns, file.header_hash]
+                )
         names = (CONFIG_NAME, "adapter_config.json", *INDICES)
         for path in (folder / name for folder in (self.folder, *self.adapters) for name in names):
             if os.path.isfile(path):
-                found[_key(path)] = _hashed(path)
+                found[_key(path)] = list(file_checksum(path).values())
         return found
 
 
@@ -282,16 +289,9 @@ def _locate(part: str) -> Path:
 
 def _is_as_opened(file: WeightFile) -> bool:
     try:
-        return FileIdentity.of(file.path) == file.identity
+        return file.opened.is_unchanged(FileIdentity.of(file.path))
     except OSError:  # it is gone
         return False
-
-
-def _hashed(path: Path) -> list[Any]:
-    """Size, mtime_ns and the sha256 of the content of a small file."""
-    with storage_faults(f"read {path}"):
-        identity = FileIdentity.of(path)
-        return [identity.size, identity.mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()]
 
 
 def _key(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from recall_jax.checkpoint.identity import FileIdentity
+from recall_jax.checkpoint.identity import FileIdentity, OpenedFile
 from recall_jax.checkpoint.names import check_name
 from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
 from recall_jax.errors import InputError, reading, storage_faults
@@ -17,7 +17,7 @@ from recall_jax.errors import InputError, reading, storage_faults
 class PytorchFile:
     """One .bin file: `specs` in the order of its mapping, `read(name)` for one tensor.
 
-    `identity` is the file's when it was opened. It has no header: `header_hash` is None.
+    `opened` is the file as it was then. It has no header: `header_hash` is None.
     """
 
     header_hash: None = None
@@ -26,13 +26,13 @@ class PytorchFile:
         """Open through a memory map; InputError without torch, or if it is not plain tensors."""
         self.path = path
         with storage_faults(f"read {path}"):
-            self.identity = FileIdentity.of(path)
+            self.opened = OpenedFile(path, FileIdentity.of(path))
         stored = _stored_sizes(path)
         self._tensors = _load(path, mapped=stored is not None)
         for name in self._tensors:
             check_name(name, path)
         self.specs: Mapping[str, TensorSpec] = {
-            name: _spec(tensor, self.identity.size, f"{path}, tensor {name!r}")
+            name: _spec(tensor, self.opened.identity.size, f"{path}, tensor {name!r}")
             for name, tensor in self._tensors.items()
         }
         if stored is not None and _held_sizes(self._tensors.values()) != stored:

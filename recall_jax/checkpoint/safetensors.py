@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from recall_jax.checkpoint.identity import FileIdentity
+from recall_jax.checkpoint.identity import FileIdentity, OpenedFile
 from recall_jax.checkpoint.json_objects import MAX_BYTES, parse_json_object
 from recall_jax.checkpoint.names import check_name
 from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
@@ -39,20 +39,20 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 class SafetensorsFile:
     """One safetensors file: `specs` in the order of the bytes, `read(name)` for one tensor.
 
-    `identity` is the file's when it was opened, `header_hash` the sha256 of its header, hex.
+    `opened` is the file as it was then, `header_hash` the sha256 of its header, hex.
     """
 
     def __init__(self, path: Path) -> None:
         """Open and validate; InputError names the file and the tensor at fault."""
         self.path = path
         with storage_faults(f"read {path}"), path.open("rb") as file:
-            self.identity = FileIdentity.of(file.fileno())
-            text = _read_header(file, self.identity.size, path)
+            self.opened = OpenedFile(path, FileIdentity.of(file.fileno()))
+            text = _read_header(file, self.opened.identity.size, path)
         self.header_hash = hashlib.sha256(text).hexdigest()
         data_start = _LENGTH_BYTES + len(text)
         header = parse_json_object(text, f"the header of {path}")
         self.specs: Mapping[str, TensorSpec]
-        self.specs, offsets = _layout(header, self.identity.size - data_start, path)
+        self.specs, offsets = _layout(header, self.opened.identity.size - data_start, path)
         self._starts = {name: data_start + begin for name, begin in offsets.items()}
 
     def read(self, name: str) -> np.ndarray:
@@ -101,7 +101,7 @@ class SafetensorsFile:
                 os.posix_fadvise(file.fileno(), start, nbytes, os.POSIX_FADV_DONTNEED)
 
     def _refuse_changed(self, file: BinaryIO) -> None:
-        if FileIdentity.of(file.fileno()) != self.identity:
+        if not self.opened.is_unchanged(FileIdentity.of(file.fileno())):
             raise InputError(
                 f"{self.path} was changed while it was being read: start again when nothing "
                 "writes to it"

@@ -58,6 +58,11 @@ def cacheable_bytes(budget: int) -> int:
     return int(SHARE * _free_on_host())
 
 
+def machine_bytes() -> int:
+    """All memory of this machine, whatever of it is free."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def held_bytes() -> int:
     """Anonymous memory that this process holds by now."""
     if jax.default_backend() != "cpu":
@@ -127,8 +132,7 @@ def widest(specs: Mapping[str, TensorSpec]) -> int:
 def _free_on_host() -> int:
     """What the machine has, within this process's limits."""
     available = _field("/proc/meminfo", "MemAvailable")
-    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return min([available or half, *_limits()])
+    return min([available or machine_bytes() // 2, *_limits()])
 
 
 def _limits() -> list[int]:

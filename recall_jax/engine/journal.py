@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recall_jax.checkpoint.checksums import file_checksum
 from recall_jax.checkpoint.companions import companions
 from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.checkpoint.writer import Mark
 from recall_jax.errors import UnfinishedError, storage_faults
 
-FORMAT = 1
+FORMAT = 2
 _ADVICE = "or run without --resume to start afresh"
 
 
@@ -139,19 +140,21 @@ def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     return records, size
 
 
-def input_files(models: Sequence[Checkpoint], files: Iterable[Path]) -> dict[str, Any]:
-    """What every file that a run reads is known by, by its path.
+def input_files(
+    models: Sequence[Checkpoint], files: Iterable[Path], *, content: bool = True
+) -> dict[str, Any]:
+    """What every file that a run reads is known by, by its path: size and checksum.
 
     Those of the models, those that are copied from the last one, and `files` where there are such.
+    Weights are known by `content` or by their times, as for `Checkpoint.fingerprint`.
     """
     inputs: dict[str, Any] = {}
     for model in models:
-        inputs |= model.fingerprint()
+        inputs |= model.fingerprint(content=content)
     newest, older = models[-1], older_folders(models)
     copied = companions(newest.folder, newest.tokenizer_folders, older).files.values()
     for path in (*copied, *filter(Path.is_file, files)):
-        status = path.stat()
-        inputs[str(path.resolve())] = [status.st_size, status.st_mtime_ns]
+        inputs[str(path.resolve())] = list(file_checksum(path).values())
     return inputs
 
 

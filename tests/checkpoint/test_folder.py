@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import huggingface_hub
@@ -293,37 +294,42 @@ def test_a_fingerprint_names_every_file_and_outlives_json(tmp_path):
     safetensors.numpy.save_file({f"{PROJECTION}.weight": WEIGHT}, base / "1")
     adapter = make_adapter(tmp_path / "adapter")
     model = open_checkpoint(f"{base}+{adapter}")
-    found = model.fingerprint()
     whole = [base / "config.json", base / INDEX, adapter / "adapter_config.json"]
     weights = [base / "1", base / "2", adapter / "adapter_model.safetensors"]
-    assert set(found) == {str(path) for path in [*whole, *weights]}
+    by_times = model.fingerprint(content=False)
+    found = model.fingerprint()
+    assert set(found) == set(by_times) == {str(path) for path in [*whole, *weights]}
     for path in [*whole, *weights]:
-        size, mtime_ns, digest = found[str(path)]
-        content = path.read_bytes()
+        content, status = path.read_bytes(), path.stat()
+        assert found[str(path)] == [len(content), f"{zlib.crc32(content):08x}"]
         if path in weights:
-            content = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        assert (size, mtime_ns) == (path.stat().st_size, path.stat().st_mtime_ns)
-        assert digest == hashlib.sha256(content).hexdigest()
-    assert json.loads(json.dumps(found)) == found
+            header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+            times = [status.st_mtime_ns, status.st_ctime_ns]
+            digest = hashlib.sha256(header).hexdigest()
+            assert by_times[str(path)] == [len(content), *times, digest]
+        else:
+            assert by_times[str(path)] == found[str(path)]
+    assert json.loads(json.dumps([found, by_times])) == [found, by_times]
     assert model.bytes_read == 0
     assert open_checkpoint(f"{base}+{adapter}").fingerprint() == found
 
 
 @pytest.mark.parametrize("name", ["1", INDEX, "config.json"])
-def test_a_fingerprint_tells_files_of_one_size_and_time_apart(name, tmp_path):
+@pytest.mark.parametrize("content", [True, False])
+def test_a_fingerprint_tells_files_of_one_size_and_time_apart(name, content, tmp_path):
     folder = make_sharded(tmp_path / "model", {"a": "1", "b": "2"})
     (folder / "config.json").write_text('{"x": 1}')
-    before = open_checkpoint(folder).fingerprint()
+    before = open_checkpoint(folder).fingerprint(content=content)
     path = folder / name
     status = path.stat()
     if name == "1":
-        safetensors.numpy.save_file({"a": A.T.copy()}, path)  # another shape, as many bytes
+        safetensors.numpy.save_file({"a": A + 1}, path)
     else:
         path.write_text(path.read_text().replace('": ', '" :', 1))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    after = open_checkpoint(folder).fingerprint()
+    after = open_checkpoint(folder).fingerprint(content=content)
     assert {path for path in before if before[path] != after[path]} == {str(folder / name)}
-    assert before[str(folder / name)][:2] == after[str(folder / name)][:2]
+    assert before[str(folder / name)][0] == after[str(folder / name)][0]
 
 
 def test_a_fingerprint_follows_links_to_what_they_point_to(tmp_path):
@@ -333,16 +339,22 @@ def test_a_fingerprint_follows_links_to_what_they_point_to(tmp_path):
     assert linked == open_checkpoint(folder).fingerprint()
 
 
-def test_a_bin_has_a_fingerprint_without_a_hash(tmp_path):
+def test_a_bin_has_a_fingerprint_without_a_header(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     path = tmp_path / "pytorch_model.bin"
     torch.save({"a": torch.ones(2)}, path)
     model = open_checkpoint(tmp_path)
     status = path.stat()
-    assert model.fingerprint()[str(path)] == [status.st_size, status.st_mtime_ns, None]
+    times = [status.st_mtime_ns, status.st_ctime_ns]
+    by_times = model.fingerprint(content=False)
+    assert by_times[str(path)] == [status.st_size, *times, None]
+    crc = zlib.crc32(path.read_bytes())
+    assert model.fingerprint()[str(path)] == [status.st_size, f"{crc:08x}"]
     assert model.changed() is None
     model.drop("a")
     path.touch()
+    assert model.changed() is None
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert model.changed() == path
 
 
@@ -368,6 +380,25 @@ def test_a_weight_file_that_changes_is_noticed(name, change, tmp_path):
     assert model.changed() is None
     change(tmp_path / name)
     assert model.changed() == tmp_path / name
+
+
+@pytest.mark.parametrize("change", [Path.touch, replace, Path.unlink], ids=lambda c: c.__name__)
+def test_a_weight_file_of_known_content_is_held_to_that(change, tmp_path):
+    folder = make_model(tmp_path / "model")
+    model, path = open_checkpoint(folder), folder / "model.safetensors"
+    model.fingerprint()
+    change(path)
+    if change is Path.unlink:
+        assert model.changed() == path
+        return
+    assert model.changed() is None
+    np.testing.assert_array_equal(model.read("a"), A)
+    status = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(InputError, match="was changed while it was being read"):
+        model.read("a")
+    assert model.changed() == path
 
 
 def test_dropping_a_tensor_changes_nothing(tmp_path):

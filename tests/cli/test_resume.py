@@ -14,8 +14,9 @@ import pytest
 from toys import TIMED, Finished, copy_model, environment, tree
 
 from recall_jax import job
+from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.safetensors import SafetensorsFile
-from recall_jax.errors import UnfinishedError
+from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.recipe import read_recipe
 from recall_jax.verification import verify
 
@@ -117,7 +118,7 @@ WEIGHTS = "1/model.safetensors"
 @pytest.mark.parametrize(
     ("name", "change", "same_time"),
     [
-        (WEIGHTS, lambda content: content, False),
+        (WEIGHTS, lambda content: content[:-1] + bytes([content[-1] ^ 1]), True),
         (WEIGHTS, with_longer_header, True),
         (WEIGHTS, lambda content: content.replace(b'"format":"pt"', b'"format":"np"'), True),
         ("2/config.json", lambda content: content.replace(b"{", b'{"_note": 1,', 1), False),
@@ -138,6 +139,61 @@ def test_a_changed_input_is_refused_and_the_work_stays(
     assert_refused(done, f"{path} is not what it was", "without --resume to start afresh")
     assert os.listdir(tmp_path) == [HOME] and tree(home) == before
     assert_resumed(kept, recall, tmp_path)
+
+
+def touch(path: Path) -> None:
+    path.touch()
+
+
+def come_back(path: Path) -> None:
+    """As after a restored backup: another file with the same content, times included."""
+    shutil.copy2(path, path.with_name("copy"))
+    path.with_name("copy").replace(path)
+
+
+def be_linked(path: Path) -> None:
+    """Which changes the ctime alone."""
+    path.with_name("link").hardlink_to(path)
+    path.with_name("link").unlink()
+
+
+@pytest.mark.parametrize("change", [touch, come_back, be_linked])
+@pytest.mark.parametrize("name", [WEIGHTS, "2/config.json", "2/tokenizer.json", "data.jsonl"])
+def test_an_input_with_its_old_content_is_the_same(name, change, kept, recall, tmp_path):
+    kept.left_in(tmp_path)
+    identity = FileIdentity.of(kept.folder / name)
+    change(kept.folder / name)
+    assert FileIdentity.of(kept.folder / name) != identity
+    assert assert_resumed(kept, recall, tmp_path) == 4
+
+
+@pytest.mark.parametrize("change", [touch, come_back, be_linked])
+def test_an_input_may_be_touched_while_it_is_merged(change, kept, tmp_path):
+    def touched(unit: str, done: int, total: int, **moved: int) -> None:
+        if done == 2:
+            change(kept.folder / WEIGHTS)
+
+    options = job.Options(shard_bytes=20_000)
+    job.merge(read_recipe(kept.recipe), tmp_path / "out", options=options, progress=touched)
+    assert untimed(tmp_path / "out") == kept.whole
+
+
+def test_an_input_may_not_be_changed_while_it_is_merged(kept, tmp_path):
+    """Whatever its time says."""
+    path = kept.folder / WEIGHTS
+    before, status = path.read_bytes(), path.stat()
+
+    def changed(unit: str, done: int, total: int, **moved: int) -> None:
+        if done == 2:
+            with path.open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(bytes([before[-1] ^ 1]))
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    with pytest.raises(InputError, match=f"{path} was changed while it was being"):
+        job.merge(read_recipe(kept.recipe), tmp_path / "out", progress=changed)
+    path.write_bytes(before)
+    assert os.listdir(tmp_path) == []
 
 
 def values_with(change: str, values: dict) -> dict:

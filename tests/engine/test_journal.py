@@ -1,9 +1,13 @@
 """The journal tells what is finished, whatever a kill did to its last line."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 
+from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.writer import Mark
-from recall_jax.engine.journal import Journal, resume_journal
+from recall_jax.engine.journal import Journal, changed_input, input_files, resume_journal
 from recall_jax.errors import InputError
 
 IDENTITY = {
@@ -98,3 +102,20 @@ def test_what_is_no_record_is_not_believed_nor_what_follows(line, instead, left,
     lines[line] = instead
     path.write_text("\n".join(lines) + "\n")
     assert list(resume_journal(path, IDENTITY, UNITS).units) == list(left)
+
+
+def test_what_only_got_another_time_is_what_it_was(toys, tmp_path):
+    """For the journals of all commands: they keep what this function gives."""
+    folder = Path(shutil.copytree(toys.llama[0], tmp_path / "model"))
+    data = Path(shutil.copy(toys.data, tmp_path))
+    before = input_files([open_checkpoint(folder)], [data, tmp_path / "none"])
+    kinds = {Path(path).suffix for path in before}
+    assert kinds == {".safetensors", ".json", ".jsonl"}
+    for path in map(Path, before):
+        path.touch()
+    assert input_files([open_checkpoint(folder)], [data]) == before
+    path = next(path for path in map(Path, before) if path.suffix == ".safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    after = input_files([open_checkpoint(folder)], [data])
+    assert changed_input(before, after) == str(path)
