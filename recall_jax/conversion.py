@@ -22,7 +22,8 @@ from recall_jax.engine.plan import DTYPES, in_forward_order, make_plan, units_of
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import LAYERS
 from recall_jax.models.config import read_architecture
-from recall_jax.models.convert import check_sizes, from_flax, to_flax
+from recall_jax.models.convert import from_flax, to_flax
+from recall_jax.models.shapes import check_sizes
 from recall_jax.output import output_folder
 from recall_jax.units import stacks_of
 
@@ -150,7 +151,7 @@ def _cast(name: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     return cast
 
 
-def describe(model: Checkpoint) -> dict[str, object]:
+def describe(model: Checkpoint, ignore_config: Collection[str] = ()) -> dict[str, object]:
     """What a model is: family, stacks of layers, units, sizes, dtypes, adapters; plain values."""
     specs = in_forward_order(model.stored)
     units = {
@@ -163,7 +164,7 @@ def describe(model: Checkpoint) -> dict[str, object]:
         for unit, names in units_of(specs).items()
     }
     try:
-        common_architecture([model])
+        common_architecture([model], ignore_config)
         note = None
     except InputError as error:
         note = str(error)

@@ -26,7 +26,8 @@ from recall_jax.checkpoint.writer import CHECKSUMS_NAME
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
-from recall_jax.models.convert import check_sizes, check_tensors
+from recall_jax.models.convert import check_tensors
+from recall_jax.models.shapes import check_sizes
 from recall_jax.pod.part import PART_NAME, read_part
 
 Kind = Literal["model", "adapter", "orbax", "npz", "msgpack", "part"]
@@ -56,12 +57,15 @@ class _Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def verify(folder: Path, progress: Progress = silent) -> Verification:
+def verify(
+    folder: Path, progress: Progress = silent, *, ignore_config: Collection[str] = ()
+) -> Verification:
     """Hold `folder` against its checksums.json, if it has one, and check that it fits together.
 
     A page for people to read, such as README.md, may be edited: that is a note. Of a model:
     headers, index, config, and the tensors against the config where the family is known; of an
-    adapter its config and header; of a tree the config. Raises InputError if there is no such
+    adapter its config and header; of a tree the config. `ignore_config` are attributes of a model's
+    config to let pass though they are not known. Raises InputError if there is no such
     folder, or nothing in it to verify.
     """
     if not os.path.isdir(folder):
@@ -83,7 +87,10 @@ def verify(folder: Path, progress: Progress = silent) -> Verification:
         _check_others(folder, checksums, findings)
     kind = _kind(folder, names)
     try:
-        _CHECKS[kind](folder, findings)
+        if kind == "model":
+            _check_model(folder, findings, ignore_config)
+        else:
+            _CHECKS[kind](folder, findings)
     except InputError as error:
         if isinstance(error.__cause__, ImportError):  # a package is missing here, nothing there
             raise
@@ -182,7 +189,7 @@ def _kind(folder: Path, names: Collection[str]) -> Kind:
     return "npz" if NPZ_NAME in names else "msgpack" if MSGPACK_NAME in names else "model"
 
 
-def _check_model(folder: Path, findings: _Findings) -> None:
+def _check_model(folder: Path, findings: _Findings, ignore_config: Collection[str]) -> None:
     model = Checkpoint(str(folder), folder, look=True)
     findings.notes += model.notes
     _note_tokenizer(folder, findings)
@@ -196,7 +203,7 @@ def _check_model(folder: Path, findings: _Findings) -> None:
     shapes = shapes_of(model.specs)
     check_sizes(model.config, shapes, CONFIG_NAME)
     try:
-        arch = read_architecture(model.config, where=CONFIG_NAME)
+        arch = read_architecture(model.config, ignore=ignore_config, where=CONFIG_NAME)
     except InputError as error:
         findings.notes.append(f"the tensors were not held against the config: {error}")
         return
@@ -243,7 +250,6 @@ def _note_tokenizer(folder: Path, findings: _Findings) -> None:
 
 
 _CHECKS = {
-    "model": _check_model,
     "adapter": _check_adapter,
     "orbax": _check_orbax,
     "npz": _check_npz,

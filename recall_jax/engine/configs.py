@@ -2,11 +2,12 @@
 
 from collections.abc import Collection, Sequence
 
+from recall_jax.checkpoint.tensors import shapes_of
 from recall_jax.engine.plan import ConfiguredModel
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
 from recall_jax.models.differences import config_differences, told
-from recall_jax.models.families import FAMILIES
+from recall_jax.models.shapes import check_shapes, check_sizes
 
 
 def check_configs(
@@ -31,12 +32,7 @@ def check_configs(
 
 
 def _check_shapes(model: ConfiguredModel, ignore_config: Collection[str]) -> None:
-    if model.config.get("model_type") not in [*FAMILIES]:  # it may be of any kind
-        return
-    # with the modules that tell the shapes, which no other family needs
-    from recall_jax.models.convert import check_shapes, check_sizes
-
-    shapes = {name: spec.shape for name, spec in model.specs.items()}
+    shapes = shapes_of(model.specs)
     check_sizes(model.config, shapes, model.name)
     try:
         arch = read_architecture(model.config, ignore=ignore_config)

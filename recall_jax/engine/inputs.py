@@ -21,8 +21,9 @@ from recall_jax.engine.select import choose_typical
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
-from recall_jax.models.convert import check_sizes, check_tensors
+from recall_jax.models.convert import check_tensors
 from recall_jax.models.differences import architecture_differences, told
+from recall_jax.models.shapes import check_sizes
 from recall_jax.recipe import Samples
 from recall_jax.representations.samples import (
     Tokenized,

@@ -1,33 +1,23 @@
 """Hugging Face tensor names <-> Flax parameters, by transpose alone, so that no bit can change.
 
-Which parameters a model has, and their shapes, is asked of the Linen modules themselves; the names
-come from the family's table.
+The names come from the family's table; which parameters a model has, and their shapes, `shapes`
+says.
 """
 
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from recall_jax.errors import InputError, shown
+from recall_jax.errors import InputError
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.decoder import SAME_INPUTS
 from recall_jax.models.families import FAMILIES
-from recall_jax.models.forward import init_params
+from recall_jax.models.shapes import group_shapes, some
 from recall_jax.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
-
-# Attributes that are the length of an axis of some tensor, or a divisor of it.
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-)
 
 
 def tensor_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -35,7 +25,7 @@ def tensor_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for unit in arch.units:
         group = unit if unit in (EMBED, HEAD) else LAYERS
-        known = _group_shapes(arch)[group]
+        known = group_shapes(arch)[group]
         shapes |= {name: known[path] for name, path in _names(arch, unit)}
     return shapes
 
@@ -113,33 +103,6 @@ def from_flax(arch: Architecture, tree: Mapping[str, Any]) -> dict[str, np.ndarr
     return tensors
 
 
-def check_sizes(
-    config: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    where: str,
-    most_layers: int | None = None,
-) -> None:
-    """Hold the sizes that a config gives to the tensors, before anything of these sizes is made.
-
-    For the families here. There are at most as many layers as tensors, or `most_layers`.
-
-    Raises:
-        InputError: if the config asks for more layers, or more along any axis, than there is.
-    """
-    if config.get("model_type") not in [*FAMILIES]:  # it may be of any kind
-        return
-    if most_layers is None:
-        most_layers = len(shapes)
-    largest = max((max(shape, default=1) for shape in shapes.values() if 0 not in shape), default=0)
-    for name, most in {"num_hidden_layers": most_layers, **dict.fromkeys(_SIZES, largest)}.items():
-        size = config.get(name)
-        if isinstance(size, int) and size > most:
-            raise InputError(
-                f"{where}: {name} is {shown(size)}, but the tensors allow {most} at most: they and "
-                "the config do not belong together"
-            )
-
-
 def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Hold the tensors that `where` has against those that its config implies.
 
@@ -155,12 +118,12 @@ def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], whe
     found = {name: tuple(shape) for name, shape in shapes.items()}
     faults = []
     if missing := [name for name in expected if name not in found]:
-        faults.append(f"missing {_some(missing)}")
+        faults.append(f"missing {some(missing)}")
     if extra := [name for name in found if name not in allowed]:
-        faults.append(f"unexpected {_some(extra)}")
+        faults.append(f"unexpected {some(extra)}")
     if wrong := [name for name in allowed if found.get(name, allowed[name]) != allowed[name]]:
         said = [f"{name} {found[name]} instead of {allowed[name]}" for name in wrong]
-        faults.append(f"of another shape {_some(said)}")
+        faults.append(f"of another shape {some(said)}")
     if faults:
         base_only = found and all(f"model.{name}" in expected for name in found)
         hint = (
@@ -172,61 +135,15 @@ def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], whe
         raise InputError(f"{where}: " + "; ".join(faults) + hint)
 
 
-def check_shapes(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Hold each tensor that has a name of `arch` against the shape that its config implies.
-
-    For models that need not be whole, nor without tensors of their own. Raises InputError with
-    those of another shape.
-    """
-    known = _group_shapes(arch)
-    said = []
-    for name, found in shapes.items():
-        unit = unit_of_tensor(name)
-        group = unit if unit in (EMBED, HEAD) else LAYERS
-        inner = name.removeprefix(f"model.{unit}.")
-        expected = known[group].get(FAMILIES[arch.family].tensors[group].get(inner, ""), found)
-        if name == LM_HEAD:
-            expected = (arch.vocab_size, arch.hidden_size)
-        if tuple(found) != expected:
-            said.append(f"{name} {list(found)} instead of {list(expected)}")
-    if said:
-        raise InputError(
-            f"{where}: of another shape than its config says: {_some(said)}; the tensors and the "
-            f"config do not belong to the same {arch.family} model"
-        )
-
-
 def _names(arch: Architecture, unit: str) -> Iterator[tuple[str, str]]:
     """(Hugging Face name, Flax path) of the parameters of `unit`."""
     group = unit if unit in (EMBED, HEAD) else LAYERS
     prefix = "" if group == unit else f"model.{unit}."
     for name, path in FAMILIES[arch.family].tensors[group].items():
-        if path in _group_shapes(arch)[group]:
+        if path in group_shapes(arch)[group]:
             yield prefix + name, path
-
-
-@functools.lru_cache(maxsize=32)
-def _group_shapes(arch: Architecture) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Shape on disk by Flax path: of `embed`, of one layer, of `head`."""
-    tree = jax.eval_shape(lambda: init_params(arch, jax.random.key(0)))
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for group, params in tree.items():
-        flat = flatten_dict(params, sep="/")
-        # The stacked axis is not on disk; one layer's shape is that of any.
-        each = {
-            path: leaf.shape[1:] if group == LAYERS else leaf.shape for path, leaf in flat.items()
-        }
-        shapes[group] = {
-            path: shape[::-1] if path.endswith("kernel") else shape for path, shape in each.items()
-        }
-    return shapes
 
 
 def _transposed(path: str, array: Any) -> Any:
     """Between (out, in) on disk and (in, out) in Flax, for kernels; all else stays as it is."""
     return array.T if path.endswith("kernel") else array
-
-
-def _some(names: Collection[str], limit: int = 4) -> str:
-    shown = ", ".join(list(names)[:limit])
-    return shown + (f", … ({len(names)} in all)" if len(names) > limit else "")

@@ -1,0 +1,110 @@
+"""Shapes of parameters on disk, by arithmetic on the config alone, and what is held to them.
+
+A merge that runs no model needs no more, and so loads none of the modules that a model is made of;
+tests hold these shapes to theirs.
+"""
+
+import functools
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from recall_jax.errors import InputError, shown
+from recall_jax.models.architecture import LAYERS, Architecture
+from recall_jax.models.families import FAMILIES
+from recall_jax.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
+
+# Attributes that are the length of an axis of some tensor, or a divisor of it.
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+
+
+@functools.lru_cache(maxsize=32)
+def group_shapes(arch: Architecture) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shape on disk by Flax path of all parameters: of `embed`, of one layer, of `head`."""
+    width, inner = arch.hidden_size, arch.intermediate_size
+    queries = arch.num_attention_heads * arch.head_dim
+    keys = arch.num_key_value_heads * arch.head_dim
+    linear = {
+        "self_attn/q_proj": (queries, width, arch.qkv_bias),
+        "self_attn/k_proj": (keys, width, arch.qkv_bias),
+        "self_attn/v_proj": (keys, width, arch.qkv_bias),
+        "self_attn/o_proj": (width, queries, arch.output_bias),
+        "mlp/gate_proj": (inner, width, arch.mlp_bias),
+        "mlp/up_proj": (inner, width, arch.mlp_bias),
+        "mlp/down_proj": (width, inner, arch.mlp_bias),
+    }
+    norms = {"input_layernorm": width, "post_attention_layernorm": width}
+    if arch.qk_norm:
+        norms |= {"self_attn/q_norm": arch.head_dim, "self_attn/k_norm": arch.head_dim}
+    layer: dict[str, tuple[int, ...]] = {f"{name}/scale": (size,) for name, size in norms.items()}
+    for name, (outputs, inputs, has_bias) in linear.items():
+        layer[f"{name}/kernel"] = (outputs, inputs)
+        if has_bias:
+            layer[f"{name}/bias"] = (outputs,)
+    head: dict[str, tuple[int, ...]] = {"norm/scale": (width,)}
+    if not arch.tie_word_embeddings:
+        head["lm_head/kernel"] = (arch.vocab_size, width)
+    return {EMBED: {"embedding": (arch.vocab_size, width)}, LAYERS: layer, HEAD: head}
+
+
+def check_sizes(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+    most_layers: int | None = None,
+) -> None:
+    """Hold the sizes that a config gives to the tensors, before anything of these sizes is made.
+
+    For the families here. There are at most as many layers as tensors, or `most_layers`.
+
+    Raises:
+        InputError: if the config asks for more layers, or more along any axis, than there is.
+    """
+    if config.get("model_type") not in [*FAMILIES]:  # it may be of any kind
+        return
+    if most_layers is None:
+        most_layers = len(shapes)
+    largest = max((max(shape, default=1) for shape in shapes.values() if 0 not in shape), default=0)
+    for name, most in {"num_hidden_layers": most_layers, **dict.fromkeys(_SIZES, largest)}.items():
+        size = config.get(name)
+        if isinstance(size, int) and size > most:
+            raise InputError(
+                f"{where}: {name} is {shown(size)}, but the tensors allow {most} at most: they and "
+                "the config do not belong together"
+            )
+
+
+def check_shapes(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Hold each tensor that has a name of `arch` against the shape that its config implies.
+
+    For models that need not be whole, nor without tensors of their own. Raises InputError with
+    those of another shape.
+    """
+    known = group_shapes(arch)
+    said = []
+    for name, found in shapes.items():
+        unit = unit_of_tensor(name)
+        group = unit if unit in (EMBED, HEAD) else LAYERS
+        inner = name.removeprefix(f"model.{unit}.")
+        expected = known[group].get(FAMILIES[arch.family].tensors[group].get(inner, ""), found)
+        if name == LM_HEAD:
+            expected = (arch.vocab_size, arch.hidden_size)
+        if tuple(found) != expected:
+            said.append(f"{name} {list(found)} instead of {list(expected)}")
+    if said:
+        raise InputError(
+            f"{where}: of another shape than its config says: {some(said)}; the tensors and the "
+            f"config do not belong to the same {arch.family} model"
+        )
+
+
+def some(names: Collection[str], limit: int = 4) -> str:
+    """The first of some names, and how many there are in all where there are more."""
+    first = ", ".join(list(names)[:limit])
+    return first + (f", … ({len(names)} in all)" if len(names) > limit else "")
