@@ -47,6 +47,7 @@ class Options:
     seed: int = 0
     batch_size: int = 8
     compute_dtype: str | None = None
+    ignore_config: tuple[str, ...] = ()
     force: bool = False
     resume: bool = False
 
@@ -104,7 +105,9 @@ def evaluate(
     with clock.stage("total"):
         asked = [ask(task, options) for task in tasks]
         checkpoints = [open_checkpoint(model) for model in models]
-        residents = list(map(without_weights, checkpoints))  # what is wrong is found now
+        residents = [  # what is wrong is found now
+            without_weights(checkpoint, options.ignore_config) for checkpoint in checkpoints
+        ]
         warnings = file_warnings(checkpoints)
         warnings += [
             line
@@ -207,7 +210,7 @@ def _identity(
         "models": [model.fingerprint() for model in checkpoints],
         "tasks": [each.task.model_dump(mode="json") for each in asked],
         "rows": [each.digest() for each in asked],
-        "options": [options.batch_size, options.compute_dtype],
+        "options": [options.batch_size, options.compute_dtype, list(options.ignore_config)],
         "versions": {**versions(), "device": device()},
     }
 
@@ -252,6 +255,7 @@ def _record(
             "seed": options.seed,
             "batch_size": options.batch_size,
             "compute_dtype": options.compute_dtype,
+            "ignore_config": list(options.ignore_config),
         },
         "versions": versions() | _scorers(asked),
         "device": device(),

@@ -106,7 +106,8 @@ def make_plan(ablation: Ablation) -> Plan:
     check(own)
     axes, left_out = variants(ablation, check)
     average = {"merge_method": "average", "models": [{"model": name} for name in names]}
-    shared = {key: getattr(own, key) for key in ("dtype", "out_dtype") if getattr(own, key)}
+    kept = ("dtype", "out_dtype", "ignore_config")
+    shared = {key: getattr(own, key) for key in kept if getattr(own, key)}
     runs: dict[str, Recipe | str] = {NEWEST: models[-1].name, BASE: base.name}
     runs |= {AVERAGE: make_recipe(average | shared), OWN: own}
     runs |= {each.name: each.recipe for values in axes.values() for each in values}

@@ -111,7 +111,7 @@ def _run(
 def _scores(model: str, plan: Plan) -> dict[str, Any]:
     """A model's metrics on every task, and each row's share in the one that counts."""
     checkpoint = open_checkpoint(model)
-    resident = with_weights(without_weights(checkpoint), checkpoint)
+    resident = with_weights(without_weights(checkpoint, plan.ablation.ignore_config), checkpoint)
     dtype = compute_dtype(plan.ablation.compute_dtype, checkpoint)
     results, shares = {}, {}
     for each in plan.asked:

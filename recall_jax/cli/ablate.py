@@ -16,6 +16,7 @@ def ablate(
         typer.Option("--out", help="Folder to write; by default the recipe's name, here."),
     ] = None,
     memory: opt.Memory = None,
+    ignore_config: opt.IgnoreConfig = None,
     device: opt.Device = None,
     resume: opt.Resume = False,
     force: opt.Force = False,
@@ -37,6 +38,8 @@ def ablate(
     from recall_jax.report.ablation_page import overview
 
     ablation = read_ablation(recipe)
+    if ignore_config:
+        ablation = ablation.model_copy(update={"ignore_config": tuple(ignore_config)})
     out = out or Path(recipe.stem)
     options = Options(console.optional_size(memory), force, resume, inputs=[recipe])
     with console.progress_bar(quiet) as progress:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +60,7 @@ def convert(
 
 def inspect(
     model: Annotated[str, typer.Argument(help="Folder, folder+adapter, hub id, or tree of JAX.")],
+    ignore_config: opt.IgnoreConfig = None,
     as_json: Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -74,7 +75,7 @@ def inspect(
     console.prepare_jax()
     from recall_jax.trees.names import names_tree
 
-    found, show = _tree(model) if names_tree(model) else _model(model)
+    found, show = _tree(model) if names_tree(model) else _model(model, ignore_config or ())
     if quiet:
         return
     if as_json:
@@ -102,11 +103,13 @@ def _show_tree(found: dict[str, Any]) -> None:
     console.show_table("leaves", ["name", "shape", "dtype", "size"], rows)
 
 
-def _model(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
+def _model(
+    name: str, ignore_config: Collection[str]
+) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
     from recall_jax.checkpoint.folder import open_checkpoint
     from recall_jax.conversion import describe
 
-    return describe(open_checkpoint(name, look=True)), _show_model
+    return describe(open_checkpoint(name, look=True), ignore_config), _show_model
 
 
 def _show_model(found: dict[str, Any]) -> None:
@@ -139,6 +142,7 @@ def _show_model(found: dict[str, Any]) -> None:
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of a model, an adapter or a tree.")],
+    ignore_config: opt.IgnoreConfig = None,
     as_json: Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -155,7 +159,7 @@ def verify(
     from recall_jax import verification
 
     with console.progress_bar(quiet) as progress:
-        found = verification.verify(folder, progress)
+        found = verification.verify(folder, progress, ignore_config=ignore_config or ())
     faults = f"{len(found.faults)} fault{'s' if len(found.faults) > 1 else ''}"
     if as_json:
         verdict = {"good": not found.faults, **dataclasses.asdict(found)}

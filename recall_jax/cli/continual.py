@@ -15,6 +15,7 @@ def continual(
         Path | None,
         typer.Option("--out", help="Folder to write; by default the recipe's name, here."),
     ] = None,
+    ignore_config: opt.IgnoreConfig = None,
     device: opt.Device = None,
     resume: opt.Resume = False,
     force: opt.Force = False,
@@ -34,6 +35,8 @@ def continual(
     from recall_jax.report.continual_page import summary
 
     protocol = read_protocol(recipe)
+    if ignore_config:
+        protocol = protocol.model_copy(update={"ignore_config": tuple(ignore_config)})
     out = out or Path(recipe.stem)
     with console.progress_bar(quiet) as progress:
         record = run(

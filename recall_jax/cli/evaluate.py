@@ -44,6 +44,7 @@ def evaluate(
         typer.Option("--show", metavar="TASK", help="Print a task's file, to start your own from."),
     ] = None,
     compute_dtype: opt.ComputeDtype = None,
+    ignore_config: opt.IgnoreConfig = None,
     device: opt.Device = None,
     resume: opt.Resume = False,
     force: opt.Force = False,
@@ -74,7 +75,16 @@ def evaluate(
     from recall_jax.evaluate import evaluate as evaluate_models
     from recall_jax.report.evaluation_page import summary
 
-    options = Options(data_root, limit, seed, batch_size, compute_dtype, force, resume)
+    options = Options(
+        data_root,
+        limit,
+        seed,
+        batch_size,
+        compute_dtype,
+        tuple(ignore_config or ()),
+        force,
+        resume,
+    )
     with console.progress_bar(quiet) as progress:
         record = evaluate_models(models, asked, out, options=options, progress=progress)
     console.warn(record["warnings"])

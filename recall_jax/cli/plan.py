@@ -29,6 +29,7 @@ def plan(
     storage: Annotated[
         str, typer.Option("--storage", help="What each host reads or writes a second.")
     ] = "1GB/s",
+    ignore_config: opt.IgnoreConfig = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -49,7 +50,7 @@ def plan(
     machine = find_machine(devices)
     sizes = None if mesh == "auto" else parse_mesh(mesh)
     rate = console.size_in_bytes(storage.removesuffix("/s"))
-    asked = read_recipe(recipe)
+    asked = read_recipe(recipe).changed(ignore_config=ignore_config)
     work = work_of(asked, machine)
     cost = plan_cost(work, machine, mesh=sizes, storage=rate)
     if as_json:

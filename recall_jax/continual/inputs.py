@@ -1,7 +1,7 @@
 """What a run reads, looked at before anything is trained."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from recall_jax.continual.lineage import Merged, Model, Tuned, ancestry
 from recall_jax.continual.plan import Run
 from recall_jax.continual.recipe import Protocol
 from recall_jax.engine.cocktail import check_labelled
-from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.journal import input_files
 from recall_jax.engine.rules import recall_comparison, recipe_values
 from recall_jax.engine.select import clustered_units
@@ -53,7 +52,9 @@ def data_files(models: Sequence[Model]) -> list[Path]:
     return list(dict.fromkeys(path for path, _ in _asked_rows(models)))
 
 
-def check_inputs(runs: Sequence[Run], models: Sequence[Model]) -> dict[str, Any]:
+def check_inputs(
+    runs: Sequence[Run], models: Sequence[Model], ignore_config: Collection[str] = ()
+) -> dict[str, Any]:
     """The files that the runs read, as a journal knows them; InputError for what is wrong there."""
     for path, field in dict.fromkeys(_asked_rows(models)):
         for index, row in enumerate(read_rows(path)):
@@ -63,8 +64,7 @@ def check_inputs(runs: Sequence[Run], models: Sequence[Model]) -> dict[str, Any]
     inputs: dict[str, Any] = {}
     for name in dict.fromkeys(run.base.name for run in runs):
         base = open_checkpoint(name)
-        arch = common_architecture([base])
-        without_weights(base)
+        arch = without_weights(base, ignore_config).arch
         inputs |= input_files([base], files)
         mine = [model for run in runs if run.base.name == name for model in run.stages if model]
         for model in ancestry(mine).values():
@@ -112,7 +112,7 @@ def identify(inputs: dict[str, Any], asked: Sequence[Asked], options: Options) -
         "evaluated": {
             "tasks": [each.task.model_dump(mode="json") for each in asked],
             "rows": [each.digest() for each in asked],
-            "options": [options.batch_size, options.compute_dtype],
+            "options": [options.batch_size, options.compute_dtype, list(options.ignore_config)],
         },
         "program": {**versions(), "device": device()},
     }

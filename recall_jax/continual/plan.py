@@ -139,7 +139,7 @@ def _settings(protocol: Protocol, strategy: Strategy, seed: int) -> dict[str, An
     if method == "lora":
         shared.pop("out_dtype", None)
         own["lora"] = LoraSpec(**{**lora, **own.get("lora", {})})
-    settings = {**shared, **own, "seed": seed}
+    settings = {"ignore_config": protocol.ignore_config, **shared, **own, "seed": seed}
     if method == "ewc" and (strategy.merge or strategy.joint):
         raise InputError("method ewc is for chains of fine-tunings: remove merge or joint")
     if method == "ewc" and "ewc_strength" not in settings:
@@ -180,6 +180,8 @@ def _merged(
     if len(models) < method.min_models:
         return models[-1]
     recipe = merge.model_dump(exclude_none=True, exclude={"with_base", "samples"})
+    if protocol.ignore_config:
+        recipe["ignore_config"] = protocol.ignore_config
     samples = {"seed": seed, **protocol.samples, **merge.samples}
     data: Sequence[str | None] = [None] * len(models)
     if method.samples != "none":

@@ -98,7 +98,10 @@ class Strategy(Schema):
 
 
 class Protocol(Schema):
-    """A whole run. `{seed}` in a path or a value stands for the seed."""
+    """A whole run. `{seed}` in a path or a value stands for the seed.
+
+    `ignore_config` are attributes of the configs to let pass though they are not known.
+    """
 
     base_model: Text
     tasks: Annotated[tuple[SeenTask, ...], Field(min_length=1)]
@@ -108,6 +111,7 @@ class Protocol(Schema):
     finetune: FineTuning = FineTuning()  # type: ignore[valid-type]
     evaluate: Evaluated = Evaluated()
     samples: Values = Field(default_factory=dict)
+    ignore_config: tuple[str, ...] = ()
     strategies: Annotated[dict[Name, Strategy], Field(min_length=1)]
     keep: Literal["last", "all", "none"] = "last"
 

@@ -15,7 +15,7 @@ from recall_jax.continual.inputs import ask_all, check_inputs, find_columns, ide
 from recall_jax.continual.journal import open_journal
 from recall_jax.continual.lineage import Merged, Model, Tuned, ancestry, parts
 from recall_jax.continual.plan import Run, plan_runs
-from recall_jax.continual.recipe import Evaluated, Protocol
+from recall_jax.continual.recipe import Protocol
 from recall_jax.continual.record import MATRICES, MODELS, make_record, scores
 from recall_jax.continual.workshop import Workshop
 from recall_jax.engine.progress import Progress, silent
@@ -58,8 +58,8 @@ def continual(
     runs = plan_runs(protocol)
     columns = find_columns(protocol)
     staged = [model for run in runs for model in run.stages if model is not None]
-    evaluation = _evaluation(protocol.evaluate)
-    inputs = check_inputs(runs, staged)
+    evaluation = _evaluation(protocol)
+    inputs = check_inputs(runs, staged, protocol.ignore_config)
     asked = ask_all(columns, evaluation)
     identity = identify(inputs, asked, evaluation)
     files = [*options.inputs, *map(Path, inputs), *(path for each in asked for path in each.files)]
@@ -79,13 +79,15 @@ def continual(
     return record
 
 
-def _evaluation(asked: Evaluated) -> Evaluation:
+def _evaluation(protocol: Protocol) -> Evaluation:
+    asked = protocol.evaluate
     return Evaluation(
         data_root=None if asked.data_root is None else Path(asked.data_root),
         limit=asked.limit,
         seed=asked.seed,
         batch_size=asked.batch_size,
         compute_dtype=asked.compute_dtype,
+        ignore_config=protocol.ignore_config,
     )
 
 

@@ -110,7 +110,7 @@ class Workshop:
 
     def _ask(self, model: Model) -> Results:
         checkpoint = open_checkpoint(self.spec(model))
-        resident = with_weights(without_weights(checkpoint), checkpoint)
+        resident = with_weights(without_weights(checkpoint, self.options.ignore_config), checkpoint)
         resident = replace(resident, params=jax.device_put(resident.params))  # once for all tasks
         dtype = compute_dtype(self.options.compute_dtype, checkpoint)
         results: Results = {}

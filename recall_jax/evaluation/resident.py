@@ -1,16 +1,16 @@
 """A whole model in memory, ready to be asked."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from recall_jax.checkpoint.tensors import shapes_of
+from recall_jax.engine.inputs import common_architecture
 from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.models.architecture import Architecture
-from recall_jax.models.config import read_architecture
-from recall_jax.models.convert import check_sizes, check_tensors, tensor_shapes, to_flax
+from recall_jax.models.convert import tensor_shapes, to_flax
 from recall_jax.representations.tokens import Tokenizer, load_tokenizer
 
 DEFAULT_MAX_LENGTH = 2048
@@ -31,22 +31,21 @@ class Resident:
     max_length: int
 
 
-def load_resident(model: str | Path) -> Resident:
+def load_resident(model: str | Path, ignore_config: Collection[str] = ()) -> Resident:
     """Read a model as recipes name it: a folder, a hub id, either with adapters folded in.
+
+    `ignore_config` are attributes of its config to let pass though they are not known.
 
     Raises:
         InputError: if it cannot be read, or does not say which tokens end a text.
     """
     checkpoint = open_checkpoint(model)
-    return with_weights(without_weights(checkpoint), checkpoint)
+    return with_weights(without_weights(checkpoint, ignore_config), checkpoint)
 
 
-def without_weights(checkpoint: Checkpoint) -> Resident:
+def without_weights(checkpoint: Checkpoint, ignore_config: Collection[str] = ()) -> Resident:
     """A model with no `params` yet; all else of it is read and checked, as by `load_resident`."""
-    shapes, where = shapes_of(checkpoint.specs), f"{checkpoint.name}/config.json"
-    check_sizes(checkpoint.config, shapes, where)
-    arch = read_architecture(checkpoint.config, where=where)
-    check_tensors(arch, shapes, checkpoint.name)
+    arch = common_architecture([checkpoint], ignore_config)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folders, arch.family)
     max_length = attribute(checkpoint.config, "max_position_embeddings") or DEFAULT_MAX_LENGTH
     return Resident(arch, {}, tokenizer, end_of_text(checkpoint), max_length)

@@ -10,7 +10,7 @@ Texts become tokens, and tokens scores, as in the harness's own `hf` model.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +40,8 @@ class RecallLM(TemplateLM):
     """A model that the harness can ask; see `lm_eval.api.model.LM` for the requests' semantics.
 
     `max_length`, by default what the config gives, is the number of tokens fed at most: longer
-    contexts lose their beginning. `seed` is of tasks that sample.
+    contexts lose their beginning. `seed` is of tasks that sample. `ignore_config` are attributes of
+    the config to let pass though they are not known.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class RecallLM(TemplateLM):
         max_gen_toks: int = 256,
         dtype: DTypeLike = jnp.float32,
         seed: int = 0,
+        ignore_config: Collection[str] = (),
     ) -> None:
         """Load a model as recipes name it; InputError as `load_resident` raises it."""
         import transformers
 
         super().__init__()
-        resident = load_resident(model)
+        resident = load_resident(model, ignore_config)
         folders = filter(has_tokenizer, open_checkpoint(model).tokenizer_folders)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(next(folders)), local_files_only=True, trust_remote_code=False

@@ -79,11 +79,10 @@ class Attributes:
         return value
 
     def drop(self, harmless: Collection[str] = (), inert: Mapping[str, Any] | None = None) -> None:
-        """Forget attributes that change nothing: by name, or by name and value (or null)."""
+        """Forget attributes that change nothing: null, by name, or by name and value."""
         for name, value in list(self.remaining.items()):
-            if name in harmless or (
-                inert and name in inert and (value is None or value == inert[name])
-            ):
+            same = inert is not None and name in inert and value == inert[name]
+            if value is None or name in harmless or same:
                 del self.remaining[name]
 
     def finish(self, flag_prefix: str = "") -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from recall_jax.checkpoint.class_defaults import completed
 from recall_jax.checkpoint.quantised import KEYS, quantised_by
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
@@ -39,7 +40,7 @@ INERT: Mapping[str, Any] = {
     "rope_interleaved": False,
     "use_mrope": False,
 }
-"""Attributes that change nothing at this value (or null) in a family that does not read them."""
+"""Attributes that change nothing at this value in a family that does not read them."""
 
 
 def read_architecture(
@@ -52,7 +53,7 @@ def read_architecture(
 
     Raises:
         InputError: for an unsupported model_type, a value of the wrong kind, or an attribute that
-            is neither handled nor known to be harmless.
+            is not handled, nor known to be harmless, nor null, nor its class's default.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -66,6 +67,8 @@ def read_architecture(
     if quantised_by(config) is None:
         harmless |= {*KEYS}
     reader.drop(harmless, INERT)
+    if reader.remaining:  # what the class has anyway, it has whether the file says it or not
+        reader.drop(inert=completed({"model_type": model_type}))
     reader.finish()
     return architecture
 
