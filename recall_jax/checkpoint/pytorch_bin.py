@@ -115,7 +115,8 @@ def _spec(tensor: Any, file_bytes: int, where: str) -> TensorSpec:
     name = str(tensor.dtype).removeprefix("torch.")
     by_name = {dtype.name: dtype for dtype in NAME_OF_DTYPE}
     if name not in by_name or str(tensor.layout) != "torch.strided" or tensor.is_quantized:
-        raise InputError(f"{where}: {tensor.dtype} ({tensor.layout}) is not supported")
+        advice = "; dequantise it first" if tensor.is_quantized or "float8" in name else ""
+        raise InputError(f"{where}: {tensor.dtype} ({tensor.layout}) is not supported{advice}")
     if tensor.device.type != "cpu":
         raise InputError(f"{where}: holds no data (device {tensor.device})")
     spec = TensorSpec(by_name[name], tuple(tensor.shape))

@@ -14,8 +14,11 @@ from recall_jax.errors import shown
 
 KEYS = ("quantization_config", "compression_config")
 """The attributes that say it; the second is of older llm-compressor."""
-# What gptq, awq, bitsandbytes, quanto, hqq, aqlm, mxfp4 and their like call integers.
-_PACKED = re.compile(r"(?:^|[._:])(?:q?weight|qzeros|W_q|qdata|codes|blocks|packed)(?:[._]|$)")
+# What gptq, awq, bitsandbytes, quanto, hqq, aqlm, mxfp4 and their like call integers; blocks that
+# are numbered are none of them.
+_PACKED = re.compile(
+    r"(?:^|[._:])(?:q?weight|qzeros|W_q|qdata|codes|blocks|packed)(?:[._:][a-z_]\w*)*$"
+)
 
 
 def quantised_by(config: Mapping[str, Any]) -> str | None:

@@ -1,6 +1,7 @@
 """Whether models that are merged without being run are what their configs say, and of one kind."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from recall_jax.checkpoint.tensors import shapes_of
 from recall_jax.engine.plan import ConfiguredModel
@@ -21,14 +22,19 @@ def check_configs(
     """
     for model in models:
         _check_shapes(model, ignore_config)
-    newest, warnings = models[-1], []
-    for model in models[:-1]:
-        found = config_differences(model.config, newest.config, ignore_config)
-        warnings += [
-            f"{line}: the merged model computes with the latter"
-            for line in told(found, model.name, newest.name)
-        ]
-    return warnings
+    return config_warnings([(model.name, model.config) for model in models], ignore_config)
+
+
+def config_warnings(
+    configs: Sequence[tuple[str, Mapping[str, Any]]], ignore_config: Collection[str] = ()
+) -> list[str]:
+    """The warnings of `check_configs`, of configs by the names of their models."""
+    *older, (newest, its) = configs
+    return [
+        f"{line}: the merged model computes with the latter"
+        for name, config in older
+        for line in told(config_differences(config, its, ignore_config), name, newest)
+    ]
 
 
 def _check_shapes(model: ConfiguredModel, ignore_config: Collection[str]) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.companions import CONFIG_NAME, copy_companions
+from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.engine.configs import config_warnings
 from recall_jax.engine.plan import DTYPES
 from recall_jax.errors import storage_faults
 from recall_jax.merging.parameters import RecallParameters
@@ -30,12 +32,16 @@ def write_outcome(
     """Everything in OUT beside the tree and its checksums; `recipe` is resolved.
 
     A newest model that was converted from Hugging Face's format passes on its config, tokenizer and
-    other files; what there is to say of them, and of the tokenizers, is added to the report's
-    warnings.
+    other files; what there is to say of them, of the configs and of the tokenizers, is added to the
+    report's warnings.
     """
     named = [*([recipe.base_model] if recipe.base_model else []), *(e.model for e in recipe.models)]
     for difference in compare_vocabularies(named[-1], {name: [Path(name)] for name in named}):
         report["warnings"] += difference.warnings()
+    configs = [(name, Path(name, CONFIG_NAME)) for name in named]
+    if configs[-1][1].is_file():
+        found = [(name, read_json_object(path)) for name, path in configs if path.is_file()]
+        report["warnings"] += config_warnings(found)
     report["warnings"] += _copy_companions(named, folder, recipe.out_dtype or recipe.dtype)
     texts = samples.texts if isinstance(samples, Tokenized) else ()
     page, card = render_html(report, texts), model_card(report, out_name)

@@ -154,3 +154,16 @@ def test_what_zero_3_leaves_is_no_model(toys, recall, tmp_path):
         assert not (tmp_path / "out").exists()
     done = recall("verify", hollow)
     assert done.status == 1 and "has shape [0]" in done.out
+
+
+def test_trees_that_carry_configs_are_compared_too(toys, recall, tmp_path):
+    changed = copy_model(toys.llama[0], tmp_path / "changed", rms_norm_eps=0.25)
+    for source, name in ((changed, "a"), (toys.llama[1], "b")):
+        assert recall("convert", source, tmp_path / name, "--to", "npz").status == 0
+    file = recipe(tmp_path, "average", [tmp_path / "a", tmp_path / "b"])
+    done = recall("merge", file, tmp_path / "out")
+    assert done.status == 0
+    line = f"rms_norm_eps is 0.25 in {tmp_path / 'a'} and 1e-06 in {tmp_path / 'b'}"
+    assert f"warning: {line}" in done.err
+    report = json.loads((tmp_path / "out" / "recall_report.json").read_text())
+    assert any(line in warning for warning in report["warnings"])

@@ -103,7 +103,7 @@ def test_where_the_config_is_silent_the_tensors_tell(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["embeddings.position_ids", "h.0.attn.bias", "bn.num_batches_tracked", "ids"]
+    "name", ["embeddings.position_ids", "h.0.attn.bias", "blocks.0.attn.ids", "h.blocks.3.w.table"]
 )
 def test_buffers_of_integers_are_no_weights(name, tmp_path):
     (tmp_path / "config.json").write_text("{}")
