@@ -1,5 +1,6 @@
 """Checkpoints from one format to another, each tensor bit for bit unless a dtype is asked for."""
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from recall_jax.checkpoint.companions import CONFIG_NAME, copy_companions
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.checkpoint.lora import read_adapter
+from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG, base_of
 from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree, write_npz
 from recall_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
@@ -149,6 +152,43 @@ def _cast(name: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
     if not np.isfinite(cast).all() and np.isfinite(array).all():
         raise InputError(f"tensor {name} overflows {spec.dtype}: choose a wider dtype")
     return cast
+
+
+def describe_adapter(folder: Path) -> dict[str, object]:
+    """What an adapter is: its base, ranks, targets and sizes; plain values. Its base is not read.
+
+    Raises InputError for an adapter that cannot be folded into a base.
+    """
+    adapter = read_adapter(folder)
+    base, revision = base_of(folder / ADAPTER_CONFIG)
+    modules: dict[str, list[str]] = {}
+    for module in adapter.updates:
+        modules.setdefault(module.rpartition(".")[2], []).append(module)
+    specs = adapter.file.specs
+
+    def described(names: Collection[str]) -> dict[str, object]:
+        own = [specs[key] for name in names for key in adapter.updates[name].values()]
+        return {
+            "modules": len(names),
+            "ranks": sorted({adapter.config.rank(name) for name in names}),
+            "parameters": sum(math.prod(spec.shape) for spec in own),
+            "bytes": sum(spec.nbytes for spec in own),
+        }
+
+    return {
+        "adapter": str(folder),
+        "base_model": base,
+        "revision": revision,
+        "rank": adapter.config.r,
+        "alpha": adapter.config.lora_alpha,
+        "use_rslora": adapter.config.use_rslora,
+        "use_dora": adapter.config.use_dora,
+        "targets": {target: described(names) for target, names in modules.items()},
+        "saved": list(adapter.saved),
+        "parameters": sum(math.prod(spec.shape) for spec in specs.values()),
+        "bytes": sum(spec.nbytes for spec in specs.values()),
+        "dtypes": sorted({spec.dtype.name for spec in specs.values()}),
+    }
 
 
 def describe(model: Checkpoint, ignore_config: Collection[str] = ()) -> dict[str, object]:

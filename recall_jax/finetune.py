@@ -102,7 +102,7 @@ def finetune(
     rate = learning_rate(settings.learning_rate, settings.schedule, plan.steps, warmup_steps)
     identity = {
         # the dtype written changes no step, and can be found too narrow after the last of them
-        "settings": {"model": _resolved(checkpoint), **asdict(replace(settings, out_dtype=None))},
+        "settings": {"model": checkpoint.full_name, **asdict(replace(settings, out_dtype=None))},
         "inputs": input_files([checkpoint], map(Path, settings.data_files)),
         "program": {**versions(), "device": device(), "compute_dtype": np.dtype(dtype).name},
     }
@@ -139,7 +139,7 @@ def finetune(
         with clock.stage("writing"):
             _empty(work.folder)
             if settings.lora is not None:
-                base = _resolved(checkpoint)
+                base = checkpoint.full_name
                 save_lora(work.folder, arch, trained, settings.lora, base_model=base)
                 checksums: Mapping[str, FileChecksum] = {}
                 warnings: list[str] = []
@@ -314,10 +314,6 @@ def _record(
         "device": device(),
         "peak_memory_bytes": peak_memory_bytes(),
     }
-
-
-def _resolved(checkpoint: Checkpoint) -> str:
-    return "+".join(str(path.resolve()) for path in (checkpoint.folder, *checkpoint.adapters))
 
 
 def _empty(folder: Path) -> None:

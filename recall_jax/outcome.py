@@ -124,7 +124,7 @@ def resolved(
     compute_dtype: str | None,
 ) -> Recipe:
     """The recipe with every local path absolute, so that it runs from anywhere."""
-    names = list(map(_resolved_name, models))
+    names = [model.full_name for model in models]
     parameters = recipe.parameters
     if isinstance(parameters, RecallParameters):
         by_name = dict(zip((entry.model for entry in recipe.models), names, strict=True))
@@ -139,7 +139,7 @@ def resolved(
             entry.model_copy(update={"model": name, "data": _absolute(entry.data)})
             for entry, name in zip(recipe.models, names, strict=True)
         ),
-        "base_model": None if base is None else _resolved_name(base),
+        "base_model": None if base is None else base.full_name,
         "base_data": _absolute(recipe.base_data),
         "parameters": parameters,
         "samples": samples,
@@ -165,10 +165,6 @@ def peak_memory_bytes() -> int:
     """Peak resident memory of this process in bytes, mapped input files included."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _resolved_name(model: Checkpoint) -> str:
-    return "+".join(str(path.resolve()) for path in (model.folder, *model.adapters))
 
 
 def _absolute(path: str | None) -> str | None:

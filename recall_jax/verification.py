@@ -19,6 +19,7 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.folder_files import WEIGHTS
 from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora import read_adapter
+from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG
 from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree
 from recall_jax.checkpoint.orbax import TREE_NAME
 from recall_jax.checkpoint.tensors import shapes_of
@@ -32,10 +33,9 @@ from recall_jax.pod.part import PART_NAME, read_part
 
 Kind = Literal["model", "adapter", "orbax", "npz", "msgpack", "part"]
 
-_ADAPTER_CONFIG = "adapter_config.json"
 # By the ends of their names: what transformers, peft or vLLM would load if it stood in the folder,
 # beside a tokenizer's files; and what nobody loads, but people read.
-_LOADED = (".safetensors", ".bin", ".index.json", _ADAPTER_CONFIG, GENERATION_NAME)
+_LOADED = (".safetensors", ".bin", ".index.json", ADAPTER_CONFIG, GENERATION_NAME)
 _PAGES = (".md", ".html", "license", "license.txt", "notice", "notice.txt")
 
 
@@ -182,7 +182,7 @@ def _kind(folder: Path, names: Collection[str]) -> Kind:
         return "part"
     if any(name in names for name in WEIGHTS):
         return "model"
-    if _ADAPTER_CONFIG in names:
+    if ADAPTER_CONFIG in names:
         return "adapter"
     if (folder / TREE_NAME).is_dir():
         return "orbax"

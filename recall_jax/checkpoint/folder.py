@@ -14,13 +14,13 @@ from recall_jax.checkpoint.folder_files import (
     WeightFile,
     read_config,
     refuse_empty,
-    refuse_gguf,
     weight_files,
 )
-from recall_jax.checkpoint.hub import is_repository_id, snapshot
 from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.lora import read_adapter
 from recall_jax.checkpoint.lora_bound import BoundAdapter, folded_dtype
+from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG
+from recall_jax.checkpoint.model_names import find_parts
 from recall_jax.checkpoint.parameter_names import is_buffer
 from recall_jax.checkpoint.quantised import quantised_by, quantised_tensor
 from recall_jax.checkpoint.tensors import TensorSpec
@@ -33,7 +33,8 @@ _COMPARED = 1 << 22  # bytes of two tensors held against each other at a time
 class Checkpoint:
     """A model on disk: its config, and its parameters one at a time.
 
-    Buffers that carry no parameter are as if they were not there. `specs` are of the tensors as
+    `full_name` is one by which it is found from anywhere: absolute paths, and hub ids. Buffers that
+    carry no parameter are as if they were not there. `specs` are of the tensors as
     they are read, which an adapter makes float32 where it changes them; `stored` of the same in the
     dtypes of the base, in which a model is written where no other is asked for. `config` is
     config.json with what adapters change, and without a tie of head and embedding that the weights
@@ -51,6 +52,7 @@ class Checkpoint:
         it is only to `look` at them.
         """
         self.name = name
+        self.full_name = "+".join(str(path.resolve()) for path in (folder, *adapters))
         self.folder = folder
         self.adapters = adapters
         self.config = read_config(folder)
@@ -239,7 +241,7 @@ class Checkpoint:
                     if content
                     else [now.size, now.mtime_ns, now.ctime_ns, file.header_hash]
                 )
-        names = (CONFIG_NAME, "adapter_config.json", *INDICES)
+        names = (CONFIG_NAME, ADAPTER_CONFIG, *INDICES)
         for path in (folder / name for folder in (self.folder, *self.adapters) for name in names):
             if os.path.isfile(path):
                 found[_key(path)] = list(file_checksum(path).values())
@@ -247,13 +249,16 @@ class Checkpoint:
 
 
 def open_checkpoint(spec: str | Path, *, look: bool = False) -> Checkpoint:
-    """Open `folder`, `folder+adapter[+adapter…]`, or a hub id `org/name` in place of either.
+    """Open a model as the user names it, as `find_parts` reads it.
 
-    A folder that exists by the whole name is meant as it stands, '+' and all. InputError if
-    anything is missing, malformed or unsafe, or quantised, unless it is only to `look` at.
+    InputError if anything is missing, malformed or unsafe, or quantised, unless it is only to
+    `look` at.
     """
-    base, *adapters = (_locate(part) for part in _split(str(spec)))
-    return Checkpoint(str(spec), base, tuple(adapters), look=look)
+    parts = find_parts(str(spec))
+    base, *adapters = (part.folder for part in parts)
+    model = Checkpoint(str(spec), base, tuple(adapters), look=look)
+    model.full_name = "+".join(part.name for part in parts)
+    return model
 
 
 def file_warnings(models: Iterable[Checkpoint]) -> list[str]:
@@ -264,27 +269,6 @@ def file_warnings(models: Iterable[Checkpoint]) -> list[str]:
 def older_folders(models: Sequence[Checkpoint]) -> list[Path]:
     """The folders of all models but the last, those of the one before it first."""
     return [folder for model in reversed(models[:-1]) for folder in model.tokenizer_folders]
-
-
-def _split(spec: str) -> list[str]:
-    """Base and adapters; the longest beginning that is a folder is the base."""
-    parts = spec.split("+")
-    beginnings = ((end, "+".join(parts[:end])) for end in range(len(parts), 1, -1))
-    end, base = next((found for found in beginnings if os.path.isdir(found[1])), (1, parts[0]))
-    return [base, *(_split("+".join(parts[end:])) if parts[end:] else [])]
-
-
-def _locate(part: str) -> Path:
-    if not part:
-        raise InputError("a model or adapter without a name: write base or base+adapter")
-    if os.path.isdir(part):
-        return Path(part)
-    if os.path.exists(part):
-        refuse_gguf(Path(part))
-        raise InputError(f"{part} is a file: name the folder it is in")
-    if is_repository_id(part):
-        return snapshot(part)
-    raise InputError(f"no model folder {part!r}: give a folder, folder+adapter, or hub id org/name")
 
 
 def _is_as_opened(file: WeightFile) -> bool:

@@ -28,8 +28,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The config of a model folder; InputError if it has none, or one that cannot be followed."""
     path = folder / CONFIG_NAME
     if not os.path.isfile(path):
-        if os.path.isfile(folder / "adapter_config.json"):
-            raise InputError(f"{folder} is an adapter: write BASE+{folder} to fold it in")
         refuse_gguf(folder)
         raise InputError(f"{folder} has no {CONFIG_NAME}: it is not a model folder")
     config = read_json_object(path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.lora_bound import BoundAdapter
-from recall_jax.checkpoint.lora_config import LoraConfig, read_lora_config
+from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG, LoraConfig, read_lora_config
 from recall_jax.checkpoint.lora_edits import (
     AddBias,
     Edit,
@@ -261,7 +261,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises InputError if either is missing or malformed, if the adapter is of a kind that cannot be
     folded (see `read_lora_config`), or if it is a pickle (.bin).
     """
-    config = read_lora_config(folder / "adapter_config.json")
+    config = read_lora_config(folder / ADAPTER_CONFIG)
     path = folder / "adapter_model.safetensors"
     pickle = path.with_suffix(".bin")
     if pickle.exists() and not path.exists():
@@ -286,7 +286,7 @@ def read_adapter(folder: Path) -> Adapter:
             if name in saved:
                 raise InputError(f"{path}: {saved[name]} and {key} are both {name}")
             saved[name] = key
-    return Adapter(file, config.of(updates, folder / "adapter_config.json"), dict(updates), saved)
+    return Adapter(file, config.of(updates, folder / ADAPTER_CONFIG), dict(updates), saved)
 
 
 def _is_second_copy(key: str, keys: Container[str]) -> bool:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from recall_jax.checkpoint.json_objects import read_json_object
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.foreign.process import ForeignError, ask
 from recall_jax.foreign.worker import matching
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 _T = TypeVar("_T")
 _REPEATS = set("*+?{|")  # with these a match may take any time
@@ -98,6 +100,19 @@ class LoraConfig:
         if len(listed) == 1:  # it also stands for an output head tied to the one that is listed
             return next(iter(listed.values()))
         return next((rows for name, rows in listed.items() if module.endswith(name)), ())
+
+
+def base_of(path: Path) -> tuple[str | None, str | None]:
+    """The model that an adapter was trained on, and which of its revisions, by its config's word.
+
+    InputError if it cannot be read, or names something else than a model.
+    """
+    options = read_json_object(path)
+    base, revision = (options.get(key) for key in ("base_model_name_or_path", "revision"))
+    for key, value in (("base_model_name_or_path", base), ("revision", revision)):
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{path}: {key} must be a name, not {shown(value)}")
+    return base or None, revision or None
 
 
 def read_lora_config(path: Path) -> LoraConfig:

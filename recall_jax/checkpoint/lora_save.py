@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recall_jax.checkpoint.hub import is_repository_id
+from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG
 from recall_jax.checkpoint.writer import write_safetensors
 from recall_jax.errors import storage_faults
 
@@ -33,8 +35,8 @@ def save_adapter(
 ) -> None:
     """Write both files into `folder`, which exists; `recall_jax.output` makes it appear whole.
 
-    factors are by the dotted paths of their layers in the base model, such as
-    `model.layers.0.self_attn.q_proj`.
+    `base_model` is a path, or a hub id, alone or with "@" and a revision behind it. `factors` are
+    by the dotted paths of their layers in it, such as `model.layers.0.self_attn.q_proj`.
     """
     tensors = {}
     for module, (a, b) in factors.items():
@@ -44,7 +46,7 @@ def save_adapter(
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
+        **_base(base_model),
         "inference_mode": True,
         "r": r,
         # where it can be the integer that peft declares it to be
@@ -58,6 +60,14 @@ def save_adapter(
         "init_lora_weights": True,
         "modules_to_save": None,
     }
-    path = folder / "adapter_config.json"
+    path = folder / ADAPTER_CONFIG
     with storage_faults(f"write {path}"):
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _base(model: str) -> dict[str, str | None]:
+    """A base as peft names it: a revision of a hub model stands apart."""
+    name, _, revision = model.partition("@")
+    if not is_repository_id(name):
+        name, revision = model, ""
+    return {"base_model_name_or_path": name, "revision": revision or None}

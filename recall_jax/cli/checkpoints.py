@@ -59,7 +59,9 @@ def convert(
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Folder, folder+adapter, hub id, or tree of JAX.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder, folder+adapter, adapter, hub id, or tree of JAX.")
+    ],
     ignore_config: opt.IgnoreConfig = None,
     as_json: Json = False,
     quiet: opt.Quiet = False,
@@ -67,7 +69,8 @@ def inspect(
 ) -> None:
     """Say what a model folder holds.
 
-    Family, units, sizes, dtypes, tied weights, adapters; of a tree of JAX its leaves.
+    Family, units, sizes, dtypes, tied weights, adapters; of an adapter its base, rank and targets;
+    of a tree of JAX its leaves.
 
     \b
     Example: recall inspect checkpoints/math
@@ -107,9 +110,36 @@ def _model(
     name: str, ignore_config: Collection[str]
 ) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
     from recall_jax.checkpoint.folder import open_checkpoint
-    from recall_jax.conversion import describe
+    from recall_jax.checkpoint.model_names import find_adapter
+    from recall_jax.conversion import describe, describe_adapter
 
+    if (folder := find_adapter(name)) is not None:
+        return describe_adapter(folder), _show_adapter
     return describe(open_checkpoint(name, look=True), ignore_config), _show_model
+
+
+def _show_adapter(found: dict[str, Any]) -> None:
+    kind = "DoRA" if found["use_dora"] else "rsLoRA" if found["use_rslora"] else "LoRA"
+    base = found["base_model"] or "a base it does not name"
+    console.say(
+        f"{found['adapter']}: {kind} adapter of {base}, "
+        f"rank {found['rank']}, alpha {found['alpha']:g}, {found['parameters']:,} parameters, "
+        f"{_megabytes(found['bytes'])}, {', '.join(found['dtypes'])}",
+        quiet=False,
+    )
+    rows = [
+        [
+            target,
+            str(each["modules"]),
+            ", ".join(map(str, each["ranks"])),
+            f"{each['parameters']:,}",
+            _megabytes(each["bytes"]),
+        ]
+        for target, each in found["targets"].items()
+    ]
+    console.show_table("targets", ["target", "modules", "rank", "parameters", "size"], rows)
+    if found["saved"]:
+        console.say(f"held whole: {', '.join(found['saved'])}", quiet=False)
 
 
 def _show_model(found: dict[str, Any]) -> None:

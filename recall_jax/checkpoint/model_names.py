@@ -1,0 +1,84 @@
+"""What a user names as a model: the folders it is made of, a base and the adapters on it."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from recall_jax.checkpoint.folder_files import WEIGHTS, refuse_gguf
+from recall_jax.checkpoint.hub import is_repository_id, snapshot
+from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG, base_of
+from recall_jax.errors import InputError, shown
+
+
+class Part(NamedTuple):
+    """A base or an adapter: its folder, and a name by which it is found from anywhere."""
+
+    name: str
+    folder: Path
+
+
+def find_parts(spec: str) -> list[Part]:
+    """Base and adapters of `folder` or `folder+adapter[+adapter…]`, each a path or a hub id.
+
+    A folder that exists by the whole name is meant as it stands, '+' and all. An adapter in the
+    place of the base stands on the base that its own config names. InputError if anything is not
+    there.
+    """
+    base, *adapters = map(_locate, _split(spec))
+    return [*_on_its_base(base, ()), *adapters]
+
+
+def find_adapter(spec: str) -> Path | None:
+    """The folder of an adapter that is named alone, None of any other model."""
+    parts = _split(spec)
+    folder = _locate(parts[0]).folder
+    return folder if len(parts) == 1 and is_adapter(folder) else None
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model, whatever else training has left there."""
+    has_weights = any((folder / name).is_file() for name in WEIGHTS)
+    return (folder / ADAPTER_CONFIG).is_file() and not has_weights
+
+
+def _on_its_base(part: Part, above: Collection[Path]) -> list[Part]:
+    """The part, an adapter with the parts it was trained on before it."""
+    if not is_adapter(part.folder):
+        return [part]
+    advice = f"write BASE+{part.folder} to fold it in"
+    base, revision = base_of(part.folder / ADAPTER_CONFIG)
+    if base is None:
+        raise InputError(f"{part.folder} is an adapter: {advice}")
+    if revision is not None and is_repository_id(base):
+        base = f"{base}@{revision}"
+    if part.folder.resolve() in above:
+        raise InputError(f"{part.folder} is an adapter of itself by {ADAPTER_CONFIG}: {advice}")
+    try:
+        first, *rest = map(_locate, _split(base))
+    except InputError as error:
+        raise InputError(
+            f"{part.folder} is an adapter of {shown(base)}, which is not found: {advice}"
+        ) from error
+    return [*_on_its_base(first, {*above, part.folder.resolve()}), *rest, part]
+
+
+def _split(spec: str) -> list[str]:
+    """Base and adapters; the longest beginning that is a folder is the base."""
+    parts = spec.split("+")
+    beginnings = ((end, "+".join(parts[:end])) for end in range(len(parts), 1, -1))
+    end, base = next((found for found in beginnings if os.path.isdir(found[1])), (1, parts[0]))
+    return [base, *(_split("+".join(parts[end:])) if parts[end:] else [])]
+
+
+def _locate(part: str) -> Part:
+    if not part:
+        raise InputError("a model or adapter without a name: write base or base+adapter")
+    if os.path.isdir(part):
+        return Part(str(Path(part).resolve()), Path(part))
+    if os.path.exists(part):
+        refuse_gguf(Path(part))
+        raise InputError(f"{part} is a file: name the folder it is in")
+    if is_repository_id(part):
+        return Part(part, snapshot(part))
+    raise InputError(f"no model folder {part!r}: give a folder, folder+adapter, or hub id org/name")
