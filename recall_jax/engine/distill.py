@@ -49,15 +49,21 @@ def prepare_distill(merge: Merge) -> Prepared:
     arch = common_architecture(checkpoints, recipe.ignore_config)
     dtype = compute_dtype(recipe.compute_dtype, merge.models[-1])
     batch_size = (recipe.samples or Samples()).batch_size
+
+    def check(lengths: Sequence[Sequence[int]], beside: int = 0) -> int:
+        needed = beside + held_bytes()
+        needed += distill_bytes(arch, checkpoints, lengths, batch_size, dtype)
+        if needed > merge.budget:
+            raise UnfinishedError(
+                f"recall_distill keeps the base and all models in memory: it needs "
+                f"{needed / MIB:,.0f} MiB and may take {merge.budget / MIB:,.0f} MiB: allow more "
+                "with --memory, or take fewer or shorter samples (count, max_tokens)"
+            )
+        return needed
+
     with merge.clock.stage("select"):
-        own = own_samples(merge, arch, with_base=True)
-    needed = held_bytes() + distill_bytes(arch, checkpoints, own, batch_size, dtype)
-    if needed > merge.budget:
-        raise UnfinishedError(
-            f"recall_distill keeps the base and all models in memory: it needs "
-            f"{needed / MIB:,.0f} MiB and may take {merge.budget / MIB:,.0f} MiB: allow more with "
-            "--memory, or take fewer or shorter samples (count, max_tokens)"
-        )
+        own = own_samples(merge, arch, check, with_base=True)
+    needed = check([[len(ids) for ids in samples.token_ids] for samples in own])
     prepared = journal.prepared or {}
     if "coefficients" not in prepared:
         merge.announce(_describe(own, parameters, len(merge.models)))
@@ -90,11 +96,11 @@ def prepare_distill(merge: Merge) -> Prepared:
 def distill_bytes(
     arch: Architecture,
     models: Sequence[Checkpoint],
-    samples: Sequence[Tokenized],
+    lengths: Sequence[Sequence[int]],
     batch_size: int,
     dtype: DTypeLike,
 ) -> int:
-    """The memory that refining takes, a bound from above.
+    """The memory that refining takes, a bound from above; `lengths` are of each model's samples.
 
     All models as stored, the merged one and its gradient in float32, the teachers' outputs, and
     what a batch computes with.
@@ -102,8 +108,8 @@ def distill_bytes(
     shapes = tensor_shapes(arch)
     numbers = sum(math.prod(shape) for shape in shapes.values())
     itemsize = np.dtype(dtype).itemsize
-    length = padded_length(max(len(ids) for own in samples for ids in own.token_ids))
-    rows = sum(-(-len(own.rows) // batch_size) * batch_size for own in samples)
+    length = padded_length(max(each for own in lengths for each in own))
+    rows = sum(-(-len(own) // batch_size) * batch_size for own in lengths)
     projections = len(models) * arch.vocab_size * arch.hidden_size * _FLOAT32
     # A block computed again: its states, those of the feed-forward, and the attention's scores.
     states = 4 * arch.hidden_size + 4 * arch.intermediate_size + arch.num_attention_heads * length

@@ -7,6 +7,7 @@ finished unit with the writer's mark. A line that a kill cut short is as if it w
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from recall_jax.checkpoint.checksums import file_checksum
 from recall_jax.checkpoint.companions import companions
 from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.checkpoint.writer import Mark
-from recall_jax.errors import UnfinishedError, storage_faults
+from recall_jax.errors import StorageError, UnfinishedError, storage_faults
 
 FORMAT = 2
 _ADVICE = "or run without --resume to start afresh"
@@ -104,11 +105,19 @@ def _line(record: Mapping[str, Any]) -> str:
 def append_record(
     path: Path, record: Mapping[str, Any], header: Mapping[str, Any] | None = None
 ) -> None:
-    """Add a line to a journal of any kind; the `header`, if it has one, is the first of all."""
-    with storage_faults(f"write {path}"), path.open("a", encoding="utf-8") as file:
-        if header is not None and file.tell() == 0:
-            file.write(_line(header))
-        file.write(_line(record))
+    """Add a line to a journal of any kind; the `header`, if it has one, is the first of all.
+
+    StorageError, which leaves the journal as it was, where the disk does not take it.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    text = _line(record) if size or header is None else _line(header) + _line(record)
+    try:
+        with storage_faults(f"write {path}"), path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except StorageError:  # of a journal that ends in half a line, something would seem to be kept
+        with suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def mended_records(path: Path) -> list[dict[str, Any]]:

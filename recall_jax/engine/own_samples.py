@@ -1,5 +1,6 @@
 """Each model's own samples: rows of what it knows, given, chosen by it or drawn from it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
-from recall_jax.engine.cut import Passes
+from recall_jax.engine.cut import SELECTION, Passes
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.inputs import (
     check_same_texts,
@@ -33,18 +34,23 @@ from recall_jax.representations.vocabularies import tokenizer_differences
 
 TYPICAL = "typical.jsonl"
 
+Check = Callable[[Sequence[Sequence[int]], int], object]
+"""Raises where rows of such lengths, of each model, do not fit beside so many bytes."""
 
-def own_samples(merge: Merge, arch: Architecture, *, with_base: bool = False) -> list[Tokenized]:
+
+def own_samples(
+    merge: Merge, arch: Architecture, check: Check, *, with_base: bool = False
+) -> list[Tokenized]:
     """The samples of each model, in order, by the newest model's tokenizer.
 
     A model's are the typical rows of its entry's `data`, chosen by the model itself where the file
     has more than `samples.count`; of the newest else those that `samples` names; else the
     `typical.jsonl` in its folder, whole. Of a `samples.source` that needs no data they are drawn
     from each model. `with_base`, the base's come first: of `base_data`, and where it has no others
-    they are generated from it. What was chosen is kept in the journal.
+    they are generated from it. What was chosen is kept in the journal, once `check` has passed.
 
     Raises InputError for a model without samples; UnfinishedError where the memory is too small to
-    choose, or an interrupted merge saw other texts.
+    choose, or an interrupted merge saw other texts; and whatever `check` raises.
     """
     settings = merge.recipe.samples or Samples()
     newest, read = merge.models[-1], [*([merge.base] if merge.base else []), *merge.models]
@@ -65,20 +71,36 @@ def own_samples(merge: Merge, arch: Architecture, *, with_base: bool = False) ->
         base = _Source(merge.base, merge.recipe.base_data, _beside(merge.base), may_draw=True)
         sources, places = [base, *sources], [len(sources), *places]
     kept = list((merge.journal.prepared or {}).get("own", ()))
-    own: list[Tokenized] = []
-    for place, source in zip(places, sources, strict=True):
+    # What can be refused is, before a model chooses.
+    pools: list[Tokenized] = []
+    plans: list[Passes | None] = []
+    for number, (place, source) in enumerate(zip(places, sources, strict=True)):
         pool, has_more = _pool(settings, source, arch, tokenizer, place)
         check_vocabulary(pool, arch.vocab_size, newest.name)
         check_readers(pool, differences)
         check_agreed(merge, f"of {place}", pool, source.model.name)
-        if len(own) < len(kept):
-            own.append(_again(kept[len(own)], pool, source.model.name))
-            continue
-        samples = _chosen(settings, pool, source.model, arch, merge, place) if has_more else pool
-        own.append(samples)
-        kept.append({"texts": pool.digest(), "places": _places(pool, samples)})
+        if number < len(kept):
+            pool, has_more = _again(kept[number], pool, source.model.name), False
+        pools.append(pool)
+        plan = _passes(settings, pool, source.model, arch, merge, place) if has_more else None
+        plans.append(plan)
+    counts = [settings.count if plan else None for plan in plans]
+    check(list(map(_longest, pools, counts)), SELECTION if any(plans) else 0)
+    own = pools[: len(kept)]
+    for number in range(len(kept), len(pools)):
+        pool, plan = pools[number], plans[number]
+        if plan:
+            pool = _chosen(settings, pool, sources[number].model, arch, merge, places[number], plan)
+        own.append(pool)
+        kept.append({"texts": pools[number].digest(), "places": _places(pools[number], pool)})
         merge.journal.record_prepared({**(merge.journal.prepared or {}), "own": kept})
     return own
+
+
+def _longest(pool: Tokenized, count: int | None) -> list[int]:
+    """The most that the lengths of `count` rows, or of all, can come to."""
+    lengths = sorted(len(ids) for ids in pool.token_ids)
+    return lengths if count is None else lengths[-count:]
 
 
 @dataclass(frozen=True)
@@ -123,6 +145,32 @@ def _pool(
     )
 
 
+def _passes(
+    settings: Samples,
+    pool: Tokenized,
+    model: Checkpoint,
+    arch: Architecture,
+    merge: Merge,
+    place: int,
+) -> Passes | None:
+    """How the model at a place is to choose from its pool."""
+
+    def decide() -> Any:
+        passes = plan_selection(
+            settings.model_copy(update={"typical": None}),
+            [len(ids) for ids in pool.token_ids],
+            model,
+            arch,
+            dtype=compute_dtype(merge.recipe.compute_dtype, merge.models[-1]),
+            budget=merge.budget,
+            split=merge.layout.split(1),
+        )
+        return passes and passes.to_json()
+
+    decided = merge.agreed(f"passes {place}", decide)
+    return decided and Passes.from_json(decided)
+
+
 def _chosen(
     settings: Samples,
     pool: Tokenized,
@@ -130,27 +178,16 @@ def _chosen(
     arch: Architecture,
     merge: Merge,
     place: int,
+    passes: Passes,
 ) -> Tokenized:
     """The typical rows of the pool at a place among all, in the eyes of the model."""
-    dtype = compute_dtype(merge.recipe.compute_dtype, merge.models[-1])
-    settings = settings.model_copy(update={"typical": None})
-    lengths = [len(ids) for ids in pool.token_ids]
-
-    def decide() -> Any:
-        split = merge.layout.split(1)
-        passes = plan_selection(
-            settings, lengths, model, arch, dtype=dtype, budget=merge.budget, split=split
-        )
-        return passes and passes.to_json()
-
-    decided = merge.agreed(f"passes {place}", decide)
     found = find_typical(
-        settings,
+        settings.model_copy(update={"typical": None}),
         pool,
         model,
         arch,
-        passes=decided and Passes.from_json(decided),
-        dtype=dtype,
+        passes=passes,
+        dtype=compute_dtype(merge.recipe.compute_dtype, merge.models[-1]),
         layout=merge.layout,
         progress=merge.progress,
     )

@@ -48,13 +48,18 @@ def prepare_regmean(merge: Merge, *, through_merged: bool) -> Prepared:
     recipe, models, journal = merge.recipe, merge.models, merge.journal
     arch = common_architecture(models, recipe.ignore_config)
     dtype = compute_dtype(recipe.compute_dtype, models[-1])
+
+    def cut_of(lengths: Sequence[Sequence[int]], beside: int = 0) -> Cut:
+        return _cut(merge, lengths, arch, through_merged, beside)
+
     with merge.clock.stage("select"):
-        own = own_samples(merge, arch)
+        own = own_samples(merge, arch, cut_of)
         prepared = journal.prepared or {}
         if "cut" in prepared:
             cut = Cut(**prepared["cut"])
         else:
-            found = merge.agreed("forward", lambda: asdict(_cut(merge, own, arch, through_merged)))
+            lengths = [[len(ids) for ids in samples.token_ids] for samples in own]
+            found = merge.agreed("forward", lambda: asdict(cut_of(lengths)))
             cut = Cut(**found)
             journal.record_prepared({**prepared, "cut": asdict(cut)})
     merge.announce(_describe(own, cut))
@@ -77,20 +82,26 @@ def prepare_regmean(merge: Merge, *, through_merged: bool) -> Prepared:
     )
 
 
-def _cut(merge: Merge, own: Sequence[Tokenized], arch: Architecture, through_merged: bool) -> Cut:
-    """How the forward of each model over its own samples is cut."""
+def _cut(
+    merge: Merge,
+    lengths: Sequence[Sequence[int]],
+    arch: Architecture,
+    through_merged: bool,
+    beside: int,
+) -> Cut:
+    """How the forward of each model over its own samples, of these lengths, is cut."""
     split = merge.layout.split(1)
     # In pieces as they come from the kernel, and laid together for the forward.
     merged = 2 * _largest_unit(merge.plan) if through_merged else 0
     grams = gram_bytes(arch, len(merge.models)) * (split.sharing if split else 1)
     return cut_apart(
         arch,
-        [[len(ids) for ids in samples.token_ids] for samples in own],
+        lengths,
         batch_size=(merge.recipe.samples or Samples()).batch_size,
         itemsize=np.dtype(compute_dtype(merge.recipe.compute_dtype, merge.models[-1])).itemsize,
         stored=max(widest(model.specs) for model in merge.models),
         budget=merge.budget,
-        beside=merge.beside + grams + merged,
+        beside=beside + merge.beside + grams + merged,
         split=split,
     )
 
