@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from recall_jax.checkpoint.checksums import FileChecksum
@@ -93,13 +94,7 @@ def finetune(
     with clock.stage("reading data"):
         data = _read_data(settings, checkpoint, arch)
     plan = _plan(settings, len(data.examples))
-    warmup_steps = math.ceil(settings.warmup * plan.steps)
-    if plan.steps == 1 and warmup_steps:
-        raise InputError(
-            "the only step has the learning rate 0, from which --warmup begins: nothing would be "
-            "learnt; give --warmup 0, or more --steps or --epochs"
-        )
-    rate = learning_rate(settings.learning_rate, settings.schedule, plan.steps, warmup_steps)
+    rate = _rate(settings, plan)
     identity = {
         # the dtype written changes no step, and can be found too narrow after the last of them
         "settings": {"model": checkpoint.full_name, **asdict(replace(settings, out_dtype=None))},
@@ -165,6 +160,13 @@ def finetune(
     return record
 
 
+def check(settings: Settings, checkpoint: Checkpoint) -> None:
+    """Raise InputError for what a fine-tuning would refuse of its rows, all read, and settings."""
+    arch = common_architecture([checkpoint], settings.ignore_config)
+    _mesh(settings)
+    _rate(settings, _plan(settings, len(_read_data(settings, checkpoint, arch).examples)))
+
+
 def _mesh(settings: Settings) -> Mesh:
     sizes = parse_mesh(settings.mesh)
     if sizes[MODEL] > 1:
@@ -217,6 +219,17 @@ def _plan(settings: Settings, num_rows: int) -> Plan:
         evaluate_every=settings.evaluate_every or epoch,
         patience=settings.patience,
     )
+
+
+def _rate(settings: Settings, plan: Plan) -> optax.Schedule:
+    """The learning rate of each step."""
+    warmup_steps = math.ceil(settings.warmup * plan.steps)
+    if plan.steps == 1 and warmup_steps:
+        raise InputError(
+            "the only step has the learning rate 0, from which --warmup begins: nothing would be "
+            "learnt; give --warmup 0, or more --steps or --epochs"
+        )
+    return learning_rate(settings.learning_rate, settings.schedule, plan.steps, warmup_steps)
 
 
 def _read_params(checkpoint: Checkpoint, arch: Architecture) -> Params:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.continual.lineage import Merged, Model, Tuned, ancestry
 from recall_jax.continual.plan import Run
 from recall_jax.continual.recipe import Protocol
-from recall_jax.engine.cocktail import check_labelled
+from recall_jax.engine.cocktail import check_labelled, labelled
+from recall_jax.engine.inputs import read_samples
 from recall_jax.engine.journal import input_files
 from recall_jax.engine.rules import recall_comparison, recipe_values
 from recall_jax.engine.select import clustered_units
@@ -17,12 +19,13 @@ from recall_jax.errors import InputError
 from recall_jax.evaluate import Asked, Options, ask
 from recall_jax.evaluation.resident import without_weights
 from recall_jax.evaluation.task import Task, find_task
+from recall_jax.finetune import check
 from recall_jax.merging.methods import METHODS
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.lora import adapted_modules
 from recall_jax.outcome import device, versions
-from recall_jax.recipe import make_recipe
+from recall_jax.recipe import Samples, make_recipe
 from recall_jax.representations.data import read_rows
 
 _FILES = ("data", "typical", "prompts")  # what a recipe's `samples` may read
@@ -67,11 +70,12 @@ def check_inputs(
         arch = without_weights(base, ignore_config).arch
         inputs |= input_files([base], files)
         mine = [model for run in runs if run.base.name == name for model in run.stages if model]
+        checked: set[str] = set()
         for model in ancestry(mine).values():
             if isinstance(model, Merged):
-                _check_merge(model, base, arch)
-            elif isinstance(model, Tuned) and model.settings.lora is not None:
-                adapted_modules(arch, model.settings.lora)
+                _check_merge(model, base, arch, checked)
+            elif isinstance(model, Tuned):
+                _check_fine_tuning(model, base, arch, checked)
     return inputs
 
 
@@ -87,8 +91,28 @@ def _asked_rows(models: Sequence[Model]) -> Iterator[tuple[Path, str | None]]:
             yield from ((Path(samples[key]), None) for key in _FILES if samples.get(key))
 
 
-def _check_merge(model: Merged, base: Checkpoint, arch: Architecture) -> None:
-    """InputError for a merge that could not be of models of this architecture."""
+def _check_fine_tuning(
+    model: Tuned, base: Checkpoint, arch: Architecture, checked: set[str]
+) -> None:
+    """InputError for rows, or settings with them, that cannot be learnt.
+
+    What was `checked` before, of another seed or from another model, is not again.
+    """
+    if model.settings.lora is not None:
+        adapted_modules(arch, model.settings.lora)
+    settings = replace(model.settings, seed=0)
+    if len(model.data) > 1:  # how many there are together is seen when they are
+        settings = replace(settings, warmup=0.0, validation_share=None)
+        settings = replace(settings, patience=None, evaluate_every=None)
+    for path in model.data:
+        own = replace(settings, data=path)
+        if repr(own) not in checked:
+            check(own, base)
+        checked.add(repr(own))
+
+
+def _check_merge(model: Merged, base: Checkpoint, arch: Architecture, checked: set[str]) -> None:
+    """InputError for a merge that could not be of models of this architecture, or of its rows."""
     where = f"strategy of {model.label}"
     recipe = make_recipe(model.values(lambda part: part.name), where)
     method, parameters, samples = METHODS[recipe.merge_method], recipe.parameters, recipe.samples
@@ -99,10 +123,32 @@ def _check_merge(model: Merged, base: Checkpoint, arch: Architecture) -> None:
             recall_comparison(parameters, [entry.model for entry in recipe.models])
         if samples is not None:
             clustered_units(samples.unit, arch)
+            _check_samples(samples, model.data, method.rule, base, arch, checked)
         if method.rule == "lm_cocktail":
             check_labelled(recipe)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _check_samples(
+    samples: Samples,
+    data: Sequence[str | None],
+    rule: str,
+    base: Checkpoint,
+    arch: Architecture,
+    checked: set[str],
+) -> None:
+    """InputError for rows that the models cannot be run on."""
+    given = [samples.model_copy(update={"data": path, "typical": None}) for path in data if path]
+    if samples.source == "data" and (samples.data or samples.typical):
+        given.append(samples)
+    for own in given:
+        what = f"{rule} {own.model_copy(update={'seed': 0})!r}"
+        if what not in checked:
+            rows = read_samples(own, base, arch)
+            if rule == "lm_cocktail":
+                labelled(rows, own, base, arch)
+        checked.add(what)
 
 
 def identify(inputs: dict[str, Any], asked: Sequence[Asked], options: Options) -> dict[str, Any]:

@@ -29,21 +29,15 @@ class Journal:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
 
-    def begin(self) -> None:
-        """Write what the run depends on; from now on there is something to resume."""
-        append_record(self.path, {"identity": self.identity})
-
     def record_made(self, model: str, seconds: float, warnings: Sequence[str]) -> None:
         """Note that a model was made; a second time counts as well."""
         record = {"made": model, "seconds": seconds, "warnings": list(warnings)}
-        self._take(record)
-        append_record(self.path, record)
+        self._keep(record)
 
     def record_results(self, model: str, results: Results) -> None:
         """Note what a model scored."""
         record = {"evaluated": model, "results": results}
-        self._take(record)
-        append_record(self.path, record)
+        self._keep(record)
 
     def told(self) -> list[str]:
         """Each warning once, with the number of models that it is of."""
@@ -55,6 +49,10 @@ class Journal:
             f"{models[0]}{f' and {len(models) - 1} more' if len(models) > 1 else ''}: {line}"
             for line, models in lines.items()
         ]
+
+    def _keep(self, record: Mapping[str, Any]) -> None:
+        self._take(record)
+        append_record(self.path, record, {"identity": self.identity})
 
     def _take(self, record: Mapping[str, Any]) -> None:
         if "made" in record:
@@ -74,7 +72,6 @@ def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
     records = mended_records(path)
     if not records or "identity" not in records[0]:
         path.unlink(missing_ok=True)
-        journal.begin()
         return journal
     then, now = records[0]["identity"], json.loads(json.dumps(identity))
     for key in ("program", "evaluated"):
