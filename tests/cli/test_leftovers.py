@@ -254,7 +254,7 @@ LATE = {
     ),
     "a rate that ends the training": (
         lambda given: [*LONG["finetune"](given)[:-3], "--learning-rate", "1e38", "--out"],
-        "finite",
+        "is nan at step 2",
     ),
     "rows that are damaged": (
         lambda given: ["rows", "sst2", "--data-root", damaged(given), "--out"],

@@ -199,6 +199,53 @@ def test_a_fault_on_the_way_keeps_what_was_made(protocol, stand, tmp_path, monke
     assert len(stand.made) == len(set(stand.made))
 
 
+ROWS = {
+    "a row without text": ({"words": "ab"}, {}, "row 24 .from 0. has neither text, nor prompt"),
+    "a row that is no text": ({"prompt": 1, "completion": "ab"}, {}, "row 24 .from 0.: field"),
+    "a row of nothing": ({"text": ""}, {}, "row 24 .from 0. tokenises to nothing"),
+    "rows that are too long": (None, {"max_tokens": 2}, "no row has a token to learn"),
+    "a share that takes all": (None, {"validation_share": 0.99}, "leaves none to train on"),
+    "a step that learns nothing": (None, {"steps": 1, "warmup": 0.5}, "nothing would be learnt"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_every_row_is_read_before_anything_is_trained(case, protocol, stand, tmp_path):
+    row, settings, match = ROWS[case]
+    last = tmp_path / "last.jsonl"
+    shutil.copy(protocol["tasks"][-1]["data"], last)
+    if row is not None:
+        last.write_text(last.read_text() + json.dumps(row) + "\n")
+    tasks = [*protocol["tasks"][:-1], protocol["tasks"][-1] | {"data": str(last)}]
+    changes = {"tasks": tasks, "finetune": protocol["finetune"] | settings}
+    with pytest.raises(InputError, match=match) as caught:
+        continual(asked(protocol, **changes), tmp_path / "out")
+    assert not isinstance(caught.value, UnfinishedError)
+    assert (stand.made, stand.asked) == ([], 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.jsonl"]
+
+
+def test_rows_to_merge_by_are_read_before_as_well(protocol, stand, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "ab"}\n{"text": ""}\n')
+    samples = {"data": str(rows), "max_tokens": 32}
+    with pytest.raises(InputError, match=r"strategy of recall: .*row 1 .from 0. tokenises to"):
+        continual(asked(protocol, samples=samples, strategies=["recall"]), tmp_path / "out")
+    assert (stand.made, stand.asked) == ([], 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_run_that_measured_nothing_is_not_kept(protocol, stand, tmp_path, monkeypatch):
+    def faulty(shop, model):
+        raise InputError("the likelihood is NaN")
+
+    monkeypatch.setattr(workshop.Workshop, "_ask", faulty)
+    with pytest.raises(UnfinishedError, match="the likelihood is NaN") as caught:
+        continual(asked(protocol), tmp_path / "out")
+    assert not hasattr(caught.value, "__notes__")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command_trains_merges_and_tells(protocol, recall, tmp_path):
     strategies = ["recall", "lora"]
     order = {"orders": [["reverse", "sort"]], "strategies": strategies}
