@@ -11,7 +11,7 @@ from recall_jax.continual.lineage import Merged, Model, Tuned, ancestry
 from recall_jax.continual.plan import Run
 from recall_jax.continual.recipe import Protocol
 from recall_jax.engine.cocktail import check_labelled, labelled
-from recall_jax.engine.inputs import read_samples
+from recall_jax.engine.inputs import read_samples, tokenizer_of
 from recall_jax.engine.journal import input_files
 from recall_jax.engine.rules import recall_comparison, recipe_values
 from recall_jax.engine.select import clustered_units
@@ -145,9 +145,9 @@ def _check_samples(
     for own in given:
         what = f"{rule} {own.model_copy(update={'seed': 0})!r}"
         if what not in checked:
-            rows = read_samples(own, base, arch)
+            rows = read_samples(own, base, [base], arch)
             if rule == "lm_cocktail":
-                labelled(rows, own, base, arch)
+                labelled(rows, own, base, tokenizer_of(base, [base], arch))
         checked.add(what)
 
 
