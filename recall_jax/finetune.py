@@ -20,6 +20,7 @@ from recall_jax.checkpoint.companions import copy_companions
 from recall_jax.checkpoint.folder import Checkpoint, file_warnings, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
+from recall_jax.engine.budget import memory_budget, room_for_rows
 from recall_jax.engine.device import not_finite
 from recall_jax.engine.inputs import common_architecture, compute_dtype
 from recall_jax.engine.journal import input_files
@@ -191,7 +192,8 @@ def _read_data(settings: Settings, checkpoint: Checkpoint, arch: Architecture) -
             tokenizer,
             end_of_text=end_of_text(checkpoint)[0],
             max_tokens=settings.max_tokens,
-            field=settings.field,
+            fields=settings.fields,
+            memory=room_for_rows(memory_budget(None)),
         )
         if examples.largest_id >= arch.vocab_size:
             raise InputError(

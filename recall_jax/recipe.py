@@ -22,12 +22,14 @@ from recall_jax.merging.parameters import (
     ParameterValue,
     RecallParameters,
 )
+from recall_jax.representations.shapes import Fields
 from recall_jax.schema import Schema, first_fault, read_yaml, validate
 from recall_jax.tree_patterns import TreePatterns
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 # Keys of mergekit's recipes that mean something here only once it is built.
 _LATER = {"slices", "modules", "tokenizer", "tokenizer_source", "chat_template"}
+FIELD_KEYS = ("field", "prompt_field", "completion_field")  # of samples, which name fields of rows
 _UNNAMED = "samples: give data (rows to choose from) or typical (rows as given)"
 DtypeName = Literal["bfloat16", "float16", "float32", "float64"]
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -53,6 +55,8 @@ class Samples(Schema):
     typical: str | None = None
     prompts: str | None = None
     field: str | None = None
+    prompt_field: str | None = None
+    completion_field: str | None = None
     tokenizer: Annotated[str, Field(min_length=1)] | None = None
     count: Count = 20
     pool: Count = 1024
@@ -65,12 +69,20 @@ class Samples(Schema):
     def _one_source(self) -> "Samples":
         if self.data is not None and self.typical is not None:
             raise ValueError("give either data (rows to choose from) or typical (rows as given)")
-        named = [key for key in ("data", "typical", "field") if getattr(self, key) is not None]
+        names = ("data", "typical", *FIELD_KEYS)
+        named = [key for key in names if getattr(self, key) is not None]
         if self.source != "data" and named:
             raise ValueError(f"source: {self.source} needs no data: remove {named[0]}")
+        if self.field is not None and self.fields.names_pair:
+            raise ValueError("give either field (of a text) or prompt_field and completion_field")
         if self.source != "generated" and self.prompts is not None:
             raise ValueError("prompts are for source: generated: remove them")
         return self
+
+    @property
+    def fields(self) -> Fields:
+        """The fields of the rows that hold their text."""
+        return Fields(self.field, self.prompt_field, self.completion_field)
 
     @property
     def are_named(self) -> bool:

@@ -60,7 +60,7 @@ def select(
     models = open_models([model])
     arch = common_architecture(models, ignore_config)
     dtype = compute_dtype(dtype_name, models[0])
-    pool = read_samples(samples, models[0], models, arch)
+    pool = read_samples(samples, models[0], models, arch, budget=memory)
     lengths = [len(ids) for ids in pool.token_ids]
     budget = memory_budget(memory)
     passes = plan_selection(
@@ -96,7 +96,14 @@ def extract(
     """
     models = open_models(specs)
     arch = common_architecture(models, ignore_config)
-    tokenized = read_samples(samples, models[-1], models, arch, ignore_tokenizers=ignore_tokenizers)
+    tokenized = read_samples(
+        samples,
+        models[-1],
+        models,
+        arch,
+        ignore_tokenizers=ignore_tokenizers,
+        budget=memory,
+    )
     dtype = compute_dtype(dtype_name, models[-1])
     passes = cut_rows(
         arch,

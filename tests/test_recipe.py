@@ -47,6 +47,8 @@ def test_a_short_recipe_has_the_defaults(tmp_path):
         "typical": None,
         "prompts": None,
         "field": None,
+        "prompt_field": None,
+        "completion_field": None,
         "tokenizer": None,
         "count": 20,
         "pool": 1024,
@@ -194,6 +196,14 @@ WRONG = {
     "samples that are a path": (RECALL.replace("{data: rows.jsonl}", "rows.jsonl"), "samples"),
     "neither data nor typical": (RECALL.replace("data: rows.jsonl", ""), "data.*typical"),
     "both data and typical": (RECALL.replace("rows.jsonl", "a, typical: b"), "data.*typical"),
+    "a text and a prompt by name": (
+        RECALL.replace("rows.jsonl", "a, field: b, prompt_field: c"),
+        "samples.*either field .*or prompt_field",
+    ),
+    "a prompt by name, of rows that are drawn": (
+        RECALL.replace("data: rows.jsonl", "source: random, completion_field: c"),
+        "source: random needs no data: remove completion_field",
+    ),
     "no samples": ("merge_method: recall\n" + TWO, "samples"),
     "samples for the average": (RECALL.replace("recall", "average"), "samples"),
     "one model for recall": (RECALL.replace("  - model: fine\n", ""), "at least 2"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recall_jax.recipe import Recipe, make_recipe
+from recall_jax.recipe import FIELD_KEYS, Recipe, make_recipe
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class Axis:
         values = recipe.model_dump(exclude_none=True)
         section = values[self.section] | {self.key: value}
         if self.key == "source" and value != "data":
-            section = {k: v for k, v in section.items() if k not in ("data", "typical", "field")}
+            section = {
+                k: v for k, v in section.items() if k not in ("data", "typical", *FIELD_KEYS)
+            }
         return make_recipe(values | {self.section: section})
 
 

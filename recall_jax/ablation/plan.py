@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recall_jax.ablation.recipe import OWN, Ablation, Variant, variants
 from recall_jax.ablation.scores import check_comparable
 from recall_jax.checkpoint.folder import Checkpoint
@@ -23,7 +21,8 @@ from recall_jax.merging.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.outcome import device, versions
 from recall_jax.recipe import Recipe, make_recipe
-from recall_jax.representations.data import Row, read_rows
+from recall_jax.representations.data import draw, draw_rows
+from recall_jax.representations.row_files import Row
 from recall_jax.similarity.compare import check_samples
 
 NEWEST, BASE, AVERAGE = "newest", "base", "average"
@@ -120,18 +119,21 @@ def make_plan(ablation: Ablation) -> Plan:
 def _domains(ablation: Ablation, asked: Sequence[Asked]) -> dict[str, list[Row]]:
     """At most 64 rows of each domain: of the files named, else of the tasks."""
     if ablation.domains is not None:
-        named = {name: read_rows(Path(path)) for name, path in ablation.domains.items()}
-    else:
-        assert ablation.samples is not None
-        field = ablation.samples.field or "text"
-        named = {
-            each.task.task: [{field: _text(example)} for example in each.examples] for each in asked
-        }
-    drawn = {}
-    for name, rows in named.items():
-        count = min(len(rows), ROWS_OF_DOMAIN)
-        chosen = np.random.default_rng(0).choice(len(rows), count, replace=False)
-        drawn[name] = [rows[place] for place in sorted(chosen.tolist())]
+        files = {name: Path(path) for name, path in ablation.domains.items()}
+        drawn = {name: draw_rows(path, ROWS_OF_DOMAIN, 0)[1] for name, path in files.items()}
+        return drawn if len(drawn) > 1 else {}
+    assert ablation.samples is not None
+    first, *others = ablation.samples.fields.named or ("text",)
+    named = {
+        each.task.task: [
+            {first: _text(example), **dict.fromkeys(others, "")} for example in each.examples
+        ]
+        for each in asked
+    }
+    drawn = {
+        name: [rows[place] for place in draw(len(rows), ROWS_OF_DOMAIN, 0)]
+        for name, rows in named.items()
+    }
     return drawn if len(drawn) > 1 else {}
 
 

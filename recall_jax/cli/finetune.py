@@ -15,8 +15,8 @@ def finetune(
         Path,
         typer.Option(
             "--data",
-            help="Rows to learn: .jsonl, .json, .csv, .txt or .parquet. Of prompt + completion the "
-            "completion is learnt, of messages the assistant's turns, of text all.",
+            help="Rows to learn: .jsonl, .json, .csv, .txt (also .gz) or .parquet. Of prompt + "
+            "completion the completion is learnt, of messages the assistant's turns, of text all.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; it must not exist.")],
@@ -113,6 +113,8 @@ def finetune(
         bool, typer.Option("--save-fisher", help="Write OUT/ewc/fisher.safetensors as well.")
     ] = False,
     field: opt.Field = None,
+    prompt_field: opt.PromptField = None,
+    completion_field: opt.CompletionField = None,
     max_tokens: opt.MaxTokens = 512,
     seed: Annotated[int, typer.Option("--seed", help="Of the order of rows, and of dropout.")] = 0,
     compute_dtype: opt.ComputeDtype = None,
@@ -157,6 +159,8 @@ def finetune(
         validation=None if validation is None else str(validation),
         validation_share=validation_share,
         field=field,
+        prompt_field=prompt_field,
+        completion_field=completion_field,
         max_tokens=max_tokens,
         epochs=epochs,
         steps=steps,

@@ -11,6 +11,7 @@ import typer
 from recall_jax.cli import console
 from recall_jax.cli import options as opt
 from recall_jax.errors import InputError
+from recall_jax.representations.shapes import Fields
 
 if TYPE_CHECKING:
     from recall_jax.pod.processes import Processes
@@ -69,6 +70,8 @@ def quick(
     data: opt.Data = None,
     typical: opt.TypicalFile = None,
     field: opt.Field = None,
+    prompt_field: opt.PromptField = None,
+    completion_field: opt.CompletionField = None,
     count: opt.Count = 20,
     pool: opt.Pool = 1024,
     max_tokens: opt.MaxTokens = 512,
@@ -105,7 +108,8 @@ def quick(
     """
     from recall_jax.recipe import make_recipe
 
-    samples = sample_values(data, typical, field, pool, max_tokens, batch_size, seed)
+    fields = Fields(field, prompt_field, completion_field)
+    samples = sample_values(data, typical, fields, pool, max_tokens, batch_size, seed)
     values = {
         "merge_method": "recall",
         "models": [{"model": model} for model in models],
@@ -123,7 +127,7 @@ def quick(
 def sample_values(
     data: Path | None,
     typical: Path | None,
-    field: str | None,
+    fields: Fields,
     pool: int,
     max_tokens: int,
     batch_size: int,
@@ -133,7 +137,9 @@ def sample_values(
     return {
         "data": data and str(data),
         "typical": typical and str(typical),
-        "field": field,
+        "field": fields.text,
+        "prompt_field": fields.prompt,
+        "completion_field": fields.completion,
         "pool": pool,
         "max_tokens": max_tokens,
         "batch_size": batch_size,

@@ -12,7 +12,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Data = Annotated[
     Path | None,
-    typer.Option("--data", help="Rows of text: .jsonl, .json, .csv, .txt or .parquet."),
+    typer.Option("--data", help="Rows of text: .jsonl, .json, .csv, .txt (also .gz) or .parquet."),
 ]
 TypicalFile = Annotated[
     Path | None,
@@ -23,6 +23,13 @@ Field = Annotated[
     typer.Option(
         "--field", help="The rows' text field, if not text, prompt + completion or messages."
     ),
+]
+PromptField = Annotated[
+    str | None, typer.Option("--prompt-field", help="The rows' prompt field, if not prompt.")
+]
+CompletionField = Annotated[
+    str | None,
+    typer.Option("--completion-field", help="The rows' completion field, if not completion."),
 ]
 Count = Annotated[int, typer.Option("--count", min=1, help="Number of typical samples.")]
 Pool = Annotated[

@@ -10,6 +10,7 @@ from recall_jax.cli import console
 from recall_jax.cli import options as opt
 from recall_jax.cli.merge import sample_values
 from recall_jax.errors import InputError
+from recall_jax.representations.shapes import Fields
 
 if TYPE_CHECKING:
     from recall_jax.study import Result, Study
@@ -54,6 +55,8 @@ def similarity(
         bool, typer.Option("--list", help="Name the measures with their options, and end.")
     ] = False,
     field: opt.Field = None,
+    prompt_field: opt.PromptField = None,
+    completion_field: opt.CompletionField = None,
     pool: Annotated[
         int, typer.Option("--pool", min=1, help="Take at most this many rows, drawn by seed.")
     ] = 1024,
@@ -98,7 +101,8 @@ def similarity(
             if reps is not None:
                 found, rows = read_states(reps)
             else:
-                values = sample_values(data, typical, field, pool, max_tokens, batch_size, seed)
+                fields = Fields(field, prompt_field, completion_field)
+                values = sample_values(data, typical, fields, pool, max_tokens, batch_size, seed)
                 found, rows = states_of_models(
                     models or [],
                     make_samples(values),

@@ -8,6 +8,7 @@ import typer
 from recall_jax.cli import console
 from recall_jax.cli import options as opt
 from recall_jax.cli.merge import as_number, sample_values
+from recall_jax.representations.shapes import Fields
 
 if TYPE_CHECKING:
     from recall_jax.engine.layout import Layout
@@ -54,6 +55,8 @@ def select(
     data: Annotated[Path, typer.Option("--data", help="Rows of text to choose from.")],
     out: Annotated[Path, typer.Option("--out", help="File of typical samples to write (.jsonl).")],
     field: opt.Field = None,
+    prompt_field: opt.PromptField = None,
+    completion_field: opt.CompletionField = None,
     count: opt.Count = 20,
     pool: opt.Pool = 1024,
     max_tokens: opt.MaxTokens = 512,
@@ -83,7 +86,8 @@ def select(
     from recall_jax.recipe import make_samples
     from recall_jax.representations.data import write_jsonl
 
-    values = sample_values(data, None, field, pool, max_tokens, batch_size, seed)
+    fields = Fields(field, prompt_field, completion_field)
+    values = sample_values(data, None, fields, pool, max_tokens, batch_size, seed)
     samples = make_samples(values | {"count": count, "unit": as_number(unit)})
     with (
         output_file(out, force=force, inputs=[data]) as hidden,
@@ -110,6 +114,8 @@ def extract(
     data: opt.Data = None,
     typical: opt.TypicalFile = None,
     field: opt.Field = None,
+    prompt_field: opt.PromptField = None,
+    completion_field: opt.CompletionField = None,
     pool: AllRows = None,
     max_tokens: opt.MaxTokens = 512,
     batch_size: opt.BatchSize = 8,
@@ -138,7 +144,8 @@ def extract(
     from recall_jax.recipe import make_samples
 
     rows = pool or _ALL_ROWS
-    values = sample_values(data, typical, field, rows, max_tokens, batch_size, seed)
+    fields = Fields(field, prompt_field, completion_field)
+    values = sample_values(data, typical, fields, rows, max_tokens, batch_size, seed)
     with (
         output_file(out, force=force, inputs=filter(None, [data, typical])) as hidden,
         console.progress_bar(quiet) as progress,

@@ -25,8 +25,9 @@ from recall_jax.merging.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.lora import adapted_modules
 from recall_jax.outcome import device, versions
-from recall_jax.recipe import Samples, make_recipe
-from recall_jax.representations.data import read_rows
+from recall_jax.recipe import FIELD_KEYS, Samples, make_recipe
+from recall_jax.representations.row_files import iterate_rows
+from recall_jax.representations.shapes import Fields, row_content
 
 _FILES = ("data", "typical", "prompts")  # what a recipe's `samples` may read
 
@@ -59,10 +60,10 @@ def check_inputs(
     runs: Sequence[Run], models: Sequence[Model], ignore_config: Collection[str] = ()
 ) -> dict[str, Any]:
     """The files that the runs read, as a journal knows them; InputError for what is wrong there."""
-    for path, field in dict.fromkeys(_asked_rows(models)):
-        for index, row in enumerate(read_rows(path)):
-            if field is not None and field not in row:
-                raise InputError(f"{path}, row {index} (from 0) has no field {field!r}")
+    for path, fields in dict.fromkeys(_asked_rows(models)):
+        for index, row in enumerate(iterate_rows(path)):
+            if fields is not None:
+                row_content(row, f"{path}, row {index} (from 0)", fields)
     files = data_files(models)
     inputs: dict[str, Any] = {}
     for name in dict.fromkeys(run.base.name for run in runs):
@@ -79,15 +80,15 @@ def check_inputs(
     return inputs
 
 
-def _asked_rows(models: Sequence[Model]) -> Iterator[tuple[Path, str | None]]:
-    """Files of rows, with the field that all their rows must have, None where there is none."""
+def _asked_rows(models: Sequence[Model]) -> Iterator[tuple[Path, Fields | None]]:
+    """Files of rows, with the fields that all their rows must have, None where there are none."""
     for model in ancestry(models).values():
         if isinstance(model, Tuned):
-            yield from ((Path(path), model.settings.field) for path in model.data)
+            yield from ((Path(path), model.settings.fields) for path in model.data)
         elif isinstance(model, Merged):
             samples = json.loads(model.recipe).get("samples", {})
-            field = samples.get("field")
-            yield from ((Path(path), field) for path in model.data if path is not None)
+            fields = Fields(*map(samples.get, FIELD_KEYS))
+            yield from ((Path(path), fields) for path in model.data if path is not None)
             yield from ((Path(samples[key]), None) for key in _FILES if samples.get(key))
 
 

@@ -21,7 +21,8 @@ from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
 from recall_jax.output import output_file
 from recall_jax.recipe import make_recipe
-from recall_jax.representations.data import read_rows, write_jsonl
+from recall_jax.representations.data import write_jsonl
+from recall_jax.representations.row_files import iterate_rows
 
 
 @dataclass(frozen=True)
@@ -136,4 +137,4 @@ class Workshop:
 def _join(files: Sequence[str], path: Path) -> None:
     """The rows of several files in one of JSON lines."""
     with output_file(path, force=True) as out, storage_faults(f"write {path}"):
-        write_jsonl(out, [row for file in files for row in read_rows(Path(file))])
+        write_jsonl(out, (row for file in files for row in iterate_rows(Path(file))))

@@ -23,7 +23,8 @@ from recall_jax.outcome import TYPICAL
 from recall_jax.output import output_folder
 from recall_jax.recipe import Recipe, make_recipe
 from recall_jax.report.html import Table, render_html
-from recall_jax.representations.data import read_rows, row_text
+from recall_jax.representations.data import read_rows
+from recall_jax.representations.shapes import row_content
 
 RECALL, AVERAGE = "recall", "average"
 NEWEST = FINE_TUNED[-1]
@@ -60,7 +61,10 @@ def run_demo(out: Path, *, force: bool = False, progress: Progress = silent) -> 
         table = summarise(scores, count=len(tests[0]))
         evaluation = json.dumps(asdict(table), indent=2) + "\n"
         (folder / EVALUATION).write_text(evaluation, encoding="utf-8")
-        texts = [str(row_text(row, TYPICAL)) for row in read_rows(folder / RECALL / TYPICAL)]
+        texts = [
+            "".join(map(str, row_content(row, TYPICAL)))
+            for row in read_rows(folder / RECALL / TYPICAL)
+        ]
         (folder / PAGE).write_text(render_html(report, texts, [table]), encoding="utf-8")
     return table
 

@@ -23,6 +23,7 @@ from recall_jax.merging.methods import Whole
 SHARE = 0.6  # of what is free
 MIB = 1 << 20
 _PROGRAMS = 32 * MIB  # what compiling the merge takes: 26 MiB measured
+_ROOM = 8 * MIB  # for rows, at least: where that is too much, the plan of the run says so
 _FLOAT32 = 4
 _SMALLEST_CHUNK = 1 << 14
 # Arrays as large as a whole tensor that XLA has at once, at most, for each that a kernel reads.
@@ -61,6 +62,11 @@ def cacheable_bytes(budget: int) -> int:
 def machine_bytes() -> int:
     """All memory of this machine, whatever of it is free."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def room_for_rows(budget: int) -> int:
+    """Bytes of the host's memory that rows of data may take within a run's budget."""
+    return max(cacheable_bytes(budget) - held_bytes(), _ROOM)
 
 
 def held_bytes() -> int:

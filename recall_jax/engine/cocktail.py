@@ -46,7 +46,12 @@ def prepare_cocktail(merge: Merge) -> Prepared:
     with merge.clock.stage("select"):
         drawn = settings.model_copy(update={"pool": settings.count})
         samples = read_samples(
-            drawn, newest, models, arch, ignore_tokenizers=recipe.ignore_tokenizers
+            drawn,
+            newest,
+            models,
+            arch,
+            ignore_tokenizers=recipe.ignore_tokenizers,
+            budget=merge.budget,
         )
         tokenizer = tokenizer_of(newest, models, arch)
         token_ids, counted = labelled(samples, settings, newest, tokenizer)
@@ -108,7 +113,7 @@ def labelled(
     token_ids, counted = [], []
     for index, row in zip(samples.indices, samples.rows, strict=True):
         where = f"{settings.data or settings.typical}, row {index} (from 0)"
-        parts = row_parts(row, where, tokenizer, settings.field)
+        parts = row_parts(row, where, tokenizer, settings.fields)
         ids, counts = tokenize_parts(parts, tokenizer, where, end)
         token_ids.append(ids[: settings.max_tokens])
         counted.append(counts[: settings.max_tokens])

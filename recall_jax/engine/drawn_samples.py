@@ -1,6 +1,7 @@
 """Samples that need no data: drawn from a model itself, or from its vocabulary."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from recall_jax.generation.prompt_tokens import encode_prompt
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import tensor_shapes, to_flax
 from recall_jax.recipe import Samples
-from recall_jax.representations.data import Row, read_rows, row_text
+from recall_jax.representations.row_files import Row, iterate_rows
 from recall_jax.representations.samples import INPUT_IDS, Tokenized
+from recall_jax.representations.shapes import Chat, Pair, row_content
 from recall_jax.representations.tokens import UNLIMITED, Tokenizer
 
 
@@ -87,22 +89,21 @@ def _prompts(
     if settings.prompts is None:
         return [""] * settings.count, [start_of_text(model, tokenizer)] * settings.count
     path = Path(settings.prompts)
-    rows = read_rows(path)
     texts, prompts = [], []
-    for index in range(settings.count):
-        place = index % len(rows)
-        row, where = rows[place], f"{path}, row {place} (from 0)"
-        text: Any = row["prompt"] if "prompt" in row else row_text(row, where)
-        if isinstance(text, list):
-            text = tokenizer.chat_text(text, add_generation_prompt=True)
+    for index, row in enumerate(islice(iterate_rows(path), settings.count)):
+        none: Any = [] if isinstance(row.get("prompt"), list) else ""
+        content = row_content({"completion": none, **row}, f"{path}, row {index} (from 0)")
+        if isinstance(content, Chat):
+            asked = content.messages[: content.given or None]
+            text = tokenizer.chat_text(asked, add_generation_prompt=True)
             tokens = tokenizer.encode(text, UNLIMITED, False)
-        elif isinstance(text, str):
-            tokens = encode_prompt(tokenizer, text)
         else:
-            raise InputError(f"{where}: prompt holds {type(text).__name__}, not text")
+            text = content.prompt if isinstance(content, Pair) else content
+            tokens = encode_prompt(tokenizer, text)
         texts.append(text)
         prompts.append(tokens)
-    return texts, prompts
+    places = [index % len(texts) for index in range(settings.count)]
+    return [texts[place] for place in places], [prompts[place] for place in places]
 
 
 def _random_tokens(

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.checkpoint.tensors import shapes_of
+from recall_jax.engine.budget import memory_budget, room_for_rows
 from recall_jax.engine.cut import Passes
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.layout import ON_HOST, Layout
@@ -149,12 +150,15 @@ def read_samples(
     arch: Architecture,
     *,
     ignore_tokenizers: bool = False,
+    budget: int | None = None,
 ) -> Tokenized:
     """The rows to choose from, or the typical ones as given, tokenised for all by `reader`'s.
 
     Of a source that needs no data they are drawn from `reader`. Raises InputError where they would
-    be other texts to one of the models, unless that is to be ignored.
+    be other texts to one of the models, unless that is to be ignored, and where rows do not fit in
+    a `budget` of memory.
     """
+    memory = room_for_rows(memory_budget(budget))
     tokenizer = tokenizer_of(reader, models, arch)
     if settings.source != "data":
         samples = draw_samples(settings, reader, arch, tokenizer)
@@ -162,18 +166,20 @@ def read_samples(
         samples = read_typical(
             Path(settings.typical),
             tokenizer,
-            field=settings.field,
+            fields=settings.fields,
             max_tokens=settings.max_tokens,
+            memory=memory,
         )
     else:
         assert settings.data is not None, "a recipe names data or typical"
         samples = read_pool(
             Path(settings.data),
             tokenizer,
-            field=settings.field,
+            fields=settings.fields,
             max_tokens=settings.max_tokens,
             pool=settings.pool,
             seed=settings.seed,
+            memory=memory,
         )
     check_vocabulary(samples, arch.vocab_size, reader.name)
     if not ignore_tokenizers:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.budget import room_for_rows
 from recall_jax.engine.cut import SELECTION, Passes
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.inputs import (
@@ -29,6 +30,7 @@ from recall_jax.representations.samples import (
     read_pool,
     read_typical,
 )
+from recall_jax.representations.shapes import USUAL
 from recall_jax.representations.tokens import Tokenizer
 from recall_jax.representations.vocabularies import tokenizer_differences
 
@@ -75,7 +77,7 @@ def own_samples(
     pools: list[Tokenized] = []
     plans: list[Passes | None] = []
     for number, (place, source) in enumerate(zip(places, sources, strict=True)):
-        pool, has_more = _pool(settings, source, arch, tokenizer, place)
+        pool, has_more = _pool(settings, source, arch, tokenizer, place, merge.budget)
         check_vocabulary(pool, arch.vocab_size, newest.name)
         check_readers(pool, differences)
         check_agreed(merge, f"of {place}", pool, source.model.name)
@@ -120,7 +122,12 @@ def _beside(model: Checkpoint) -> Path | None:
 
 
 def _pool(
-    settings: Samples, source: _Source, arch: Architecture, tokenizer: Tokenizer, place: int
+    settings: Samples,
+    source: _Source,
+    arch: Architecture,
+    tokenizer: Tokenizer,
+    place: int,
+    budget: int,
 ) -> tuple[Tokenized, bool]:
     """A model's rows, and whether its typical ones are yet to be chosen from them."""
     has_none = source.data is None and source.typical is None
@@ -128,17 +135,19 @@ def _pool(
         if settings.source == "data":
             settings = settings.model_copy(update={"source": "generated"})
         return draw_samples(settings, source.model, arch, tokenizer, place), False
-    limits: dict[str, Any] = {"max_tokens": settings.max_tokens}
+    memory = room_for_rows(budget)
+    limits: dict[str, Any] = {"max_tokens": settings.max_tokens, "memory": memory}
+    fields = settings.fields
     if source.data is not None:
-        limits |= {"field": settings.field, "pool": settings.pool, "seed": settings.seed}
-        pool = read_pool(Path(source.data), tokenizer, **limits)
+        limits |= {"pool": settings.pool, "seed": settings.seed}
+        pool = read_pool(Path(source.data), tokenizer, fields=fields, **limits)
         return pool, len(pool.rows) > settings.count
     if source.typical is not None:
         # Rows from an earlier merge may have come from data with other fields.
-        field = settings.field
-        if field is not None and any(field not in row for row in read_rows(source.typical)):
-            field = None
-        return read_typical(source.typical, tokenizer, field=field, **limits), False
+        rows = read_rows(source.typical, memory=memory)
+        if any(name not in row for row in rows for name in fields.named):
+            fields = USUAL
+        return read_typical(source.typical, tokenizer, fields=fields, **limits), False
     raise InputError(
         f"{source.model.name} has no samples of its own: give its entry in models data: FILE, put "
         f"{TYPICAL} in its folder, or take samples: {{source: generated}}"

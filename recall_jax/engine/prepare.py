@@ -48,7 +48,12 @@ def prepare_recall(merge: Merge) -> Prepared:
     kept = Resident(chooser)
     with merge.clock.stage("select"):
         pool = read_samples(
-            settings, chooser, models, arch, ignore_tokenizers=recipe.ignore_tokenizers
+            settings,
+            chooser,
+            models,
+            arch,
+            ignore_tokenizers=recipe.ignore_tokenizers,
+            budget=merge.budget,
         )
         check_agreed(merge, "to choose from", pool, chooser.name)
         lengths = [len(ids) for ids in pool.token_ids]

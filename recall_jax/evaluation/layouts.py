@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from recall_jax.engine.budget import memory_budget, room_for_rows
 from recall_jax.errors import InputError, storage_faults
-from recall_jax.representations.data import Row, read_rows
+from recall_jax.representations.data import read_rows
+from recall_jax.representations.row_files import Row
 
 _SEGMENT = re.compile(r"<seg[^>]*>(.*?)</seg>")
 
@@ -27,6 +29,11 @@ def read_layout(path: Path, layout: str) -> list[Row]:
     if not rows:
         raise InputError(f"{path} holds no rows")
     return rows
+
+
+def _rows(path: Path) -> list[Row]:
+    """Those of any file of rows that recall reads."""
+    return read_rows(path, memory=room_for_rows(memory_budget(None)))
 
 
 def _tsv(path: Path) -> list[Row]:
@@ -129,7 +136,7 @@ def _json(text: str, where: str) -> Any:
 
 
 LAYOUTS: Mapping[str, Callable[[Path], list[Row]]] = {
-    "rows": read_rows,
+    "rows": _rows,
     "tsv": _tsv,
     "squad": _squad,
     "iwslt": _iwslt,

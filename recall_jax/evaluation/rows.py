@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from recall_jax.errors import InputError
 from recall_jax.evaluation import hub
 from recall_jax.evaluation.generators import GENERATORS
 from recall_jax.evaluation.layouts import read_layout
 from recall_jax.evaluation.task import Generated, Published, Task
-from recall_jax.representations.data import Row
+from recall_jax.representations.data import draw
+from recall_jax.representations.row_files import Row
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,7 @@ class Rows:
         """At most `limit` of the rows, drawn by `seed` without replacement, in their order."""
         if limit is None or limit >= len(self.rows):
             return self
-        chosen = np.random.default_rng(seed).choice(len(self.rows), limit, replace=False)
-        keep = sorted(chosen.tolist())
+        keep = draw(len(self.rows), limit, seed).tolist()
         return Rows(
             tuple(self.rows[place] for place in keep),
             tuple(self.numbers[place] for place in keep),

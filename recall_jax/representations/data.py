@@ -1,157 +1,80 @@
-"""Data files: rows of text in the formats people keep them in."""
+"""Data files: rows of text, as many as are asked for, within a budget of memory."""
 
-import csv
-import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recall_jax.errors import InputError
+from recall_jax.representations.row_files import Columns, Row, count_rows, iterate_rows
 
-Row = dict[str, Any]
+_MIB = 1 << 20
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a .jsonl, .json, .csv, .txt or .parquet file, blank lines not counted.
+def read_rows(path: Path, *, memory: int | None = None) -> list[Row]:
+    """All rows of a file, as `iterate_rows` gives them.
 
-    A line of .txt is a row with the field `text`; .json holds a list of objects. Raises InputError
-    for a missing, unreadable, malformed or empty file, with the line where there is one.
+    Raises InputError too where they take over `memory` bytes.
     """
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        known = ", ".join(_READERS)
-        raise InputError(f"{path}: cannot read this kind of data file; use one of {known}")
-    if not path.is_file():
-        raise InputError(f"no data file {path}")
-    try:
-        rows = reader(path)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    if not rows:
-        raise InputError(f"{path} holds no rows: give at least one")
-    return rows
+    return list(_within(memory, iterate_rows(path), path, "give fewer rows"))
 
 
-def row_text(row: Mapping[str, Any], where: str, field: str | None = None) -> str | list[Any]:
-    """The text of a row: `field` if given, else `text`, `prompt` + `completion`, or `messages`.
+def draw_rows(
+    path: Path, pool: int, seed: int, *, columns: Columns | None = None, memory: int | None = None
+) -> tuple[np.ndarray, list[Row]]:
+    """At most `pool` rows drawn by `seed` without replacement, and their numbers, which ascend.
 
-    Prompt and completion are joined as they stand. `messages` are returned as they are, a list for
-    the chat template. Raises InputError, which begins with `where`, for a row without any of them
-    or with no text there.
+    No more than these are in memory, of Parquet only the `columns` asked for; but for that rows
+    outside the draw are looked at too. Raises InputError as `read_rows`.
     """
-    if field is not None:
-        return _text_field(row, field, where)
-    if "text" in row:
-        return _text_field(row, "text", where)
-    if "prompt" in row and "completion" in row:
-        return _text_field(row, "prompt", where) + _text_field(row, "completion", where)
-    if "messages" in row:
-        if not isinstance(row["messages"], list):
-            raise InputError(f"{where}: messages is no list of messages")
-        return row["messages"]
-    raise InputError(
-        f"{where} has neither text, nor prompt and completion, nor messages (it has "
-        f"{', '.join(map(str, row)) or 'no fields'}): name its field with samples.field"
-    )
+    total = count_rows(path)
+    indices = draw(total, pool, seed)
+    chosen = indices if len(indices) < total else None
+    rows = iterate_rows(path, columns=columns, chosen=chosen)
+    kept = list(_within(memory, rows, path, "draw fewer rows with samples.pool"))
+    if len(kept) != len(indices):
+        raise InputError(f"{path} was changed while it was read: start again")
+    return indices, kept
 
 
-def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def draw(total: int, most: int, seed: int) -> np.ndarray:
+    """At most so many of `total` numbers from 0, drawn by `seed` without replacement, ascending."""
+    if total <= most:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
+
+
+def rows_at(path: Path, indices: np.ndarray) -> list[Row]:
+    """The rows with these numbers, which ascend, whole."""
+    return list(iterate_rows(path, chosen=indices))
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSON lines; values that JSON lacks, such as dates of Parquet, as text."""
-    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     # Half a surrogate pair, which UTF-8 lacks, becomes the escape that JSON has for it.
-    path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
-def _text_field(row: Mapping[str, Any], field: str, where: str) -> str:
-    if field not in row:
-        raise InputError(f"{where} has no field {field!r} (it has {', '.join(map(str, row))})")
-    value = row[field]
-    if not isinstance(value, str):
-        raise InputError(f"{where}: field {field!r} holds {type(value).__name__}, not text")
-    return value
+def _within(memory: int | None, rows: Iterator[Row], path: Path, advice: str) -> Iterator[Row]:
+    held = 0
+    for row in rows:
+        held += _bytes_of(row)
+        if memory is not None and held > memory:
+            raise InputError(
+                f"the rows of {path} take more than the {memory / _MIB:,.0f} MiB of memory that "
+                f"are left for them: allow more with --memory, or {advice}"
+            )
+        yield row
 
 
-def _read_text(path: Path) -> str:
-    # Decoded in one piece: the place of a fault is then its place in the file.
-    return path.read_bytes().decode("utf-8-sig")
-
-
-def _read_lines(path: Path) -> Iterable[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1."""
-    for number, line in enumerate(io.StringIO(_read_text(path), newline=None), start=1):
-        if line.strip():
-            yield number, line.rstrip("\n")
-
-
-def _read_txt(path: Path) -> list[Row]:
-    return [{"text": line} for _, line in _read_lines(path)]
-
-
-def _read_jsonl(path: Path) -> list[Row]:
-    return [
-        _object(_parse(line, f"{path}, line {number}"), f"{path}, line {number}")
-        for number, line in _read_lines(path)
-    ]
-
-
-def _read_json(path: Path) -> list[Row]:
-    content = _parse(_read_text(path), str(path))
-    if not isinstance(content, list):
-        raise InputError(f"{path} holds no list: give a list of objects, one for each row")
-    return [_object(row, f"{path}, row {index}") for index, row in enumerate(content)]
-
-
-def _read_csv(path: Path) -> list[Row]:
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
-    try:
-        rows = list(reader)
-    except csv.Error as error:
-        where = f"{path}, line {reader.reader.line_num}"
-        raise InputError(f"{where} is not well-formed CSV: {error}") from error
-    names = reader.fieldnames or []
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise InputError(f"{path} has two columns {twice[0]!r}: rename one")
-    for index, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise InputError(f"{path}, row {index} has not as many fields as the header")
-    return rows
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{path} is not a Parquet file: {' '.join(str(error).split())}") from error
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"{error.msg} at character {error.pos}"
-        raise InputError(f"{where} is not JSON: {place}") from error
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
-        raise InputError(f"{where} cannot be read as JSON: {error}") from error
-
-
-def _object(value: Any, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise InputError(f'{where} is no object: each row is one, such as {{"text": "…"}}')
-    return value
-
-
-_READERS: dict[str, Callable[[Path], list[Row]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".txt": _read_txt,
-    ".parquet": _read_parquet,
-}
+def _bytes_of(value: Any) -> int:
+    """What a value takes in memory, with all that it holds."""
+    size = sys.getsizeof(value)
+    if isinstance(value, dict):
+        return size + sum(_bytes_of(each) for pair in value.items() for each in pair)
+    return size + (sum(map(_bytes_of, value)) if isinstance(value, list) else 0)

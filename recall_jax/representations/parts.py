@@ -5,10 +5,11 @@ does, whole.
 """
 
 from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from recall_jax.errors import InputError
-from recall_jax.representations.data import Row, row_text
+from recall_jax.representations.row_files import Row
+from recall_jax.representations.shapes import USUAL, Chat, Fields, Pair, row_content
 from recall_jax.representations.tokens import UNLIMITED, Tokenizer
 from recall_jax.representations.turns import assistant_turns
 
@@ -22,21 +23,21 @@ class Parts(NamedTuple):
     is_chat: bool
 
 
-def row_parts(row: Row, where: str, tokenizer: Tokenizer, field: str | None) -> Parts:
-    """The parts of a row of data, at `where`; `field` names the one that holds its text.
+def row_parts(row: Row, where: str, tokenizer: Tokenizer, fields: Fields = USUAL) -> Parts:
+    """The parts of a row of data, at `where`; `fields` names those that hold its text.
 
     Raises InputError for a row without a text, and where the chat template refuses its messages or
     does not tell the assistant's turns from the others.
     """
-    text = row_text(row, where, field)
-    if isinstance(text, list):
-        try:
-            return Parts(_chat_parts(text, tokenizer), True)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-    if field is None and "text" not in row:
-        return Parts([(row["prompt"], False), (row["completion"], True)], False)
-    return Parts([(text, True)], False)
+    content = row_content(row, where, fields)
+    if isinstance(content, Pair):
+        return Parts([(content.prompt, False), (content.completion, True)], False)
+    if isinstance(content, str):
+        return Parts([(content, True)], False)
+    try:
+        return Parts(_chat_parts(content, tokenizer), True)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def tokenize_parts(
@@ -79,11 +80,11 @@ def tokenize_parts(
     return ids + ending, counted + [1] * len(ending)
 
 
-def _chat_parts(messages: list[Any], tokenizer: Tokenizer) -> list[Part]:
-    """The chat template's text with the assistant's turns counted."""
-    text = tokenizer.chat_text(messages)
+def _chat_parts(chat: Chat, tokenizer: Tokenizer) -> list[Part]:
+    """The chat template's text with the assistant's turns counted, but for those of a prompt."""
+    text = tokenizer.chat_text(chat.messages)
     parts, end = [], 0
-    for turn in assistant_turns(messages, text, tokenizer):
+    for turn in assistant_turns(chat.messages, text, tokenizer, chat.given):
         parts += [(text[end : turn.start], False), (text[turn.start : turn.end], True)]
         end = turn.end
     return [*parts, (text[end:], False)]

@@ -2,14 +2,17 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recall_jax.errors import InputError
-from recall_jax.representations.data import Row, read_rows, row_text
+from recall_jax.representations.data import draw_rows, read_rows, rows_at
+from recall_jax.representations.row_files import Row
+from recall_jax.representations.shapes import USUAL, Chat, Fields, row_content, used_columns
 from recall_jax.representations.tokens import Tokenizer
 from recall_jax.representations.vocabularies import Difference
 
@@ -18,12 +21,16 @@ INPUT_IDS = "input_ids"  # of a row that is known by its tokens
 
 @dataclass(frozen=True)
 class Tokenized:
-    """n rows of a data file: which rows (zero-based, ascending), as they were, and as token ids."""
+    """n rows of a data file: which rows (zero-based, ascending), as they were, and as token ids.
+
+    Of a `source` the rows have only the fields that were used.
+    """
 
     indices: np.ndarray  # (n,) int64
     rows: tuple[Row, ...]
     texts: tuple[str, ...]
     token_ids: tuple[list[int], ...]
+    source: Path | None = None
 
     def take(self, places: Sequence[int] | np.ndarray) -> "Tokenized":
         """The rows at these places, in this order."""
@@ -32,6 +39,7 @@ class Tokenized:
             tuple(self.rows[place] for place in places),
             tuple(self.texts[place] for place in places),
             tuple(self.token_ids[place] for place in places),
+            self.source,
         )
 
     def digest(self) -> str:
@@ -43,33 +51,45 @@ class Tokenized:
 
     def typical_rows(self) -> list[dict[str, Any]]:
         """The rows as `typical.jsonl` holds them: as they were, plus their number."""
-        return [
-            {**row, "row": int(index)} for row, index in zip(self.rows, self.indices, strict=True)
-        ]
+        rows = self.rows if self.source is None else rows_at(self.source, self.indices)
+        return [{**row, "row": int(index)} for row, index in zip(rows, self.indices, strict=True)]
 
 
 def read_pool(
-    path: Path, tokenizer: Tokenizer, *, field: str | None, max_tokens: int, pool: int, seed: int
+    path: Path,
+    tokenizer: Tokenizer,
+    *,
+    fields: Fields = USUAL,
+    max_tokens: int,
+    pool: int,
+    seed: int,
+    memory: int | None = None,
 ) -> Tokenized:
-    """At most `pool` rows of a data file, drawn by `seed` without replacement, tokenised."""
-    rows = read_rows(path)
-    indices = np.arange(len(rows))
-    if len(rows) > pool:
-        indices = np.sort(np.random.default_rng(seed).choice(len(rows), pool, replace=False))
-    chosen = [rows[index] for index in indices]
-    return _tokenize(path, indices, chosen, tokenizer, field, max_tokens)
+    """At most `pool` rows of a data file, drawn by `seed` without replacement, tokenised.
+
+    Raises InputError where they take more than `memory` bytes, as they are read.
+    """
+    columns = partial(used_columns, fields=fields)
+    indices, rows = draw_rows(path, pool, seed, columns=columns, memory=memory)
+    found = _tokenize(path, indices, rows, tokenizer, fields, max_tokens)
+    return replace(found, source=path) if path.suffix.lower() == ".parquet" else found
 
 
 def read_typical(
-    path: Path, tokenizer: Tokenizer, *, field: str | None, max_tokens: int
+    path: Path,
+    tokenizer: Tokenizer,
+    *,
+    fields: Fields = USUAL,
+    max_tokens: int,
+    memory: int | None = None,
 ) -> Tokenized:
     """All rows of a file of typical samples, tokenised.
 
     Their numbers are their `row` fields where every row has a different one, as `recall select`
     writes them, else their places in this file. A row's `input_ids` stand for its text: rows that
-    were drawn have them where the text has other tokens.
+    were drawn have them where the text has other tokens. Raises InputError as `read_pool`.
     """
-    rows = read_rows(path)
+    rows = read_rows(path, memory=memory)
     numbers = [row.get("row") for row in rows]
     numbered = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
     if numbered and len(set(numbers)) == len(numbers):
@@ -77,7 +97,7 @@ def read_typical(
         indices = np.asarray([row["row"] for row in rows], np.int64)
     else:
         indices = np.arange(len(rows))
-    return _tokenize(path, indices, rows, tokenizer, field, max_tokens, by_ids=True)
+    return _tokenize(path, indices, rows, tokenizer, fields, max_tokens, by_ids=True)
 
 
 def check_vocabulary(samples: Tokenized, vocab_size: int, model: str) -> None:
@@ -102,17 +122,18 @@ def _tokenize(
     indices: np.ndarray,
     rows: Sequence[Row],
     tokenizer: Tokenizer,
-    field: str | None,
+    fields: Fields,
     max_tokens: int,
     by_ids: bool = False,
 ) -> Tokenized:
     texts, token_ids = [], []
     for index, row in zip(indices, rows, strict=True):
         where = f"{path}, row {index} (from 0)"
-        text = row_text(row, where, field)
-        is_chat = isinstance(text, list)
-        if isinstance(text, list):
-            text = tokenizer.chat_text(text)
+        content = row_content(row, where, fields)
+        is_chat = isinstance(content, Chat)
+        text = (
+            tokenizer.chat_text(content.messages) if isinstance(content, Chat) else "".join(content)
+        )
         try:
             text.encode()
         except UnicodeEncodeError as error:

@@ -21,21 +21,25 @@ class Turn(NamedTuple):
     end: int
 
 
-def assistant_turns(messages: list[Any], text: str, tokenizer: Tokenizer) -> list[Turn]:
+def assistant_turns(
+    messages: list[Any], text: str, tokenizer: Tokenizer, given: int = 0
+) -> list[Turn]:
     """The assistant's turns in `text`, which the chat template writes of `messages`, in order.
 
-    With the token that ends them, and with all that the model writes before the content, reasoning
-    and calls of tools too. Raises InputError where a turn cannot be located.
+    Those among the first `given` messages are left out. A turn has the token that ends it, and all
+    that the model writes before the content, reasoning and calls of tools too. Raises InputError
+    where a turn cannot be located.
     """
     marked = tokenizer.marked_answers(messages)
     if marked is not None:
-        turns = [Turn(start, end) for start, end in marked if start < end]
-        if not turns and any(map(_is_answer, messages)):
+        before = tokenizer.marked_answers(messages[:given]) if given else ()
+        turns = [Turn(start, end) for start, end in marked[len(before or ()) :] if start < end]
+        if not turns and any(map(_is_answer, messages[given:])):
             raise InputError("the chat template marks nothing of the assistant's with generation")
         return turns
     turns, begin = [], 0
     for index, message in enumerate(messages):
-        if not _is_answer(message):
+        if index < given or not _is_answer(message):
             continue
         turn = _locate(messages, index, text, begin, tokenizer)
         if turn is None or not begin <= turn.start <= turn.end:

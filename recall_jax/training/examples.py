@@ -7,6 +7,7 @@ ends.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,23 @@ import numpy as np
 
 from recall_jax.errors import InputError
 from recall_jax.representations.batches import padded_length
-from recall_jax.representations.data import read_rows
 from recall_jax.representations.parts import row_parts, tokenize_parts
+from recall_jax.representations.row_files import iterate_rows
+from recall_jax.representations.shapes import USUAL, Fields, used_columns
 from recall_jax.representations.tokens import Tokenizer
+from recall_jax.training.ragged import Growing, Ragged
 from recall_jax.training.step import Batch
 
 
 @dataclass(frozen=True)
 class Examples:
-    """n tokenised rows, int32 arrays (T_i,) each: token ids, and 1 where the loss counts.
+    """n tokenised rows: token ids (T_i,) int32, and 1 where the loss counts (T_i,) int8.
 
     `left_out` rows of the file had no token to count within the token limit.
     """
 
-    token_ids: tuple[np.ndarray, ...]
-    loss_masks: tuple[np.ndarray, ...]
+    token_ids: Ragged
+    loss_masks: Ragged
     left_out: int = 0
 
     def __len__(self) -> int:
@@ -38,32 +41,35 @@ class Examples:
     @property
     def num_counted(self) -> int:
         """Tokens that the loss counts in one epoch; a row's first token never does."""
-        return sum(int(mask[1:].sum()) for mask in self.loss_masks)
+        first = self.loss_masks.ends - self.loss_masks.lengths
+        return int(self.loss_masks.values.sum() - self.loss_masks.values[first].sum())
 
     @property
     def largest_id(self) -> int:
         """The largest token id."""
-        return max(int(ids.max()) for ids in self.token_ids)
+        return int(self.token_ids.values.max())
 
     def take(self, places: Sequence[int] | np.ndarray) -> "Examples":
         """The rows at these places, in this order."""
         return replace(
             self,
-            token_ids=tuple(self.token_ids[place] for place in places),
-            loss_masks=tuple(self.loss_masks[place] for place in places),
+            token_ids=self.token_ids.take(places),
+            loss_masks=self.loss_masks.take(places),
         )
 
     def digest(self) -> str:
         """A checksum of all token ids and of what counts."""
-        lengths = np.asarray([len(ids) for ids in self.token_ids], np.int64)
-        arrays = (lengths, *self.token_ids, *self.loss_masks)
-        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+        masks = self.loss_masks.values.astype(np.int32)
+        digest = hashlib.sha256()
+        for array in (self.token_ids.lengths, self.token_ids.values, masks):
+            digest.update(array.data)
+        return digest.hexdigest()
 
     def facts(self) -> dict[str, Any]:
         """Sizes and digest, plain values."""
         return {
             "rows": len(self),
-            "tokens": sum(map(len, self.token_ids)),
+            "tokens": len(self.token_ids.values),
             "tokens_counted": self.num_counted,
             "rows_left_out": self.left_out,
             "sha256": self.digest(),
@@ -85,30 +91,38 @@ def read_examples(
     *,
     end_of_text: int,
     max_tokens: int,
-    field: str | None = None,
+    fields: Fields = USUAL,
+    memory: int | None = None,
 ) -> Examples:
-    """All rows of a data file, cut on the right to `max_tokens`.
+    """All rows of a data file, cut on the right to `max_tokens`; only one is whole in memory.
 
-    Raises InputError, with its number, for a row that tokenises to nothing, and where no row has a
-    token to count.
+    Raises InputError, with its number, for a row that tokenises to nothing, where no row has a
+    token to count, and where the tokens take over `memory` bytes.
     """
-    ids, masks, left_out = [], [], 0
-    for index, row in enumerate(read_rows(path)):
+    ids, masks, left_out = Growing("i"), Growing("b"), 0
+    rows = iterate_rows(path, columns=partial(used_columns, fields=fields))
+    for index, row in enumerate(rows):
         where = f"{path}, row {index} (from 0)"
-        parts = row_parts(row, where, tokenizer, field)
+        parts = row_parts(row, where, tokenizer, fields)
         tokens, counted = tokenize_parts(parts, tokenizer, where, end_of_text)
         tokens, counted = tokens[:max_tokens], counted[:max_tokens]
         if any(counted[1:]):
-            ids.append(np.asarray(tokens, np.int32))
-            masks.append(np.asarray(counted, np.int32))
+            ids.append(tokens)
+            masks.append(counted)
+            if memory is not None and ids.nbytes + masks.nbytes > memory:
+                raise InputError(
+                    f"the tokens of {path} take more than the {memory / (1 << 20):,.0f} MiB of "
+                    "memory that are free: give fewer rows, or cut them with --max-tokens"
+                )
         else:
             left_out += 1
-    if not ids:
+    examples = Examples(ids.rows(), masks.rows(), left_out)
+    if not len(examples):
         raise InputError(
             f"{path}: no row has a token to learn within {max_tokens} tokens: allow more with "
             "--max-tokens"
         )
-    return Examples(tuple(ids), tuple(masks), left_out)
+    return examples
 
 
 def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
@@ -154,7 +168,7 @@ def make_batch(examples: Examples, rows: np.ndarray, shape: tuple[int, ...]) -> 
 
 def validation_batches(examples: Examples, batch_size: int) -> list[Batch]:
     """All rows in batches of similar length."""
-    by_length = np.argsort([len(ids) for ids in examples.token_ids], kind="stable")
+    by_length = np.argsort(examples.token_ids.lengths, kind="stable")
     starts = range(0, len(by_length), batch_size)
     return [
         make_batch(examples, by_length[start : start + batch_size], (batch_size,))

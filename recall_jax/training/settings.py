@@ -8,6 +8,7 @@ from typing import Any
 from recall_jax.engine.plan import DTYPES
 from recall_jax.errors import InputError
 from recall_jax.models.lora import LoraSpec
+from recall_jax.representations.shapes import Fields
 from recall_jax.training.optimizer import SCHEDULES
 
 METHODS = ("full", "lora", "ewc")
@@ -44,6 +45,8 @@ class Settings:
     validation: str | None = None
     validation_share: float | None = None
     field: str | None = None
+    prompt_field: str | None = None
+    completion_field: str | None = None
     max_tokens: int = 512
     epochs: int = 3
     steps: int | None = None
@@ -89,8 +92,17 @@ class Settings:
             raise InputError(f"--seed {self.seed}: it must be below 2^32")
         if not 0 <= self.warmup <= 1:
             raise InputError(f"--warmup {self.warmup}: it is a share of the steps, from 0 to 1")
+        if self.field is not None and self.fields.names_pair:
+            raise InputError(
+                "--field and --prompt-field, --completion-field: give one or the other"
+            )
         self._check_validation()
         self._check_method()
+
+    @property
+    def fields(self) -> Fields:
+        """The fields of the rows that hold their text."""
+        return Fields(self.field, self.prompt_field, self.completion_field)
 
     @property
     def validates(self) -> bool:

@@ -13,7 +13,7 @@ from recall_jax.checkpoint.npz import NpzTree
 from recall_jax.errors import InputError
 from recall_jax.recipe import Samples
 from recall_jax.representations.batches import make_batches
-from recall_jax.representations.data import read_rows
+from recall_jax.representations.data import draw, draw_rows, read_rows
 from recall_jax.representations.samples import INPUT_IDS, Tokenized, read_pool, read_typical
 from recall_jax.representations.tokens import Tokenizer, load_tokenizer
 
@@ -44,29 +44,25 @@ def read_tree_samples(settings: Samples) -> TreeSamples:
     assert name is not None, "a recipe names data or typical"
     path = Path(name)
     if path.suffix == ".npz":
-        rows: TreeSamples = _read_arrays(path, settings)
-    elif settings.tokenizer is not None:
+        rows = _read_arrays(path, settings)
+        if settings.typical is not None:
+            return rows
+        return rows.take(draw(len(rows.indices), settings.pool, settings.seed))
+    if settings.tokenizer is not None:
         tokenizer = _tokenizer(Path(settings.tokenizer))
         if settings.typical is not None:
             return read_typical(
-                path, tokenizer, field=settings.field, max_tokens=settings.max_tokens
+                path, tokenizer, fields=settings.fields, max_tokens=settings.max_tokens
             )
         return read_pool(
             path,
             tokenizer,
-            field=settings.field,
+            fields=settings.fields,
             max_tokens=settings.max_tokens,
             pool=settings.pool,
             seed=settings.seed,
         )
-    else:
-        rows = _read_token_ids(path, settings)
-    total = len(rows.indices)
-    if settings.typical is not None or total <= settings.pool:
-        return rows
-    # the draw that read_pool makes
-    chosen = np.random.default_rng(settings.seed).choice(total, settings.pool, replace=False)
-    return rows.take(np.sort(chosen))
+    return _read_token_ids(path, settings)
 
 
 def batches_of(samples: TreeSamples, batch_size: int) -> tuple[list[dict[str, np.ndarray]], Any]:
@@ -94,7 +90,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
 def _read_arrays(path: Path, settings: Samples) -> ArrayRows:
     if not path.is_file():
         raise InputError(f"no data file {path}")
-    if settings.field is not None or settings.tokenizer is not None:
+    if settings.fields.named or settings.tokenizer is not None:
         raise InputError(f"{path} holds arrays: remove samples.field and samples.tokenizer")
     file = NpzTree(str(path), path)
     lengths = {name: spec.shape[:1] for name, spec in file.specs.items()}
@@ -107,11 +103,15 @@ def _read_arrays(path: Path, settings: Samples) -> ArrayRows:
 
 
 def _read_token_ids(path: Path, settings: Samples) -> Tokenized:
-    rows = read_rows(path)
-    if settings.field is not None:
+    if settings.fields.named:
         raise InputError("samples.field is for texts: add samples.tokenizer, or remove field")
+    if settings.typical is not None:
+        rows = read_rows(path)
+        indices = np.arange(len(rows))
+    else:
+        indices, rows = draw_rows(path, settings.pool, settings.seed)
     ids = []
-    for index, row in enumerate(rows):
+    for index, row in zip(indices, rows, strict=True):
         given = row.get(INPUT_IDS)
         if given is None:
             raise InputError(
@@ -123,4 +123,4 @@ def _read_token_ids(path: Path, settings: Samples) -> Tokenized:
             raise InputError(f"{path}, row {index} (from 0): {INPUT_IDS} is no list of token ids")
         ids.append(given[: settings.max_tokens])
     texts = tuple(str(row.get("text", "")) for row in rows)
-    return Tokenized(np.arange(len(rows)), tuple(rows), texts, tuple(ids))
+    return Tokenized(indices, tuple(rows), texts, tuple(ids))

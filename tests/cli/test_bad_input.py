@@ -385,7 +385,7 @@ DATA = {
     "no token": ("rows.jsonl", b'{"text": "abc"}\n{"text": ""}\n', "row 1.*tokenises to nothing"),
     "an unknown kind": ("rows.xlsx", b"abc", r"rows\.xlsx.*\.jsonl"),
     "without a kind": ("rows", b"abc", r"rows.*\.jsonl"),
-    "an object": ("rows.json", b'{"text": "a"}', "list"),
+    "an object of rows": ("rows.json", b'{"data": [{"text": "a"}]}', "row 0.*it has data"),
     "a csv without the field": ("rows.csv", b"a,b\n1,2\n", "row 0"),
     "a parquet that is none": ("rows.parquet", b"abc", "Parquet"),
     "not UTF-8": ("rows.txt", b"\xff\xfe", "UTF-8"),

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from recall_jax.checkpoint.folder import open_checkpoint
@@ -37,6 +39,38 @@ def succeed(recall, *arguments):
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_fields_by_name_in_every_stage_and_a_recipe(recall, toys, here):
+    """Parquet too, of which what is not asked for need have no value in Python."""
+    texts = [json.loads(line)["text"] for line in Path(toys.data).read_text().splitlines()]
+    nanoseconds = pyarrow.array([1_234_567_890_123_456_789] * len(texts), pyarrow.timestamp("ns"))
+    columns = {"q": [text[:2] for text in texts], "a": [text[2:] for text in texts]}
+    pyarrow.parquet.write_table(pyarrow.table({**columns, "at": nanoseconds}), "rows.parquet")
+    names = ["--prompt-field", "q", "--completion-field", "a"]
+    data = ["--data", "rows.parquet", *names]
+    model = toys.qwen2[-1]
+    succeed(recall, "select", model, "--data", toys.data, "--out", "t.jsonl", *COUNT)
+    succeed(recall, "select", model, *data, "--out", "named.jsonl", *COUNT)
+    plain, named = (
+        [json.loads(line) for line in Path(name).read_text().splitlines()]
+        for name in ("t.jsonl", "named.jsonl")
+    )
+    assert [row["row"] for row in plain] == [row["row"] for row in named]
+    assert [row["text"] for row in plain] == [row["q"] + row["a"] for row in named]
+    assert {row["at"] for row in named} == {"2009-02-13 23:31:30.123456789"}
+    succeed(recall, "extract", model, "--typical", "t.jsonl", "--out", "plain.npz")
+    succeed(recall, "extract", model, "--typical", "named.jsonl", *names, "--out", "named.npz")
+    assert Path("plain.npz").read_bytes() == Path("named.npz").read_bytes()
+    recipe = write_recipe(here / "recipe.yml", toys.qwen2, "rows.parquet")
+    written = json.loads(recipe.read_text())
+    written["samples"] |= {"prompt_field": "q", "completion_field": "a"}
+    recipe.write_text(json.dumps(written))
+    succeed(recall, "merge", recipe, "by-recipe")
+    succeed(recall, "quick", *toys.qwen2, *data, "--out", "quick", *COUNT)
+    assert tensors("by-recipe") == tensors("quick")
+    assert Path("by-recipe/typical.jsonl").read_bytes() == Path("named.jsonl").read_bytes()
+    assert "prompt_field: q" in Path("quick/recall_recipe.yml").read_text()
 
 
 @pytest.mark.parametrize("options", [

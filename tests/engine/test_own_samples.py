@@ -90,7 +90,7 @@ def test_drawn_samples_hang_on_seed_and_place_and_can_be_read_again(source, draw
         assert samples.token_ids != other[0].token_ids
     path = tmp_path / "typical.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in samples.typical_rows()))
-    read = read_typical(path, tokenizer, field=None, max_tokens=12)
+    read = read_typical(path, tokenizer, max_tokens=12)
     assert read.token_ids == samples.token_ids
     assert all(ids[0] == 1 and len(ids) <= 12 for ids in samples.token_ids)  # its bos_token_id
 

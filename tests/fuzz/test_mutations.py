@@ -143,7 +143,7 @@ def rows(suffix: str) -> Callable[[Toys, Path], Thing]:
         if suffix == "jsonl":
             damage = damaged_lines
         tokenizer = load_tokenizer([Path(toys.llama[0])], "llama")
-        pool = reading(read_pool, path, tokenizer, field=None, max_tokens=9, pool=2, seed=0)
+        pool = reading(read_pool, path, tokenizer, max_tokens=9, pool=2, seed=0)
         examples = reading(read_examples, path, tokenizer, end_of_text=1, max_tokens=9)
         return Thing(path, damage, [pool, examples])
 

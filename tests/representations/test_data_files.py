@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recall_jax.errors import InputError
-from recall_jax.representations.data import read_rows, row_text, write_jsonl
+from recall_jax.representations.data import read_rows, write_jsonl
+from recall_jax.representations.shapes import Chat, Fields, Pair, row_content
 
 ROWS = [{"text": "zero"}, {"text": " one,\ttwo "}, {"text": 'say "three"'}]
 
@@ -71,7 +72,6 @@ def test_a_csv_field_may_hold_line_breaks_and_be_long(tmp_path):
         ("rows.jsonl", '{"text": "a"} {"text": "b"}', "line 1 is not JSON: Extra data at"),
         ("rows.jsonl", '\n["a"]\n', "line 2 is no object"),
         ("rows.json", '[{"text": "a"},]', r"rows\.json is not JSON: .*at character 1[45]"),
-        ("rows.json", '{"text": "a"}', "holds no list"),
         ("rows.json", '[{"text": "a"}, "b"]', "row 1 is no object"),
         ("rows.json", "[" * 100_000, "cannot be read as JSON"),
         ("rows.json", '[{"text": ' + "1" * 5000 + "}]", "cannot be read as JSON"),
@@ -113,14 +113,15 @@ def test_no_such_file_and_a_folder(tmp_path):
     [
         ({"text": " a "}, None, " a "),
         ({"text": "a", "prompt": "b", "completion": "c", "messages": []}, None, "a"),
-        ({"prompt": "Q: ", "completion": " A\n", "messages": []}, None, "Q:  A\n"),
+        ({"prompt": "Q: ", "completion": " A\n", "messages": []}, None, Pair("Q: ", " A\n")),
         ({"messages": [{"role": "user", "content": "x"}], "n": 1}, None, ...),
         ({"text": "a", "body": "b"}, "body", "b"),
         ({"prompt": "a", "completion": "b"}, "prompt", "a"),
     ],
 )
 def test_the_text_of_a_row(row, field, text):
-    assert row_text(row, "here", field) == (row["messages"] if text is ... else text)
+    found = row_content(row, "here", Fields(field))
+    assert found == (Chat(row["messages"]) if text is ... else text)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_the_text_of_a_row(row, field, text):
 )
 def test_a_row_without_text(row, field, message):
     with pytest.raises(InputError, match=message):
-        row_text(row, "here", field)
+        row_content(row, "here", Fields(field))
 
 
 json_values = st.recursive(

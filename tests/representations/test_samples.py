@@ -7,6 +7,7 @@ import pytest
 
 from recall_jax.errors import InputError
 from recall_jax.representations.samples import check_vocabulary, read_pool, read_typical
+from recall_jax.representations.shapes import Fields
 
 
 class Words:
@@ -31,7 +32,7 @@ def write(folder, rows):
 
 
 def pool_of(path, tokenizer=None, **options):
-    options = {"field": None, "max_tokens": 9, "pool": 100, "seed": 0, **options}
+    options = {"max_tokens": 9, "pool": 100, "seed": 0, **options}
     return read_pool(path, tokenizer or Words(), **options)
 
 
@@ -50,7 +51,7 @@ def test_rows_texts_and_ids(tmp_path):
 
 
 def test_a_field_of_ones_own(tmp_path):
-    samples = pool_of(write(tmp_path, [{"text": "a", "body": "bb"}]), field="body")
+    samples = pool_of(write(tmp_path, [{"text": "a", "body": "bb"}]), fields=Fields("body"))
     assert samples.token_ids == ([0, 2],)
 
 
@@ -129,14 +130,14 @@ def test_typical_samples_carry_their_rows(tmp_path, numbers, expected, order):
         {"text": text} if number is None else {"text": text, "row": number}
         for text, number in zip("abc", numbers, strict=True)
     ]
-    samples = read_typical(write(tmp_path, rows), Words(), field=None, max_tokens=9)
+    samples = read_typical(write(tmp_path, rows), Words(), max_tokens=9)
     assert samples.indices.tolist() == expected and "".join(samples.texts) == order
 
 
 def test_typical_rows_come_back_as_they_were_written(tmp_path):
     first = pool_of(write(tmp_path, [{"text": "x" * row} for row in range(1, 9)]))
     taken = first.take([2, 5, 6])
-    again = read_typical(write(tmp_path, taken.typical_rows()), Words(), field=None, max_tokens=9)
+    again = read_typical(write(tmp_path, taken.typical_rows()), Words(), max_tokens=9)
     assert again.indices.tolist() == [2, 5, 6] and again.token_ids == taken.token_ids
 
 

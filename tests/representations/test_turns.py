@@ -56,7 +56,7 @@ def tokenizers_of(tmp_path_factory):
 
 def learnt(tokenizer, messages):
     """Token ids of a chat, and 1 on those that count."""
-    row = row_parts({"messages": messages}, "row", tokenizer, None)
+    row = row_parts({"messages": messages}, "row", tokenizer)
     return tokenize_parts(row, tokenizer, "row", end_of_text=1)
 
 

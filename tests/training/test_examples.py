@@ -11,6 +11,7 @@ from toys import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from recall_jax.errors import InputError
+from recall_jax.representations.shapes import Fields
 from recall_jax.representations.tokens import load_tokenizer
 from recall_jax.training.examples import (
     Examples,
@@ -75,7 +76,7 @@ def test_of_a_text_everything_counts_but_its_first_token_which_follows_nothing(t
     found = examples(tmp_path, tokenizer, {"text": "abc", "prompt": "x", "completion": "y"})
     assert shown(found) == ("abc$", "abc$")
     assert found.num_counted == 3
-    assert shown(examples(tmp_path, tokenizer, {"body": "abc"}, field="body"))[0] == "abc$"
+    assert shown(examples(tmp_path, tokenizer, {"body": "abc"}, fields=Fields("body")))[0] == "abc$"
 
 
 def test_of_messages_the_turns_of_the_assistant_count(tmp_path, folder):

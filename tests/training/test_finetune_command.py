@@ -1,5 +1,6 @@
 """`recall finetune` as a user runs it: what it writes, how it goes on, and what it refuses."""
 
+import gzip
 import json
 import shutil
 from contextlib import nullcontext
@@ -99,6 +100,22 @@ def test_what_is_written_is_a_model_that_has_learnt(finetune, toys, tmp_path, da
         "README.md",
         "checksums.json",
     }
+
+
+def test_rows_by_other_names_and_packed_are_the_same_rows(finetune, data, tmp_path):
+    rows = "".join(json.dumps({"q": r["prompt"], "a": r["completion"]}) + "\n" for r in ROWS)
+    other = tmp_path / "other.jsonl.gz"
+    other.write_bytes(gzip.compress(rows.encode()))
+    names = ["--prompt-field", "q", "--completion-field", "a"]
+    assert finetune(out="plain").status == finetune(*names, rows=other).status == 0
+    plain, named = (
+        json.loads((tmp_path / out / "training.json").read_text()) for out in ("plain", "out")
+    )
+    assert plain["losses"] == named["losses"] and plain["data"]["sha256"] == named["data"]["sha256"]
+    refused = finetune(*names, "--field", "q", out="no")
+    assert refused.status == 2 and refused.err.startswith("recall: --field and --prompt-field")
+    refused = finetune("--prompt-field", "x", rows=other, out="no")
+    assert refused.status == 2 and "row 0 (from 0) has no field 'x'" in refused.err
 
 
 def test_what_lies_beside_the_base_goes_along(finetune, toys, tmp_path):
@@ -318,7 +335,7 @@ def test_rows_of_earlier_tasks_that_are_left_out_are_said(finetune, tmp_path):
     done = finetune(*ewc, *mesh, "--max-tokens", 8, "--steps", 2)
     assert done.status == 0
     assert "2 steps of 4 rows, on 8 of 8 devices (cpu), data=2,fsdp=2,tensor=2" in done.out
-    assert f"{earlier}: 1 rows were left out, as --max-tokens" in done.err
+    assert f"{earlier}: 1 rows were left out, as they have no answer" in done.err
 
 
 def weights_of(folder) -> dict[str, np.ndarray]:
