@@ -149,7 +149,7 @@ def _cast(name: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
         return array
     with np.errstate(over="ignore"):
         cast = array.astype(spec.dtype)
-    if not np.isfinite(cast).all() and np.isfinite(array).all():
+    if (np.isfinite(cast) != np.isfinite(array)).any():
         raise InputError(f"tensor {name} overflows {spec.dtype}: choose a wider dtype")
     return cast
 

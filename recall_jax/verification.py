@@ -1,11 +1,14 @@
 """Whether a finished folder is as it was written, and whether any model's folder is whole."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
 
 from recall_jax.checkpoint.checksums import FileChecksum, checksum_fault, file_checksum
 from recall_jax.checkpoint.companions import (
@@ -21,9 +24,11 @@ from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora import read_adapter
 from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG
 from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree
-from recall_jax.checkpoint.orbax import TREE_NAME
-from recall_jax.checkpoint.tensors import shapes_of
+from recall_jax.checkpoint.orbax import TREE_NAME, OrbaxTree, find_orbax
+from recall_jax.checkpoint.safetensors import SafetensorsFile
+from recall_jax.checkpoint.tensors import TensorSpec, shapes_of
 from recall_jax.checkpoint.writer import CHECKSUMS_NAME
+from recall_jax.engine.device import all_finite
 from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
@@ -88,9 +93,9 @@ def verify(
     kind = _kind(folder, names)
     try:
         if kind == "model":
-            _check_model(folder, findings, ignore_config)
+            _check_model(folder, findings, progress, ignore_config)
         else:
-            _CHECKS[kind](folder, findings)
+            _CHECKS[kind](folder, findings, progress)
     except InputError as error:
         if isinstance(error.__cause__, ImportError):  # a package is missing here, nothing there
             raise
@@ -189,7 +194,9 @@ def _kind(folder: Path, names: Collection[str]) -> Kind:
     return "npz" if NPZ_NAME in names else "msgpack" if MSGPACK_NAME in names else "model"
 
 
-def _check_model(folder: Path, findings: _Findings, ignore_config: Collection[str]) -> None:
+def _check_model(
+    folder: Path, findings: _Findings, progress: Progress, ignore_config: Collection[str]
+) -> None:
     model = Checkpoint(str(folder), folder, look=True)
     findings.notes += model.notes
     _note_tokenizer(folder, findings)
@@ -200,6 +207,7 @@ def _check_model(folder: Path, findings: _Findings, ignore_config: Collection[st
             "not held against the config"
         )
         return
+    _check_finite(model.specs, model.read, findings, progress)
     shapes = shapes_of(model.specs)
     check_sizes(model.config, shapes, CONFIG_NAME)
     try:
@@ -210,24 +218,30 @@ def _check_model(folder: Path, findings: _Findings, ignore_config: Collection[st
     check_tensors(arch, shapes, str(folder))
 
 
-def _check_adapter(folder: Path, findings: _Findings) -> None:
-    read_adapter(folder)
+def _check_adapter(folder: Path, findings: _Findings, progress: Progress) -> None:
+    file = read_adapter(folder).file
+    _check_finite(file.specs, file.read, findings, progress)
     findings.notes.append("an adapter: its tensors were not held against a base")
 
 
-def _check_orbax(folder: Path, findings: _Findings) -> None:
+def _check_orbax(folder: Path, findings: _Findings, progress: Progress) -> None:
     _check_config(folder, findings)
+    if not findings.faults and (found := find_orbax(folder)) is not None:
+        tree = OrbaxTree(str(folder), *found)
+        _check_finite(tree.specs, lambda name: tree.read([name], {})[name], findings, progress)
     findings.notes.append("an Orbax tree: its structure was not checked")
 
 
-def _check_npz(folder: Path, findings: _Findings) -> None:
+def _check_npz(folder: Path, findings: _Findings, progress: Progress) -> None:
     _check_config(folder, findings)
-    NpzTree(str(folder), folder / NPZ_NAME)
+    tree = NpzTree(str(folder), folder / NPZ_NAME)
+    _check_finite(tree.specs, tree.read, findings, progress)
 
 
-def _check_msgpack(folder: Path, findings: _Findings) -> None:
+def _check_msgpack(folder: Path, findings: _Findings, progress: Progress) -> None:
     _check_config(folder, findings)
-    MsgpackTree(str(folder), folder / MSGPACK_NAME)
+    tree = MsgpackTree(str(folder), folder / MSGPACK_NAME)
+    _check_finite(tree.specs, tree.read, findings, progress)
 
 
 def _check_config(folder: Path, findings: _Findings) -> None:
@@ -239,9 +253,32 @@ def _check_config(folder: Path, findings: _Findings) -> None:
         findings.notes.append(f"a tree without {CONFIG_NAME}: for the code that it comes from")
 
 
-def _check_part(folder: Path, findings: _Findings) -> None:
+def _check_part(folder: Path, findings: _Findings, progress: Progress) -> None:
     part = read_part(folder)
+    for path in sorted(folder.glob("*.safetensors")):
+        file = SafetensorsFile(path)
+        _check_finite(file.specs, file.read, findings, progress)
     findings.notes.append(f"part {part.index} of {part.count} of a model: recall gather joins them")
+
+
+def _check_finite(
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], Any],
+    findings: _Findings,
+    progress: Progress,
+) -> None:
+    """A fault where tensors hold NaN, or infinity where they are more than one number's bound."""
+    found = []
+    for done, (name, spec) in enumerate(specs.items()):
+        progress("tensors", done, len(specs))
+        if not jnp.issubdtype(spec.dtype, jnp.inexact):
+            continue
+        array = np.asarray(read(name))
+        if not (all_finite(array) if array.size > 1 else not np.isnan(array).any()):
+            found.append(name)
+    if found:
+        more = f", … ({len(found)} in all)" if len(found) > 3 else ""
+        findings.faults.append(f"NaN or infinite values in {', '.join(found[:3])}{more}")
 
 
 def _note_tokenizer(folder: Path, findings: _Findings) -> None:

@@ -6,24 +6,63 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
-_PIECE = 2**20  # elements looked at together, so that no tensor needs as much memory again
+_PIECE = 2**19  # elements looked at together, so that no tensor needs as much memory again
 
 
 def not_finite(model: str, tensors: Mapping[str, Any]) -> str | None:
-    """A line that names the first tensor with NaN or infinity, None if there is none."""
+    """A line that names the first tensor that is not finite in float32, None if there is none."""
     for name, array in tensors.items():
-        elements = np.asarray(array).reshape(-1)
-        starts = range(0, elements.size, _PIECE)
-        if not all(np.isfinite(elements[start : start + _PIECE]).all() for start in starts):
-            return is_not_finite(model, name)
+        if not all_finite(array, narrow=True):
+            return is_not_finite(model, name, array.dtype)
     return None
 
 
-def is_not_finite(model: str, name: str) -> str:
-    """The line on a tensor that was found to hold NaN or infinity."""
-    return f"{model}: tensor {name} holds NaN or infinite values; repair this model"
+def all_finite(array: Any, *, narrow: bool = False) -> bool:
+    """Whether no element is NaN or infinite; if `narrow`, nor so once float64 becomes float32."""
+    elements = np.asarray(array).reshape(-1)
+    starts = range(0, elements.size, _PIECE)
+    return all(_all_finite(elements[start : start + _PIECE], narrow) for start in starts)
+
+
+def _all_finite(elements: np.ndarray, narrow: bool) -> bool:
+    if elements.dtype == ml_dtypes.bfloat16:  # by its exponents, at six times the speed
+        return not ((elements.view(np.uint16) & 0x7F80) == 0x7F80).any()
+    if narrow and elements.dtype == np.float64:
+        with np.errstate(over="ignore"):
+            elements = elements.astype(np.float32)
+    return bool(np.isfinite(elements).all())
+
+
+def is_not_finite(model: str, name: str, dtype: Any) -> str:
+    """The line on a tensor that was found not to be finite in float32."""
+    what = "NaN or infinite values"
+    if dtype == np.float64:
+        what = "NaN, infinite values or numbers beyond float32, in which all is computed"
+    return f"{model}: tensor {name} holds {what}; repair this model"
+
+
+def states_overflow(model: str, unit: str) -> str:
+    """The line on hidden states that are not finite after a unit whose tensors are."""
+    return (
+        f"{model}: hidden states overflow in unit {unit}, though the weights of this unit are "
+        "finite: recall verify looks at those of all others"
+    )
+
+
+def overflows(name: str, dtype: np.dtype[Any]) -> str:
+    """The line on a tensor of finite models that is not finite once merged to `dtype`."""
+    if dtype == np.float16:
+        return (
+            f"{name} overflows {dtype} once merged: choose a wider out_dtype, such as bfloat16 or "
+            "float32"
+        )
+    return (
+        f"{name} overflows float32, in which all is computed, once merged: the models' values or "
+        "the recipe's are too large"
+    )
 
 
 def common_dtype(arrays: Sequence[Any]) -> np.dtype[Any]:

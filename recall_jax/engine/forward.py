@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.typing import DTypeLike
 
-from recall_jax.engine.device import common_dtype, not_finite, to_device
+from recall_jax.engine.device import common_dtype, not_finite, states_overflow, to_device
 from recall_jax.engine.lane import prefetch
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.programs import (
@@ -233,9 +233,7 @@ class StreamedForward:
 
 
 def _why_not_finite(model: str, unit: str, tensors: Mapping[str, np.ndarray]) -> str:
-    return not_finite(model, tensors) or (
-        f"{model}: hidden states overflow in unit {unit}, though its weights are finite"
-    )
+    return not_finite(model, tensors) or states_overflow(model, unit)
 
 
 def models_side_by_side(num_models: int, num_devices: int, num_rows: int) -> int:

@@ -48,7 +48,7 @@ def mean_loss(
     if not np.isfinite(total):
         raise InputError(
             not_finite(model.name, tensors)
-            or f"{model.name}: its logits overflow, though its weights are finite"
+            or f"{model.name}: its logits overflow, though the weights that make them are finite"
         )
     return total / number
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from recall_jax.engine.chunks import Piece
+from recall_jax.engine.device import overflows
 from recall_jax.engine.lane import Lane, prefetch
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import Plan
@@ -90,7 +91,8 @@ def merge_stream(
             elements, finite = jax.block_until_ready(piece.elements), bool(piece.finite)
         if not finite:
             names = [model.name for model in plan.inputs]
-            raise InputError(layout.fault(names, name, stored) or _overflows(plan, name))
+            told = f"tensor {overflows(name, plan.specs[name].dtype)}"
+            raise InputError(layout.fault(names, name, stored) or told)
         if writer.takes(name):
             with clock.stage("write"):
                 writer.write_piece(name, np.asarray(elements)[piece.skip :])
@@ -144,10 +146,3 @@ def _drop(plan: Plan, names: Sequence[str]) -> None:
     for model in plan.inputs:
         for name in names:
             model.drop(name)
-
-
-def _overflows(plan: Plan, name: str) -> str:
-    return (
-        f"tensor {name} overflows {plan.specs[name].dtype} once merged: "
-        "choose a wider out_dtype, such as bfloat16 or float32"
-    )

@@ -176,13 +176,21 @@ def _check_structures(flat: list[tuple[list[tuple[KeyPath, Any]], Any]]) -> None
 
 
 def _check_kinds(arrays: Sequence[jax.Array], path: KeyPath) -> None:
-    """Raise InputError for a leaf that is floating point in some trees and not in others."""
+    """Raise InputError for a leaf that is floating point in some trees and not in others.
+
+    And for complex numbers that differ, which would be taken for what is no weight.
+    """
     for index, array in enumerate(arrays):
         floats = [jnp.issubdtype(each.dtype, jnp.floating) for each in (array, arrays[0])]
         if floats[0] != floats[1]:
             raise InputError(
                 f"{keystr(path)} is {arrays[0].dtype} in tree 0 and {array.dtype} in tree {index}: "
                 "integers cannot be merged with floats"
+            )
+        if jnp.iscomplexobj(array) and not np.array_equal(array, arrays[0]):
+            raise InputError(
+                f"{keystr(path)} is {array.dtype}, and not the same in tree 0 and tree {index}: "
+                "complex numbers are not merged, give real and imaginary part apart"
             )
 
 

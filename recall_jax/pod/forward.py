@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from recall_jax.engine.device import is_not_finite
+from recall_jax.engine.device import is_not_finite, states_overflow
 from recall_jax.engine.forward import HiddenStates, Placed
 from recall_jax.engine.lane import prefetch
 from recall_jax.engine.plan import NamedModel
@@ -213,5 +213,5 @@ class ShardedForward:
             with in_x64(array.dtype):
                 finite = bool(is_finite(self.spread.mesh, array))
             if not finite:
-                return is_not_finite(model, name)
-        return f"{model}: hidden states overflow in unit {unit}, though its weights are finite"
+                return is_not_finite(model, name, array.dtype)
+        return states_overflow(model, unit)

@@ -132,7 +132,9 @@ class Sharded:
         """Of a tensor that was merged just now, as it was found then."""
         finite = np.asarray(self._finite[_key(stored)])
         faults = (
-            is_not_finite(m, name) for m, good in zip(models, finite, strict=True) if not good
+            is_not_finite(m, name, array.dtype)
+            for m, array, good in zip(models, stored, finite, strict=True)
+            if not good
         )
         return next(faults, None)
 

@@ -135,9 +135,14 @@ def _merged(
     else:
         given = [_in_even_parts(array, shape, mesh) for array in inputs]
         rows = padded(merge(given, values).reshape(shape), mesh)
-    finite = jnp.stack([jnp.all(jnp.isfinite(array)) for array in (rows, *inputs)])
+    finite = jnp.stack([jnp.all(jnp.isfinite(rows)), *map(_is_finite, inputs)])
     finite = lax.with_sharding_constraint(finite, NamedSharding(mesh, PartitionSpec()))
     return rows, finite[0], finite[1:]
+
+
+def _is_finite(array: jax.Array) -> jax.Array:
+    """Whether all elements are in float32, in which all is computed."""
+    return jnp.all(jnp.isfinite(array.astype(jnp.float32)))
 
 
 def _in_even_parts(array: jax.Array, shape: tuple[int, ...], mesh: Mesh) -> jax.Array:
@@ -172,7 +177,7 @@ def _summed(
     cut = ROWS if whole is None else PartitionSpec()
     specs = (PartitionSpec(), *[cut] * len(given))
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
-    finite = jnp.stack([jnp.all(jnp.isfinite(array)) for array in inputs])
+    finite = jnp.stack([*map(_is_finite, inputs)])
     everywhere = NamedSharding(mesh, PartitionSpec())
     return run(values, *given), lax.with_sharding_constraint(finite, everywhere)
 

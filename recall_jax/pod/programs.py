@@ -229,8 +229,8 @@ def brought_together(spread: Spread, pooled: Sequence[jax.Array]) -> jax.Array:
 @in_turn
 @partial(jax.jit, static_argnames="mesh")
 def is_finite(mesh: Mesh, array: jax.Array) -> jax.Array:
-    """Whether all elements are, on every device."""
-    finite = jnp.all(jnp.isfinite(array))
+    """Whether all elements are in float32, on every device."""
+    finite = jnp.all(jnp.isfinite(array.astype(jnp.float32)))
     return jax.lax.with_sharding_constraint(finite, NamedSharding(mesh, EVERYWHERE))
 
 

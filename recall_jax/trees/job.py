@@ -161,23 +161,28 @@ def _check_alike(
 
 
 def _check_packed(tree: TreeFile, newest: TreeFile, root: str | None) -> None:
-    """Raise InputError where integers of 8 bits, as quantised weights are, differ under the root.
+    """Raise InputError where weights of which no mean is taken differ under the root.
 
-    Wider ones are counts and random keys, and the newest's.
+    Those are integers of 8 bits, as quantised weights are, and complex numbers. Wider integers are
+    counts and random keys, and the newest's.
     """
     prefix = f"{root}/" if root else ""
     names = [
         name
         for name, spec in newest.specs.items()
-        if name.startswith(prefix) and name in tree.specs and spec.dtype.itemsize == 1
-        if jnp.issubdtype(spec.dtype, jnp.integer)
+        if name.startswith(prefix) and name in tree.specs
+        if jnp.issubdtype(spec.dtype, jnp.complexfloating)
+        or (spec.dtype.itemsize == 1 and jnp.issubdtype(spec.dtype, jnp.integer))
     ]
     mine, its = (read_leaves(each, names, {}) for each in (newest, tree))
     for name in names:
         if not np.array_equal(mine[name], its[name]):
+            dtype = newest.specs[name].dtype
+            what = "quantised weights cannot be averaged, dequantise them first"
+            if dtype.kind == "c":
+                what = "complex numbers are not merged, save real and imaginary part apart"
             raise InputError(
-                f"{name}, {newest.specs[name].dtype}, is not the same in {tree.name} and "
-                f"{newest.name}: quantised weights cannot be averaged, dequantise them first"
+                f"{name}, {dtype}, is not the same in {tree.name} and {newest.name}: {what}"
             )
 
 

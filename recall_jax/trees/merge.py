@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.engine.device import is_not_finite
+from recall_jax.engine.device import all_finite, is_not_finite, overflows
 from recall_jax.errors import InputError
 from recall_jax.merging.methods import Kernel
 from recall_jax.pod.turns import in_turn
@@ -143,9 +143,10 @@ def _fault(
     name: str, trees: Sequence[TreeFile], leaves: Sequence[Leaf | None], dtype: np.dtype[Any]
 ) -> str:
     for tree, leaf in zip(trees, leaves, strict=False):
-        if leaf is not None and not jnp.isfinite(jnp.asarray(leaf)).all():
-            return is_not_finite(tree.name, name)
-    return (
-        f"{name} overflows {dtype} once merged: choose a wider out_dtype, such as bfloat16 or "
-        "float32"
-    )
+        if leaf is None:
+            continue
+        # one that is spread is of no more than 32 bits, and may lie in other processes
+        on_host = isinstance(leaf, np.ndarray)
+        if not (all_finite(leaf, narrow=True) if on_host else jnp.isfinite(leaf).all()):
+            return is_not_finite(tree.name, name, leaf.dtype)
+    return overflows(name, dtype)
