@@ -22,15 +22,15 @@ _PACKED = re.compile(
 
 
 def quantised_by(config: Mapping[str, Any]) -> str | None:
-    """The method that a config.json, or the text part of it, names: "gptq"; None if it names none.
+    """The method that a config.json, or a part of it, names, such as "gptq"; None if none does.
 
     An object that is empty, or of bitsandbytes with both kinds off, quantises nothing.
     """
     for key in KEYS:
         if (stated := config.get(key)) and (method := _method(stated)):
             return method
-    text = config.get("text_config")
-    return quantised_by(text) if isinstance(text, Mapping) else None
+    parts = (part for part in config.values() if isinstance(part, Mapping))
+    return next(filter(None, map(quantised_by, parts)), None)
 
 
 def quantised_tensor(specs: Mapping[str, TensorSpec]) -> str | None:

@@ -15,8 +15,8 @@ Differences = dict[str, tuple[Any, Any]]
 
 # In other families than those read here: training, tokens, and how a library does its work.
 _HARMLESS = re.compile(
-    r"drop|initializer|init_std|_loss|_token_ids?$|_token_index$|^unsloth_|^auto_map$|"
-    r"_implementation$|_impl$|^output_|checkpointing|^quantization_config$"
+    r"^_|drop|initializer|init_std|_loss|_token_ids?$|_token_index$|^unsloth_|^auto_map$|"
+    r"_implementation$|_impl$|^output_|checkpointing|^quantization_config$|^processor_class$"
 )
 _MATTERS = {"add_cross_attention", "is_decoder", "is_encoder_decoder", "tie_encoder_decoder"}
 

@@ -43,7 +43,8 @@ def test_a_config_names_its_method(method):
     config = {"quantization_config": stated(METHODS[method])}
     assert quantised_by(config) == method
     assert quantised_by({"compression_config": config["quantization_config"]}) == method
-    assert quantised_by({"model_type": "llava", "text_config": config}) == method
+    for part in ("text_config", "llm_config", "thinker_config"):
+        assert quantised_by({"model_type": "llava", part: {"text_config": config}}) == method
 
 
 @pytest.mark.parametrize(
