@@ -23,7 +23,7 @@ from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.journal import Journal, Results, resume_journal
-from recall_jax.evaluation.lengths import count_too_long
+from recall_jax.evaluation.lengths import check_memory, count_too_long
 from recall_jax.evaluation.metrics import BLEU, check_metrics
 from recall_jax.evaluation.resident import Resident, with_weights, without_weights
 from recall_jax.evaluation.rows import load_rows
@@ -112,7 +112,7 @@ def evaluate(
         warnings += [
             line
             for model, checkpoint in zip(residents, checkpoints, strict=True)
-            for line in _too_long(model, checkpoint.name, asked)
+            for line in _too_long(model, checkpoint.name, asked, options.batch_size)
         ]
         names = [f"{k}-{_file_name(model)}" for k, model in enumerate(models)]
         with _kept(out, checkpoints, asked, options) as (folder, journal):
@@ -139,9 +139,13 @@ def evaluate(
     return record | {"timing_s": clock.seconds}
 
 
-def _too_long(model: Resident, name: str, asked: Sequence[Asked]) -> Iterator[str]:
-    """A warning for each task with rows that are longer than the model was made for."""
+def _too_long(model: Resident, name: str, asked: Sequence[Asked], batch_size: int) -> Iterator[str]:
+    """A warning for each task with rows that are longer than the model was made for.
+
+    Raises InputError for one that is too long for the memory.
+    """
     for each in asked:
+        check_memory(each.task, each.examples, model, batch_size)
         if count := count_too_long(each.task, each.examples, model):
             yield (
                 f"{each.task.task}: {count:,} of {len(each.examples):,} rows can take more, with "

@@ -114,9 +114,9 @@ def labelled(
     for index, row in zip(samples.indices, samples.rows, strict=True):
         where = f"{settings.data or settings.typical}, row {index} (from 0)"
         parts = row_parts(row, where, tokenizer, settings.fields)
-        ids, counts = tokenize_parts(parts, tokenizer, where, end)
-        token_ids.append(ids[: settings.max_tokens])
-        counted.append(counts[: settings.max_tokens])
+        ids, counts = tokenize_parts(parts, tokenizer, where, end, settings.max_tokens)
+        token_ids.append(ids)
+        counted.append(counts)
         if not any(counted[-1][1:]):
             raise InputError(
                 f"{where} has no token to predict within {settings.max_tokens} tokens: remove it, "

@@ -20,7 +20,7 @@ from recall_jax.recipe import Samples
 from recall_jax.representations.row_files import Row, iterate_rows
 from recall_jax.representations.samples import INPUT_IDS, Tokenized
 from recall_jax.representations.shapes import Chat, Pair, row_content
-from recall_jax.representations.tokens import UNLIMITED, Tokenizer
+from recall_jax.representations.tokens import UNLIMITED, Tokenizer, most_characters
 
 
 def draw_samples(
@@ -47,11 +47,11 @@ def draw_samples(
             settings.count, max(max_tokens - len(start), 1), arch.vocab_size, tokenizer, seed
         )
     else:
-        texts, prompts = _prompts(settings, model, tokenizer)
+        texts, prompts = _prompts(settings, model, tokenizer, max_tokens)
         room = max_tokens - max(map(len, prompts))
         if room < 1:
             raise InputError(
-                f"{settings.prompts or model.name}: a prompt of {max(map(len, prompts))} tokens "
+                f"{settings.prompts or model.name}: a prompt of {max_tokens} tokens or more "
                 f"leaves no room for an answer within {max_tokens}: allow more with "
                 "samples.max_tokens, or shorten it"
             )
@@ -83,9 +83,13 @@ def draw_samples(
 
 
 def _prompts(
-    settings: Samples, model: Checkpoint, tokenizer: Tokenizer
+    settings: Samples, model: Checkpoint, tokenizer: Tokenizer, max_tokens: int
 ) -> tuple[list[str], list[list[int]]]:
-    """The text and the tokens of `count` prompts: those of the file in turn, or starts of text."""
+    """The text and the tokens of `count` prompts: those of the file in turn, or starts of text.
+
+    Of a text that is far longer than `max_tokens` not all tokens.
+    """
+    most = most_characters(max_tokens)
     if settings.prompts is None:
         return [""] * settings.count, [start_of_text(model, tokenizer)] * settings.count
     path = Path(settings.prompts)
@@ -96,10 +100,10 @@ def _prompts(
         if isinstance(content, Chat):
             asked = content.messages[: content.given or None]
             text = tokenizer.chat_text(asked, add_generation_prompt=True)
-            tokens = tokenizer.encode(text, UNLIMITED, False)
+            tokens = tokenizer.encode(text[:most], UNLIMITED, False)
         else:
             text = content.prompt if isinstance(content, Pair) else content
-            tokens = encode_prompt(tokenizer, text)
+            tokens = encode_prompt(tokenizer, text[:most])
         texts.append(text)
         prompts.append(tokens)
     places = [index % len(texts) for index in range(settings.count)]

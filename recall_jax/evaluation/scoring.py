@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from recall_jax.errors import InputError
 from recall_jax.evaluation.examples import Example
+from recall_jax.evaluation.lengths import check_memory
 from recall_jax.evaluation.likelihood import log_likelihoods, token_nll
 from recall_jax.evaluation.metrics import (
     OF_TEXTS,
@@ -59,8 +60,10 @@ def score(
     """Ask a model all examples of a task; the forward runs in `dtype`.
 
     `progress` hears now and then how many are answered. Prompts are never cut. Raises InputError
-    for a prompt or a choice without tokens, and for a model whose likelihoods are NaN.
+    for a prompt or a choice without tokens, or too long for the memory, and for a model whose
+    likelihoods are NaN.
     """
+    check_memory(task, examples, model, batch_size)
     scoring, asked = task.scoring, (model, batch_size, dtype)
     answers: list[Any] = []
     for start in range(0, len(examples), _BATCHES_AT_ONCE * batch_size):

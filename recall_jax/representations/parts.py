@@ -10,7 +10,7 @@ from typing import NamedTuple
 from recall_jax.errors import InputError
 from recall_jax.representations.row_files import Row
 from recall_jax.representations.shapes import USUAL, Chat, Fields, Pair, row_content
-from recall_jax.representations.tokens import UNLIMITED, Tokenizer
+from recall_jax.representations.tokens import UNLIMITED, Tokenizer, most_characters
 from recall_jax.representations.turns import assistant_turns
 
 Part = tuple[str, bool]  # a text, and whether it counts
@@ -41,15 +41,19 @@ def row_parts(row: Row, where: str, tokenizer: Tokenizer, fields: Fields = USUAL
 
 
 def tokenize_parts(
-    row: Parts, tokenizer: Tokenizer, where: str, end_of_text: int | None = None
+    row: Parts,
+    tokenizer: Tokenizer,
+    where: str,
+    end_of_text: int | None = None,
+    max_tokens: int = UNLIMITED,
 ) -> tuple[list[int], list[int]]:
-    """Token ids of the joined parts, and 1 on those that count.
+    """Token ids of the joined parts, cut to `max_tokens`, and 1 on those that count.
 
     The token id `end_of_text`, where given, ends all but chats, and counts. Where a token would
     reach over the border of two parts they are tokenised apart, as a model that generates sees the
     prompt. Raises InputError for a row that tokenises to nothing.
     """
-    parts, is_chat = row.parts, row.is_chat
+    parts, is_chat = _beginning(row.parts, most_characters(max_tokens)), row.is_chat
     if is_chat:
         end_of_text = None
 
@@ -77,7 +81,16 @@ def tokenize_parts(
         counted += [int(counts)] * (end - start)
         start = end
     ending = [] if end_of_text is None else [end_of_text]
-    return ids + ending, counted + [1] * len(ending)
+    return (ids + ending)[:max_tokens], (counted + [1] * len(ending))[:max_tokens]
+
+
+def _beginning(parts: list[Part], most: int) -> list[Part]:
+    """The parts without what stands beyond `most` characters."""
+    kept = []
+    for text, counts in parts:
+        kept.append((text[:most], counts))
+        most -= len(kept[-1][0])
+    return kept
 
 
 def _chat_parts(chat: Chat, tokenizer: Tokenizer) -> list[Part]:

@@ -101,6 +101,9 @@ _MISTRAL_S_OWN = "tekken.json"  # where its library is installed, transformers p
 
 # As `max_tokens`: no text is cut. The largest that a tokenizer takes.
 UNLIMITED = 2**31 - 1
+# A token is of fewer characters than these, but for a run of white space, and a text has so many
+# beside: what stands beyond is not among its tokens. Tokenising takes 200 bytes a character.
+_MOST_OF_A_TOKEN, _MOST_BESIDE = 128, 1 << 16
 
 
 class Tokenizer(Protocol):
@@ -123,6 +126,11 @@ class Tokenizer(Protocol):
 
         In characters, start and end; None where it has no `{% generation %}`.
         """
+
+
+def most_characters(max_tokens: int) -> int:
+    """As many characters of a text as can matter where it is cut to so many tokens."""
+    return _MOST_BESIDE + _MOST_OF_A_TOKEN * max_tokens
 
 
 def load_tokenizer(
@@ -210,6 +218,12 @@ def _contents(tokens: Any) -> Iterator[str]:
             yield from _contents(token)
 
 
+def _part(text: str, max_tokens: int, cut_side: str) -> str:
+    """What of a text can be among its first tokens, or where it is cut on the left, its last."""
+    most = most_characters(max_tokens)
+    return text[-most:] if cut_side == "left" else text[:most]
+
+
 class _AutoTokenizer:
     """transformers' own."""
 
@@ -225,6 +239,7 @@ class _AutoTokenizer:
             raise InputError(f"cannot load the tokenizer of {folder}: {brief(error)}") from error
 
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
+        text = _part(text, max_tokens, self._tokenizer.truncation_side)
         with _reading_of(self._folder):
             return list(
                 self._tokenizer(
@@ -287,6 +302,7 @@ class _LightTokenizer:
         return {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
 
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
+        text = _part(text, max_tokens, self._truncation_side)
         with _reading_of(self._folder):
             self._tokenizer.enable_truncation(max_tokens, direction=self._truncation_side)
             return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)

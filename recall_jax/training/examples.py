@@ -104,8 +104,7 @@ def read_examples(
     for index, row in enumerate(rows):
         where = f"{path}, row {index} (from 0)"
         parts = row_parts(row, where, tokenizer, fields)
-        tokens, counted = tokenize_parts(parts, tokenizer, where, end_of_text)
-        tokens, counted = tokens[:max_tokens], counted[:max_tokens]
+        tokens, counted = tokenize_parts(parts, tokenizer, where, end_of_text, max_tokens)
         if any(counted[1:]):
             ids.append(tokens)
             masks.append(counted)

@@ -19,10 +19,10 @@ from recall_jax.cli.main import main
 from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.evaluate import Options, evaluate
-from recall_jax.evaluation import scoring
+from recall_jax.evaluation import lengths, scoring
 from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.journal import Journal, resume_journal
-from recall_jax.evaluation.lengths import count_too_long
+from recall_jax.evaluation.lengths import check_memory, count_too_long
 from recall_jax.evaluation.likelihood import log_likelihoods
 from recall_jax.evaluation.metrics import Estimate, squad_f1
 from recall_jax.evaluation.resident import load_resident, with_weights
@@ -420,6 +420,21 @@ def test_the_longest_choice_counts(task, models):
     longest = max(len(encode(text, 10**6, True)) for text in texts)
     for limit, count in ((longest - 1, 0), (longest - 2, 1), (0, len(examples))):
         assert count_too_long(find_task(task), examples, replace(model, max_length=limit)) == count
+
+
+def test_prompts_that_memory_would_not_hold_are_refused(models, monkeypatch):
+    task = find_task("sst2")
+    model = load_resident(models[0])
+    first, second, *_ = make_examples(task, load_rows(task, DATA))
+    long = replace(second, prompt="abc " * 5000)
+    check_memory(task, [first, long], model, 8)
+    monkeypatch.setattr(lengths, "memory_budget", lambda asked: 20 << 20)
+    with pytest.raises(InputError, match=rf"sst2, row {second.row} .*takes 15,0.* of 8 such rows"):
+        check_memory(task, [first, long], model, 8)
+    endless = replace(second, prompt="abc " * 10**6)
+    for asked in (task, changed("sst2", scoring={"by": "generation", "max_new_tokens": 3})):
+        with pytest.raises(InputError, match=r"4,000,0\d\d characters is too long for the memory"):
+            scoring.score(asked, [first, endless], model, batch_size=8)
 
 
 def test_numbers_out_of_range_are_refused(models):

@@ -408,6 +408,20 @@ def test_truncation_keeps_the_closing_token(save):
     assert ids[1:-1] == whole[:3] and tokenizer.encode(TEXTS[4], 5, False) == whole[:5]
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])  # the light path, and transformers
+def test_of_a_text_far_too_long_the_end_is_not_tokenised(save, side, model_type, monkeypatch):
+    folder = save(model_type, template="<s> $A </s>", truncation_side=side)
+    tokenizer = load_tokenizer([folder], model_type)
+    text = "".join(f" word{number}" for number in range(40_000))
+    monkeypatch.setattr(tokens, "_part", lambda text, most, side: text)
+    whole = tokenizer.encode(text, 60, True)
+    monkeypatch.undo()
+    assert len(whole) == 60 and tokenizer.encode(text, 60, True) == whole
+    assert len(tokens._part(text, 60, side)) == tokens.most_characters(60) < len(text) / 4
+    assert tokens._part(text, tokens.UNLIMITED, side) == text
+
+
 def test_chat_text_is_the_template_s(save):
     folder = save(chat_template=TEMPLATE)
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]

@@ -140,6 +140,20 @@ def test_rows_are_cut_and_those_that_teach_nothing_then_are_counted(tmp_path, to
         examples(tmp_path, tokenizer, rows[0], max_tokens=4)
 
 
+def test_rows_far_too_long_are_cut_and_hardly_tokenised(tmp_path, tokenizer, monkeypatch):
+    rows = [{"prompt": "ab", "completion": "x" * 10**6}, {"prompt": "y" * 10**6, "completion": "z"}]
+    tokenized, encode = [], type(tokenizer).encode
+
+    def heard(self, text, *others):
+        tokenized.append(len(text))
+        return encode(self, text, *others)
+
+    monkeypatch.setattr(type(tokenizer), "encode", heard)
+    found = examples(tmp_path, tokenizer, *rows, max_tokens=6)
+    assert (len(found), found.left_out) == (1, 1) and max(tokenized) < 10**5
+    assert shown(found) == ("abxxxx", "xxxx")
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
