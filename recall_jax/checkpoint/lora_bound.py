@@ -9,6 +9,7 @@ import numpy as np
 from recall_jax.checkpoint.lora_edits import Edit, Replace
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.errors import InputError
 
 
 @dataclass
@@ -41,20 +42,32 @@ class BoundAdapter:
     def fold(self, name: str, array: np.ndarray | None) -> np.ndarray:
         """The folded tensor of a touched `name`, from the `array` of its source, None without one.
 
-        In the dtype that it is computed in, `folded_dtype` of that in `specs`.
+        In the dtype that it is computed in, `folded_dtype` of that in `specs`. InputError if it is
+        not finite though the `array` is; what the base has of that is found where it is merged.
         """
         wide = folded_dtype(self.specs[name].dtype)
 
+        asked: list[str] = []
+
         def read(key: str) -> np.ndarray:
+            asked.append(key)
             self.bytes_read += self.file.specs[key].nbytes
             return self.file.read(key).astype(wide, copy=False)
 
         tensor = np.empty(0, wide) if array is None else array.astype(wide, copy=False)
-        # what is not finite is found, and named, where tensors are merged
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             for edit in self.edits.get(name, ()):
                 tensor = edit(tensor, read)
-            return tensor
+        if not np.isfinite(tensor).all() and (array is None or np.isfinite(array).all()):
+            keys = [key for key in asked if not np.isfinite(self.file.read(key)).all()]
+            why = f"its sum overflows {wide.name}, or DoRA divides by the norm of a zero output"
+            if keys:
+                why = f"{keys[0]} holds NaN or infinite values"
+            raise InputError(
+                f"{self.file.path}: tensor {name} is not finite with this adapter folded in, as "
+                f"{why}: repair the adapter, or leave it out"
+            )
+        return tensor
 
 
 def folded_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -90,7 +90,7 @@ class LowRank:
     transposed: bool
 
     def __call__(self, tensor: np.ndarray, read: Read) -> np.ndarray:
-        """The updated weight, nan where DoRA divides by the norm of an output that is zero."""
+        """The updated weight; not finite where DoRA divides by the norm of a zero output."""
         a, b = read(self.a), read(self.b)
         folded = a.T @ b.T if self.transposed else b @ a
         folded *= self.scale

@@ -189,3 +189,26 @@ def test_inspect_of_adapters_with_more_than_factors(made, tmp_path, recall) -> N
     done = recall("inspect", adapter)
     assert done.status == 2 and "LOHA" in done.err
     assert np.all([file.is_file() for file in Path(adapter).glob("*.safetensors")])
+
+
+def test_an_adapter_that_is_not_finite_is_named_by_all_that_read_it(made, here, toys, recall):
+    from safetensors.numpy import load_file, save_file
+
+    weights = here / "adapter" / "adapter_model.safetensors"
+    arrays = load_file(weights)
+    key = next(name for name in arrays if "layers.1" in name and "q_proj.lora_B" in name)
+    arrays[key][0, 0] = np.inf
+    save_file(arrays, weights)
+    before = tree(here)
+    text = recipe("average", "base", "adapter")
+    for line in (
+        ["convert", "adapter", "out"],
+        ["merge", text, "out"],
+        ["extract", "adapter", "--data", toys.data, "--pool", "4", "--out", "out.npz"],
+        ["finetune", "base+adapter", "--data", toys.data, "--out", "out"],
+    ):
+        done = recall(*line)
+        assert done.status == 2 and done.err.count("\n") == 1
+        assert f"{weights.relative_to(here)}: tensor model.layers.1.self_attn.q_proj" in done.err
+        assert f"{key} holds NaN or infinite values" in done.err
+    assert tree(here).keys() - before.keys() == {"recipe.yml"}

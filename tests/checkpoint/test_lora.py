@@ -571,14 +571,52 @@ def test_a_copy_keeps_what_the_dtype_of_the_base_would_round(tmp_path: Path) -> 
     assert_array_equal(folded[f"{UP}.bias"], copy)
 
 
-def test_dora_of_a_zero_output_is_nan_without_a_warning(tmp_path: Path) -> None:
-    parts = {f"{UP}.lora_A.weight": A, f"{UP}.lora_B.weight": 0 * B}
-    magnitude = {f"{UP}.lora_magnitude_vector": np.ones(8, np.float32)}
-    folder = write_adapter(tmp_path, parts | magnitude, use_dora=True)
-    base = np.ones((8, 4), np.float32)
-    base[3] = 0
-    folded, _ = fold_all(folder, {f"{UP}.weight": base}, {})
-    assert np.isnan(folded[f"{UP}.weight"]).any(axis=1).tolist() == [row == 3 for row in range(8)]
+DORA = {f"{UP}.lora_magnitude_vector": np.ones(8, np.float32)}
+LARGE = {"scaled": np.full((8, 2), 1e30, np.float32), "added": np.full((8, 2), 3e38, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "base", "options"),
+    [
+        (FACTORS | {f"{UP}.lora_A.weight": A * np.nan}, 1, {}),
+        (FACTORS | {f"{UP}.lora_B.weight": B * np.inf}, 1, {}),
+        (FACTORS | {f"{UP}.lora_B.weight": LARGE["scaled"]}, 1, {"lora_alpha": 1e10}),
+        (FACTORS | {f"{UP}.lora_B.weight": LARGE["added"]}, 1, {}),
+        (FACTORS | {f"{UP}.lora_B.weight": np.full((8, 2), 1e300)}, 1, {}),
+        (FACTORS | {f"{UP}.lora_B.weight": 0 * B} | DORA, 0, {"use_dora": True}),
+        ({f"{UP}.weight": B @ A * np.nan}, 1, {"modules_to_save": ["up_proj"]}),
+    ],
+    ids=["A", "B", "scale", "sum", "float64", "dora of zero", "copy"],
+)
+def test_a_fold_that_is_not_finite_is_refused_by_name(
+    tmp_path: Path, tensors: dict[str, np.ndarray], base: float, options: dict[str, object]
+) -> None:
+    folder = write_adapter(tmp_path, tensors, **options)
+    weight = {f"{UP}.weight": np.full((8, 4), base, np.float32)}
+    finite = all(np.isfinite(array).all() for array in tensors.values())
+    why = "overflows float32, or DoRA" if finite else "holds NaN or infinite values"
+    match = f"{folder}/adapter_model.*: tensor {UP}.weight is not finite .* as .*{why}"
+    with pytest.raises(InputError, match=match):
+        fold_all(folder, weight, {})
+
+
+def test_what_a_wider_base_holds_is_folded_in_it(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path, FACTORS | {f"{UP}.lora_B.weight": np.full((8, 2), 1e300)})
+    folded, _ = fold_all(folder, {f"{UP}.weight": np.full((8, 4), 1.0)}, {})
+    assert_allclose(folded[f"{UP}.weight"], np.full((8, 4), 2e300))
+
+
+def test_a_sum_too_large_for_its_base_s_dtype_is_folded_all_the_same(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path, FACTORS | {f"{UP}.lora_B.weight": B * 50_000})
+    folded, _ = fold_all(folder, {f"{UP}.weight": np.full((8, 4), 1, np.float16)}, {})
+    assert_array_equal(folded[f"{UP}.weight"], np.full((8, 4), 100_001, np.float32))
+
+
+def test_what_the_base_has_of_nan_is_not_the_adapter_s(tmp_path: Path) -> None:
+    folded, _ = fold_all(
+        write_adapter(tmp_path, FACTORS), {f"{UP}.weight": np.full((8, 4), np.nan, np.float32)}, {}
+    )
+    assert np.isnan(folded[f"{UP}.weight"]).all()
 
 
 @st.composite

@@ -369,8 +369,13 @@ def test_an_adapter(case, refused, toys, tmp_path):
     assert "damaged" in line
 
 
-def test_an_adapter_without_its_base(refused, toys):
-    refused(*quick(toys.llama[1], toys.adapter, data=toys.data), match=r"adapter.*BASE\+")
+@pytest.mark.parametrize("base", [None, "/of/another/machine", "nobody/has-it"])
+def test_an_adapter_whose_base_is_not_found(base, refused, toys, tmp_path):
+    adapter = shutil.copytree(toys.adapter, tmp_path / "adapter")
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": base}
+    path.write_text(json.dumps(config))
+    refused(*quick(toys.llama[1], adapter, data=toys.data), match=rf"{adapter} is an.*BASE\+")
 
 
 # --------------------------------------------------------------------------------- data
