@@ -58,19 +58,20 @@ def _instance(config: Mapping[str, Any]) -> Any:
         with reading("config.json"), _silence():
             # the class fills in what lies inside of what it is given
             own = copy.deepcopy(dict(config))
-            return CONFIG_MAPPING[model_type].from_dict(own) if _is_safe(own) else None
+            return CONFIG_MAPPING[model_type].from_dict(own) if is_safe(own) else None
     except InputError:
         return None
 
 
-def _is_safe(value: Any, name: str = "") -> bool:
-    """Whether a class may see a config: it makes lists as long as numbers in it say, and asks the
-    hub for a backbone that it names.
+def is_safe(value: Any, name: str = "") -> bool:
+    """Whether a config may be read before its tensors are.
+
+    Lists are made as long as numbers in it say, and the hub is asked for a backbone that it names.
     """
     if isinstance(value, Mapping):
-        return all(_is_safe(inner, key) for key, inner in value.items())
+        return all(is_safe(inner, key) for key, inner in value.items())
     if isinstance(value, list):
-        return all(_is_safe(inner, name) for inner in value)
+        return all(is_safe(inner, name) for inner in value)
     if isinstance(value, int):
         return value <= _MOST_LISTED or _MEASURES.search(name) is not None
     return not (name == "backbone" and isinstance(value, str))

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from recall_jax.checkpoint.class_defaults import completed
+from recall_jax.checkpoint.class_defaults import completed, is_safe
 from recall_jax.errors import InputError, shown
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import HARMLESS, read_architecture, without
@@ -29,11 +30,11 @@ def config_differences(
     Of a family that is read here, what an `Architecture` holds; of another all attributes but those
     known to be harmless. Names in `ignore` are left out, as by `read_architecture`.
     """
-    try:
-        architectures = [read_architecture(config, ignore=ignore) for config in (one, other)]
-    except InputError:
-        return _differences(*_alike_in_form(without(one, ignore), without(other, ignore)))
-    return architecture_differences(*architectures)
+    if is_safe(one) and is_safe(other):
+        with suppress(InputError):
+            architectures = [read_architecture(config, ignore=ignore) for config in (one, other)]
+            return architecture_differences(*architectures)
+    return _differences(*_alike_in_form(without(one, ignore), without(other, ignore)))
 
 
 def architecture_differences(one: Architecture, other: Architecture) -> Differences:

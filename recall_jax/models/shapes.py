@@ -83,11 +83,14 @@ def check_sizes(
 def check_shapes(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Hold each tensor that has a name of `arch` against the shape that its config implies.
 
-    For models that need not be whole, nor without tensors of their own. Raises InputError with
-    those of another shape.
+    For models that need not be whole, nor without tensors of their own; layers, where there are
+    any, must be as many as the config says. Raises InputError with what is otherwise.
     """
     known = group_shapes(arch)
     said = []
+    layers = {unit_of_tensor(name) for name in shapes if name.startswith("model.layers.")}
+    if layers and len(layers) != arch.num_hidden_layers:
+        said.append(f"{len(layers)} layers instead of {arch.num_hidden_layers}")
     for name, found in shapes.items():
         unit = unit_of_tensor(name)
         group = unit if unit in (EMBED, HEAD) else LAYERS

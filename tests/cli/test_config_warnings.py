@@ -109,6 +109,8 @@ def test_the_same_models_as_versions_4_and_5_write_them_merge_without_a_word(
             {"hidden_size": 64, "head_dim": 16},
             r"model.embed_tokens.weight \[97, 32\] instead of \[97, 64\]",
         ),
+        ({"num_hidden_layers": 2}, "3 layers instead of 2"),
+        ({"num_hidden_layers": 4}, "3 layers instead of 4"),
         ({"vocab_size": 90}, r"model.embed_tokens.weight \[97, 32\] instead of \[90, 32\]"),
         (
             {"num_key_value_heads": 4},

@@ -186,3 +186,9 @@ def test_what_is_ignored_is_left_out():
     plain = {"model_type": "llama", "mystery": 1}
     assert config_differences(plain, {"model_type": "llama"}, {"mystery"}) == {}
     assert config_differences(plain, {"model_type": "llama"}) == {"mystery": (1, None)}
+
+
+def test_nothing_is_made_of_a_number_of_layers_that_nobody_has():
+    one = {"model_type": "llama", "num_hidden_layers": 2**31 - 1}
+    other = {"model_type": "llama", "num_hidden_layers": 32}
+    assert config_differences(one, other) == {"num_hidden_layers": (2**31 - 1, 32)}

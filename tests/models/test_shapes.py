@@ -50,10 +50,13 @@ def test_they_are_those_of_the_modules(changes):
 
 
 def test_only_what_has_a_name_of_the_family_is_held_to_its_shape():
-    shapes = {"model.layers.2.mlp.up_proj.weight": (7, 6), "lm_head.weight": (11, 6)}
+    shapes = {f"model.layers.{index}.mlp.up_proj.weight": (7, 6) for index in range(3)}
+    shapes["lm_head.weight"] = (11, 6)
     check_shapes(ARCH, shapes | {"score.weight": (1, 1), "layers.0.mlp.up_proj.weight": (2,)}, "a")
     wrong = {"model.layers.1.self_attn.k_proj.weight": (6, 4), "model.norm.weight": (7,)}
     with pytest.raises(
         InputError, match=r"a: .*k_proj.weight \[6, 4\] instead of \[4, 6\], .*\[6\]"
     ):
         check_shapes(ARCH, shapes | wrong, "a")
+    with pytest.raises(InputError, match=r"a: .* 4 layers instead of 3"):
+        check_shapes(ARCH, shapes | {"model.layers.3.mlp.up_proj.weight": (7, 6)}, "a")
