@@ -1,7 +1,8 @@
 """The journal of a continual-learning run: what was made and what was measured.
 
 Lines of JSON: first what the run depends on beside its recipe's strategies, then what each model
-scored and how long its making took. A line that a kill cut short is as if it were not there.
+scored and how long its making took. A line that a kill cut short, or that is damaged, is as if it
+and what follows were not there.
 """
 
 import json
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recall_jax.engine.journal import append_record, changed_input, mended_records
+from recall_jax.engine.journal import append_record, changed_input, mended_records, whole_records
 from recall_jax.errors import UnfinishedError
 
 Results = dict[str, dict[str, Any]]
@@ -66,14 +67,20 @@ class Journal:
 def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
     """The journal of the run that was interrupted, or a new one.
 
-    Raises UnfinishedError where what it depends on has changed; strategies, orders and seeds may.
+    Raises UnfinishedError where what it depends on has changed, or can no longer be read, as the
+    models that were made are kept; strategies, orders and seeds may.
     """
     journal = Journal(path, identity)
+    if path.exists() and path.stat().st_size and not whole_records(path)[0]:
+        raise UnfinishedError(f"{path}, of the interrupted run, is damaged: {_ADVICE[3:]}")
     records = mended_records(path)
-    if not records or "identity" not in records[0]:
-        path.unlink(missing_ok=True)
+    if not records:
         return journal
-    then, now = records[0]["identity"], json.loads(json.dumps(identity))
+    then, now = records[0].get("identity", {}), json.loads(json.dumps(identity))
+    if then.keys() != now.keys():
+        raise UnfinishedError(
+            f"what was interrupted here is another command: resume it with that, {_ADVICE}"
+        )
     for key in ("program", "evaluated"):
         if then[key] != now[key]:
             raise UnfinishedError(

@@ -1,11 +1,13 @@
 """The journal of a merge: what is finished, so that an interrupted merge can go on.
 
 Lines of JSON: first what is merged, then what the forward pass was prepared with, then each
-finished unit with the writer's mark. A line that a kill cut short is as if it were not there.
+finished unit with the writer's mark. Each line ends with its checksum: one that a kill cut short,
+or that is damaged in any other way, is as if it and what follows were not there.
 """
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -56,7 +58,7 @@ class Journal:
         fresh = self.path.with_suffix(".new")
         with storage_faults(f"write {self.path}"):
             if records:
-                lines = map(_line, [self._header(), *records])
+                lines = map(journal_line, [self._header(), *records])
                 fresh.write_text("".join(lines), encoding="utf-8")
                 fresh.replace(self.path)
             else:
@@ -76,7 +78,7 @@ def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]
     Raises UnfinishedError where it is of another merge, or an input has changed since.
     """
     journal = Journal(path, identity)
-    records, _ = _whole_records(path)
+    records, _ = whole_records(path)
     if not records or records[0].get("format") != FORMAT or "identity" not in records[0]:
         return journal
     _check_same(records[0]["identity"], json.loads(json.dumps(identity)))
@@ -93,13 +95,28 @@ def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]
 
 def identity_in(path: Path) -> Mapping[str, Any]:
     """What the merge was that a journal is of; empty where there is none to be read."""
-    records, _ = _whole_records(path)
+    records, _ = whole_records(path)
     found = records[0].get("identity") if records else None
     return found if isinstance(found, dict) else {}
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record) + "\n"
+def journal_line(record: Mapping[str, Any]) -> str:
+    """A line of a journal of any kind: the record, which is not empty, and its checksum."""
+    text = json.dumps(record)
+    return text[:-1] + _ending(text.encode())
+
+
+def _ending(text: bytes) -> str:
+    return f', "checksum": "{zlib.crc32(text):08x}"}}\n'
+
+
+def _record_in(line: bytes) -> dict[str, Any] | None:
+    """The record of a whole line, None of any other."""
+    text = line[: -len(_ending(b""))] + b"}"
+    if not line.endswith(_ending(text).encode()):
+        return None
+    record: dict[str, Any] = json.loads(text)
+    return record
 
 
 def append_record(
@@ -110,7 +127,9 @@ def append_record(
     StorageError, which leaves the journal as it was, where the disk does not take it.
     """
     size = path.stat().st_size if path.exists() else 0
-    text = _line(record) if size or header is None else _line(header) + _line(record)
+    text = journal_line(record)
+    if header is not None and not size:
+        text = journal_line(header) + text
     try:
         with storage_faults(f"write {path}"), path.open("a", encoding="utf-8") as file:
             file.write(text)
@@ -122,27 +141,23 @@ def append_record(
 
 def mended_records(path: Path) -> list[dict[str, Any]]:
     """The lines of a journal up to the first that cannot be read; from there on it is cut off."""
-    records, size = _whole_records(path)
+    records, size = whole_records(path)
     if path.exists():
         with storage_faults(f"write {path}"):
             os.truncate(path, size)
     return records
 
 
-def _whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+def whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The lines of a journal up to the first that cannot be read, and their bytes."""
     records: list[dict[str, Any]] = []
     size = 0
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
+    if not path.exists():
         return [], 0
+    with storage_faults(f"read {path}"):
+        lines = path.read_bytes().splitlines(keepends=True)
     for line in lines:
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
+        if (record := _record_in(line)) is None:
             break
         records.append(record)
         size += len(line)

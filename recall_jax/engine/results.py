@@ -1,6 +1,7 @@
 """Results that a long work keeps as they come, each under a name: lines of JSON.
 
-The first line is what the work is of. A line that a kill cut short is as if it were not there.
+The first line is what the work is of. A line that a kill cut short, or that is damaged, is as if it
+and what follows were not there.
 """
 
 import json
@@ -43,4 +44,5 @@ def resume_results(path: Path, identity: Mapping[str, Any], work: str) -> Result
                 f"the interrupted {work} had other {key}: go back to them, or run without "
                 "--resume to start afresh"
             )
-    return Results(path, identity, {each["name"]: each["value"] for each in records[1:]})
+    kept = [each for each in records[1:] if each.keys() == {"name", "value"}]
+    return Results(path, identity, {each["name"]: each["value"] for each in kept})

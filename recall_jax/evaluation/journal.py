@@ -1,7 +1,7 @@
 """The journal of an evaluation: which tasks of which models are finished, with their metrics.
 
 Lines of JSON: first what is evaluated, then each finished (model, task). A line that a kill cut
-short is as if it were not there.
+short, or that is damaged, is as if it and what follows were not there.
 """
 
 import json
@@ -51,6 +51,8 @@ def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
                 "--resume to start afresh"
             )
     for record in records[1:]:
+        if record.keys() != {"model", "task", "metrics"}:  # no line of ours, though a whole one
+            break
         metrics = {name: Estimate(*values) for name, values in record["metrics"].items()}
         journal.results[record["model"], record["task"]] = metrics
     return journal

@@ -146,6 +146,8 @@ def main() -> None:
     """Answer until there are no more requests."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whatever our parent does with it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     _, hardest = resource.getrlimit(resource.RLIMIT_DATA)
     most = MEMORY if hardest == resource.RLIM_INFINITY else min(MEMORY, hardest)
     resource.setrlimit(resource.RLIMIT_DATA, (most, hardest))

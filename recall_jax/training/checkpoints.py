@@ -15,9 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.orbax import load_orbax, save_orbax
-from recall_jax.engine.journal import changed_input
+from recall_jax.engine.journal import changed_input, journal_line, whole_records
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.training.step import TrainState, Tree
 
@@ -65,7 +64,7 @@ class Checkpoints:
         record = {"format": FORMAT, "identity": self.identity, "state": name, **asdict(history)}
         fresh = self.journal.with_suffix(".new")
         with storage_faults(f"write {self.journal}"):
-            fresh.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            fresh.write_text(journal_line(record), encoding="utf-8")
             fresh.replace(self.journal)
         self._keep({name, f"best-{history.best_step}"})
 
@@ -96,14 +95,12 @@ class Checkpoints:
         """The journal of an interrupted run, None if there is none; raises as `resume`."""
         if not self.journal.is_file():
             return None
-        try:
-            record = read_json_object(self.journal)
-        except InputError:  # that of a merge has many lines
-            record = {}
+        records, _ = whole_records(self.journal)
+        record = records[0] if len(records) == 1 else {}  # that of a merge has many
         if record.get("format") != FORMAT or "state" not in record:
             raise UnfinishedError(
-                "what was interrupted here is another command, or of another version: resume it "
-                f"with that, {_ADVICE}"
+                "what was interrupted here is another command, of another version, or damaged: "
+                f"resume it with what began it, {_ADVICE}"
             )
         self._check_same(record["identity"])
         return record

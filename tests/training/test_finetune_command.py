@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from recall_jax import finetune as job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.cli import console
+from recall_jax.engine.journal import journal_line
 from recall_jax.training.checkpoints import Checkpoints, History
 from recall_jax.training.step import TrainState
 
@@ -196,12 +197,13 @@ def test_weights_too_large_for_the_dtype_asked_for_are_kept_for_a_wider_one(fine
 def test_the_interrupted_work_of_another_command_is_left_alone(finetune, tmp_path):
     work = tmp_path / ".out.recall-work"
     (work / "out").mkdir(parents=True)
-    for lines in ('{"format": 1, "identity": {}}\n', '{"format": 1}\n{"unit": "embed"}\n'):
+    merge = [journal_line({"format": 1}), journal_line({"unit": "embed"})]
+    for lines in ('{"format": 1, "identity": {}}\n', journal_line({"format": 1}), "".join(merge)):
         (work / "journal.jsonl").write_text(lines)
         done = finetune("--resume")
         assert done.status == 2
         (line,) = done.err.splitlines()
-        assert "what was interrupted here is another command, or of another version" in line
+        assert "what was interrupted here is another command, of another version, or dam" in line
         assert (work / "journal.jsonl").read_text() == lines
 
 
