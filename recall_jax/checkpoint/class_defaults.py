@@ -19,6 +19,10 @@ from recall_jax.errors import InputError, reading
 # Lengths, sizes and ids, of which a class makes no list; of all else, layers above all, it may.
 _MEASURES = re.compile("vocab|token|position|theta|freq|length|len|window|max|size|_id")
 _MOST_LISTED = 100_000
+# What is asked of every model, of the families that most merges are of: these need no import.
+_KNOWN = {
+    family: {"tie_word_embeddings": False} for family in ("llama", "mistral", "qwen2", "qwen3")
+}
 
 
 def attribute(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
@@ -29,6 +33,8 @@ def attribute(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
     """
     if name in config:
         return config[name]
+    if name in (known := _KNOWN.get(str(config.get("model_type")), {})):
+        return known[name]
     whole = _instance(config) or _instance({"model_type": config.get("model_type")})
     if whole is None:
         text = config.get("text_config")

@@ -1,6 +1,8 @@
 """What a config.json leaves unsaid, held against the classes of transformers and their files."""
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -34,6 +36,17 @@ def test_the_families_whose_head_is_tied_unless_the_file_says_otherwise():
         "bert", "bloom", "cohere", "falcon", "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2",
         "gpt_neo", "opt", "starcoder2", "t5",
     }  # fmt: skip
+
+
+def test_what_is_asked_of_the_most_usual_models_loads_no_transformers():
+    code = """
+import sys
+from recall_jax.checkpoint.class_defaults import attribute
+for family in ("llama", "mistral", "qwen2", "qwen3"):
+    assert attribute({"model_type": family}, "tie_word_embeddings") is False
+assert "transformers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_a_file_says_stands():
