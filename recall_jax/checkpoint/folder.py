@@ -24,7 +24,7 @@ from recall_jax.checkpoint.model_names import find_parts
 from recall_jax.checkpoint.parameter_names import is_buffer
 from recall_jax.checkpoint.quantised import quantised_by, quantised_tensor
 from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.checkpoint.ties import is_tied, stored_twice, untied, with_a_head
+from recall_jax.checkpoint.ties import is_tied, shared_embedding, stored_twice, untied, with_a_head
 from recall_jax.errors import InputError, storage_faults
 
 _COMPARED = 1 << 22  # bytes of two tensors held against each other at a time
@@ -79,6 +79,7 @@ class Checkpoint:
         self._origins: Mapping[str, str] = {}
         self._folded: tuple[str, np.ndarray] | None = None  # the last one cut in rows
         self._settle_tie()
+        self._leave_out_copies()
         for adapter in adapters:
             self._bound.append(read_adapter(adapter).bind(self.stored, self.config))
             self.stored, self.config = self._bound[-1].specs, self._bound[-1].config
@@ -195,6 +196,17 @@ class Checkpoint:
             f"{self.name}: its config ties {head} to {embeddings[0]}, and its files hold two that "
             "differ: read as a head of its own (tie_word_embeddings false)"
         )
+
+    def _leave_out_copies(self) -> None:
+        """An encoder's and a decoder's embedding are left out where they are the shared one again.
+
+        As transformers did write them, and now does not.
+        """
+        if (found := shared_embedding(self.stored)) is None:
+            return
+        shared, others = found
+        copies = {name for name in others if self._are_equal(name, shared)}
+        self.stored = {name: spec for name, spec in self.stored.items() if name not in copies}
 
     def _are_equal(self, one: str, other: str) -> bool:
         """Whether two tensors are the same bit for bit; as little is read as tells."""

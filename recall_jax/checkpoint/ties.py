@@ -57,6 +57,18 @@ def stored_twice(names: Collection[str], config: Mapping[str, Any]) -> tuple[str
     return heads[0], embeddings
 
 
+def shared_embedding(names: Collection[str]) -> tuple[str, list[str]] | None:
+    """The embedding that an encoder and a decoder share, and those that may be the same once more.
+
+    None of a model that has none by such a name.
+    """
+    embeddings = list(filter(is_embedding, names))
+    shared = [name for name in embeddings if _is_weight_of(name, ("shared",))]
+    if len(shared) != 1:
+        return None
+    return shared[0], [name for name in embeddings if name != shared[0]]
+
+
 def untied(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the same model with a head of its own."""
     parts = {

@@ -200,6 +200,53 @@ def test_buffers_are_needed_by_no_method(toys, tmp_path):
     assert verify(folder).faults == ()
 
 
+@pytest.mark.parametrize("kind", ["T5", "Bart"])
+def test_copies_of_a_shared_embedding_are_needed_by_nobody(kind, tmp_path):
+    import transformers
+
+    sizes = {"T5": {"d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}}
+    config_class = getattr(transformers, f"{kind}Config")
+    small = {"encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 8}
+    small |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = config_class(vocab_size=16, d_model=8, **sizes.get(kind, small))
+    model_class = getattr(transformers, f"{kind}ForConditionalGeneration")
+    for k in range(2):
+        torch.manual_seed(k)
+        model_class(config).save_pretrained(tmp_path / str(k))
+    now = safetensors.numpy.load_file(tmp_path / "0" / WEIGHTS)
+    shared = next(name for name in now if name.endswith("shared.weight"))
+
+    def with_copies(tensors: Tensors) -> Tensors:
+        """As older versions wrote all names of the one tensor."""
+        prefix = shared.removesuffix("shared.weight")
+        own = [f"{prefix}{part}.embed_tokens.weight" for part in ("encoder", "decoder")]
+        names = [*own, "lm_head.weight"]
+        return {**tensors, **{name: tensors[shared].copy() for name in names}}
+
+    old = changed(tmp_path / "0", tmp_path / "old", with_copies)
+    assert open_checkpoint(old).specs.keys() == now.keys()
+    for out, models in (("first", (old, tmp_path / "1")), ("second", (tmp_path / "1", old))):
+        job.merge(make_recipe(average(*models)), tmp_path / out)
+        merged = safetensors.numpy.load_file(tmp_path / out / WEIGHTS)
+        other = safetensors.numpy.load_file(tmp_path / "1" / WEIGHTS)
+        assert merged.keys() == now.keys()
+        for name in now:
+            np.testing.assert_allclose(merged[name], (now[name] + other[name]) / 2, atol=1e-6)
+    loaded, info = model_class.from_pretrained(tmp_path / "second", output_loading_info=True)
+    assert not any(info.values()) and loaded.lm_head.weight is loaded.get_input_embeddings().weight
+
+
+def test_an_embedding_of_its_own_beside_the_shared_one_stays(tmp_path):
+    tensors = {name: np.full(3, k, np.float32) for k, name in enumerate(("shared", "e", "d"))}
+    names = {"e": "encoder.embed_tokens", "d": "decoder.embed_tokens", "shared": "shared"}
+    (tmp_path / "config.json").write_text("{}")
+    stored = {f"{names[name]}.weight": array for name, array in tensors.items()}
+    stored["encoder.embed_tokens.weight"] = stored["shared.weight"].copy()
+    safetensors.numpy.save_file(stored, tmp_path / WEIGHTS)
+    left = open_checkpoint(tmp_path).specs.keys()
+    assert left == {"shared.weight", "decoder.embed_tokens.weight"}
+
+
 def test_weights_that_are_buffers_alone_are_no_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     safetensors.numpy.save_file({"position_ids": np.arange(4)}, tmp_path / WEIGHTS)
