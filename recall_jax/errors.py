@@ -2,7 +2,7 @@
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from reprlib import Repr
 
@@ -116,6 +116,13 @@ def shown(value: object, limit: int = 200) -> str:
     Quick however large or deep the value is.
     """
     return _cut(escaped(_SHORT.repr(value)), limit)
+
+
+def some(names: Iterable[object], limit: int = 4) -> str:
+    """The first few names as a message lists them, each cut to 80 characters, and their number."""
+    every = list(names)
+    more = f", … ({len(every)} in all)" if len(every) > limit else ""
+    return ", ".join(brief(str(name), 80) for name in every[:limit]) + more
 
 
 def brief(said: BaseException | str, limit: int = 200) -> str:

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.merging.methods import METHODS, Method
 from recall_jax.merging.parameters import (
     FilteredValue,
@@ -123,7 +123,7 @@ class Recipe(Schema):
         name = values.get("merge_method")
         if not isinstance(name, str) or name not in METHODS:
             known = ", ".join(METHODS)
-            raise ValueError(f"unknown merge_method {name!r}: choose from {known}")
+            raise ValueError(f"unknown merge_method {shown(name)}: choose from {known}")
         method = METHODS[name]
         if later := sorted(_LATER & values.keys()):
             raise ValueError(f"{later[0]} is mergekit's, and not supported here yet: remove it")
@@ -213,7 +213,7 @@ class Recipe(Schema):
             if method.rule != "recall":
                 raise ValueError(f"{self.merge_method} runs no model: remove forward")
             if not _FUNCTION.fullmatch(self.forward):
-                raise ValueError(f"forward {self.forward!r}: write it as MODULE:FUNCTION")
+                raise ValueError(f"forward {shown(self.forward)}: write it as MODULE:FUNCTION")
         if self.samples is not None and self.samples.source != "data":
             raise ValueError("samples.source is not for JAX trees: give samples.data")
 

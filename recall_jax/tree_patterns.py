@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, Strict, field_validator, model_validator
 
+from recall_jax.errors import shown
 from recall_jax.schema import Schema
 
 LAYER_NUMBER = "{i}"
@@ -40,26 +41,26 @@ class TreePatterns(Schema):
         for pattern in (*self.embed, *self.layers, *([] if self.root is None else [self.root])):
             if not all(_WORD.fullmatch(word) for word in pattern.split("/")):
                 raise ValueError(
-                    f"pattern {pattern!r} is no path: words with * in them, {LAYER_NUMBER} or ** "
-                    "between slashes, none at the ends"
+                    f"pattern {shown(pattern)} is no path: words with * in them, {LAYER_NUMBER} or "
+                    "** between slashes, none at the ends"
                 )
         fixed = [*self.embed, *([] if self.root is None else [self.root])]
         if wrong := [pattern for pattern in fixed if LAYER_NUMBER in pattern]:
-            raise ValueError(f"{LAYER_NUMBER} is for layers, not for {wrong[0]!r}")
+            raise ValueError(f"{LAYER_NUMBER} is for layers, not for {shown(wrong[0])}")
         if self.root is not None and "*" in self.root:
-            raise ValueError(f"root {self.root!r} must be one path, without *")
+            raise ValueError(f"root {shown(self.root)} must be one path, without *")
         for pattern in self.layers:
             numbers = pattern.count(LAYER_NUMBER)
             if numbers > 1:
-                raise ValueError(f"layers: {pattern!r} has {LAYER_NUMBER} more than once")
+                raise ValueError(f"layers: {shown(pattern)} has {LAYER_NUMBER} more than once")
             if numbers and self.axis is not None:
                 raise ValueError(
-                    f"layers: {pattern!r} numbers its layers, and stacks none: remove axis"
+                    f"layers: {shown(pattern)} numbers its layers, and stacks none: remove axis"
                 )
             if not numbers and self.axis is None:
                 raise ValueError(
-                    f"layers: {pattern!r} has no {LAYER_NUMBER}: write it where the layer's number "
-                    "stands, or give the axis on which the leaves stack the layers"
+                    f"layers: {shown(pattern)} has no {LAYER_NUMBER}: write it where the layer's "
+                    "number stands, or give the axis on which the leaves stack the layers"
                 )
         return self
 

@@ -30,7 +30,7 @@ from recall_jax.checkpoint.tensors import TensorSpec, shapes_of
 from recall_jax.checkpoint.writer import CHECKSUMS_NAME
 from recall_jax.engine.device import all_finite
 from recall_jax.engine.progress import Progress, silent
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors
 from recall_jax.models.shapes import check_sizes
@@ -125,7 +125,7 @@ def _read_checksums(path: Path, findings: _Findings) -> dict[str, FileChecksum]:
         findings.faults.append(f"{path} has no files")
         return {}
     wrong = {name: why for name, entry in files.items() if (why := checksum_fault(name, entry))}
-    findings.faults += [f"{path}: {name!r} {why}" for name, why in wrong.items()]
+    findings.faults += [f"{path}: {shown(name)} {why}" for name, why in wrong.items()]
     return {name: entry for name, entry in files.items() if name not in wrong}
 
 
@@ -148,15 +148,15 @@ def _check_bytes(
 def _file_fault(folder: Path, name: str, expected: FileChecksum) -> str | None:
     path = folder / name
     if not os.path.isfile(path):
-        return f"{name!r} is missing"
+        return f"{shown(name)} is missing"
     if (size := os.path.getsize(path)) != expected["bytes"]:
-        return f"{name!r} has {size} bytes, not the {expected['bytes']} that were written"
+        return f"{shown(name)} has {size} bytes, not the {expected['bytes']} that were written"
     try:
         crc = file_checksum(path)["crc32"]
     except InputError as error:
         return str(error)
     if crc != expected["crc32"]:
-        return f"{name!r} does not hold the bytes that were written: its crc32 is {crc}"
+        return f"{shown(name)} does not hold the bytes that were written: its crc32 is {crc}"
     return None
 
 
@@ -172,7 +172,9 @@ def _check_others(folder: Path, checksums: Collection[str], findings: _Findings)
         or ("/" not in name and name.endswith(_LOADED))
         or is_tokenizer_file(name)
     ]
-    findings.faults += [f"{name!r} has no checksum, and changes what is loaded" for name in loaded]
+    findings.faults += [
+        f"{shown(name)} has no checksum, and changes what is loaded" for name in loaded
+    ]
     if others := [name for name in names if name not in loaded]:
         more = f", … ({len(others)} in all)" if len(others) > 3 else ""
         findings.notes.append(f"no checksum: {', '.join(map(repr, others[:3]))}{more}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, Strict, field_validator, model_validator
 
 from recall_jax.ablation.axes import AXES, label
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.evaluation.task import Name, Text
 from recall_jax.recipe import Recipe, make_recipe
 from recall_jax.schema import Schema, read_yaml
@@ -60,7 +60,7 @@ class Ablation(Recipe):
             raise ValueError("give names of axes, or a mapping such as {count: [5, 20]}")
         for name in value:
             if name not in AXES:
-                raise ValueError(f"no axis {name!r}: choose from {', '.join(AXES)}")
+                raise ValueError(f"no axis {shown(name)}: choose from {', '.join(AXES)}")
         return {
             name: each if each is None or isinstance(each, list | tuple) else (each,)
             for name, each in value.items()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.json_objects import read_json_object
-from recall_jax.errors import InputError, escaped, storage_faults
+from recall_jax.errors import InputError, some, storage_faults
 
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"
@@ -122,10 +122,10 @@ def companions(
     if giver not in own:
         warnings.append(f"{source} has no tokenizer: that of {giver} is taken")
     if alone := _of_one_alone(source, found, older):
-        warnings.append(f"weights of {source} that are not merged are copied: {_some(alone)}")
+        warnings.append(f"weights of {source} that are not merged are copied: {some(alone, 3)}")
     if code := [name for name in found if name.endswith(".py")]:
         warnings.append(
-            f"code of {source} is copied, and was not run: {_some(code)}; read it before you load "
+            f"code of {source} is copied, and was not run: {some(code, 3)}; read it before you load "
             "the model with trust_remote_code"
         )
     return Companions(found, tuple(warnings))
@@ -188,7 +188,7 @@ def _files_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
         f"files of {folder} of {_TOO_LARGE >> 20} MiB and more are not copied": large,
         f"pickled weights of modules of {folder} are not copied, save them as safetensors": pickled,
     }
-    return found, [f"{what}: {_some(names)}" for what, names in told.items() if names]
+    return found, [f"{what}: {some(names, 3)}" for what, names in told.items() if names]
 
 
 def _modules(folder: Path) -> list[str]:
@@ -215,11 +215,6 @@ def _of_one_alone(source: Path, files: Mapping[str, Path], older: Sequence[Path]
         return all(path.is_file() and cmp(files[name], path, shallow=False) for path in theirs)
 
     return [name for name in files if name.endswith(_SAFETENSORS) and not is_shared(name)]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f", … ({len(names)} in all)" if len(names) > 3 else ""
-    return ", ".join(map(escaped, names[:3])) + more
 
 
 def _dtype_keys(config: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.pytorch_bin import PytorchFile
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 
 WeightFile = SafetensorsFile | PytorchFile
 
@@ -82,19 +82,19 @@ def _indexed_files(index: Path) -> tuple[dict[str, WeightFile], list[str]]:
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not shard or shard != os.path.basename(shard):
             raise InputError(
-                f"{index}: tensor {tensor!r} is in {shard!r}, which is no file beside it"
+                f"{index}: tensor {shown(tensor)} is in {shown(shard)}, which is no file beside it"
             )
     file_of: dict[str, WeightFile] = {}
     warnings = []
     for shard in sorted(set(weight_map.values())):
         path = index.parent / shard
         if not os.path.isfile(path):
-            raise InputError(f"{index} names {shard!r}, which is missing")
+            raise InputError(f"{index} names {shown(shard)}, which is missing")
         file = _open(path)
         expected = {tensor for tensor, its_shard in weight_map.items() if its_shard == shard}
         if missing := sorted(expected - file.specs.keys()):
             raise InputError(
-                f"{path} lacks the tensor {missing[0]!r} that {index.name} says it has"
+                f"{path} lacks the tensor {shown(missing[0])} that {index.name} says it has"
             )
         file_of |= {tensor: file for tensor in file.specs if tensor in expected}
         if extra := sorted(file.specs.keys() - expected):

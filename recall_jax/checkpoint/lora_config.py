@@ -130,7 +130,7 @@ def read_lora_config(path: Path) -> LoraConfig:
         if value is None:
             value = default
         if not fits(value):
-            raise InputError(f"{path}: {key} must be {expected}, not {value!r}")
+            raise InputError(f"{path}: {key} must be {expected}, not {shown(value)}")
         return value
 
     def flag(key: str) -> bool:
@@ -154,18 +154,20 @@ def read_lora_config(path: Path) -> LoraConfig:
     )
     for key, value in options.items():
         if value and key not in _WITHOUT_EFFECT_ON_THE_WEIGHTS:
-            raise InputError(f"{path}: {key} = {value!r} is not supported; merge with peft instead")
+            raise InputError(
+                f"{path}: {key} = {shown(value)} is not supported; merge with peft instead"
+            )
     return config
 
 
 def _refuse_other_kinds(options: dict[str, Any], path: Path) -> None:
     kind = options.pop("peft_type", None)
     if kind != "LORA":
-        raise InputError(f"{path}: peft_type is {kind!r}; only LORA adapters can be folded")
+        raise InputError(f"{path}: peft_type is {shown(kind)}; only LORA adapters can be folded")
     start = options.pop("init_lora_weights", True)
     if str(start).lower() not in _INITIALISATIONS_THAT_KEEP_THE_BASE:
         raise InputError(
-            f"{path}: init_lora_weights = {start!r} is not supported, as it changes the base; "
+            f"{path}: init_lora_weights = {shown(start)} is not supported, as it changes the base; "
             "convert the adapter to plain LoRA with peft first"
         )
 

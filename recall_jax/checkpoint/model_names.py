@@ -81,4 +81,6 @@ def _locate(part: str) -> Part:
         raise InputError(f"{part} is a file: name the folder it is in")
     if is_repository_id(part):
         return Part(part, snapshot(part))
-    raise InputError(f"no model folder {part!r}: give a folder, folder+adapter, or hub id org/name")
+    raise InputError(
+        f"no model folder {shown(part)}: give a folder, folder+adapter, or hub id org/name"
+    )

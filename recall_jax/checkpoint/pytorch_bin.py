@@ -11,7 +11,7 @@ import numpy as np
 from recall_jax.checkpoint.identity import FileIdentity, OpenedFile
 from recall_jax.checkpoint.names import check_name
 from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
-from recall_jax.errors import InputError, reading, storage_faults
+from recall_jax.errors import InputError, reading, shown, storage_faults
 
 
 class PytorchFile:
@@ -32,7 +32,7 @@ class PytorchFile:
         for name in self._tensors:
             check_name(name, path)
         self.specs: Mapping[str, TensorSpec] = {
-            name: _spec(tensor, self.opened.identity.size, f"{path}, tensor {name!r}")
+            name: _spec(tensor, self.opened.identity.size, f"{path}, tensor {shown(name)}")
             for name, tensor in self._tensors.items()
         }
         if stored is not None and _held_sizes(self._tensors.values()) != stored:

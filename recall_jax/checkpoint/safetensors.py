@@ -192,13 +192,17 @@ def _layout(
         raise InputError(f"the header of {path}: __metadata__ must map strings to strings")
     for name in header:
         check_name(name, path)
-    entries = [(*_entry(value, f"{path}, tensor {name!r}"), name) for name, value in header.items()]
+    entries = [
+        (*_entry(value, f"{path}, tensor {shown(name)}"), name) for name, value in header.items()
+    ]
     entries.sort(key=lambda entry: entry[:2])
     position = 0
     for begin, end, _, name in entries:
         if begin != position:
             fault = "overlaps the tensor before it" if begin < position else "leaves a hole"
-            raise InputError(f"{path}, tensor {name!r}: starts at {begin}, {fault} at {position}")
+            raise InputError(
+                f"{path}, tensor {shown(name)}: starts at {begin}, {fault} at {position}"
+            )
         position = end
     if position != data_bytes:
         fault = "truncated" if position > data_bytes else "followed by bytes of no tensor"

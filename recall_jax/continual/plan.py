@@ -8,7 +8,7 @@ from typing import Any
 
 from recall_jax.continual.lineage import Given, Merged, Model, Tuned
 from recall_jax.continual.recipe import Merge, Protocol, Strategy, filled, fine_tuning_values
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.merging.methods import METHODS
 from recall_jax.models.lora import LoraSpec
 from recall_jax.training.settings import Settings
@@ -175,7 +175,9 @@ def _merged(
     """The models merged; one alone, where the method needs several, is what it is."""
     if merge.merge_method not in METHODS:
         known_methods = ", ".join(METHODS)
-        raise InputError(f"no merge_method {merge.merge_method!r}: choose from {known_methods}")
+        raise InputError(
+            f"no merge_method {shown(merge.merge_method)}: choose from {known_methods}"
+        )
     method = METHODS[merge.merge_method]
     if len(models) < method.min_models:
         return models[-1]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast, get_type_hints
 from pydantic import Field, Strict, create_model, field_validator, model_validator
 
 from recall_jax.continual.presets import PRESETS
+from recall_jax.errors import shown
 from recall_jax.evaluation.task import Name, Text
 from recall_jax.models.lora import LoraSpec
 from recall_jax.schema import Schema, read_yaml
@@ -137,7 +138,7 @@ class Protocol(Schema):
         for entry in values:
             news = {entry: _preset(entry)} if isinstance(entry, str) else entry
             if not isinstance(news, dict) or not news:
-                raise ValueError(f"{entry!r} is neither a preset's name nor NAME: {{…}}")
+                raise ValueError(f"{shown(entry)} is neither a preset's name nor NAME: {{…}}")
             if twice := found.keys() & news.keys():
                 raise ValueError(f"two strategies are called {min(twice)}")
             found |= news
@@ -154,7 +155,7 @@ class Protocol(Schema):
                 raise ValueError(f"orders.{index} must name tasks, each of them once")
             if unknown := [name for name in order if name not in names]:
                 known = ", ".join(names)
-                raise ValueError(f"orders.{index}: no task {unknown[0]!r} among {known}")
+                raise ValueError(f"orders.{index}: no task {shown(unknown[0])} among {known}")
             if order in self.orders[:index]:
                 raise ValueError(f"orders.{index} is given twice: remove it")
         if len(set(self.seeds)) < len(self.seeds):
@@ -185,7 +186,9 @@ def filled(value: Any, seed: int) -> Any:
 
 def _preset(name: Any) -> dict[str, Any]:
     if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"no strategy {name!r}: choose from {', '.join(PRESETS)}, or describe it")
+        raise ValueError(
+            f"no strategy {shown(name)}: choose from {', '.join(PRESETS)}, or describe it"
+        )
     return dict(PRESETS[name])
 
 

@@ -12,7 +12,7 @@ from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.parameter_names import namesakes
 from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
 from recall_jax.checkpoint.ties import is_tied
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, some
 from recall_jax.merging.methods import Whole
 from recall_jax.units import EMBED, HEAD, unit_of_tensor
 
@@ -185,8 +185,5 @@ def is_float(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    if not names:
-        return "none"
-    more = f", … ({len(names)} in all)" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def _some(names: Sequence[str]) -> str:
+    return some(names, 3) or "none"

@@ -18,7 +18,7 @@ from recall_jax.engine.journal import Journal
 from recall_jax.engine.layout import Layout
 from recall_jax.engine.plan import NamedModel, Plan, units_of
 from recall_jax.engine.progress import Clock, Progress
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.merging.methods import METHODS
 from recall_jax.merging.parameters import (
     LinearParameters,
@@ -128,8 +128,8 @@ def _reference(value: int | str, models: Sequence[str]) -> Reference:
     if isinstance(value, str):
         if models.count(value) != 1:
             raise InputError(
-                f"parameters.reference {value!r} is none of the models: use newest, pairwise, an "
-                "index, or a model as the recipe names it"
+                f"parameters.reference {shown(value)} is none of the models: use newest, "
+                "pairwise, an index, or a model as the recipe names it"
             )
         return models.index(value)
     check_reference(value, len(models))

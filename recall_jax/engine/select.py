@@ -13,7 +13,7 @@ from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.progress import Progress, silent
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.models.architecture import Architecture
 from recall_jax.recipe import Samples
 from recall_jax.representations.typical import Typical, select_typical
@@ -31,7 +31,7 @@ def clustered_units(unit: str | int, arch: Architecture) -> tuple[str, ...]:
     if isinstance(unit, int) and -len(arch.units) <= unit < len(arch.units):
         return (arch.units[unit],)
     raise InputError(
-        f"samples.unit {unit!r} is no unit of this model: use last, all, {arch.units[0]}, "
+        f"samples.unit {shown(unit)} is no unit of this model: use last, all, {arch.units[0]}, "
         f"{arch.units[1]} … {arch.units[-1]}, or an index"
     )
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.evaluation.metrics import UNANSWERABLE
 from recall_jax.evaluation.prompts import evaluate, render
 from recall_jax.evaluation.rows import Rows
@@ -51,8 +51,8 @@ def _example(task: Task, row: Row, number: int, place: str) -> Example:
     answer = evaluate(task.answer, row, place, "answer")
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise InputError(
-            f"{place}: answer: {answer!r} is no index from 0 to {len(choices) - 1}: take a split "
-            "with labels"
+            f"{place}: answer: {shown(answer)} is no index from 0 to {len(choices) - 1}: take a "
+            "split with labels"
         )
     return Example(number, prompt, choices, answer)
 
@@ -62,7 +62,7 @@ def _references(task: Task, row: Row, place: str) -> tuple[str, ...]:
     value = evaluate(task.references, row, place, "references")
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{place}: references: {value!r} is no text and no list of texts")
+        raise InputError(f"{place}: references: {shown(value)} is no text and no list of texts")
     if not texts and (strict := [name for name in task.metrics if name not in UNANSWERABLE]):
         raise InputError(f"{place}: references: there is none, but {strict[0]} needs one")
     return tuple(texts)

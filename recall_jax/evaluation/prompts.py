@@ -6,7 +6,7 @@ A task's file may be another's: what it says is run in the process for that, wit
 from collections.abc import Mapping
 from typing import Any
 
-from recall_jax.errors import InputError, brief
+from recall_jax.errors import InputError, brief, some
 from recall_jax.foreign.process import ForeignError, ask
 
 
@@ -45,4 +45,4 @@ def evaluate(expression: str, row: Mapping[str, Any], where: str, key: str) -> A
 
 
 def _fault(error: ForeignError, row: Mapping[str, Any], where: str, key: str) -> InputError:
-    return InputError(f"{where}: {key}: {brief(error)} (the row has {', '.join(map(str, row))})")
+    return InputError(f"{where}: {key}: {brief(error)} (the row has {some(row, 10)})")

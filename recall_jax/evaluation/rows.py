@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.evaluation import hub
 from recall_jax.evaluation.generators import GENERATORS
 from recall_jax.evaluation.layouts import read_layout
@@ -53,7 +53,7 @@ def load_rows(task: Task, data_root: Path | None) -> Rows:
 def _generate(source: Generated) -> Rows:
     if source.generator not in GENERATORS:
         known = ", ".join(GENERATORS) or "none"
-        raise InputError(f"no generator {source.generator!r} of rows: known are {known}")
+        raise InputError(f"no generator {shown(source.generator)} of rows: known are {known}")
     rows = GENERATORS[source.generator](source.task, source.count, source.seed)
     return _number([(f"{source.generator} {source.task}", rows)], "generated")
 

@@ -146,7 +146,9 @@ class Task(Schema):
             raise ValueError("scoring by likelihood needs choices")
         if isinstance(self.source, Published) and self.split not in self.source.splits:
             known = ", ".join(self.source.splits)
-            raise ValueError(f"split {self.split!r} is not in source.splits, which has {known}")
+            raise ValueError(
+                f"split {shown(self.split)} is not in source.splits, which has {known}"
+            )
         return self
 
 
@@ -169,7 +171,9 @@ def find_task(asked: str) -> Task:
     if Path(asked).suffix in (".yml", ".yaml"):
         return read_yaml(Task, Path(asked))
     known = ", ".join(task_names())
-    raise InputError(f"no task {asked!r}: choose from {known}, or give a file of your own (.yml)")
+    raise InputError(
+        f"no task {shown(asked)}: choose from {known}, or give a file of your own (.yml)"
+    )
 
 
 def find_tasks(asked: Sequence[str]) -> list[Task]:

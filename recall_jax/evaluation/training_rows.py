@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.task import Generated, Generation, Task
 from recall_jax.representations.row_files import Row
@@ -17,9 +17,11 @@ def with_split(task: Task, split: str) -> Task:
         )
     if split not in task.source.splits:
         known = ", ".join(task.source.splits)
-        raise InputError(f"{task.task} has no split {split!r}: choose from {known}")
+        raise InputError(f"{task.task} has no split {shown(split)}: choose from {known}")
     if split == task.split:
-        raise InputError(f"{task.task} is evaluated on split {split!r}: learn from another one")
+        raise InputError(
+            f"{task.task} is evaluated on split {shown(split)}: learn from another one"
+        )
     return task.model_copy(update={"split": split})
 
 

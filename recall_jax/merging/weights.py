@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 
 Merged = Literal["all", "first", "middle", "last"]
 _THIRDS = ("first", "middle", "last")
@@ -42,7 +42,7 @@ class Weighing:
         """Refuse thirds that there are not."""
         if self.merged_units not in ("all", *_THIRDS):
             known = ", ".join(("all", *_THIRDS))
-            raise InputError(f"merged_units is {self.merged_units!r}: choose from {known}")
+            raise InputError(f"merged_units is {shown(self.merged_units)}: choose from {known}")
 
     def weights(
         self, similarity: jax.Array, *, unit: int, num_units: int, reference: int | None

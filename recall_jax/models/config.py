@@ -5,7 +5,7 @@ from typing import Any
 
 from recall_jax.checkpoint.class_defaults import completed
 from recall_jax.checkpoint.quantised import KEYS, quantised_by
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.attributes import Attributes
 from recall_jax.models.families import FAMILIES
@@ -57,9 +57,8 @@ def read_architecture(
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(
-            f"{where}: model_type is {model_type!r}; supported are {', '.join(sorted(FAMILIES))}"
-        )
+        known = ", ".join(sorted(FAMILIES))
+        raise InputError(f"{where}: model_type is {shown(model_type)}; supported are {known}")
     reader = Attributes(without(config, ignore), where)
     architecture = FAMILIES[model_type].architecture(reader)
     unsloth = {name for name in reader.remaining if name.startswith("unsloth_")}

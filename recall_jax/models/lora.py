@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.families import FAMILIES
 
@@ -34,15 +34,17 @@ class LoraSpec:
     def __post_init__(self) -> None:
         """Refuse values out of range; names are checked where an architecture is known."""
         if type(self.r) is not int or self.r < 1:
-            raise InputError(f"LoRA: r must be a positive integer, not {self.r!r}")
+            raise InputError(f"LoRA: r must be a positive integer, not {shown(self.r)}")
         if not _is_number(self.alpha) or self.alpha <= 0:
-            raise InputError(f"LoRA: alpha must be a positive number, not {self.alpha!r}")
+            raise InputError(f"LoRA: alpha must be a positive number, not {shown(self.alpha)}")
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise InputError(f"LoRA: dropout must be at least 0 and below 1, not {self.dropout!r}")
+            raise InputError(
+                f"LoRA: dropout must be at least 0 and below 1, not {shown(self.dropout)}"
+            )
         if not isinstance(self.target_modules, tuple) or not self.target_modules:
             raise InputError(
                 f"LoRA: target_modules must be a tuple of names, or ({ALL_LINEAR!r},), "
-                f"not {self.target_modules!r}"
+                f"not {shown(self.target_modules)}"
             )
 
     @property

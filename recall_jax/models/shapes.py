@@ -5,10 +5,10 @@ tests hold these shapes to theirs.
 """
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from recall_jax.errors import InputError, shown
+from recall_jax.errors import InputError, shown, some
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.families import FAMILIES
 from recall_jax.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
@@ -105,9 +105,3 @@ def check_shapes(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], wher
             f"{where}: of another shape than its config says: {some(said)}; the tensors and the "
             f"config do not belong to the same {arch.family} model"
         )
-
-
-def some(names: Collection[str], limit: int = 4) -> str:
-    """The first of some names, and how many there are in all where there are more."""
-    first = ", ".join(list(names)[:limit])
-    return first + (f", … ({len(names)} in all)" if len(names) > limit else "")

@@ -81,11 +81,11 @@ def read_part(folder: Path) -> Part:
     files, weight_map = content["files"], content["weight_map"]
     for name, entry in files.items():
         if why := checksum_fault(name, entry):
-            raise InputError(f"{path}: {name!r} {why}")
+            raise InputError(f"{path}: {shown(name)} {why}")
     for tensor, name in weight_map.items():
         check_name(tensor, path)
         if not isinstance(name, str) or name not in files:
-            raise InputError(f"{path}: tensor {tensor!r} is in none of its files")
+            raise InputError(f"{path}: tensor {shown(tensor)} is in none of its files")
     if not 0 <= content["process"] < content["processes"]:
         raise InputError(
             f"{path}: there is no part {shown(content['process'])} of {shown(content['processes'])}"

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 
 FORMAT = 1
 KEYS = (
@@ -44,7 +44,7 @@ def validate(report: Mapping[str, Any], required: Collection[str] = KEYS) -> Non
     if missing := [key for key in required if key not in report]:
         raise ValueError(f"key missing: {', '.join(missing)}")
     if (found := report["format"]) != FORMAT:
-        raise ValueError(f"format is {found!r}, and only format {FORMAT} is known")
+        raise ValueError(f"format is {shown(found)}, and only format {FORMAT} is known")
     models, units = report["models"], report["units"]
     for key, names in (("models", models), ("units", units)):
         if not (_is_list_of(str, names) and names):
@@ -122,7 +122,7 @@ def _check_numbers(key: str, values: object, shape: tuple[int, ...]) -> None:
         rows = [entry for row in rows if isinstance(row, list) for entry in row]
     for entry in rows:
         if not isinstance(entry, int | float) or isinstance(entry, bool):
-            raise ValueError(f"{key} holds {entry!r}, which is not a number")
+            raise ValueError(f"{key} holds {shown(entry)}, which is not a number")
         if not abs(entry) <= sys.float_info.max:
             raise ValueError(f"{key} holds a number that is NaN or infinite")
 

@@ -1,4 +1,4 @@
-"""Libraries in Rust print on stderr, past Python, whenever they panic. The exception is enough."""
+"""Libraries in Rust print past Python: whenever they panic, and of options they do not know."""
 
 import os
 import tempfile
@@ -12,33 +12,47 @@ _alone = threading.RLock()  # the process has one stderr
 
 @contextmanager
 def unheard_panics() -> Iterator[None]:
-    """Drop what is printed on stderr past Python if the block ends in an exception that panics are.
+    """Drop what is printed past Python, on stderr only if the block ends in a panic's exception.
 
-    All else that is printed meanwhile, by this thread or another, comes at the end of the block.
+    All else that comes on stderr meanwhile, from this thread or another, is heard at the end.
     """
+    held = _held()
     with _alone:
-        held = _held()
-        try:
-            stderr = os.dup(2)
-        except OSError:  # it is closed: nothing is heard anyway
-            yield
-            return
-        os.dup2(held, 2)
         panicked = False
         try:
-            yield
+            with _led_to(_nowhere(), 1), _led_to(held, 2):
+                yield
         except BaseException as error:
             panicked = not isinstance(error, Exception | SystemExit | KeyboardInterrupt)
             raise
         finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
             if size := os.lseek(held, 0, os.SEEK_END):
                 printed = os.pread(held, size, 0)
                 os.ftruncate(held, 0)
                 os.lseek(held, 0, os.SEEK_SET)
                 if not panicked:
                     os.write(2, printed)
+
+
+@contextmanager
+def _led_to(descriptor: int, stream: int) -> Iterator[None]:
+    """Let a stream lead to an open file; a stream that is closed stays so."""
+    try:
+        before = os.dup(stream)
+    except OSError:
+        yield
+        return
+    os.dup2(descriptor, stream)
+    try:
+        yield
+    finally:
+        os.dup2(before, stream)
+        os.close(before)
+
+
+@cache
+def _nowhere() -> int:
+    return os.open(os.devnull, os.O_WRONLY)
 
 
 @cache

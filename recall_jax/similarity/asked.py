@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.similarity.measure import Measure, check_options
 from recall_jax.similarity.measures import ALIASES, MEASURES, find_measure
 
@@ -53,8 +53,8 @@ def parse_measures(text: str) -> tuple[Asked, ...]:
         item = _ITEM.match(text, place)
         if item is None:
             raise InputError(
-                f"cannot read the measures {text!r}: write names with commas between, options in "
-                "parentheses, such as cka,mutual_knn(k=5)"
+                f"cannot read the measures {shown(text)}: write names with commas between, options "
+                "in parentheses, such as cka,mutual_knn(k=5)"
             )
         name, options, separator = item.groups()
         find_measure(name)
@@ -75,7 +75,7 @@ def _options(name: str, text: str) -> dict[str, Any]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         option, equals, value = (piece.strip() for piece in part.partition("="))
         if option not in known:
-            raise InputError(f"the measure {name} has no option {option!r}: it takes {takes}")
+            raise InputError(f"the measure {name} has no option {shown(option)}: it takes {takes}")
         if not (equals and value):
             raise InputError(f"option {option} of {name} has no value: write {name}({option}=…)")
         if option in found:
@@ -92,18 +92,18 @@ def _value(where: str, text: str, parameter: inspect.Parameter) -> Any:
     """An option's value, of the kind that its default has."""
     if isinstance(default := parameter.default, bool):
         if text not in ("true", "false"):
-            raise InputError(f"{where} is {text!r}: write true or false")
+            raise InputError(f"{where} is {shown(text)}: write true or false")
         return text == "true"
     if isinstance(default, str):
         choices = get_args(parameter.annotation)
         if choices and text not in choices:
-            raise InputError(f"{where} is {text!r}: choose from {', '.join(choices)}")
+            raise InputError(f"{where} is {shown(text)}: choose from {', '.join(choices)}")
         return text
     kind, noun = (int, "whole number") if isinstance(default, int) else (float, "number")
     try:
         return kind(text)
     except ValueError:
-        raise InputError(f"{where} is {text!r}: write a {noun}") from None
+        raise InputError(f"{where} is {shown(text)}: write a {noun}") from None
 
 
 def _written(value: Any) -> str:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.similarity.alignment import ALIGNMENTS, center
 from recall_jax.similarity.bandwidth import median_bandwidth, pair_distances
 from recall_jax.similarity.measures import ALIASES, MEASURES
@@ -53,23 +53,23 @@ class Comparison:
         for name, weight in self.similarity:
             if name not in COMPARABLE:
                 known = ", ".join(COMPARABLE)
-                raise InputError(f"unknown similarity {name!r}: choose from {known}")
+                raise InputError(f"unknown similarity {shown(name)}: choose from {known}")
             if not (np.isfinite(weight) and weight > 0):
-                raise InputError(f"similarity {name!r} has weight {weight}: give one above 0")
+                raise InputError(f"similarity {shown(name)} has weight {weight}: give one above 0")
         if not np.isfinite(sum(weight for _, weight in self.similarity)):
             raise InputError("the weights of similarity have no finite sum: make them smaller")
         if not self.similarity:
             raise InputError("similarity names no measure: give at least one, such as rbf")
         if isinstance(self.sigma, str):
             if self.sigma not in ("median", "dim"):
-                raise InputError(f"unknown sigma {self.sigma!r}: use median, dim or a number")
+                raise InputError(f"unknown sigma {shown(self.sigma)}: use median, dim or a number")
         elif not _SMALLEST <= self.sigma <= _LARGEST:
             raise InputError(
                 f"sigma is {self.sigma}: give a number above 0 that float32 holds, median or dim"
             )
         if self.alignment not in ALIGNMENTS:
             known = ", ".join(ALIGNMENTS)
-            raise InputError(f"unknown alignment {self.alignment!r}: choose from {known}")
+            raise InputError(f"unknown alignment {shown(self.alignment)}: choose from {known}")
         if self.reference == "pairwise" and self.alignment == "procrustes":
             raise InputError("alignment procrustes rotates onto a reference: pairwise has none")
 
@@ -158,7 +158,7 @@ def check_reference(reference: Reference, num_models: int) -> None:
         return
     if isinstance(reference, str) or not -num_models <= reference < num_models:
         raise InputError(
-            f"reference {reference!r} is none of the {num_models} models: "
+            f"reference {shown(reference)} is none of the {num_models} models: "
             f"give an index from 0 to {num_models - 1}, or 'pairwise'"
         )
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from recall_jax.engine.findings import Findings, compare_representations
 from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import recall_comparison
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.recipe import Recipe, Samples
 from recall_jax.representations.extract import ApplyFn, extract
@@ -177,7 +177,7 @@ def clustered_rows(unit: str | int, units: Sequence[str]) -> list[int]:
     if isinstance(unit, int) and -len(units) <= unit < len(units):
         return [unit % len(units)]
     raise InputError(
-        f"samples.unit {unit!r} is no unit of this tree: use last, all, one of {units[0]} … "
+        f"samples.unit {shown(unit)} is no unit of this tree: use last, all, one of {units[0]} … "
         f"{units[-1]}, or an index"
     )
 

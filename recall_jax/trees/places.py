@@ -14,7 +14,7 @@ from jax.tree_util import DictKey
 
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.plan import in_forward_order, is_float
-from recall_jax.errors import InputError, shown
+from recall_jax.errors import InputError, shown, some
 from recall_jax.merging.trees import unit_of_path
 from recall_jax.tree_patterns import TreePatterns, match_leaf
 from recall_jax.units import EMBED, HEAD, layer_unit
@@ -57,8 +57,8 @@ def place_leaves(
         if name.startswith(root) and is_float(spec.dtype)
     }
     if not leaves:
-        what = f"tree.root {patterns.root!r}" if patterns and patterns.root else "the tree"
-        raise InputError(f"{model}: {what} holds no floating point leaves; it has {_some(specs)}")
+        what = f"tree.root {shown(patterns.root)}" if patterns and patterns.root else "the tree"
+        raise InputError(f"{model}: {what} holds no floating point leaves; it has {some(specs, 3)}")
     if not root:
         _refuse_optimizer(leaves, model)
     found = _guessed(leaves, model) if patterns is None else _matched(leaves, patterns, model)
@@ -94,7 +94,7 @@ def _matched(
         matched = [name for name in leaves if match_leaf(pattern, name) is not None]
         if not matched:
             raise InputError(
-                f"{model}: tree.embed {pattern!r} matches no leaf; it has {_some(leaves)}"
+                f"{model}: tree.embed {shown(pattern)} matches no leaf; it has {some(leaves, 3)}"
             )
         if twice := [name for name in matched if name in places]:
             raise InputError(f"{model}: {twice[0]} matches tree.embed and another pattern")
@@ -110,7 +110,7 @@ def _layers(
     matches = {name: number for name, number in found.items() if number is not None}
     if not matches:
         raise InputError(
-            f"{model}: tree.layers {pattern!r} matches no leaf; it has {_some(leaves)}"
+            f"{model}: tree.layers {shown(pattern)} matches no leaf; it has {some(leaves, 3)}"
         )
     if axis is None:
         numbers = {name: int(number) for name, number in matches.items()}
@@ -129,8 +129,8 @@ def _layers(
             )
         if shape[axis] > _MOST_LAYERS:
             raise InputError(
-                f"{model}: by tree.layers {pattern!r} {name} of shape {list(shape)} would stack "
-                f"{shape[axis]} layers on axis {axis}: name the axis where its layers are"
+                f"{model}: by tree.layers {shown(pattern)} {name} of shape {list(shape)} would "
+                f"stack {shape[axis]} layers on axis {axis}: name the axis where its layers are"
             )
         lengths.setdefault(shape[axis], name)
         units = tuple(layer_unit(depth + index) for index in range(shape[axis]))
@@ -149,7 +149,7 @@ def _guessed(leaves: Mapping[str, TensorSpec], model: str) -> dict[str, Place]:
     numbers = {int(u.rpartition(".")[2]) for u in units.values() if u not in (EMBED, HEAD)}
     if not numbers or EMBED not in units.values():
         missing = "numbered layers" if not numbers else "an embedding"
-        raise InputError(f"{model}: its names tell no {missing} ({_some(leaves)}): {_ADVICE}")
+        raise InputError(f"{model}: its names tell no {missing} ({some(leaves, 3)}): {_ADVICE}")
     order = _in_order(numbers, "the names", model)
     return {
         name: Place((unit if unit in (EMBED, HEAD) else layer_unit(order[int(unit[7:])]),))
@@ -187,8 +187,3 @@ def _refuse_optimizer(leaves: Mapping[str, TensorSpec], model: str) -> None:
             f"{model} holds {states[0]} beside {', '.join(others) or 'nothing'}: say in the recipe "
             f"where the parameters are, such as tree: {{root: {others[0] if others else 'params'}}}"
         )
-
-
-def _some(names: Mapping[str, TensorSpec], limit: int = 3) -> str:
-    shown = ", ".join(list(names)[:limit])
-    return shown + (f", … ({len(names)} in all)" if len(names) > limit else "")

@@ -85,6 +85,15 @@ def test_a_tokenizer_that_is_none_is_one_line(case, kind, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_options_that_the_library_does_not_know_are_not_printed(tmp_path, capfd):
+    write(tmp_path, {})
+    token = {"__type": "AddedToken", "content": "<pad>", "a\u202eb": 1}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": token}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    load_tokenizer([tmp_path], "a kind that transformers alone reads")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_all_else_that_is_printed_is_heard(capfd):
     with unheard_panics():
         os.write(2, b"of this thread\n")

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.models.architecture import ACTIVATIONS, ROPE_KINDS, Rope
 from recall_jax.models.attributes import Attributes
 
@@ -84,7 +84,9 @@ def read_rope(config: Attributes, max_position_embeddings: int) -> Rope:
     old_kind = rope.choice("type", ROPE_KINDS, None)
     kind = rope.choice("rope_type", ROPE_KINDS, old_kind) or "default"
     if old_kind not in (None, kind):
-        raise InputError(f"{rope.where}: type {old_kind!r} and rope_type {kind!r} disagree")
+        raise InputError(
+            f"{rope.where}: type {shown(old_kind)} and rope_type {shown(kind)} disagree"
+        )
     theta = rope.number("rope_theta", outer_theta) or 10_000.0
     if outer_theta not in (None, theta):
         raise InputError(f"{rope.where}: rope_theta {theta} is {outer_theta} at the top level")
