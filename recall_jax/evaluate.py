@@ -20,7 +20,7 @@ import jax
 from recall_jax.checkpoint.folder import Checkpoint, file_warnings, open_checkpoint
 from recall_jax.engine.inputs import compute_dtype
 from recall_jax.engine.progress import Clock, Progress, silent
-from recall_jax.errors import InputError, storage_faults
+from recall_jax.errors import InputError, shown, storage_faults
 from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.journal import Journal, Results, resume_journal
 from recall_jax.evaluation.lengths import check_memory, count_too_long
@@ -56,6 +56,8 @@ class Options:
         for name, value in (("limit", self.limit), ("batch_size", self.batch_size)):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be at least 1, not {value}")
+            if value is not None and value >= 2**31:
+                raise InputError(f"{name} must be below 2^31, not {shown(value)}")
 
 
 DEFAULTS = Options()

@@ -125,8 +125,8 @@ def companions(
         warnings.append(f"weights of {source} that are not merged are copied: {some(alone, 3)}")
     if code := [name for name in found if name.endswith(".py")]:
         warnings.append(
-            f"code of {source} is copied, and was not run: {some(code, 3)}; read it before you load "
-            "the model with trust_remote_code"
+            f"code of {source} is copied, and was not run: {some(code, 3)}; read it before you "
+            "load the model with trust_remote_code"
         )
     return Companions(found, tuple(warnings))
 

@@ -71,11 +71,11 @@ class Published(Schema):
 
 
 class Generated(Schema):
-    """Rows made by a generator of this package."""
+    """Rows made by a generator of this package, all of them before the first is asked."""
 
     generator: Text
     task: Text
-    count: Count
+    count: Annotated[Count, Field(le=1_000_000)]
     seed: Seed = 0
 
 
@@ -93,7 +93,7 @@ class Generation(Schema):
     """
 
     by: Literal["generation"]
-    max_new_tokens: Count
+    max_new_tokens: Annotated[Count, Field(lt=2**31)]
     stop: tuple[Text, ...] = ()
     no_answer: Text | None = None
 

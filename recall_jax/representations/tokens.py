@@ -240,10 +240,11 @@ class _AutoTokenizer:
 
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
         text = _part(text, max_tokens, self._tokenizer.truncation_side)
+        most = min(max_tokens, UNLIMITED)
         with _reading_of(self._folder):
             return list(
                 self._tokenizer(
-                    text, add_special_tokens=special_tokens, truncation=True, max_length=max_tokens
+                    text, add_special_tokens=special_tokens, truncation=True, max_length=most
                 )["input_ids"]
             )
 
@@ -304,7 +305,8 @@ class _LightTokenizer:
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
         text = _part(text, max_tokens, self._truncation_side)
         with _reading_of(self._folder):
-            self._tokenizer.enable_truncation(max_tokens, direction=self._truncation_side)
+            most = min(max_tokens, UNLIMITED)
+            self._tokenizer.enable_truncation(most, direction=self._truncation_side)
             return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:

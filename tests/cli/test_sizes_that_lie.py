@@ -56,6 +56,40 @@ def test_verify_and_inspect_say_so(case, recall, toys, tmp_path):
     assert verified.status == (1 if is_held else 0)
 
 
+@pytest.mark.parametrize("key", ["count", "pool", "max_tokens", "batch_size"])
+def test_counts_beyond_all_rows_are_those_of_all(key, recall, toys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a b"}\n{"text": "c"}\n')
+    samples = {"data": "rows.jsonl", "batch_size": 2}
+    recipe = {"merge_method": "recall", "models": [{"model": model} for model in toys.llama]}
+    for name, count in {"some": 2, "all": 10**90}.items():
+        values = recipe | {"samples": samples | ({} if name == "some" else {key: count})}
+        (tmp_path / "r.yml").write_text(json.dumps(values))
+        assert recall("merge", "r.yml", name).status == 0
+    some, every = (
+        json.loads((tmp_path / name / "recall_report.json").read_text()) for name in ("some", "all")
+    )
+    assert some["weights"] == every["weights"]
+
+
+TASK = {"task": "t", "prompt": "{{ text }}", "scoring": {"by": "perplexity"}}
+
+
+@pytest.mark.parametrize("generator", ["strings", "text"])
+def test_rows_to_be_made_have_a_number(generator, recall, toys, tmp_path):
+    source = {"generator": generator, "task": "nest", "count": 10**12}
+    (tmp_path / "t.yml").write_text(json.dumps({**TASK, "source": source}))
+    done = recall("evaluate", toys.llama[0], "--tasks", tmp_path / "t.yml", "--limit", "1")
+    assert done.status == 2
+    assert "source.count should be less than or equal to 1000000" in done.err
+
+
+def test_a_batch_has_a_number_of_rows(recall, toys):
+    done = recall("evaluate", toys.llama[0], "--tasks", "text_names", "--batch-size", 10**30)
+    assert done.status == 2
+    assert "batch_size must be below 2^31" in done.err
+
+
 def test_a_list_for_another_number_of_layers(recall, toys, tmp_path):
     kinds = ["full_attention"] * 100_000
     model = copy_model(toys.qwen2[0], tmp_path / "model", layer_types=kinds)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Thing:
     file: Path
     damage: Damage
     uses: list[Use]
+    at_length: list[Use] = field(default_factory=list)  # where there is time
 
 
 def command(*words: object) -> Use:
@@ -75,6 +76,17 @@ def reading(read: Callable[..., Any], *arguments: Any, **options: Any) -> Use:
     return run
 
 
+def converting(model: object, out: Path) -> Use:
+    """A whole command that reads, writes and publishes."""
+    convert = command("convert", model, out, "--to", "huggingface", "--quiet")
+
+    def run() -> None:
+        convert()
+        shutil.rmtree(out, ignore_errors=True)
+
+    return run
+
+
 def model_of(toys: Toys, folder: Path) -> Path:
     return Path(shutil.copytree(toys.llama[0], folder / "model"))
 
@@ -82,13 +94,15 @@ def model_of(toys: Toys, folder: Path) -> Path:
 def header(toys: Toys, folder: Path) -> Thing:
     model = Path(shutil.copytree(toys.qwen2[0], folder / "model"))
     uses = [command(word, model) for word in ("inspect", "verify")]
-    return Thing(model / "model.safetensors", damaged_header, uses)
+    at_length = [converting(model, folder / "out")]
+    return Thing(model / "model.safetensors", damaged_header, uses, at_length)
 
 
 def index(toys: Toys, folder: Path) -> Thing:
     model = model_of(toys, folder)
     uses = [command(word, model) for word in ("inspect", "verify")]
-    return Thing(model / "model.safetensors.index.json", damaged_json, uses)
+    at_length = [converting(model, folder / "out")]
+    return Thing(model / "model.safetensors.index.json", damaged_json, uses, at_length)
 
 
 def config(toys: Toys, folder: Path) -> Thing:
@@ -100,13 +114,18 @@ def config(toys: Toys, folder: Path) -> Thing:
     (folder / "r.yml").write_text(json.dumps(recipe | {"samples": {"data": toys.data}}))
     plan = command("plan", folder / "r.yml", "--devices", "v5e-16")
     uses = [*(command(word, model) for word in ("inspect", "verify")), plan]
-    return Thing(model / "config.json", damaged_json, uses)
+    at_length = [converting(model, folder / "out")]
+    return Thing(model / "config.json", damaged_json, uses, at_length)
 
 
 def adapter_config(toys: Toys, folder: Path) -> Thing:
     adapter = Path(shutil.copytree(toys.adapter, folder / "adapter"))
-    uses = [command("inspect", f"{toys.llama[0]}+{adapter}"), command("verify", adapter)]
-    return Thing(adapter / "adapter_config.json", damaged_json, uses)
+    whole = f"{toys.llama[0]}+{adapter}"
+    uses, at_length = (
+        [command("inspect", whole), command("verify", adapter)],
+        [converting(whole, folder / "out")],
+    )
+    return Thing(adapter / "adapter_config.json", damaged_json, uses, at_length)
 
 
 def recipe(toys: Toys, folder: Path) -> Thing:
@@ -248,18 +267,18 @@ def within(seconds: int):
         signal.signal(signal.SIGPROF, before)
 
 
-def fuzz(thing: Thing, folder: Path, seeds: range) -> None:
+def fuzz(file: Path, damage: Damage, uses: list[Use], folder: Path, seeds: range) -> None:
     """Damage a file in as many ways as there are seeds, and let all that read it read it."""
-    whole, names = thing.file.read_bytes(), set(tree(folder))
-    for use in thing.uses:  # what a whole file takes, a damaged one may take too
+    whole, names = file.read_bytes(), set(tree(folder))
+    for use in uses:  # what a whole file takes, a damaged one may take too
         use()
     if (reset := Path("/proc/self/clear_refs")).exists():
         reset.write_text("5")
     start = memory("VmRSS")
     for seed in seeds:
-        content = thing.damage(whole, random.Random(seed))
-        thing.file.write_bytes(content)
-        use = thing.uses[seed % len(thing.uses)]
+        content = damage(whole, random.Random(seed))
+        file.write_bytes(content)
+        use = uses[seed % len(uses)]
         try:
             with within(MOST_SECONDS):
                 use()
@@ -277,11 +296,14 @@ def fuzz(thing: Thing, folder: Path, seeds: range) -> None:
 
 @pytest.mark.parametrize("name", THINGS)
 def test_files_that_are_damaged(name, toys, tmp_path):
-    fuzz(THINGS[name](toys, tmp_path), tmp_path, range(200))
+    thing = THINGS[name](toys, tmp_path)
+    fuzz(thing.file, thing.damage, thing.uses, tmp_path, range(200))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", THINGS)
 def test_files_that_are_damaged_in_many_ways(name, toys, tmp_path):
-    fuzz(THINGS[name](toys, tmp_path), tmp_path, range(200, 10_000))
+    thing = THINGS[name](toys, tmp_path)
+    uses = thing.uses + thing.at_length
+    fuzz(thing.file, thing.damage, uses, tmp_path, range(200, 10_200))
