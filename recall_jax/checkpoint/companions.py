@@ -8,11 +8,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from filecmp import cmp
 from fnmatch import translate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ GENERATION_NAME = "generation_config.json"
 _MODULES = "modules.json"  # sentence-transformers': the parts of a model, each with its folder
 _TEMPLATES = "additional_chat_templates"
 _SAFETENSORS = ".safetensors"
-_TOO_LARGE = 64 << 20  # bytes: no tokenizer is of that size
+TOO_LARGE = 64 << 20  # bytes: no tokenizer is of that size
 
 
 def _names(*patterns: str) -> re.Pattern[str]:
@@ -152,47 +152,31 @@ def is_tokenizer_file(name: str) -> bool:
     return _TOKENIZER.match(name.lower()) is not None
 
 
-def _files_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The files of a folder that are to be copied, in order, and lines on those that cannot be."""
-    root = folder.resolve()
-    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else None
-    modules = _modules(folder)
-    links: list[str] = []
-    large: list[str] = []
-    pickled: list[str] = []
+def names_to_copy(names: Iterable[str], modules: Sequence[str]) -> list[str]:
+    """Those of the files that lie beside weights, by their names in the folder, which go with them.
 
-    def walk(inside: Path) -> Iterator[tuple[str, Path]]:
-        with storage_faults(f"read {inside}"):
-            paths = sorted(inside.iterdir())
-        for path in paths:
-            name = path.relative_to(folder).as_posix()
-            of_module = any(f"{name}/".startswith(f"{module}/") for module in modules)
-            is_kept = of_module and path.suffix == _SAFETENSORS
-            if _LEFT_OUT.match(path.name.lower()) and not is_kept:
-                pickled.extend([name] if of_module and path.suffix == ".bin" else [])
-            elif path.is_symlink() and Path(os.path.realpath(path)).parent != blobs:
-                links.extend([name] if name != CONFIG_NAME else [])  # which is written anew
-            elif path.is_dir() and (of_module or not _holds_weights(path)):
-                yield from walk(path)
-            elif path.is_file() and path.stat().st_size >= _TOO_LARGE:
-                large.append(name)
-            elif path.is_file():
-                yield name, path
-
-    found = dict(walk(folder)) if folder.is_dir() else {}
-    for path in found.values():
-        if not os.access(path, os.R_OK):
-            raise InputError(f"cannot read {path}: change its permissions, or move it away")
-    told = {
-        f"links in {folder} are not copied": links,
-        f"files of {folder} of {_TOO_LARGE >> 20} MiB and more are not copied": large,
-        f"pickled weights of modules of {folder} are not copied, save them as safetensors": pickled,
+    `modules` are the folders of the parts of a model of sentence-transformers.
+    """
+    paths = list(map(PurePosixPath, names))
+    of_others = {  # folders of other models, adapters and checkpoints
+        folder
+        for path in paths
+        if _OF_A_MODEL.match(path.name.lower()) and not _is_of(path.as_posix(), modules)
+        for folder in path.parents[:-1]
     }
-    return found, [f"{what}: {some(names, 3)}" for what, names in told.items() if names]
+
+    def goes(path: PurePosixPath) -> bool:
+        of_module = _is_of(path.as_posix(), modules)
+        if of_module and path.suffix == _SAFETENSORS:
+            return True
+        is_left_out = any(_LEFT_OUT.match(part.lower()) for part in path.parts)
+        return not is_left_out and (of_module or of_others.isdisjoint(path.parents))
+
+    return [path.as_posix() for path in paths if goes(path)]
 
 
-def _modules(folder: Path) -> list[str]:
-    """The folders of the parts that sentence-transformers puts a model together from."""
+def modules_of(folder: Path) -> list[str]:
+    """The folders of the parts that sentence-transformers puts a model together from, if any."""
     path = folder / _MODULES
     try:
         entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
@@ -201,10 +185,46 @@ def _modules(folder: Path) -> list[str]:
         return []  # whoever loads it will say what is wrong with it
 
 
-def _holds_weights(folder: Path) -> bool:
-    """Whether a folder is that of another model, an adapter or a checkpoint."""
-    names = (name for _, _, files in os.walk(folder) for name in files)
-    return any(_OF_A_MODEL.match(name.lower()) for name in names)
+def _is_of(name: str, modules: Sequence[str]) -> bool:
+    return any(name.startswith(f"{module}/") for module in modules)
+
+
+def _files_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """The files of a folder that are to be copied, in order, and lines on those that cannot be."""
+    root, modules = folder.resolve(), modules_of(folder)
+    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else None
+    paths = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
+    links: list[str] = []
+    large: list[str] = []
+    found: dict[str, Path] = {}
+    for name in names_to_copy(paths, modules):
+        path = paths[name]
+        if path.is_symlink() and Path(os.path.realpath(path)).parent != blobs:
+            links.extend([name] if name != CONFIG_NAME else [])  # which is written anew
+        elif path.is_file() and path.stat().st_size >= TOO_LARGE:
+            large.append(name)
+        elif path.is_file():
+            found[name] = path
+            if not os.access(path, os.R_OK):
+                raise InputError(f"cannot read {path}: change its permissions, or move it away")
+    pickled = [name for name in paths if _is_of(name, modules) and name.endswith(".bin")]
+    told = {
+        f"links in {folder} are not copied": links,
+        f"files of {folder} of {TOO_LARGE >> 20} MiB and more are not copied": large,
+        f"pickled weights of modules of {folder} are not copied, save them as safetensors": pickled,
+    }
+    return found, [f"{what}: {some(names, 3)}" for what, names in told.items() if names]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All below a folder but folders, those aside that are left out whole; links as they stand."""
+    with storage_faults(f"read {folder}"):
+        paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in paths:
+        if path.is_symlink() or not path.is_dir():
+            yield path
+        elif not _LEFT_OUT.match(path.name.lower()):
+            yield from _walk(path)
 
 
 def _of_one_alone(source: Path, files: Mapping[str, Path], older: Sequence[Path]) -> list[str]:

@@ -21,9 +21,9 @@ class Part(NamedTuple):
 def find_parts(spec: str) -> list[Part]:
     """Base and adapters of `folder` or `folder+adapter[+adapter…]`, each a path or a hub id.
 
-    A folder that exists by the whole name is meant as it stands, '+' and all. An adapter in the
-    place of the base stands on the base that its own config names. InputError if anything is not
-    there.
+    A hub id is `org/name` or `org/name@revision`. A folder that exists by the whole name is meant
+    as it stands, '+' and all. An adapter in the place of the base stands on the base that its own
+    config names. InputError if anything is not there.
     """
     base, *adapters = map(_locate, _split(spec))
     return [*_on_its_base(base, ()), *adapters]
