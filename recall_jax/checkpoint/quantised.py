@@ -50,4 +50,4 @@ def _method(stated: Any) -> str | None:
         return "bitsandbytes"
     if named in (None, "bitsandbytes") and False in loads:
         return None
-    return str(named) if isinstance(named, str) else shown(stated, 80)
+    return named[:80] if isinstance(named, str) else shown(stated, 80)
