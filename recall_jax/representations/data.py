@@ -31,11 +31,11 @@ def draw_rows(
     outside the draw are looked at too. Raises InputError as `read_rows`.
     """
     total = count_rows(path)
-    indices = draw(total, pool, seed)
-    chosen = indices if len(indices) < total else None
+    chosen = draw(total, pool, seed) if total > pool else None
     rows = iterate_rows(path, columns=columns, chosen=chosen)
     kept = list(_within(memory, rows, path, "draw fewer rows with samples.pool"))
-    if len(kept) != len(indices):
+    indices = np.arange(len(kept)) if chosen is None else chosen
+    if len(kept) != min(total, pool):
         raise InputError(f"{path} was changed while it was read: start again")
     return indices, kept
 

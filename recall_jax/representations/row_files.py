@@ -24,6 +24,7 @@ LARGEST_ROW = 1 << 26  # characters; without an end to it a row could be all tha
 _PIECE = 1 << 18
 _NEARLY_ALL = 8  # characters of a piece that a word of JSON, cut off, may begin before its end
 _GZIP = ".gz"
+_BATCH = 64  # rows of a Parquet file that are unpacked at a time
 
 
 def iterate_rows(
@@ -275,7 +276,7 @@ def _read_parquet(path: Path, columns: Columns | None, chosen: np.ndarray | None
             raise InputError(f"{path} has two columns {shown(twice[0])}: rename one")
         wanted = None if columns is None else list(columns(names))
         start = 0
-        for batch in file.iter_batches(batch_size=1024, columns=wanted):
+        for batch in file.iter_batches(batch_size=_BATCH, columns=wanted):
             if chosen is not None:
                 first, last = np.searchsorted(chosen, [start, start + len(batch)])
                 own, start = chosen[first:last] - start, start + len(batch)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from recall_jax.errors import InputError
 from recall_jax.representations.tokens import Tokenizer
 
-_OTHER = "\ue000"  # stands in for a content: a character that no chat holds
+_OTHER = "\U0010a17e"  # stands in for a content: a character of private use, on the last plane
 
 
 class Turn(NamedTuple):

@@ -1,5 +1,6 @@
 """Rows of text as training examples, with the tokenizers that models come with."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -217,6 +218,12 @@ def test_rows_held_out_are_not_trained_on(tmp_path, tokenizer):
 
 def test_the_digest_is_of_what_is_learnt(tmp_path, tokenizer):
     row = {"prompt": "ab", "completion": "c"}
+    found = examples(tmp_path, tokenizer, row, {"text": "xy"})
+    lengths = np.asarray([len(ids) for ids in found.token_ids], np.int64)
+    masks = [np.asarray(mask, np.int32) for mask in found.loss_masks]
+    parts = [lengths, *found.token_ids, *masks]
+    expected = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+    assert found.digest() == expected  # as those of runs that wait to be resumed
     same = [examples(tmp_path, tokenizer, row).digest() for _ in range(2)]
     others = [
         examples(tmp_path, tokenizer, {"text": "abc"}).digest(),
