@@ -40,6 +40,12 @@ class StorageError(UnfinishedError):
     """A disk that is full, or cannot be read or written."""
 
 
+# As XLA and the libraries below it say it, on devices and on CPU.
+_NO_MEMORY = re.compile(
+    "RESOURCE_EXHAUSTED|out of memory|bad_alloc|failed to allocate|cannot allocate memory", re.I
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory did not suffice: the machine's or a device's, as Python, the system, XLA say.
 
@@ -51,7 +57,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         if (
             isinstance(cause, MemoryError)
             or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
-            or "RESOURCE_EXHAUSTED" in str(cause)
+            or _NO_MEMORY.search(str(cause))
         ):
             return True
         seen.append(cause)

@@ -55,9 +55,9 @@ class Options:
         """Refuse numbers out of range."""
         for name, value in (("limit", self.limit), ("batch_size", self.batch_size)):
             if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
+                raise InputError(f"evaluate.{name} must be at least 1, not {value}")
             if value is not None and value >= 2**31:
-                raise InputError(f"{name} must be below 2^31, not {shown(value)}")
+                raise InputError(f"evaluate.{name} must be below 2^31, not {shown(value)}")
 
 
 DEFAULTS = Options()

@@ -172,13 +172,14 @@ def _mesh(settings: Settings) -> Mesh:
     sizes = parse_mesh(settings.mesh)
     if sizes[MODEL] > 1:
         raise InputError(
-            f"--mesh {settings.mesh}: one model is trained; spread it over data, fsdp and tensor"
+            f"finetune.mesh {settings.mesh}: one model is trained; spread it over data, fsdp and "
+            "tensor"
         )
     mesh = make_mesh(sizes)
     if settings.batch_size % (parts := math.prod(sizes[axis] for axis in BATCH_ROWS)):
         raise InputError(
-            f"--batch-size {settings.batch_size} cannot be spread over {parts} parts, "
-            f"{' times '.join(BATCH_ROWS)} of --mesh: make it a multiple"
+            f"finetune.batch_size {settings.batch_size} cannot be spread over {parts} parts, "
+            f"{' times '.join(BATCH_ROWS)} of finetune.mesh: make it a multiple"
         )
     return mesh
 
@@ -228,8 +229,8 @@ def _rate(settings: Settings, plan: Plan) -> optax.Schedule:
     warmup_steps = math.ceil(settings.warmup * plan.steps)
     if plan.steps == 1 and warmup_steps:
         raise InputError(
-            "the only step has the learning rate 0, from which --warmup begins: nothing would be "
-            "learnt; give --warmup 0, or more --steps or --epochs"
+            "the only step has the learning rate 0, from which finetune.warmup begins: nothing "
+            "would be learnt; give finetune.warmup 0, or more finetune.steps or finetune.epochs"
         )
     return learning_rate(settings.learning_rate, settings.schedule, plan.steps, warmup_steps)
 
@@ -272,7 +273,8 @@ def _write_model(
                 cast = array.astype(specs[name].dtype)
             if not np.isfinite(cast).all():
                 raise UnfinishedError(
-                    f"tensor {name} overflows {cast.dtype}: choose a wider one with --out-dtype"
+                    f"tensor {name} overflows {cast.dtype}: choose a wider one with "
+                    "finetune.out_dtype"
                 )
             writer.write(name, cast)
     return writer.checksums, warnings

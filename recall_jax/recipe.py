@@ -30,7 +30,7 @@ Count = Annotated[int, Strict(), Field(ge=1)]
 # Keys of mergekit's recipes that mean something here only once it is built.
 _LATER = {"slices", "modules", "tokenizer", "tokenizer_source", "chat_template"}
 FIELD_KEYS = ("field", "prompt_field", "completion_field")  # of samples, which name fields of rows
-_UNNAMED = "samples: give data (rows to choose from) or typical (rows as given)"
+_UNNAMED = "give samples.data (rows to choose from) or samples.typical (rows as given)"
 DtypeName = Literal["bfloat16", "float16", "float32", "float64"]
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -68,13 +68,18 @@ class Samples(Schema):
     @model_validator(mode="after")
     def _one_source(self) -> "Samples":
         if self.data is not None and self.typical is not None:
-            raise ValueError("give either data (rows to choose from) or typical (rows as given)")
+            raise ValueError(
+                "give either samples.data (rows to choose from) or samples.typical (rows as given)"
+            )
         names = ("data", "typical", *FIELD_KEYS)
         named = [key for key in names if getattr(self, key) is not None]
         if self.source != "data" and named:
             raise ValueError(f"source: {self.source} needs no data: remove {named[0]}")
         if self.field is not None and self.fields.names_pair:
-            raise ValueError("give either field (of a text) or prompt_field and completion_field")
+            raise ValueError(
+                "give either samples.field (of a text) or samples.prompt_field and "
+                "samples.completion_field"
+            )
         if self.source != "generated" and self.prompts is not None:
             raise ValueError("prompts are for source: generated: remove them")
         return self
@@ -268,7 +273,11 @@ def make_samples(values: dict[str, Any]) -> Samples:
 
 def make_recall_parameters(values: dict[str, Any]) -> RecallParameters:
     """A recall recipe's `parameters` on their own, or InputError."""
-    return validate(RecallParameters, values, "parameters")
+    return validate(_OwnParameters, {"parameters": values}, "options").parameters
+
+
+class _OwnParameters(Schema):
+    parameters: RecallParameters
 
 
 def is_gradient(value: object) -> bool:

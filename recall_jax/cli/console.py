@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recall_jax.cli.wording import worded
 from recall_jax.errors import InputError, escaped
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def say(said: str | Sequence[str], quiet: bool) -> None:
 def warn(lines: Sequence[str]) -> None:
     """Print warnings on stderr, one line each, quiet or not."""
     for line in lines:
-        sys.stderr.write(f"warning: {escaped(' '.join(line.split()))}\n")
+        sys.stderr.write(f"warning: {escaped(worded(' '.join(line.split())))}\n")
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -31,6 +31,7 @@ from recall_jax.cli import (
     suite,
 )
 from recall_jax.cli.mapped_files import explain_lost_bytes
+from recall_jax.cli.wording import OUT_OF_MEMORY, speak_for, worded
 from recall_jax.errors import InputError, brief, escaped, is_out_of_memory
 
 app = typer.Typer(
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     arguments = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     signals.catch()
+    speak_for(app, arguments)
     explain_lost_bytes()
     # XLA and transformers report their own affairs there; errors that matter come as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -112,11 +114,9 @@ def _run(arguments: Sequence[str]) -> int:
             return _complain(_usage(error), 2, error)
         if debug:
             raise
-        if isinstance(error, InputError):
-            return _complain(str(error), 2, error)
-        if is_out_of_memory(error):
-            message = "out of memory: allow less with --memory, or take fewer or shorter samples"
-            return _complain(message, 2, error)
+        if isinstance(error, InputError) or is_out_of_memory(error):
+            message = str(error) if isinstance(error, InputError) else OUT_OF_MEMORY
+            return _complain(worded(message), 2, error)
         if isinstance(error, OSError) and error.strerror:  # a full disk, a lost folder
             where = f"{error.filename}: " if error.filename else ""
             return _complain(f"{where}{error.strerror}", 2, error)

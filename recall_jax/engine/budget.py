@@ -113,7 +113,7 @@ def cut_pieces(
 def _too_large(needed: int, budget: int) -> UnfinishedError:
     return UnfinishedError(
         f"this merge needs {needed / MIB:,.0f} MiB of memory and may take "
-        f"{budget / MIB:,.0f} MiB: allow more with --memory"
+        f"{budget / MIB:,.0f} MiB: allow more (--memory)"
     )
 
 

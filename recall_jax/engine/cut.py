@@ -191,8 +191,8 @@ def _too_large(
     return UnfinishedError(
         f"this needs {needed / MIB:,.0f} MiB of memory and may take {budget / MIB:,.0f} MiB, "
         f"{states / MIB:,.0f} MiB of it for the hidden states of {num_rows} rows in "
-        f"{num_models} model{'s' * (num_models > 1)}: allow more with --memory, or take fewer or "
-        "shorter samples (count, max_tokens)"
+        f"{num_models} model{'s' * (num_models > 1)}: allow more memory, or take fewer or "
+        "shorter samples (--memory, samples.count, samples.pool, samples.max_tokens)"
     )
 
 

@@ -56,8 +56,8 @@ def prepare_distill(merge: Merge) -> Prepared:
         if needed > merge.budget:
             raise UnfinishedError(
                 f"recall_distill keeps the base and all models in memory: it needs "
-                f"{needed / MIB:,.0f} MiB and may take {merge.budget / MIB:,.0f} MiB: allow more "
-                "with --memory, or take fewer or shorter samples (count, max_tokens)"
+                f"{needed / MIB:,.0f} MiB and may take {merge.budget / MIB:,.0f} MiB: allow more, "
+                "or take fewer or shorter samples (--memory, samples.count, samples.max_tokens)"
             )
         return needed
 

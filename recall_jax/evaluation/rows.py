@@ -67,7 +67,7 @@ def _read(task: Task, source: Published, folder: Path) -> Rows:
 
 
 def _load(task: Task, source: Published) -> Rows:
-    advice = f"{_wanted(task, source)} into DIR/{task.task} and pass --data-root DIR"
+    advice = f"{_wanted(task, source)} into DIR/{task.task} and name DIR as evaluate.data_root"
     if source.hub is None:
         raise InputError(f"no rows of {task.task}: {advice}")
     asked = source.hub.model_dump(exclude_none=True)

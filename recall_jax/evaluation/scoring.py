@@ -174,7 +174,7 @@ def _read(
 
 def _check_numbers(likelihoods: np.ndarray) -> None:
     if np.isnan(likelihoods).any():
-        raise InputError("the model gives NaN as a likelihood: try --compute-dtype float32")
+        raise InputError("the model gives NaN as a likelihood: try evaluate.compute_dtype float32")
 
 
 def _generate(

@@ -47,7 +47,7 @@ def sharded_layout(
     if (needed := held_bytes() + beside) > budget:
         raise UnfinishedError(
             f"this merge needs {needed / MIB:,.0f} MiB of memory over {mesh.size} devices and may "
-            f"take {budget / MIB:,.0f} MiB: allow more with --memory, or take more devices"
+            f"take {budget / MIB:,.0f} MiB: allow more (--memory), or take more devices"
         )
     return Sharded(mesh), beside
 

@@ -67,7 +67,7 @@ def _within(memory: int | None, rows: Iterator[Row], path: Path, advice: str) ->
         if memory is not None and held > memory:
             raise InputError(
                 f"the rows of {path} take more than the {memory / _MIB:,.0f} MiB of memory that "
-                f"are left for them: allow more with --memory, or {advice}"
+                f"are left for them: allow more (--memory), or {advice}"
             )
         yield row
 

@@ -81,7 +81,7 @@ class Examples:
             return []
         return [
             f"{path}: {self.left_out} rows were left out, as they have no answer to learn or "
-            "--max-tokens cuts it off"
+            "finetune.max_tokens cuts it off"
         ]
 
 
@@ -111,7 +111,7 @@ def read_examples(
             if memory is not None and ids.nbytes + masks.nbytes > memory:
                 raise InputError(
                     f"the tokens of {path} take more than the {memory / (1 << 20):,.0f} MiB of "
-                    "memory that are free: give fewer rows, or cut them with --max-tokens"
+                    "memory that are free: give fewer rows, or cut them with finetune.max_tokens"
                 )
         else:
             left_out += 1
@@ -119,7 +119,7 @@ def read_examples(
     if not len(examples):
         raise InputError(
             f"{path}: no row has a token to learn within {max_tokens} tokens: allow more with "
-            "--max-tokens"
+            "finetune.max_tokens"
         )
     return examples
 
@@ -129,7 +129,7 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Exa
     count = max(1, round(share * len(examples)))
     if count >= len(examples):
         raise InputError(
-            f"--validation-share {share} of {len(examples)} rows leaves none to train on"
+            f"finetune.validation_share {share} of {len(examples)} rows leaves none to train on"
         )
     order = np.random.default_rng([seed, len(examples)]).permutation(len(examples))
     return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))

@@ -194,5 +194,6 @@ def _is_due(step: int, every: int) -> bool:
 def _diverged(what: str, saved: int) -> UnfinishedError:
     kept = f"; the last checkpoint, of step {saved}, is sound" if saved else ""
     return UnfinishedError(
-        f"{what}: try a lower --learning-rate, a longer --warmup or --compute-dtype float32{kept}"
+        f"{what}: try a lower finetune.learning_rate, a longer finetune.warmup or "
+        f"finetune.compute_dtype float32{kept}"
     )

@@ -75,23 +75,25 @@ class Settings:
     ignore_config: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense, in a line that names the option."""
-        _choice("--method", self.method, METHODS)
-        _choice("--schedule", self.schedule, SCHEDULES)
+        """Refuse what makes no sense, in a line that names the setting."""
+        _choice("finetune.method", self.method, METHODS)
+        _choice("finetune.schedule", self.schedule, SCHEDULES)
         if self.out_dtype is not None:
-            _choice("--out-dtype", self.out_dtype, DTYPES)
+            _choice("finetune.out_dtype", self.out_dtype, DTYPES)
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and not least <= value < math.inf:
-                raise InputError(f"{_option(name)} {value}: it must be at least {least}")
+                raise InputError(f"finetune.{name} {value}: it must be at least {least}")
         for name in _ABOVE_0:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{_option(name)} {value}: it must be above 0")
+                raise InputError(f"finetune.{name} {value}: it must be above 0")
         if self.seed >= 2**32:
-            raise InputError(f"--seed {self.seed}: it must be below 2^32")
+            raise InputError(f"finetune.seed {self.seed}: it must be below 2^32")
         if not 0 <= self.warmup <= 1:
-            raise InputError(f"--warmup {self.warmup}: it is a share of the steps, from 0 to 1")
+            raise InputError(
+                f"finetune.warmup {self.warmup}: it is a share of the steps, from 0 to 1"
+            )
         if self.field is not None and self.fields.names_pair:
             raise InputError(
                 "--field and --prompt-field, --completion-field: give one or the other"
@@ -118,27 +120,31 @@ class Settings:
     def _check_validation(self) -> None:
         share = self.validation_share
         if share is not None and not 0 < share < 1:
-            raise InputError(f"--validation-share {share}: it lies between 0 and 1")
+            raise InputError(f"finetune.validation_share {share}: it lies between 0 and 1")
         if self.validation is not None and share is not None:
-            raise InputError("--validation and --validation-share: give one of them")
+            raise InputError("finetune.validation and finetune.validation_share: give one of them")
         if (self.patience or self.evaluate_every) and not self.validates:
             raise InputError(
-                "--patience and --evaluate-every need rows to validate on: give --validation FILE "
-                "or --validation-share"
+                "finetune.patience and finetune.evaluate_every need rows to validate on: give "
+                "finetune.validation FILE or finetune.validation_share"
             )
 
     def _check_method(self) -> None:
         if (self.lora is not None) != (self.method == "lora"):
-            raise InputError("LoRA's options go with --method lora, and with nothing else")
+            raise InputError("LoRA's options go with finetune.method lora, and with nothing else")
         if self.method == "lora" and (self.out_dtype or self.save_fisher):
-            raise InputError("--out-dtype and --save-fisher are for models, not for adapters")
+            raise InputError(
+                "finetune.out_dtype and finetune.save_fisher are for models, not for adapters"
+            )
         if self.ewc_decay is not None and not (self.method == "ewc" and self.ewc_decay <= 1):
-            raise InputError(f"--ewc-decay {self.ewc_decay}: with --method ewc, at most 1")
+            raise InputError(
+                f"finetune.ewc_decay {self.ewc_decay}: with finetune.method ewc, at most 1"
+            )
         consolidates = bool(self.ewc_fisher or self.ewc_data)
         if consolidates != (self.method == "ewc") or (self.ewc_strength is None) == consolidates:
             raise InputError(
-                "--method ewc needs --ewc-strength and --ewc-fisher FILE or --ewc-data FILE; "
-                "they are for nothing else"
+                "finetune.method ewc needs finetune.ewc_strength and finetune.ewc_fisher FILE or "
+                "finetune.ewc_data FILE; they are for nothing else"
             )
 
 
@@ -148,10 +154,6 @@ def lora_spec(method: str, **given: Any) -> LoraSpec | None:
     return LoraSpec(**chosen) if chosen or method == "lora" else None
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _choice(option: str, value: str, choices: Collection[str]) -> None:
+def _choice(setting: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
-        raise InputError(f"{option} {value}: use {', '.join(choices)}")
+        raise InputError(f"{setting} {value}: use {', '.join(choices)}")

@@ -226,7 +226,7 @@ def test_another_recipe_is_refused_and_the_work_stays(change, kept, recall, tmp_
     [
         (["--shard-size", "30KB"], "another shard_size"),
         ([*SHARDS, "--compute-dtype", "bfloat16"], "another compute_dtype"),
-        ([*SHARDS, "--memory", "1MiB"], "allow more with --memory"),
+        ([*SHARDS, "--memory", "1MiB"], "allow more (--memory)"),
     ],
 )
 def test_other_options_are_refused_and_the_work_stays(options, words, kept, recall, tmp_path):

@@ -156,7 +156,7 @@ def test_wrong_recipes_are_refused_in_a_line(protocol, tmp_path):
     assert "did you mean alpha?" in fault(
         protocol, strategies={"a": {"finetune": {"method": "lora", "lora": {"alfa": 1}}}}
     )
-    assert "strategies.a: --epochs 0: it must be at least 1" in fault(
+    assert "strategies.a: finetune.epochs 0: it must be at least 1" in fault(
         protocol, strategies={"a": {"finetune": {"epochs": 0}}}
     )
     assert "no merge_method 'mean'" in fault(

@@ -238,7 +238,9 @@ def test_missing_files_say_what_to_put_where(tmp_path):
         r"dev-v2\.0\.json there",
     ):
         load_rows(find_task("squad_v2"), tmp_path)
-    with pytest.raises(InputError, match=r"put \*\.jsonl into DIR/own and pass --data-root DIR"):
+    with pytest.raises(
+        InputError, match=r"put \*\.jsonl into DIR/own and name DIR as evaluate.data_root"
+    ):
         load_rows(find_task(own(tmp_path)), None)
 
 

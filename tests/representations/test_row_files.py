@@ -147,7 +147,9 @@ def test_rows_beyond_the_memory_are_refused(name, tmp_path):
     with pytest.raises(InputError, match=r"the rows of .*more than the 0 MiB.*--memory"):
         read_rows(path, memory=9000)
     assert len(draw_rows(path, 10, 0, memory=9000)[1]) == 10
-    with pytest.raises(InputError, match=r"with --memory, or draw fewer rows with samples.pool"):
+    with pytest.raises(
+        InputError, match=r"allow more \(--memory\), or draw fewer rows with samples.pool"
+    ):
         draw_rows(path, 100, 0, memory=9000)
 
 
