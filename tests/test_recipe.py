@@ -198,7 +198,7 @@ WRONG = {
     "both data and typical": (RECALL.replace("rows.jsonl", "a, typical: b"), "data.*typical"),
     "a text and a prompt by name": (
         RECALL.replace("rows.jsonl", "a, field: b, prompt_field: c"),
-        "samples.*either field .*or prompt_field",
+        "samples.*either samples.field .*or samples.prompt_field",
     ),
     "a prompt by name, of rows that are drawn": (
         RECALL.replace("data: rows.jsonl", "source: random, completion_field: c"),

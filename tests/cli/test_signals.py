@@ -40,7 +40,7 @@ def handlers():
 def test_a_signal_is_one_line_with_the_notes(
     number, status, line, options, recall, toys, monkeypatch
 ):
-    def stopped(model):
+    def stopped(*_):
         try:
             os.kill(os.getpid(), number)
             time.sleep(30)
@@ -55,7 +55,7 @@ def test_a_signal_is_one_line_with_the_notes(
 
 
 def test_a_users_error_is_one_line_with_the_notes(recall, toys, monkeypatch):
-    def refused(model):
+    def refused(*_):
         error = InputError("no such thing")
         error.add_note(NOTE)
         raise error
@@ -66,7 +66,7 @@ def test_a_users_error_is_one_line_with_the_notes(recall, toys, monkeypatch):
 
 
 def test_a_status_that_no_signal_gave_passes(recall, toys, monkeypatch):
-    def leave(model):
+    def leave(*_):
         raise SystemExit(7)
 
     monkeypatch.setattr(conversion, "describe", leave)
@@ -83,9 +83,9 @@ from recall_jax.cli.main import main
 
 describe = conversion.describe
 
-def interrupted(model):
+def interrupted(*arguments):
     os.kill(os.getpid(), signal.SIGINT)
-    return describe(model)
+    return describe(*arguments)
 
 conversion.describe = interrupted
 main(["inspect", sys.argv[1]])
@@ -119,7 +119,7 @@ from recall_jax.cli.main import main
 class Thing:
     pass
 
-def describe(model):
+def describe(*_):
     thing = Thing()
     weakref.finalize(thing, os.kill, os.getpid(), signal.SIGINT)
     del thing  # the handler's exception is raised in a callback, where Python drops it
@@ -205,7 +205,7 @@ def test_a_terminal_that_is_gone_changes_nothing(recall, toys, monkeypatch):
 
         flush = write
 
-    def stopped(model):
+    def stopped(*_):
         try:
             os.kill(os.getpid(), signal.SIGHUP)
         finally:  # as a progress bar, which is to be taken away
