@@ -366,7 +366,8 @@ def test_a_hub_that_cannot_be_had_says_what_to_put_where(monkeypatch):
     with pytest.raises(
         InputError,
         match=r"no rows of sst2, stanfordnlp/sst2 of the hub: datasets cannot load it \(Couldn't "
-        r"reach the Hub \(offline\)\); put validation-.* into DIR/sst2 and name DIR as evaluate.data_root",
+        r"reach the Hub \(offline\)\); put validation-.* into DIR/sst2 and name DIR as "
+        "evaluate.data_root",
     ):
         load_rows(find_task("sst2"), None)
     monkeypatch.setitem(sys.modules, "datasets", None)
