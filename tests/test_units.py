@@ -320,6 +320,19 @@ def test_what_tells_layers_apart_is_refused_for_two_stacks(change, words, t5, tm
     assert "encoder.block" in said and "decoder.block" in said
 
 
+def test_layers_that_no_name_tells_have_no_order(tmp_path):
+    """XLM numbers the parts of its layers: attentions.0, ffns.0."""
+    from transformers import XLMConfig, XLMModel
+
+    config = XLMConfig(vocab_size=16, emb_dim=8, n_layers=2, n_heads=2, max_position_embeddings=8)
+    for k in range(2):
+        XLMModel(config).save_pretrained(tmp_path / str(k))
+    models = [str(tmp_path / str(k)) for k in range(2)]
+    said = refused(linear(models, [0, 1], 0.5), tmp_path / "out")
+    assert "these have none that their names tell" in said
+    job.merge(make_recipe(linear(models, by_filter(1, 0), 1)), tmp_path / "out")
+
+
 def test_the_command_and_its_plan_refuse_alike(recall: Recall, t5, tmp_path):  # noqa: F811
     recipe = tmp_path / "recipe.yml"
     recipe.write_text(json.dumps(linear(t5, [0, 1], 0.5)))

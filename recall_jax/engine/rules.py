@@ -176,13 +176,15 @@ def recipe_values(
 def check_layers(recipe: Recipe, names: Iterable[str]) -> None:
     """Raise InputError where a recipe tells layers apart that the tensors' `names` do not.
 
-    Two stacks number their layers alike, so that a number is no place in the model.
+    Two stacks number their layers alike, so that a number is no place in the model; where there
+    is none, all would be taken for the head.
     """
     stacks = stacks_of(names)
-    if len(stacks) > 1 and (what := recipe.by_layer):
+    if len(stacks) != 1 and (what := recipe.by_layer):
+        have = f"more, {' and '.join(stacks)}" if stacks else "none that their names tell"
         raise InputError(
-            f"{what} is for models with one stack of layers, and these have more, "
-            f"{' and '.join(stacks)}: merge them with a number for all layers, or with filters"
+            f"{what} is for models with one stack of layers, and these have {have}: merge with a "
+            "number for all layers, or with filters"
         )
 
 

@@ -39,6 +39,7 @@ from recall_jax.trees.files import FORMATS, Leaf, TreeFile, open_tree, read_leav
 from recall_jax.trees.merge import GROUP_BYTES, merge_leaves
 from recall_jax.trees.outcome import input_paths, resolved_trees, write_outcome
 from recall_jax.trees.places import Place, place_leaves, slice_specs
+from recall_jax.units import stacks_of
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,12 @@ def _open(recipe: Recipe) -> _Plan:
     for tree in (*models[:-1], *([] if base is None else [base])):
         _check_alike(tree, place_leaves(tree.specs, recipe.tree, tree.name), newest, places)
         _check_packed(tree, newest, recipe.tree.root if recipe.tree else None)
+    slices = slice_specs(newest.specs, places)
     if recipe.tree is None:  # else it says in which order stacks follow one another
         paths = (tuple(map(DictKey, name.split("/"))) for name in places)
-        check_layers(recipe, map(dotted_path, paths))
-    return _Plan(models, base, places, slice_specs(newest.specs, places))
+        names = list(map(dotted_path, paths))
+        check_layers(recipe, names if stacks_of(names) else slices)
+    return _Plan(models, base, places, slices)
 
 
 def _check_alike(
