@@ -91,8 +91,9 @@ def _stored_sizes(path: Path) -> list[int] | None:
     None for one that torch must read: in the format before zip files, or compressed, which torch
     would map as it is. What is no storage is held to its checksum here, as torch does not.
     """
-    if not zipfile.is_zipfile(path):
-        return None
+    with reading(str(path)):  # to tell whether it is a zip file may fail too
+        if not zipfile.is_zipfile(path):
+            return None
     with reading(str(path)), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         storages = [member for member in members if "/data/" in member.filename]

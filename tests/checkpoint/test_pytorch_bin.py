@@ -130,7 +130,12 @@ def test_a_poisoned_pickle_is_refused_and_not_run(kind, tmp_path):
     assert mark.exists(), "the poison was none"
 
 
-@pytest.mark.parametrize("content", [b"", b"no pickle at all", b"PK\x03\x04 half a zip"])
+NOT_ONE_DISK = b"PK\x06\x07" + b"\0" * 12 + b"\xff" * 4 + b"PK\x05\x06" + b"\0" * 18
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no pickle at all", b"PK\x03\x04 half a zip", NOT_ONE_DISK]
+)
 def test_a_damaged_file_is_refused_in_one_line(content, tmp_path):
     path = tmp_path / "pytorch_model.bin"
     path.write_bytes(content)
