@@ -178,7 +178,7 @@ class Checkpoint:
             raise InputError(f"{self.name} has an output head of its own: leave --untie out")
         self.stored, self._origins = with_a_head(self.stored, self.name)
         self.specs, _ = with_a_head(self.specs, self.name)
-        self.config = untied(self.config)
+        self.config = untied(self.config, self.name)
 
     def _settle_tie(self) -> None:
         """Take a head that is stored beside the embedding it is tied to for what it is.
@@ -191,7 +191,7 @@ class Checkpoint:
         if any(self._are_equal(head, embedding) for embedding in embeddings):
             self.stored = {name: spec for name, spec in self.stored.items() if name != head}
             return
-        self.config = untied(self.config)
+        self.config = untied(self.config, self.name)
         self.faults.append(
             f"{self.name}: its config ties {head} to {embeddings[0]}, and its files hold two that "
             "differ: read as a head of its own (tie_word_embeddings false)"

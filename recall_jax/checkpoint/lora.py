@@ -83,7 +83,7 @@ class Adapter:
         heads = list(filter(is_head, self._names))
         if tied and self._parts_ends(heads):
             specs, origins = with_a_head(specs, where, *heads[:1])
-            config = untied(config)
+            config = untied(config, where)
         places = find_places(self._names, specs, where)
         if tied and not origins:
             places |= dict.fromkeys(heads, input_embedding(specs, where))

@@ -67,7 +67,7 @@ def save_adapter(
 
 def _base(model: str) -> dict[str, str | None]:
     """A base as peft names it: a revision of a hub model stands apart."""
+    if not is_repository_id(model):
+        return {"base_model_name_or_path": model, "revision": None}
     name, _, revision = model.partition("@")
-    if not is_repository_id(name):
-        name, revision = model, ""
     return {"base_model_name_or_path": name, "revision": revision or None}

@@ -16,6 +16,8 @@ from recall_jax.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
 _KEY = "tie_word_embeddings"
 _HEADS = ("lm_head", "embed_out", "output_layer", "output", "decoder")
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
+# What the head reads is divided by the root of its width where the config ties head and embedding.
+_SCALED_WHERE_TIED = ("t5", "longt5", "umt5", "switch_transformers", "udop", "pop2piano")
 
 
 def is_head(name: str) -> bool:
@@ -69,8 +71,16 @@ def shared_embedding(names: Collection[str]) -> tuple[str, list[str]] | None:
     return shared[0], [name for name in embeddings if name != shared[0]]
 
 
-def untied(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the same model with a head of its own."""
+def untied(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The config of the same model with a head of its own.
+
+    InputError for the families in which the tie says more than that.
+    """
+    if (model_type := config.get("model_type")) in _SCALED_WHERE_TIED:
+        raise InputError(
+            f"{where}: a {model_type} model cannot have a head apart from its embedding, as {_KEY} "
+            "in its config also scales what the head reads: keep the two tied"
+        )
     parts = {
         key: {**part, _KEY: False}
         for key, part in config.items()

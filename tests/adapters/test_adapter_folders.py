@@ -12,6 +12,8 @@ from peft_models import load, logits, merged, recipe, save_adapter, save_base, t
 from toys import tree
 
 from recall_jax.checkpoint.folder import open_checkpoint
+from recall_jax.checkpoint.lora_save import Factors
+from recall_jax.checkpoint.lora_save import save_adapter as write_adapter
 from recall_jax.errors import InputError
 
 LINEAR = ["q_proj", "down_proj"]
@@ -142,6 +144,26 @@ def test_the_base_may_be_in_the_cache_of_the_hub(hub, here, recall) -> None:
     assert recall("merge", recipe("average", "org/name", "adapter"), "out").status == 0
     repeatable = Path("out", "recall_recipe.yml").read_text()
     assert "cache" not in repeatable and f"org/name+{here}/adapter" in repeatable
+
+
+def test_a_revision_of_the_base_stands_apart_in_an_adapter_s_config(hub, here) -> None:
+    (hub.parents[1] / "refs" / "v1").write_text("0" * 40)
+    name(here / "adapter", "org/name", revision="v1")
+    assert open_checkpoint("adapter").full_name == f"org/name@v1+{here}/adapter"
+    name(here / "adapter", "org/name", revision="v2")
+    with pytest.raises(InputError, match="adapter of 'org/name@v2', which is not found"):
+        open_checkpoint("adapter")
+    factors = {"model.layers.0.self_attn.q_proj": Factors(np.ones((1, 32)), np.ones((32, 1)))}
+    options = {"r": 1, "alpha": 1.0, "dropout": 0.0, "use_rslora": False}
+    for base, named in {
+        "org/name@v1": ("org/name", "v1"),
+        "org/name": ("org/name", None),
+        f"{here}/a@b": (f"{here}/a@b", None),
+        f"org/name@v1+{here}/adapter": (f"org/name@v1+{here}/adapter", None),
+    }.items():
+        write_adapter(here, factors, base_model=base, **options)
+        config = json.loads((here / "adapter_config.json").read_text())
+        assert (config["base_model_name_or_path"], config["revision"]) == named
 
 
 def test_an_adapter_trained_here_names_the_hub_s_base_as_the_hub_does(hub, here, toys, recall):

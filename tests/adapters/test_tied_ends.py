@@ -20,6 +20,8 @@ from peft_models import (
     save_base,
     tensors,
 )
+from safetensors.numpy import save_file
+from toys import copy_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is:FutureWarning"),
@@ -118,6 +120,17 @@ def test_a_head_of_a_bfloat16_base_begins_as_its_embedding(tmp_path, run) -> Non
     assert_array_equal(out[HEAD], tensors(base)[EMBED])
     assert out[HEAD].dtype.name == out[EMBED].dtype.name == "bfloat16"
     assert np.any(out[EMBED] != out[HEAD])
+
+
+@pytest.mark.parametrize("change", [0, 0.5], ids=["tied", "apart"])
+def test_a_base_that_stores_both_ends(change, base, tmp_path, run) -> None:
+    stored = copy_model(base, tmp_path / "stored")
+    arrays = tensors(stored)
+    arrays[HEAD] = arrays[EMBED] + np.float32(change)
+    save_file(arrays, stored / "model.safetensors", {"format": "pt"})
+    adapter = save_adapter(str(stored), tmp_path / "adapter", target_modules=["lm_head", *LINEAR])
+    out = run("convert", f"{stored}+{adapter}", "out")
+    assert_as_trained(str(stored), adapter, out, tied=False, tokens=None)
 
 
 # ------------------------------------------------------------------------------ merged with tied
