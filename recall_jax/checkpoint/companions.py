@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from filecmp import cmp
 from fnmatch import translate
@@ -25,6 +25,7 @@ GENERATION_NAME = "generation_config.json"
 _MODULES = "modules.json"  # sentence-transformers': the parts of a model, each with its folder
 _TEMPLATES = "additional_chat_templates"
 _SAFETENSORS = ".safetensors"
+_MAX_DEPTH = 100  # folders within folders
 TOO_LARGE = 64 << 20  # bytes: no tokenizer is of that size
 
 
@@ -111,14 +112,14 @@ def companions(
     last of `older`, the folders of the models that it is merged with. Links are left out, but for
     those of the hub's cache to its own files. InputError for a file that cannot be read.
     """
-    found, warnings = _files_in(source)
     own = (*tokenizers, source)
     giver = next(filter(has_tokenizer, (*own, *older)), source)
-    if giver != source:
-        theirs, its_warnings = _files_in(giver)
-        found = {name: path for name, path in found.items() if not is_tokenizer_file(name)}
-        found |= {name: path for name, path in theirs.items() if is_tokenizer_file(name)}
-        warnings += [line for line in its_warnings if line not in warnings]
+    if giver == source:
+        found, warnings = _files_in(source)
+    else:
+        found, warnings = _files_in(source, lambda name: not is_tokenizer_file(name))
+        theirs, said = _files_in(giver, is_tokenizer_file)
+        found, warnings = found | theirs, warnings + said
     if giver not in own:
         warnings.append(f"{source} has no tokenizer: that of {giver} is taken")
     if alone := _of_one_alone(source, found, older):
@@ -189,11 +190,14 @@ def _is_of(name: str, modules: Sequence[str]) -> bool:
     return any(name.startswith(f"{module}/") for module in modules)
 
 
-def _files_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
+def _files_in(
+    folder: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, Path], list[str]]:
     """The files of a folder that are to be copied, in order, and lines on those that cannot be."""
     root, modules = folder.resolve(), modules_of(folder)
     blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else None
-    paths = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
+    paths = {path.relative_to(folder).as_posix(): path for path in _paths_below(folder)}
+    paths = {name: paths[name] for name in sorted(paths) if wanted(name)}
     links: list[str] = []
     large: list[str] = []
     found: dict[str, Path] = {}
@@ -216,15 +220,20 @@ def _files_in(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return found, [f"{what}: {some(names, 3)}" for what, names in told.items() if names]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _paths_below(folder: Path) -> Iterator[Path]:
     """All below a folder but folders, those aside that are left out whole; links as they stand."""
-    with storage_faults(f"read {folder}"):
-        paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in paths:
-        if path.is_symlink() or not path.is_dir():
-            yield path
-        elif not _LEFT_OUT.match(path.name.lower()):
-            yield from _walk(path)
+    waiting = [folder] if folder.is_dir() else []
+    while waiting:
+        inside = waiting.pop()
+        with storage_faults(f"read {inside}"):
+            paths = list(inside.iterdir())
+        for path in paths:
+            if path.is_symlink() or not path.is_dir():
+                yield path
+            elif len(path.parts) > len(folder.parts) + _MAX_DEPTH:
+                raise InputError(f"{folder} has folders {_MAX_DEPTH} deep: move them out of it")
+            elif not _LEFT_OUT.match(path.name.lower()):
+                waiting.append(path)
 
 
 def _of_one_alone(source: Path, files: Mapping[str, Path], older: Sequence[Path]) -> list[str]:

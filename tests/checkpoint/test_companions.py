@@ -212,6 +212,28 @@ def test_the_tokenizer_of_an_adapter_stands_in_for_all_of_the_models(tmp_path, t
     assert "adapter_config.json" not in found
 
 
+def test_of_what_an_adapter_has_beside_its_tokenizer_nothing_is_taken_or_told(tmp_path, target):
+    source = fill(tmp_path / "source", {"config.json": "{}", "vocab.txt": "old"})
+    folder = fill(tmp_path / "adapter", {"vocab.txt": "new", "train.py": "1", "rows/a.txt": "1"})
+    (folder / "base").symlink_to(source)
+    (source / "merges.txt").symlink_to(folder / "vocab.txt")
+    assert copy_companions(source, target, tokenizers=[folder, source]) == []
+    assert files(target) == {"config.json": "{}", "vocab.txt": "new"}
+    (folder / "merges.txt").symlink_to(source / "vocab.txt")
+    (line,) = companions(source, [folder, source]).warnings
+    assert line == f"links in {folder} are not copied: merges.txt"
+
+
+def test_folders_within_folders_end_somewhere(tmp_path, target):
+    deep = "/".join("a" * 100)
+    source = fill(tmp_path / "source", {"config.json": "{}", f"{deep}/b.txt": "deep"})
+    assert copy_companions(source, target) == []
+    assert files(target)[f"{deep}/b.txt"] == "deep"
+    (source / deep / "a").mkdir()
+    with pytest.raises(InputError, match="has folders 100 deep"):
+        companions(source)
+
+
 @pytest.mark.parametrize("vocabulary", ["tokenizer.json", "spm.model", "vocab.txt", "source.spm"])
 def test_where_the_newest_has_no_tokenizer_an_older_models_is_taken(vocabulary, tmp_path, target):
     source = fill(tmp_path / "source", {"config.json": "{}", "tokenizer_config.json": "{}"})

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from toys import copy_model
 
@@ -110,3 +111,45 @@ def test_our_own_output_merged_again_brings_nothing_of_its_first_merge(recall, t
     shutil.copyfile(toys.data, tmp_path / "first" / "typical.jsonl")
     assert recall("convert", tmp_path / "first", tmp_path / "third").status == 0
     assert not (tmp_path / "third" / "typical.jsonl").exists()
+
+
+def test_a_model_of_sentence_transformers_is_one_still(recall, tmp_path):
+    """Its embeddings are those of the average of both models' weights."""
+    library = pytest.importorskip("sentence_transformers")
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    modules = library.sentence_transformer.modules
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{c}" for c in "abcd")]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+    )
+    torch.manual_seed(0)
+    dense = modules.Dense(32, 16)
+    folders = [tmp_path / "older", tmp_path / "newest"]
+    for folder in folders:
+        BertModel(config).save_pretrained(tmp_path / "bert")
+        BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+        parts = [modules.Transformer(str(tmp_path / "bert")), modules.Pooling(32), dense]
+        library.SentenceTransformer(modules=parts, device="cpu").save(str(folder))
+    models = [{"model": str(folder)} for folder in folders]
+    (tmp_path / "recipe.yml").write_text(json.dumps({"merge_method": "average", "models": models}))
+    done = recall("merge", tmp_path / "recipe.yml", tmp_path / "out")
+    assert (done.status, done.err) == (0, "")
+
+    def load(folder: Path):
+        return library.SentenceTransformer(str(folder), device="cpu")
+
+    expected, other = map(load, folders)
+    with torch.no_grad():
+        for one, two in zip(expected.parameters(), other.parameters(), strict=True):
+            one.copy_((one + two) / 2)
+    texts = ["abc def", "hgf", "a b c d e f g h abcd"]
+    merged = load(tmp_path / "out").encode(texts)
+    assert merged.shape == (3, 16)
+    np.testing.assert_allclose(merged, expected.encode(texts), rtol=0, atol=1e-6)
