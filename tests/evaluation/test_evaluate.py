@@ -215,25 +215,27 @@ def asked_of(monkeypatch, texts):
     monkeypatch.setattr(scoring, "_generate", lambda *_: texts)
 
 
-def test_multiple_choice_by_generation(monkeypatch):
+def test_multiple_choice_by_generation(monkeypatch, models):
+    model = load_resident(models[1])
     task = changed("medmcqa", scoring={"by": "generation", "max_new_tokens": 4})
     choices = (" A", " B", " C", " D")
     texts = [" B", "(c) is right", "d.", "None", "", "Apple"]
     examples = [Example(i, "?", choices, min(i, 1) + (i > 0)) for i in range(len(texts))]
     asked_of(monkeypatch, texts)
-    found = score(task, examples, None, batch_size=1)
+    found = score(task, examples, model, batch_size=1)
     assert [row["prediction"] for row in found.predictions] == [1, 2, 3, None, None, None]
     assert [row["accuracy"] for row in found.predictions] == [0, 1, 0, 0, 0, 0]
     examples = [Example(0, "?", ("red", "Red deer"), 1)]
     asked_of(monkeypatch, ["red deer, of course"])
-    assert score(task, examples, None, batch_size=1).metrics["accuracy"].value == 100
+    assert score(task, examples, model, batch_size=1).metrics["accuracy"].value == 100
 
 
-def test_no_answer_counts_as_an_empty_one(monkeypatch):
+def test_no_answer_counts_as_an_empty_one(monkeypatch, models):
     texts = [" Unanswerable.", " The unanswerable one"]
     asked_of(monkeypatch, texts)
     task = changed("squad_v2")
-    found = score(task, [Example(0, "?"), Example(1, "?")], None, batch_size=1)
+    model = load_resident(models[1])
+    found = score(task, [Example(0, "?"), Example(1, "?")], model, batch_size=1)
     assert [row["prediction"] for row in found.predictions] == ["", "The unanswerable one"]
     assert found.metrics["squad_exact_match"].value == 50
 
