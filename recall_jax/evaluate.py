@@ -118,6 +118,12 @@ def evaluate(
         ]
         names = [f"{k}-{_file_name(model)}" for k, model in enumerate(models)]
         with _kept(out, checkpoints, asked, options) as (folder, journal):
+
+            def answers(k: int, task: str) -> Path:
+                assert folder is not None
+                return folder / PREDICTIONS / names[k] / f"{task}.jsonl"
+
+            journal.forget_lost(answers)
             rows = {each.task.task: len(each.examples) for each in asked}
             total = len(models) * sum(rows.values())
 
@@ -129,11 +135,10 @@ def evaluate(
                 missing = [each for each in asked if (k, each.task.task) not in journal.results]
                 for each, scored in _answers(model, checkpoint, missing, options, clock, tell):
                     task = each.task.task
-                    if folder is not None:
-                        _write_predictions(
-                            folder / PREDICTIONS / names[k] / f"{task}.jsonl", scored
-                        )
-                    journal.record(k, task, scored.metrics)
+                    path = None if folder is None else answers(k, task)
+                    if path is not None:
+                        _write_predictions(path, scored)
+                    journal.record(k, task, scored.metrics, path)
             record = _record(models, names, asked, journal.results, options)
             record["warnings"] = warnings
             if folder is not None:

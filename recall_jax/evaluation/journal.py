@@ -5,11 +5,12 @@ short, or that is damaged, is as if it and what follows were not there.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recall_jax.checkpoint.checksums import FileChecksum, file_checksum
 from recall_jax.engine.journal import append_record, mended_records
 from recall_jax.errors import UnfinishedError
 from recall_jax.evaluation.metrics import Estimate
@@ -25,13 +26,24 @@ class Journal:
     path: Path | None
     identity: Mapping[str, Any]
     results: Results = field(default_factory=dict)
+    answers: dict[tuple[int, str], FileChecksum] = field(default_factory=dict)
 
-    def record(self, model: int, task: str, metrics: dict[str, Estimate]) -> None:
-        """Note the metrics of one task of one model."""
+    def record(
+        self, model: int, task: str, metrics: dict[str, Estimate], answers: Path | None = None
+    ) -> None:
+        """Note the metrics of one task of one model, and the file of what it answered."""
         self.results[model, task] = metrics
         if self.path is not None:
-            record = {"model": model, "task": task, "metrics": metrics}
+            known = None if answers is None else file_checksum(answers)
+            record = {"model": model, "task": task, "metrics": metrics, "answers": known}
             append_record(self.path, record, {"identity": self.identity})
+
+    def forget_lost(self, answers: Callable[[int, str], Path]) -> None:
+        """Forget what is finished whose file of answers is gone, or not as it was written."""
+        for pair, known in self.answers.items():
+            path = answers(*pair)
+            if not path.is_file() or file_checksum(path) != known:
+                del self.results[pair]
 
 
 def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
@@ -51,8 +63,11 @@ def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
                 "--resume to start afresh"
             )
     for record in records[1:]:
-        if record.keys() != {"model", "task", "metrics"}:  # no line of ours, though a whole one
+        if record.keys() != {"model", "task", "metrics", "answers"}:  # a whole line, but not ours
             break
         metrics = {name: Estimate(*values) for name, values in record["metrics"].items()}
-        journal.results[record["model"], record["task"]] = metrics
+        pair = record["model"], record["task"]
+        journal.results[pair] = metrics
+        if record["answers"] is not None:
+            journal.answers[pair] = record["answers"]
     return journal
