@@ -22,7 +22,7 @@ from recall_jax.verification import verify
 TENSORS = {
     "model.embed_tokens.weight": np.arange(12, dtype=np.float32).reshape(4, 3),
     **{f"model.layers.{i}.weight": np.full(9, i, np.float16) for i in range(11)},
-    "lm_head.weight": np.zeros((0, 4), np.float32),
+    "lm_head.weight": np.zeros((1, 4), np.float32),
 }
 SPECS = {name: TensorSpec(array.dtype, array.shape) for name, array in TENSORS.items()}
 UNITS = units_of(SPECS)
@@ -128,8 +128,7 @@ def test_a_damaged_part_is_named_and_nothing_is_left(harm, parts, tmp_path):
         gather(parts, tmp_path / "out")
     assert {entry.name for entry in tmp_path.iterdir()} == before
     found = verify(parts[1])
-    assert len(found.faults) == 1
-    assert path.name in found.faults[0]
+    assert found.faults and all(path.name in fault for fault in found.faults)
 
 
 @pytest.mark.parametrize(
