@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recall_jax.cli.wording import worded
-from recall_jax.errors import InputError, escaped
+from recall_jax.errors import InputError, escaped, shown
 
 if TYPE_CHECKING:
     from recall_jax.engine.progress import Progress
@@ -110,9 +110,11 @@ def size_in_bytes(text: str) -> int:
     try:
         size = int(float(number) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
-        raise InputError(f"{text!r} is no size: write one such as 5GB, 500MB or 2GiB") from None
+        raise InputError(
+            f"{shown(text)} is no size: write one such as 5GB, 500MB or 2GiB"
+        ) from None
     if size < 1:
-        raise InputError(f"{text!r} is no size: it must be above zero")
+        raise InputError(f"{shown(text)} is no size: it must be above zero")
     return size
 
 

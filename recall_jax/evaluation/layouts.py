@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.engine.budget import memory_budget, room_for_rows
-from recall_jax.errors import InputError, storage_faults
+from recall_jax.errors import InputError, brief, storage_faults
 from recall_jax.representations.data import read_rows
 from recall_jax.representations.row_files import Row
 
@@ -24,7 +24,7 @@ def read_layout(path: Path, layout: str) -> list[Row]:
     except InputError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        missing = f"key {error} is missing" if isinstance(error, KeyError) else str(error)
+        missing = f"key {brief(error)} is missing" if isinstance(error, KeyError) else brief(error)
         raise InputError(f"{path} is not laid out as {layout} files are: {missing}") from error
     if not rows:
         raise InputError(f"{path} holds no rows")
@@ -132,7 +132,7 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}") from error
+        raise InputError(f"{where} is not JSON: {brief(error)}") from error
 
 
 LAYOUTS: Mapping[str, Callable[[Path], list[Row]]] = {

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recall_jax.errors import InputError, shown
+from recall_jax.errors import InputError, brief, shown
 
 FORMAT = 1
 KEYS = (
@@ -103,7 +103,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a record of weights: {error}; {advice}") from None
+        raise InputError(f"{path}: not a record of weights: {brief(error)}; {advice}") from None
     if report["weights"] is None:
         method = report.get("method", "its method")
         raise InputError(f"{path}: {method} has no weights to use again; {advice}")

@@ -1,6 +1,7 @@
 """Whatever a file holds: the work, or one line on stderr; no traceback, hang, gigabyte or file."""
 
 import contextlib
+import gzip
 import io
 import json
 import random
@@ -30,6 +31,7 @@ from recall_jax.engine.journal import resume_journal as merging
 from recall_jax.engine.results import Results, resume_results
 from recall_jax.errors import InputError
 from recall_jax.evaluation.journal import resume_journal as evaluating
+from recall_jax.evaluation.layouts import read_layout
 from recall_jax.evaluation.task import find_task, task_text
 from recall_jax.pod.gather import gather
 from recall_jax.report.record import load_report
@@ -166,16 +168,16 @@ def rows(suffix: str) -> Callable[[Toys, Path], Thing]:
             {"prompt": "a", "completion": "b"},
             {"messages": [{"role": "user", "content": "a"}]},
         ]
+        lines = [json.dumps(row) for row in some]
         if suffix == "parquet":
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some[:1] * 5), path)
         elif suffix == "csv":
             path.write_text('text,n\n"a ""b",1\nc,2\n')
+        elif suffix == "jsonl.gz":
+            path.write_bytes(gzip.compress("\n".join(lines * 20).encode()))
         else:
-            lines = [json.dumps(row) for row in some]
             path.write_text("\n".join(lines) if suffix == "jsonl" else f"[{','.join(lines)}]")
-        damage = damaged_json if suffix == "json" else damaged_bytes
-        if suffix == "jsonl":
-            damage = damaged_lines
+        damage = {"json": damaged_json, "jsonl": damaged_lines}.get(suffix, damaged_bytes)
         tokenizer = load_tokenizer([Path(toys.llama[0])], "llama")
         pool = reading(read_pool, path, tokenizer, max_tokens=9, pool=2, seed=0)
         examples = reading(read_examples, path, tokenizer, end_of_text=1, max_tokens=9)
@@ -189,6 +191,29 @@ def damaged_lines(content: bytes, draw: random.Random) -> bytes:
     place = draw.randrange(len(lines))
     lines[place] = damaged_json(lines[place], draw)
     return b"\n".join(lines)
+
+
+QUESTION = {"id": "q", "question": "who", "answers": [{"text": "a", "answer_start": 0}]}
+PUBLISHED: dict[str, Any] = {
+    "squad": {"data": [{"title": "t", "paragraphs": [{"context": "a b", "qas": [QUESTION]}]}]},
+    "race": {
+        "id": "r",
+        "article": "a",
+        "questions": ["q"],
+        "options": [["x", "y"]],
+        "answers": ["A"],
+    },
+    "medmcqa": {"question": "q", "opa": "x", "opb": "y", "cop": 1},
+}
+
+
+def published(layout: str) -> Callable[[Toys, Path], Thing]:
+    def make(toys: Toys, folder: Path) -> Thing:
+        path = folder / "published.json"
+        path.write_text(json.dumps(PUBLISHED[layout]))
+        return Thing(path, damaged_json, [reading(read_layout, path, layout)])
+
+    return make
 
 
 def tokenizer(name: str) -> Callable[[Toys, Path], Thing]:
@@ -354,7 +379,11 @@ THINGS: dict[str, Callable[[Toys, Path], Thing]] = {
     "config": config,
     "adapter config": adapter_config,
     "recipe": recipe,
-    **{f"rows of {suffix}": rows(suffix) for suffix in ("jsonl", "json", "csv", "parquet")},
+    **{
+        f"rows of {suffix}": rows(suffix)
+        for suffix in ("jsonl", "json", "csv", "jsonl.gz", "parquet")
+    },
+    **{f"published rows, {layout}": published(layout) for layout in PUBLISHED},
     "tokenizer": tokenizer("tokenizer.json"),
     "tokenizer config": tokenizer("tokenizer_config.json"),
     "checksums": checksums,
