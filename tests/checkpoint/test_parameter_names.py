@@ -280,6 +280,17 @@ def test_of_two_copies_the_one_that_the_index_names_is_read(first, second, tmp_p
     assert [line.count("left out 1 tensors") for line in model.warnings] == [1, 1]
 
 
+def test_an_index_of_bins_decides_too(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for shard in (1, 2):
+        torch.save({name: torch.full((3,), shard) for name in "abc"}, tmp_path / f"{shard}.bin")
+    index = {"weight_map": {"a": "2.bin", "b": "1.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    model = open_checkpoint(tmp_path)
+    assert {name: model.read(name)[0] for name in model.specs} == {"a": 2, "b": 1}
+    assert [line.count("left out 2 tensors") for line in model.warnings] == [1, 1]
+
+
 def test_tensors_that_the_index_does_not_name_are_left_out_with_a_warning(
     recall,
     tmp_path,
