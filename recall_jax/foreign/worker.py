@@ -34,16 +34,29 @@ def matching() -> Callable[..., Any]:
 
 
 def chat() -> Callable[..., Any]:
-    """Messages as one text by a chat template, as transformers' tokenizers render it."""
+    """Messages as one text by a chat template, as transformers' tokenizers render it.
+
+    With a prompt the beginning of an answer follows, with an open end the last turn is not closed.
+    """
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-    def run(template: str, tokens: Mapping[str, Any], messages: Any, prompt: bool) -> str:
+    def run(
+        template: str,
+        tokens: Mapping[str, Any],
+        messages: Any,
+        prompt: bool,
+        open_end: bool = False,
+    ) -> str:
         tokenizer = SimpleNamespace(
             special_tokens_map=tokens, get_chat_template=lambda *given, **named: template
         )
         return str(
             PreTrainedTokenizerBase.apply_chat_template(
-                tokenizer, messages, tokenize=False, add_generation_prompt=prompt
+                tokenizer,
+                messages,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                continue_final_message=open_end,
             )
         )
 

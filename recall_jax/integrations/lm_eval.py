@@ -19,10 +19,11 @@ from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.companions import has_tokenizer
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, brief
 from recall_jax.evaluation.likelihood import log_likelihoods, token_nll
 from recall_jax.evaluation.resident import load_resident
 from recall_jax.evaluation.stop_strings import before_any, stops_at
+from recall_jax.foreign.process import ForeignError, ask
 from recall_jax.generation.generate import generate
 
 try:
@@ -92,14 +93,18 @@ class RecallLM(TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Messages as one text; without a generation prompt the last of them is to go on."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
+        try:
+            text = ask(
+                "chat",
+                template=self.tokenizer.get_chat_template(),
+                tokens=self.tokenizer.special_tokens_map,
+                messages=chat_history,
+                prompt=add_generation_prompt,
+                open_end=not add_generation_prompt,
             )
-        )
+        except (ValueError, ForeignError) as error:  # as the samples' tokenizers refuse it
+            raise InputError(f"the chat template of {self._name} failed: {brief(error)}") from error
+        return str(text)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any

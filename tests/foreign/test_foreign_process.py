@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from toys import make_tokenizer
 
 from recall_jax.foreign import process
 from recall_jax.foreign.process import ForeignError, ask
@@ -58,6 +59,25 @@ def test_what_a_pattern_matches_is_what_python_matches():
     with pytest.raises(ForeignError, match="recursion"):
         ask("matching", patterns=["(" * 5000], names=names)
     assert ask("matching", patterns=["((a{1000}){1000}){1000}"], names=names) == [None] * 4
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt": True}, {"open_end": True}])
+def test_a_chat_is_what_transformers_makes_of_it(options):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}{{ strftime_now('%Y') | length }}"
+    )
+    theirs = tokenizer.apply_chat_template(
+        MESSAGES,
+        tokenize=False,
+        add_generation_prompt=options.get("prompt", False),
+        continue_final_message=options.get("open_end", False),
+    )
+    tokens = tokenizer.special_tokens_map
+    asked = {"prompt": False, **options}
+    ours = ask("chat", template=tokenizer.chat_template, tokens=tokens, messages=MESSAGES, **asked)
+    assert ours == theirs and "hi<eos>" in ours
 
 
 def test_threads_ask_in_turn():
