@@ -162,6 +162,8 @@ def rows(suffix: str) -> Callable[[Toys, Path], Thing]:
             {"text": "a b", "n": 1},
             {"prompt": "a", "completion": "b"},
             {"messages": [{"role": "user", "content": "a"}]},
+            {"conversations": [{"from": "human", "value": "a"}]},
+            {"instruction": "a", "input": "b", "output": "c"},
         ]
         lines = [json.dumps(row) for row in some]
         if suffix == "parquet":
