@@ -11,12 +11,13 @@ from recall_jax import stages
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.plan import open_models
 from recall_jax.engine.progress import Progress, silent
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 from recall_jax.recipe import Samples
 from recall_jax.study import ModelStates
 from recall_jax.units import layer_unit
 
-_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?$")
+_NUMBER = re.compile(r"\d{1,9}")
+_RANGE = re.compile(rf"({_NUMBER.pattern})(?:-({_NUMBER.pattern}))?$")
 _NAMES = ("rows", "units", "models")
 
 
@@ -114,15 +115,16 @@ def _places(model: ModelStates, word: str) -> Iterator[int]:
     elif (numbers := _RANGE.match(word)) is not None:
         first, last = int(numbers[1]), int(numbers[2] or numbers[1])
         if last < first:
-            raise InputError(f"--layers {word}: write the lower number first")
+            raise InputError(f"--layers {shown(word)}: write the lower number first")
         names = map(str, range(first, last + 1))
     for name in names:
         # A number is a layer of a model, or a unit that has no other name.
-        if name.isdecimal() and layer_unit(int(name)) in model.units:
+        if _NUMBER.fullmatch(name) and layer_unit(int(name)) in model.units:
             name = layer_unit(int(name))
         if name not in model.units:
             raise InputError(
-                f"--layers {word}: {model.name} has no unit {name!r}, only {_listed(model.units)}"
+                f"--layers {shown(word)}: {model.name} has no unit {shown(name)}, only "
+                f"{_listed(model.units)}"
             )
         yield model.units.index(name)
 
