@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 
-from recall_jax.errors import InputError
+from recall_jax.errors import InputError, shown
 
 GB = 10**9
 TERA = 10**12
@@ -102,7 +102,7 @@ def find_machine(name: str) -> Machine:
             return Machine(name, _GPUS[family], size, -(-size // 8))
         if family == "cpu":
             return Machine(name, replace(_CORE, flops=size * _CORE.flops), 1, 1)
-    raise InputError(f"no machine {name!r} is known; known are {KNOWN}")
+    raise InputError(f"no machine {shown(name)} is known; known are {KNOWN}")
 
 
 def _slice(name: str, kind: Kind, chips: int) -> Machine:
