@@ -50,7 +50,8 @@ def prepare_cocktail(merge: Merge) -> Prepared:
             newest,
             models,
             arch,
-            ignore_tokenizers=recipe.ignore_tokenizers,
+            # what an interrupted merge had prepared has passed, and must be the same below
+            ignore_tokenizers=recipe.ignore_tokenizers or journal.prepared is not None,
             budget=merge.budget,
         )
         tokenizer = tokenizer_of(newest, models, arch)

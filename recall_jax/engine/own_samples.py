@@ -57,7 +57,6 @@ def own_samples(
     settings = merge.recipe.samples or Samples()
     newest, read = merge.models[-1], [*([merge.base] if merge.base else []), *merge.models]
     tokenizer = tokenizer_of(newest, read, arch)
-    differences = [] if merge.recipe.ignore_tokenizers else tokenizer_differences(newest, read)
     sources = [
         _Source(model, entry.data, _beside(model))
         for model, entry in zip(merge.models, merge.recipe.models, strict=True)
@@ -73,6 +72,9 @@ def own_samples(
         base = _Source(merge.base, merge.recipe.base_data, _beside(merge.base), may_draw=True)
         sources, places = [base, *sources], [len(sources), *places]
     kept = list((merge.journal.prepared or {}).get("own", ()))
+    # What an interrupted merge had has passed, and must be the same again.
+    has_passed = merge.recipe.ignore_tokenizers or len(kept) > 0
+    differences = [] if has_passed else tokenizer_differences(newest, read)
     # What can be refused is, before a model chooses.
     pools: list[Tokenized] = []
     plans: list[Passes | None] = []

@@ -52,7 +52,8 @@ def prepare_recall(merge: Merge) -> Prepared:
             chooser,
             models,
             arch,
-            ignore_tokenizers=recipe.ignore_tokenizers,
+            # what an interrupted merge had prepared has passed, and must be the same below
+            ignore_tokenizers=recipe.ignore_tokenizers or journal.prepared is not None,
             budget=merge.budget,
         )
         check_agreed(merge, "to choose from", pool, chooser.name)
