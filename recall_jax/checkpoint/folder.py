@@ -21,7 +21,7 @@ from recall_jax.checkpoint.lora import read_adapter
 from recall_jax.checkpoint.lora_bound import BoundAdapter, folded_dtype
 from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG
 from recall_jax.checkpoint.model_names import find_parts
-from recall_jax.checkpoint.parameter_names import is_buffer
+from recall_jax.checkpoint.parameter_names import is_buffer, with_prefix
 from recall_jax.checkpoint.quantised import quantised_by, quantised_tensor
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.ties import is_tied, shared_embedding, stored_twice, untied, with_a_head
@@ -90,6 +90,7 @@ class Checkpoint:
             else spec
             for tensor, spec in self.stored.items()
         }
+        self.rename(with_prefix(self.stored))
 
     def _note_quantised(self, told: str, may_be: bool) -> None:
         self.quantised = told
@@ -136,7 +137,8 @@ class Checkpoint:
     def _stored_as(self, name: str) -> str:
         """What the tensor that is called `name` now is called in the files."""
         name = self._in_files.get(name, name)
-        return self._origins.get(name, name)
+        name = self._origins.get(name, name)
+        return self._in_files.get(name, name)
 
     def _read(self, name: str, adapters: int) -> np.ndarray:
         """Tensor `name` with the first so many adapters folded in."""

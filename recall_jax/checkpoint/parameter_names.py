@@ -22,6 +22,7 @@ _BUFFER = re.compile(
 )
 # `attn.bias` of GPT-2, `attention.bias` of GPT-NeoX: as a parameter's, but of another shape.
 _MASK = re.compile(r"(?:^|\.)(?:\w*attn|\w*attention)\.bias$")
+_BARE_DECODER = {"embed_tokens", "layers", "norm"}
 
 
 def is_buffer(name: str, spec: TensorSpec) -> bool:
@@ -32,6 +33,17 @@ def is_buffer(name: str, spec: TensorSpec) -> bool:
     if _MASK.search(name):
         return len(spec.shape) == 4 and spec.shape[:2] == (1, 1) and spec.shape[2] == spec.shape[3]
     return _BUFFER.search(name) is not None
+
+
+def with_prefix(names: Collection[str]) -> dict[str, str]:
+    """The names that a decoder saved without its output head has within the model with one.
+
+    AutoModel calls `layers.0` what AutoModelForCausalLM calls `model.layers.0`, and each loads what
+    the other saved. Empty for all other models.
+    """
+    if {name.partition(".")[0] for name in names} != _BARE_DECODER:
+        return {}
+    return {name: f"model.{name}" for name in names}
 
 
 def namesakes(names: Collection[str], others: Collection[str]) -> dict[str, str]:

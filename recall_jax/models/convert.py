@@ -125,11 +125,9 @@ def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], whe
         said = [f"{name} {found[name]} instead of {allowed[name]}" for name in wrong]
         faults.append(f"of another shape {some(said)}")
     if faults:
-        base_only = found and all(f"model.{name}" in expected for name in found)
         hint = (
-            "; these are the names of a base model saved without its head: save it with "
-            "AutoModelForCausalLM"
-            if base_only
+            "; this is a model saved without its head: save it with AutoModelForCausalLM"
+            if missing == [LM_HEAD] and not extra and not wrong
             else f"; the tensors and the config do not belong to the same {arch.family} model"
         )
         raise InputError(f"{where}: " + "; ".join(faults) + hint)

@@ -180,6 +180,32 @@ def test_an_adapter_finds_the_tensors_of_a_base_that_is_called_otherwise(gpt2, t
     older.drop(name)
 
 
+@pytest.mark.parametrize("method", ["recall", "linear"])
+def test_a_decoder_saved_without_its_head_is_merged(method, toys, tmp_path):
+    """As embedding models are: transformers reads the same model from both."""
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    bare = [tmp_path / "bare" / str(k) for k in range(2)]
+    for folder, path in zip(toys.llama, bare, strict=True):
+        AutoModel.from_pretrained(folder).save_pretrained(path)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(path)
+    names = safetensors.numpy.load_file(bare[0] / WEIGHTS)
+    assert not any(name.startswith("model.") for name in names)
+    merged = [tmp_path / "of bare", tmp_path / "of whole"]
+    for models, out in zip((bare, toys.llama), merged, strict=True):
+        recipe = {"merge_method": method, "models": [{"model": str(model)} for model in models]}
+        if method == "recall":
+            recipe["samples"] = {"data": toys.data, "count": 4}
+        else:
+            recipe["models"] = [entry | {"parameters": {"weight": 1}} for entry in recipe["models"]]
+        job.merge(make_recipe(recipe), out)
+    ours, theirs = (AutoModel.from_pretrained(out).state_dict() for out in merged)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    found = AutoModelForCausalLM.from_pretrained(merged[0], output_loading_info=True)[1]
+    assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
 def test_buffers_are_needed_by_no_method(toys, tmp_path):
     """Nor are they compared, or held to finiteness, by what runs models of families it knows."""
 
