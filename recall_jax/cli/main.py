@@ -74,7 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     arguments = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     signals.catch()
-    speak_for(app, arguments)
     explain_lost_bytes()
     # XLA and transformers report their own affairs there; errors that matter come as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -98,6 +97,7 @@ def run() -> None:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    speak_for(app, arguments)
     debug = "--debug" in arguments
     try:
         result = app(arguments, prog_name="recall", standalone_mode=False)

@@ -87,7 +87,7 @@ def test_rows_to_be_made_have_a_number(generator, recall, toys, tmp_path):
 def test_a_batch_has_a_number_of_rows(recall, toys):
     done = recall("evaluate", toys.llama[0], "--tasks", "text_names", "--batch-size", 10**30)
     assert done.status == 2
-    assert "batch_size must be below 2^31" in done.err
+    assert "--batch-size must be below 2^31" in done.err
 
 
 def test_a_list_for_another_number_of_layers(recall, toys, tmp_path):
