@@ -11,10 +11,10 @@ from recall_jax.models.attributes import Attributes
 from recall_jax.models.families import FAMILIES
 
 _GENERIC = """
-    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path add_cross_attention
-    architectures attn_implementation bad_words_ids begin_suppress_tokens bos_token_id
-    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
-    do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
+    _attn_implementation _attn_implementation_autoset _commit_hash _model_name_or_path _name_or_path
+    add_cross_attention architectures attn_implementation bad_words_ids begin_suppress_tokens
+    bos_token_id chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id
+    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
     exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
     id2label is_decoder is_encoder_decoder label2id length_penalty max_length min_length
     name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences

@@ -124,7 +124,12 @@ def test_the_fields_of_known_checkpoints():
 
 def test_what_does_not_affect_the_forward_is_not_in_the_architecture():
     noise = {"torch_dtype": "float32", "max_position_embeddings": 7, "attention_dropout": 0.5}
-    noise |= {"pretraining_tp": 4, "unsloth_version": "1", "rope_interleaved": False}
+    noise |= {
+        "pretraining_tp": 4,
+        "unsloth_version": "1",
+        "_model_name_or_path": "of a GGUF",
+        "rope_interleaved": False,
+    }
     assert read_architecture(LLAMA_2 | noise) == read_architecture(LLAMA_2)
 
 
