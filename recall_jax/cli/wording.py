@@ -31,7 +31,6 @@ _ITEM = rf"(?:{_KEY}|--[a-z-]+)"
 _LISTS = re.compile(rf" \(({_ITEM}(?:, {_ITEM})*)\)")
 _KEYS = re.compile(_KEY)
 
-
 _line: tuple[typer.Typer, Sequence[str]] = (typer.Typer(), ())
 
 

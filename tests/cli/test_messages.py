@@ -12,6 +12,7 @@ from toys import copy_model, write_rows
 
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.cli.main import main
+from recall_jax.cli.wording import worded
 from recall_jax.errors import InputError
 
 
@@ -46,7 +47,8 @@ WARNED = {
 def test_warnings_are_said_and_reported(words, volume, quick):
     done, report = quick(*WARNED[words], *volume)
     assert any(words in line for line in report["warnings"])
-    assert done.err.splitlines() == [f"warning: {line}" for line in report["warnings"]]
+    # in the words of the command, where the report has those of its recipe
+    assert done.err.splitlines() == [f"warning: {worded(line)}" for line in report["warnings"]]
     if volume:
         assert done.out == ""
     else:
