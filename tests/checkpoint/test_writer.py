@@ -28,7 +28,9 @@ from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
 from recall_jax.checkpoint.writer import Mark, ShardedWriter, write_checksums
 from recall_jax.errors import InputError, StorageError
 
-names = st.text(min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
+names = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12).filter(
+    lambda name: name != "__metadata__" and not {"", ".", ".."} & set(name.split("/"))
+)
 shapes = numpy_strategies.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 
 
