@@ -98,6 +98,7 @@ def work_folder(
                 error.add_note(_advice(error))
                 raise
             _drop(home)
+            _promise_nothing(error)
             raise
         _drop(home)
 
@@ -147,8 +148,7 @@ def _at_once(home: Path, target: Path, out: Path, publish: Callable[[], None]) -
     except BaseException as error:
         with uninterrupted():
             shutil.rmtree(hidden, ignore_errors=True)
-        if hasattr(error, "__notes__"):  # what a work within it has kept is gone with it
-            error.__notes__ = [note for note in error.__notes__ if not note.startswith(_KEPT)]
+        _promise_nothing(error)
         raise
 
 
@@ -226,6 +226,12 @@ def _drop(home: Path) -> None:
     """Leave nothing to be resumed, nor anything else."""
     with uninterrupted(), suppress(OSError):
         clear(home)
+
+
+def _promise_nothing(error: BaseException) -> None:
+    """Take back what a work within this one has said: what it has kept is gone."""
+    if hasattr(error, "__notes__"):
+        error.__notes__ = [note for note in error.__notes__ if not note.startswith(_KEPT)]
 
 
 def _outlived(error: BaseException) -> bool:

@@ -254,14 +254,14 @@ def test_a_work_is_kept_for_what_a_work_within_it_has_noted(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_quick_output_promises_no_resume_of_a_work_within_it(tmp_path):
-    with (
-        pytest.raises(KeyboardInterrupt) as caught,
-        output_folder(tmp_path / "out") as folder,
-        work_folder(folder / "inner") as work,
-    ):
-        work.journal.write_text("one\n")
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("use", [output_folder, work_folder])
+def test_what_is_removed_promises_no_resume_of_a_work_within_it(use, tmp_path):
+    with pytest.raises(KeyboardInterrupt) as caught, use(tmp_path / "out") as place:
+        if use is work_folder:
+            place.scratch.mkdir()
+        with work_folder((place if use is output_folder else place.scratch) / "inner") as work:
+            work.journal.write_text("one\n")
+            raise KeyboardInterrupt
     assert not getattr(caught.value, "__notes__", None)
     assert os.listdir(tmp_path) == []
 
