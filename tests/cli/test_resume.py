@@ -36,6 +36,12 @@ class Kept:
     def recipe(self) -> Path:
         return self.folder / "recipe.yml"
 
+    @property
+    def finished(self) -> int:
+        """Units that were written when it was stopped, which one thread does behind another."""
+        journal = self.folder / HOME / "journal.jsonl"
+        return sum('"crc32"' in line for line in journal.read_text().splitlines())
+
     def left_in(self, folder: Path) -> Path:
         """The work as it was left, for an OUT in `folder`."""
         return Path(shutil.copytree(self.folder / HOME, folder / HOME))
@@ -164,7 +170,7 @@ def test_an_input_with_its_old_content_is_the_same(name, change, kept, recall, t
     identity = FileIdentity.of(kept.folder / name)
     change(kept.folder / name)
     assert FileIdentity.of(kept.folder / name) != identity
-    assert assert_resumed(kept, recall, tmp_path) == 4
+    assert assert_resumed(kept, recall, tmp_path) == kept.finished > 0
 
 
 @pytest.mark.parametrize("change", [touch, come_back, be_linked])
