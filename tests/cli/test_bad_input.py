@@ -136,10 +136,6 @@ DAMAGES = {
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
         "pytorch_model.bin",
     ),
-    "no tokenizer": (
-        lambda f: [path.unlink() for path in f.glob("tokenizer*")],
-        "tokenizer",
-    ),
     "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer"),
 }  # fmt: skip
 
@@ -151,6 +147,14 @@ def test_a_damaged_folder(case, refused, toys, tmp_path):
     damage(folder)
     line = refused(*quick(toys.qwen2[0], folder, data=toys.data), match=match)
     assert "damaged" in line
+
+
+def test_no_model_has_a_tokenizer(refused, toys, tmp_path):
+    """Where an older one has, that is taken."""
+    folder = copy_model(toys.qwen2[1], tmp_path / "damaged")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    refused(*quick(folder, folder, data=toys.data), match="damaged has no tokenizer: put ")
 
 
 @pytest.mark.parametrize("case", ["no weights", "overlapping offsets", "no config"])
@@ -280,7 +284,7 @@ def test_models_that_compute_otherwise(refused, toys, tmp_path):
 
 def test_weights_that_do_not_fit_their_config(refused, toys, tmp_path):
     odd = copy_model(toys.qwen2[0], tmp_path / "odd", num_hidden_layers=4, layer_types=None)
-    refused(*quick(odd, odd, data=toys.data), match=r"odd.*model\.layers\.3\.")
+    refused(*quick(odd, odd, data=toys.data), match="odd: .* config says: 3 layers instead of 4")
 
 
 def test_a_config_attribute_that_is_not_known(refused, recall, toys, tmp_path):
