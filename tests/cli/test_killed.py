@@ -37,7 +37,6 @@ class Job:
     words: Sequence[str]
     cache: Path
     resume: Sequence[str] = ("--resume",)  # none where it begins again
-    few: int = 2  # kills outside of the soak
     seconds: float = 0.0
     whole: Mapping[str, bytes | None] = field(default_factory=dict)
 
@@ -110,7 +109,7 @@ def job(request, models, toys, cache, tmp_path_factory) -> Job:
             words += ["--limit", "20", "--out"]
         case method:
             words = merged(method, models, folder)
-    job = Job(words, cache, resume, few=5 if request.param == "linear" else 2)
+    job = Job(words, cache, resume)
     assert job.run(folder / "first" / "out").returncode == 0  # compiles the programs
     start = time.monotonic()
     outs = [folder / name / "out" for name in ("a", "b")]
@@ -123,9 +122,8 @@ def job(request, models, toys, cache, tmp_path_factory) -> Job:
     return replace(job, seconds=seconds, whole=whole)
 
 
-@pytest.mark.parametrize("kills", [0, pytest.param(40, marks=SOAK)], ids=["few", "many"])
+@pytest.mark.parametrize("kills", [5, pytest.param(40, marks=SOAK)])
 def test_a_killed_command_is_run_again_to_the_identical_bytes(kills, job, toys, tmp_path):
-    kills = kills or job.few
     chance = random.Random(kills)
 
     def moment(number: int) -> float:
