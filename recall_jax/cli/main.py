@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # XLA and transformers report their own affairs there; errors that matter come as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # on tasks of Orbax's that failed
     sys.exit(_run(arguments))
 
