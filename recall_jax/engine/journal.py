@@ -9,6 +9,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,8 +174,9 @@ def input_files(
     Weights are known by `content` or by their times, as for `Checkpoint.fingerprint`.
     """
     inputs: dict[str, Any] = {}
-    for model in models:
-        inputs |= model.fingerprint(content=content)
+    with ThreadPoolExecutor(2) as pool:  # a checksum lets other threads run
+        for found in pool.map(lambda model: model.fingerprint(content=content), models):
+            inputs |= found
     newest, older = models[-1], older_folders(models)
     copied = companions(newest.folder, newest.tokenizer_folders, older).files.values()
     for path in (*copied, *filter(Path.is_file, files)):
