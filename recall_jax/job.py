@@ -189,7 +189,6 @@ def merge(
         if path := changed_input(identity["inputs"], _inputs(recipe, read, options)):
             raise InputError(f"{path} was changed while it was being merged: start again")
         report = make_report(recipe, prepared, [model.name for model in models], list(plan.units))
-        report["warnings"] = [*file_warnings(read), *report["warnings"]]
         took = processes.exchange(
             "took",
             {
@@ -199,7 +198,7 @@ def merge(
             },
         )
         report |= {
-            "warnings": [*warnings, *report["warnings"]],
+            "warnings": [*warnings, *file_warnings(read), *report["warnings"]],
             "timing_s": clock.seconds,
             "bytes": {key: sum(each[key] for each in took) for key in ("read", "written")},
             "peak_memory_bytes": max(each["peak_memory_bytes"] for each in took),

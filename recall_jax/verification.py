@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from recall_jax.checkpoint.tensors import TensorSpec, shapes_of
 from recall_jax.checkpoint.writer import CHECKSUMS_NAME
 from recall_jax.engine.device import all_finite
 from recall_jax.engine.progress import Progress, silent
-from recall_jax.errors import InputError, shown
+from recall_jax.errors import InputError, shown, some
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors
 from recall_jax.models.shapes import check_sizes
@@ -92,10 +93,8 @@ def verify(
         _check_others(folder, checksums, findings)
     kind = _kind(folder, names)
     try:
-        if kind == "model":
-            _check_model(folder, findings, progress, ignore_config)
-        else:
-            _CHECKS[kind](folder, findings, progress)
+        checks = _CHECKS | {"model": partial(_check_model, ignore_config=ignore_config)}
+        checks[kind](folder, findings, progress)
     except InputError as error:
         if isinstance(error.__cause__, ImportError):  # a package is missing here, nothing there
             raise
@@ -279,8 +278,7 @@ def _check_finite(
         if not (all_finite(array) if array.size > 1 else not np.isnan(array).any()):
             found.append(name)
     if found:
-        more = f", … ({len(found)} in all)" if len(found) > 3 else ""
-        findings.faults.append(f"NaN or infinite values in {', '.join(found[:3])}{more}")
+        findings.faults.append(f"NaN or infinite values in {some(found, 3)}")
 
 
 def _note_tokenizer(folder: Path, findings: _Findings) -> None:

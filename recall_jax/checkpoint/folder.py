@@ -161,7 +161,7 @@ class Checkpoint:
         name = self._stored_as(name)
         if self._is_folded(name):
             if self._folded is None or self._folded[0] != name:
-                self._folded = name, self.read(name)
+                self._folded = name, self._read(name, len(self._bound))
             array = self._folded[1]
             return array.reshape(array.shape or (1,))[start:stop]
         rows = self._file_of[name].read_rows(name, start, stop)
@@ -228,7 +228,7 @@ class Checkpoint:
 
         Those of adapters, small and read for many tensors, stay.
         """
-        name = self._in_files.get(name, name)
+        name = self._stored_as(name)
         if file := self._file_of.get(name):
             file.drop(name)
 

@@ -14,9 +14,10 @@ from recall_jax.checkpoint.companions import (
 )
 from recall_jax.checkpoint.folder_files import INDICES, WEIGHTS
 from recall_jax.checkpoint.json_objects import read_json_object
+from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from recall_jax.errors import InputError
 
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 _TIMEOUT_S = 10.0
 _REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
 

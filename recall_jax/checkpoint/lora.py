@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.lora_bound import BoundAdapter
-from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG, LoraConfig, read_lora_config
+from recall_jax.checkpoint.lora_config import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    LoraConfig,
+    read_lora_config,
+)
 from recall_jax.checkpoint.lora_edits import (
     AddBias,
     Edit,
@@ -262,7 +267,7 @@ def read_adapter(folder: Path) -> Adapter:
     folded (see `read_lora_config`), or if it is a pickle (.bin).
     """
     config = read_lora_config(folder / ADAPTER_CONFIG)
-    path = folder / "adapter_model.safetensors"
+    path = folder / ADAPTER_WEIGHTS
     pickle = path.with_suffix(".bin")
     if pickle.exists() and not path.exists():
         raise InputError(

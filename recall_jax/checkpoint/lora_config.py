@@ -18,6 +18,7 @@ from recall_jax.foreign.process import ForeignError, ask
 from recall_jax.foreign.worker import matching
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _T = TypeVar("_T")
 _REPEATS = set("*+?{|")  # with these a match may take any time

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recall_jax.checkpoint.hub import is_repository_id
-from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG
+from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from recall_jax.checkpoint.writer import write_safetensors
 from recall_jax.errors import storage_faults
 
@@ -42,7 +42,7 @@ def save_adapter(
     for module, (a, b) in factors.items():
         tensors[f"base_model.model.{module}.lora_A.weight"] = a
         tensors[f"base_model.model.{module}.lora_B.weight"] = b
-    write_safetensors(folder / "adapter_model.safetensors", tensors)
+    write_safetensors(folder / ADAPTER_WEIGHTS, tensors)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -50,8 +50,7 @@ def prepare_cocktail(merge: Merge) -> Prepared:
             newest,
             models,
             arch,
-            # what an interrupted merge had prepared has passed, and must be the same below
-            ignore_tokenizers=recipe.ignore_tokenizers or journal.prepared is not None,
+            ignore_tokenizers=merge.tokenizers_pass,
             budget=merge.budget,
         )
         tokenizer = tokenizer_of(newest, models, arch)

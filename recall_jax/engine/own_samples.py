@@ -72,9 +72,7 @@ def own_samples(
         base = _Source(merge.base, merge.recipe.base_data, _beside(merge.base), may_draw=True)
         sources, places = [base, *sources], [len(sources), *places]
     kept = list((merge.journal.prepared or {}).get("own", ()))
-    # What an interrupted merge had has passed, and must be the same again.
-    has_passed = merge.recipe.ignore_tokenizers or len(kept) > 0
-    differences = [] if has_passed else tokenizer_differences(newest, read)
+    differences = [] if merge.tokenizers_pass else tokenizer_differences(newest, read)
     # What can be refused is, before a model chooses.
     pools: list[Tokenized] = []
     plans: list[Passes | None] = []

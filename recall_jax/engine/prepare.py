@@ -52,8 +52,7 @@ def prepare_recall(merge: Merge) -> Prepared:
             chooser,
             models,
             arch,
-            # what an interrupted merge had prepared has passed, and must be the same below
-            ignore_tokenizers=recipe.ignore_tokenizers or journal.prepared is not None,
+            ignore_tokenizers=merge.tokenizers_pass,
             budget=merge.budget,
         )
         check_agreed(merge, "to choose from", pool, chooser.name)

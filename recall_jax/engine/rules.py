@@ -79,6 +79,14 @@ class Merge:
     progress: Progress
     announce: Callable[[str], None]
 
+    @property
+    def tokenizers_pass(self) -> bool:
+        """Whether models of other tokenizers pass: by the user's word, or as they did before.
+
+        What an interrupted merge had prepared has passed, and its texts must be the same again.
+        """
+        return self.recipe.ignore_tokenizers or self.journal.prepared is not None
+
 
 def check_agreed(merge: Merge, what: str, samples: "Tokenized", model: str) -> None:
     """Raise InputError in a process that has other samples than process 0, for a model to read."""

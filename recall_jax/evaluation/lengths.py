@@ -27,9 +27,10 @@ def count_too_long(task: Task, examples: Sequence[Example], model: Resident) -> 
 def check_memory(task: Task, examples: Sequence[Example], model: Resident, batch_size: int) -> None:
     """Raise InputError for a prompt so long that memory would not hold what is made of it."""
     budget = memory_budget(None)
+    room = room_for_rows(budget)
     for example in examples:
         where, text = f"{task.task}, row {example.row} (from 0)", _longest(example)
-        if len(text) * _TOKENISING > room_for_rows(budget):
+        if len(text) * _TOKENISING > room:
             raise InputError(
                 f"{where}: a prompt of {len(text):,} characters is too long for the memory that is "
                 "free: shorten it or leave it out"
@@ -43,7 +44,7 @@ def check_memory(task: Task, examples: Sequence[Example], model: Resident, batch
                 f"{where} takes {tokens:,} tokens with its answer, the model was made for "
                 f"{model.max_length:,}, and a batch of {batch_size} such rows takes "
                 f"{needed / MIB:,.0f} MiB of memory: shorten it, leave it out, or lower "
-                "--batch-size"
+                "evaluate.batch_size"
             )
 
 

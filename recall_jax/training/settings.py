@@ -96,7 +96,8 @@ class Settings:
             )
         if self.field is not None and self.fields.names_pair:
             raise InputError(
-                "--field and --prompt-field, --completion-field: give one or the other"
+                "finetune.field and finetune.prompt_field, finetune.completion_field: give one or "
+                "the other"
             )
         self._check_validation()
         self._check_method()
