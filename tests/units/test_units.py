@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from jax.tree_util import DictKey
-from toys import Recall, cache, recall  # noqa: F401
+from toys import Recall
 
 from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
@@ -333,7 +333,7 @@ def test_layers_that_no_name_tells_have_no_order(tmp_path):
     job.merge(make_recipe(linear(models, by_filter(1, 0), 1)), tmp_path / "out")
 
 
-def test_the_command_and_its_plan_refuse_alike(recall: Recall, t5, tmp_path):  # noqa: F811
+def test_the_command_and_its_plan_refuse_alike(recall: Recall, t5, tmp_path):
     recipe = tmp_path / "recipe.yml"
     recipe.write_text(json.dumps(linear(t5, [0, 1], 0.5)))
     for words in (["merge", recipe, tmp_path / "out"], ["plan", recipe, "--devices", "v5e-1"]):
@@ -342,7 +342,7 @@ def test_the_command_and_its_plan_refuse_alike(recall: Recall, t5, tmp_path):  #
         assert "more, decoder.block and encoder.block" in done.err
 
 
-def test_what_a_model_holds_is_told_by_its_stacks(recall: Recall, t5):  # noqa: F811
+def test_what_a_model_holds_is_told_by_its_stacks(recall: Recall, t5):
     found = json.loads(recall("inspect", t5[0], "--json").out)
     assert found["stacks"] == ["decoder.block", "encoder.block"]
     assert "layers that share their units" in recall("inspect", t5[0]).out

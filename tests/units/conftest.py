@@ -1,0 +1,3 @@
+from toys import cache, recall
+
+__all__ = ["cache", "recall"]
