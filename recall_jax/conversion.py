@@ -11,7 +11,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from recall_jax.checkpoint.companions import CONFIG_NAME, copy_companions
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora import read_adapter
 from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG, base_of
 from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree, write_npz
@@ -23,11 +22,12 @@ from recall_jax.engine.configs import check_configs
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.plan import DTYPES, in_forward_order, make_plan, units_of
 from recall_jax.errors import InputError
+from recall_jax.files.json_objects import read_json_object
+from recall_jax.files.output import output_folder
 from recall_jax.models.architecture import LAYERS
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, to_flax
 from recall_jax.models.shapes import check_sizes
-from recall_jax.output import output_folder
 from recall_jax.units import stacks_of
 
 

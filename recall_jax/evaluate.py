@@ -19,7 +19,6 @@ import jax
 
 from recall_jax.checkpoint.folder import Checkpoint, file_warnings, open_checkpoint
 from recall_jax.engine.inputs import compute_dtype
-from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.errors import InputError, shown, storage_faults
 from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.journal import Journal, Results, resume_journal
@@ -29,8 +28,9 @@ from recall_jax.evaluation.resident import Resident, with_weights, without_weigh
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import Scored, headline, score
 from recall_jax.evaluation.task import Task
+from recall_jax.files.output import work_folder
+from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.outcome import device, versions
-from recall_jax.output import work_folder
 from recall_jax.report.evaluation_page import render_evaluation
 from recall_jax.report.wording import short_name
 from recall_jax.representations.data import write_jsonl

@@ -15,7 +15,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from recall_jax.checkpoint.checksums import FileChecksum
 from recall_jax.checkpoint.companions import copy_companions
 from recall_jax.checkpoint.folder import Checkpoint, file_warnings, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
@@ -25,15 +24,16 @@ from recall_jax.engine.device import not_finite
 from recall_jax.engine.inputs import common_architecture, compute_dtype
 from recall_jax.engine.journal import input_files
 from recall_jax.engine.plan import DTYPES
-from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
+from recall_jax.files.checksums import FileChecksum
+from recall_jax.files.output import work_folder
+from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.mesh import BATCH_ROWS, MODEL, describe, make_mesh, parse_mesh
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import from_flax, tensor_shapes, to_flax
 from recall_jax.models.forward import Params
 from recall_jax.outcome import device, peak_memory_bytes, versions
-from recall_jax.output import work_folder
 from recall_jax.report.training_card import training_card
 from recall_jax.representations.tokens import load_tokenizer
 from recall_jax.stages import write_json

@@ -25,7 +25,6 @@ from recall_jax.engine.given import given_findings
 from recall_jax.engine.journal import Journal, changed_input, identity_in, input_files
 from recall_jax.engine.layout import Layout, OnHost
 from recall_jax.engine.plan import Plan, make_plan, open_models, taken_whole
-from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import (
     Merge,
     Prepared,
@@ -36,6 +35,8 @@ from recall_jax.engine.rules import (
 )
 from recall_jax.engine.stream import BACKLOG, merge_stream
 from recall_jax.errors import InputError
+from recall_jax.files.output import Work, kept_journal, work_folder
+from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.merging.methods import METHODS
 from recall_jax.outcome import (
     device,
@@ -45,7 +46,6 @@ from recall_jax.outcome import (
     versions,
     write_outcome,
 )
-from recall_jax.output import Work, kept_journal, work_folder
 from recall_jax.pod.part import write_part
 from recall_jax.pod.processes import ALONE, Processes
 from recall_jax.pod.together import check_alike, shared_journal, shared_work

@@ -26,10 +26,10 @@ from recall_jax.engine.inputs import (
 )
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import open_models
-from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.rules import recall_comparison
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import InputError
+from recall_jax.files.progress import Progress, silent
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.recipe import Samples
 from recall_jax.similarity.diagnostics import similarity_warnings

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError
+from recall_jax.files.progress import Progress, silent
 from recall_jax.similarity.asked import Asked
 from recall_jax.similarity.depth import (
     Ends,

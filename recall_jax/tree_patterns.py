@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, Strict, field_validator, model_validator
 
 from recall_jax.errors import shown
-from recall_jax.schema import Schema
+from recall_jax.files.schema import Schema
 
 LAYER_NUMBER = "{i}"
 _WILD = ("*", "**", "**/")

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.checkpoint.checksums import FileChecksum, checksum_fault, file_checksum
 from recall_jax.checkpoint.companions import (
     CONFIG_NAME,
     GENERATION_NAME,
@@ -21,7 +20,6 @@ from recall_jax.checkpoint.companions import (
 from recall_jax.checkpoint.flax_msgpack import MSGPACK_NAME, MsgpackTree
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.folder_files import WEIGHTS
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora import read_adapter
 from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG
 from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree
@@ -30,8 +28,10 @@ from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import TensorSpec, shapes_of
 from recall_jax.checkpoint.writer import CHECKSUMS_NAME
 from recall_jax.engine.device import all_finite
-from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError, shown, some
+from recall_jax.files.checksums import FileChecksum, checksum_fault, file_checksum
+from recall_jax.files.json_objects import read_json_object
+from recall_jax.files.progress import Progress, silent
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors
 from recall_jax.models.shapes import check_sizes

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import pytest
 
-from recall_jax.interruption import STOPPING
+from recall_jax.files.interruption import STOPPING
 
 # what differs from run to run: timings, and the files that show them
 TIMED = {"recall_report.json", "recall_report.html", "README.md", "checksums.json"}

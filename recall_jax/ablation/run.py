@@ -17,12 +17,12 @@ from recall_jax.ablation.scores import counted_metric, row_shares
 from recall_jax.ablation.units import look_at_units
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.engine.inputs import compute_dtype
-from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.results import Results, resume_results
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
-from recall_jax.output import work_folder
+from recall_jax.files.output import work_folder
+from recall_jax.files.progress import Progress, silent
 from recall_jax.recipe import Recipe
 from recall_jax.report.ablation_page import render_ablation, tables_in_markdown
 from recall_jax.stages import write_json

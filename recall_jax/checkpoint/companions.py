@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.errors import InputError, some, storage_faults
+from recall_jax.files.json_objects import read_json_object
 
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from recall_jax.checkpoint.checksums import file_checksum
 from recall_jax.checkpoint.companions import CONFIG_NAME
 from recall_jax.checkpoint.folder_files import (
     INDICES,
@@ -16,7 +15,6 @@ from recall_jax.checkpoint.folder_files import (
     refuse_empty,
     weight_files,
 )
-from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.lora import read_adapter
 from recall_jax.checkpoint.lora_bound import BoundAdapter, folded_dtype
 from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG
@@ -26,6 +24,8 @@ from recall_jax.checkpoint.quantised import quantised_by, quantised_tensor
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.ties import is_tied, shared_embedding, stored_twice, untied, with_a_head
 from recall_jax.errors import InputError, storage_faults
+from recall_jax.files.checksums import file_checksum
+from recall_jax.files.identity import FileIdentity
 
 _COMPARED = 1 << 22  # bytes of two tensors held against each other at a time
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.companions import CONFIG_NAME
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.pytorch_bin import PytorchFile
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, shown
+from recall_jax.files.json_objects import read_json_object
 
 WeightFile = SafetensorsFile | PytorchFile
 

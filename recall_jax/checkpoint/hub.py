@@ -13,9 +13,9 @@ from recall_jax.checkpoint.companions import (
     names_to_copy,
 )
 from recall_jax.checkpoint.folder_files import INDICES, WEIGHTS
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from recall_jax.errors import InputError
+from recall_jax.files.json_objects import read_json_object
 
 _ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 _TIMEOUT_S = 10.0

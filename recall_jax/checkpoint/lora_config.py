@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.errors import InputError, shown
+from recall_jax.files.json_objects import read_json_object
 from recall_jax.foreign.process import ForeignError, ask
 from recall_jax.foreign.worker import matching
 

@@ -33,7 +33,7 @@ def save_adapter(
     dropout: float,
     use_rslora: bool,
 ) -> None:
-    """Write both files into `folder`, which exists; `recall_jax.output` makes it appear whole.
+    """Write both files into `folder`, which exists; `files.output` makes it appear complete.
 
     `base_model` is a path, or a hub id, alone or with "@" and a revision behind it. `factors` are
     by the dotted paths of their layers in it, such as `model.layers.0.self_attn.q_proj`.

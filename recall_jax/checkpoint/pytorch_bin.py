@@ -8,10 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from recall_jax.checkpoint.identity import FileIdentity, OpenedFile
 from recall_jax.checkpoint.names import check_name
 from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
 from recall_jax.errors import InputError, reading, shown, storage_faults
+from recall_jax.files.identity import FileIdentity, OpenedFile
 
 
 class PytorchFile:

@@ -21,11 +21,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from recall_jax.checkpoint.identity import FileIdentity, OpenedFile
-from recall_jax.checkpoint.json_objects import MAX_BYTES, parse_json_object
 from recall_jax.checkpoint.names import check_name
 from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
 from recall_jax.errors import InputError, StorageError, shown, storage_faults
+from recall_jax.files.identity import FileIdentity, OpenedFile
+from recall_jax.files.json_objects import MAX_BYTES, parse_json_object
 
 MAX_HEADER_BYTES = MAX_BYTES  # the limit of the safetensors package too
 _LENGTH_BYTES = 8

@@ -2,7 +2,7 @@
 
 The plan is fixed by the specs before the first byte; the tensors then stream through in that
 order, each written once, whole or in pieces. Marks taken on the way let another process go on
-after a kill. The folder is the caller's: `recall_jax.output` makes it appear whole.
+after a kill. The folder is the caller's: `recall_jax.files.output` makes it appear whole.
 """
 
 import json
@@ -16,15 +16,15 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from recall_jax.checkpoint.checksums import (
+from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
+from recall_jax.errors import storage_faults
+from recall_jax.files.checksums import (
     ChecksummedFile,
     FileChecksum,
     checksum_of,
     crc_between,
     file_checksum,
 )
-from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
-from recall_jax.errors import storage_faults
 
 CHECKSUMS_NAME = "checksums.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000

@@ -74,7 +74,7 @@ def similarity(
     from itertools import product
 
     from recall_jax.benchmark import similarity as benchmark
-    from recall_jax.output import output_folder
+    from recall_jax.files.output import output_folder
 
     names = _measures(measure or (_QUICK_MEASURES if quick else "all"))
     shapes = [benchmark.Shape(*each) for each in product(*sizes)]

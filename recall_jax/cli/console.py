@@ -13,7 +13,7 @@ from recall_jax.cli.wording import worded
 from recall_jax.errors import InputError, escaped, shown
 
 if TYPE_CHECKING:
-    from recall_jax.engine.progress import Progress
+    from recall_jax.files.progress import Progress
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -25,7 +25,7 @@ def progress_bar(quiet: bool) -> Iterator["Progress"]:
 
     A bar on stderr, only if that is a terminal and the command is not quiet.
     """
-    from recall_jax.engine.progress import silent
+    from recall_jax.files.progress import silent
 
     if quiet or not sys.stderr.isatty():
         yield silent

@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from recall_jax.interruption import STOPPING
+from recall_jax.files.interruption import STOPPING
 
 _SAID = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 STATUSES: dict[int, str] = {128 + number: _SAID[number.name] for number in STOPPING}

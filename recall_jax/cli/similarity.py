@@ -87,7 +87,7 @@ def similarity(
     if bool(models) == (reps is not None) or (reps and (data or typical)):
         raise InputError("give either models with --data or --typical, or --reps")
     console.prepare_jax(no_compilation_cache, device)
-    from recall_jax.output import output_folder
+    from recall_jax.files.output import output_folder
     from recall_jax.recipe import make_samples
     from recall_jax.similarity.asked import parse_measures
     from recall_jax.states import choose_units, read_states, states_of_models

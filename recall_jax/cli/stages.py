@@ -82,7 +82,7 @@ def select(
     """
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax import stages
-    from recall_jax.output import output_file
+    from recall_jax.files.output import output_file
     from recall_jax.recipe import make_samples
     from recall_jax.representations.data import write_jsonl
 
@@ -140,7 +140,7 @@ def extract(
     """
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax import stages
-    from recall_jax.output import output_file
+    from recall_jax.files.output import output_file
     from recall_jax.recipe import make_samples
 
     rows = pool or _ALL_ROWS
@@ -187,7 +187,7 @@ def weights(
     """
     console.prepare_jax(no_compilation_cache)
     from recall_jax import stages
-    from recall_jax.output import output_file
+    from recall_jax.files.output import output_file
 
     parameters = _parameters(
         sigma,

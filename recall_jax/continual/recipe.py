@@ -10,8 +10,8 @@ from pydantic import Field, Strict, create_model, field_validator, model_validat
 from recall_jax.continual.presets import PRESETS
 from recall_jax.errors import shown
 from recall_jax.evaluation.task import Name, Text
+from recall_jax.files.schema import Schema, read_yaml
 from recall_jax.models.lora import LoraSpec
-from recall_jax.schema import Schema, read_yaml
 from recall_jax.training.settings import Settings
 
 Count = Annotated[int, Strict(), Field(ge=1)]

@@ -14,12 +14,12 @@ from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.continual.journal import Journal, Results
 from recall_jax.continual.lineage import Given, Merged, Model, Tuned, makers, needed, parts
 from recall_jax.engine.inputs import compute_dtype
-from recall_jax.engine.progress import Clock, Progress
 from recall_jax.errors import storage_faults
 from recall_jax.evaluate import Asked, Options
 from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
-from recall_jax.output import output_file
+from recall_jax.files.output import output_file
+from recall_jax.files.progress import Clock, Progress
 from recall_jax.recipe import make_recipe
 from recall_jax.representations.data import write_jsonl
 from recall_jax.representations.row_files import iterate_rows

@@ -16,11 +16,11 @@ from recall_jax.demo.material import (
     held_out_file,
     training_file,
 )
-from recall_jax.engine.progress import Progress, silent
 from recall_jax.evaluation.exact_match import Row, exact_matches
+from recall_jax.files.output import output_folder
+from recall_jax.files.progress import Progress, silent
 from recall_jax.job import merge
 from recall_jax.outcome import TYPICAL
-from recall_jax.output import output_folder
 from recall_jax.recipe import Recipe, make_recipe
 from recall_jax.report.html import Table, render_html
 from recall_jax.representations.data import read_rows

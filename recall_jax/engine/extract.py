@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from recall_jax.engine.cut import Passes
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import NamedModel
-from recall_jax.engine.progress import Progress, silent
+from recall_jax.files.progress import Progress, silent
 from recall_jax.models.architecture import Architecture
 
 

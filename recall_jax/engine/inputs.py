@@ -17,9 +17,9 @@ from recall_jax.engine.cut import Passes
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import DTYPES, ConfiguredModel, NamedModel
-from recall_jax.engine.progress import Progress, silent
 from recall_jax.engine.select import choose_typical
 from recall_jax.errors import InputError, UnfinishedError
+from recall_jax.files.progress import Progress, silent
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recall_jax.checkpoint.checksums import file_checksum
 from recall_jax.checkpoint.companions import companions
 from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.checkpoint.writer import Mark
 from recall_jax.errors import StorageError, UnfinishedError, storage_faults
+from recall_jax.files.checksums import file_checksum
 
 FORMAT = 2
 _ADVICE = "or run without --resume to start afresh"

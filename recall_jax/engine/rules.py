@@ -17,8 +17,8 @@ from recall_jax.engine.findings import Findings
 from recall_jax.engine.journal import Journal
 from recall_jax.engine.layout import Layout
 from recall_jax.engine.plan import NamedModel, Plan, units_of
-from recall_jax.engine.progress import Clock, Progress
 from recall_jax.errors import InputError, shown
+from recall_jax.files.progress import Clock, Progress
 from recall_jax.merging.methods import METHODS
 from recall_jax.merging.parameters import (
     LinearParameters,

@@ -12,8 +12,8 @@ from recall_jax.engine.extract import pooled_states
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
-from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError, shown
+from recall_jax.files.progress import Progress, silent
 from recall_jax.models.architecture import Architecture
 from recall_jax.recipe import Samples
 from recall_jax.representations.typical import Typical, select_typical

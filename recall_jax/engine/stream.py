@@ -19,9 +19,9 @@ from recall_jax.engine.device import overflows
 from recall_jax.engine.lane import Lane, prefetch
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import Plan
-from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import Rule
 from recall_jax.errors import InputError
+from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.merging.methods import Kernel
 
 BACKLOG = 2  # merged pieces that wait for the writer

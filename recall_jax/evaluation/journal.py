@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recall_jax.checkpoint.checksums import FileChecksum, file_checksum
 from recall_jax.engine.journal import append_record, mended_records
 from recall_jax.errors import UnfinishedError
 from recall_jax.evaluation.metrics import Estimate
+from recall_jax.files.checksums import FileChecksum, file_checksum
 
 Results = dict[tuple[int, str], dict[str, Estimate]]
 """The metrics by name, of each pair of a model's index and a task's name."""

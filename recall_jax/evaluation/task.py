@@ -21,7 +21,7 @@ from pydantic import (
 
 from recall_jax.errors import InputError, shown
 from recall_jax.evaluation.prompts import check_expression, check_template
-from recall_jax.schema import Schema, parse_yaml, read_yaml
+from recall_jax.files.schema import Schema, parse_yaml, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Text = Annotated[str, Field(min_length=1)]

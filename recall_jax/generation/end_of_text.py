@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from recall_jax.checkpoint.folder import Checkpoint
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.errors import InputError
+from recall_jax.files.json_objects import read_json_object
 from recall_jax.generation.prompt_tokens import encode_prompt
 from recall_jax.representations.tokens import Tokenizer
 

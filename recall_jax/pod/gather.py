@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from recall_jax.checkpoint.checksums import ChecksummedFile, FileChecksum
 from recall_jax.checkpoint.writer import INDEX_NAME, write_checksums, write_index
-from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError, storage_faults
-from recall_jax.output import output_folder
+from recall_jax.files.checksums import ChecksummedFile, FileChecksum
+from recall_jax.files.output import output_folder
+from recall_jax.files.progress import Progress, silent
 from recall_jax.pod.part import Part, read_part
 
 _BLOCK = 1 << 24

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from recall_jax.checkpoint.checksums import FileChecksum, checksum_fault
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.names import check_name
 from recall_jax.checkpoint.writer import checksums_of
 from recall_jax.errors import InputError, shown, storage_faults
+from recall_jax.files.checksums import FileChecksum, checksum_fault
+from recall_jax.files.json_objects import read_json_object
+from recall_jax.files.publish import sync_tree
 from recall_jax.pod.processes import Processes
 from recall_jax.pod.writer import UnitWriter
-from recall_jax.publish import sync_tree
 
 PART_NAME = "part.json"
 _MOST_BYTES = 1 << 63

@@ -15,10 +15,10 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
-from recall_jax.checkpoint.checksums import FileChecksum
 from recall_jax.checkpoint.orbax import save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import Mark, check_piece
+from recall_jax.files.checksums import FileChecksum
 from recall_jax.mesh import spread_over_all
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.convert import flax_path

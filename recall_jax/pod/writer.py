@@ -15,7 +15,6 @@ from typing import Self
 
 import numpy as np
 
-from recall_jax.checkpoint.checksums import ChecksummedFile, FileChecksum
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import (
     DEFAULT_SHARD_BYTES,
@@ -31,6 +30,7 @@ from recall_jax.checkpoint.writer import (
 )
 from recall_jax.engine.lane import Lane
 from recall_jax.errors import InputError, storage_faults
+from recall_jax.files.checksums import ChecksummedFile, FileChecksum
 from recall_jax.pod.processes import Processes
 
 _APPEARS = 30.0  # seconds that a network file system may take to show what another machine wrote

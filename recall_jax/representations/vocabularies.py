@@ -14,8 +14,8 @@ from typing import Any
 
 from recall_jax.checkpoint.companions import has_tokenizer, vocabulary_files
 from recall_jax.checkpoint.folder import Checkpoint, older_folders
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.errors import InputError, escaped, reading, shown
+from recall_jax.files.json_objects import read_json_object
 
 _WHOLE = "tokenizer.json"  # holds all that other files hold
 _MERGES = "merges.txt"

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recall_jax.checkpoint.json_objects import read_json_object
-from recall_jax.engine.progress import Progress, silent
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.task import find_task
+from recall_jax.files.json_objects import read_json_object
+from recall_jax.files.output import output_folder
+from recall_jax.files.progress import Progress, silent
 from recall_jax.finetune import finetune
 from recall_jax.outcome import device, versions
-from recall_jax.output import output_folder
 from recall_jax.representations.data import write_jsonl
 from recall_jax.stages import write_json
 from recall_jax.suites.scratch import save_random

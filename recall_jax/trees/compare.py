@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from recall_jax.engine.findings import Findings, compare_representations
-from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import recall_comparison
 from recall_jax.errors import InputError, shown
+from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.recipe import Recipe, Samples
 from recall_jax.representations.extract import ApplyFn, extract

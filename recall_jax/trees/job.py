@@ -15,7 +15,6 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import write_checksums
 from recall_jax.engine.given import given_findings
 from recall_jax.engine.plan import DTYPES, units_of
-from recall_jax.engine.progress import Clock, Progress, silent
 from recall_jax.engine.rules import (
     Prepared,
     Rule,
@@ -26,10 +25,11 @@ from recall_jax.engine.rules import (
     weights_by_unit,
 )
 from recall_jax.errors import InputError
+from recall_jax.files.output import output_folder
+from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.merging.methods import METHODS
 from recall_jax.merging.trees import dotted_path
 from recall_jax.outcome import make_report, peak_memory_bytes
-from recall_jax.output import output_folder
 from recall_jax.pod.processes import ALONE, Processes
 from recall_jax.pod.together import shared_work
 from recall_jax.recipe import Recipe

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.companions import CONFIG_NAME
-from recall_jax.checkpoint.json_objects import read_json_object
 from recall_jax.checkpoint.npz import NpzTree
 from recall_jax.errors import InputError
+from recall_jax.files.json_objects import read_json_object
 from recall_jax.recipe import Samples
 from recall_jax.representations.batches import make_batches
 from recall_jax.representations.data import draw, draw_rows, read_rows

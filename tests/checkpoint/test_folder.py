@@ -466,7 +466,7 @@ def test_a_hub_that_does_not_answer_is_given_up(cache, monkeypatch):
 def test_the_room_imports_nothing_heavy():
     code = """
 import sys
-import recall_jax.checkpoint.folder, recall_jax.checkpoint.writer, recall_jax.output
+import recall_jax.checkpoint.folder, recall_jax.checkpoint.writer, recall_jax.files.output
 print({"jax", "torch", "transformers", "huggingface_hub", "safetensors"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

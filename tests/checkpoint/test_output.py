@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from recall_jax import publish
 from recall_jax.errors import InputError, StorageError, UnfinishedError
-from recall_jax.output import output_file, output_folder, work_folder
+from recall_jax.files import publish
+from recall_jax.files.output import output_file, output_folder, work_folder
 
 
 @pytest.fixture(params=["renameat2", "plain renames"])
@@ -220,7 +220,7 @@ def test_readers_find_the_folder_at_every_moment(tmp_path):
 BLOCKED = """
 import sys, time
 from pathlib import Path
-from recall_jax.output import output_file, output_folder, work_folder
+from recall_jax.files.output import output_file, output_folder, work_folder
 use = {"folder": output_folder, "file": output_file}[sys.argv[1]]
 with use(Path(sys.argv[2]), force=True) as hidden:
     (hidden / "a" if sys.argv[1] == "folder" else hidden).write_text("half")
@@ -418,7 +418,7 @@ WORKING = """
 import os, sys, time
 from pathlib import Path
 from recall_jax import output
-from recall_jax.output import work_folder
+from recall_jax.files.output import work_folder
 moment, out = sys.argv[1], Path(sys.argv[2])
 def wait(*_):
     print("ready", flush=True)
@@ -518,7 +518,7 @@ def test_many_processes_at_once_give_one_output_at_a_time(tmp_path):
 import sys
 from pathlib import Path
 from recall_jax.errors import InputError
-from recall_jax.output import work_folder
+from recall_jax.files.output import work_folder
 done = 0
 while done < 20:
     try:

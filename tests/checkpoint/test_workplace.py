@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from toys import tree
 
-from recall_jax import publish
 from recall_jax.errors import InputError, StorageError
-from recall_jax.interruption import STOPPING, uninterrupted
-from recall_jax.output import output_file, output_folder, work_folder
+from recall_jax.files import publish
+from recall_jax.files.interruption import STOPPING, uninterrupted
+from recall_jax.files.output import output_file, output_folder, work_folder
 
 USES = [output_folder, output_file, work_folder]
 LONG = ["x" * 255, "é" * 127, "x" * 243]

@@ -22,11 +22,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recall_jax.checkpoint import checksums
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
 from recall_jax.checkpoint.writer import Mark, ShardedWriter, write_checksums
 from recall_jax.errors import InputError, StorageError
+from recall_jax.files import checksums
 
 names = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12).filter(
     lambda name: name != "__metadata__" and not {"", ".", ".."} & set(name.split("/"))

@@ -17,12 +17,12 @@ import pytest
 import yaml
 from toys import compile_in_haste, tree, write_rows
 
-from recall_jax import output
 from recall_jax.checkpoint.writer import checksums_of
 from recall_jax.demo.material import CHECKPOINTS
 from recall_jax.engine import distill, regmean
 from recall_jax.errors import InputError
 from recall_jax.evaluation.strings import draw_distinct
+from recall_jax.files import output
 from recall_jax.representations.data import write_jsonl
 
 __all__ = ["compile_in_haste"]

@@ -14,9 +14,9 @@ import pytest
 from toys import TIMED, Finished, copy_model, environment, tree
 
 from recall_jax import job
-from recall_jax.checkpoint.identity import FileIdentity
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.errors import InputError, UnfinishedError
+from recall_jax.files.identity import FileIdentity
 from recall_jax.recipe import read_recipe
 from recall_jax.verification import verify
 

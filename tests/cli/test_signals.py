@@ -15,7 +15,7 @@ from toys import environment
 from recall_jax import conversion
 from recall_jax.cli import main as cli_main
 from recall_jax.errors import InputError
-from recall_jax.interruption import STOPPING
+from recall_jax.files.interruption import STOPPING
 
 NOTE = "go on with\n--resume"
 

@@ -12,8 +12,8 @@ from recall_jax.continual.presets import PRESETS
 from recall_jax.continual.recipe import Protocol, filled
 from recall_jax.continual.run import Options, continual
 from recall_jax.errors import InputError
+from recall_jax.files.schema import validate
 from recall_jax.recipe import make_recipe
-from recall_jax.schema import validate
 
 
 def planned(protocol, **changes):

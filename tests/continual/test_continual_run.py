@@ -12,7 +12,7 @@ from recall_jax.continual import workshop
 from recall_jax.continual.recipe import Protocol
 from recall_jax.continual.run import Options, continual
 from recall_jax.errors import InputError, UnfinishedError
-from recall_jax.schema import validate
+from recall_jax.files.schema import validate
 
 
 class Stopped(BaseException):

@@ -18,11 +18,11 @@ from recall_jax.checkpoint.writer import ShardedWriter
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.plan import make_plan
-from recall_jax.engine.progress import Clock
 from recall_jax.engine.regmean import RegMean
 from recall_jax.engine.rules import Rule
 from recall_jax.engine.stream import merge_stream
 from recall_jax.errors import InputError
+from recall_jax.files.progress import Clock
 from recall_jax.merging.regmean import regmean
 from recall_jax.models.config import read_architecture
 from recall_jax.recipe import make_recipe

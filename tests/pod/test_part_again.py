@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from recall_jax.checkpoint.checksums import file_checksum
+from recall_jax.files.checksums import file_checksum
 from recall_jax.pod.part import read_part, write_part
 from recall_jax.pod.processes import ALONE
 

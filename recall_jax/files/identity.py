@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from recall_jax.checkpoint.checksums import file_checksum
+from recall_jax.files.checksums import file_checksum
 
 
 @dataclass(frozen=True)

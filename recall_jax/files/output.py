@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
-from recall_jax.interruption import uninterrupted
-from recall_jax.publish import confirm, publish_file, publish_folder, sync_tree
-from recall_jax.workplace import (
+from recall_jax.files.interruption import uninterrupted
+from recall_jax.files.publish import confirm, publish_file, publish_folder, sync_tree
+from recall_jax.files.workplace import (
     alone,
     clear,
     is_resumable,

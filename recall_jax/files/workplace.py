@@ -18,8 +18,8 @@ from io import FileIO
 from pathlib import Path
 
 from recall_jax.errors import InputError, storage_faults
-from recall_jax.interruption import uninterrupted
-from recall_jax.publish import mend
+from recall_jax.files.interruption import uninterrupted
+from recall_jax.files.publish import mend
 
 _SUFFIX, _LOCK, _JOURNAL = ".recall-work", "lock", "journal.jsonl"
 _LONGEST = 255  # bytes of a name in a folder

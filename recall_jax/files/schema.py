@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from recall_jax.errors import InputError, brief, reading, shown
-from recall_jax.yaml_text import MAX_BYTES, parse_documents
+from recall_jax.files.yaml_text import MAX_BYTES, parse_documents
 
 _Model = TypeVar("_Model", bound=BaseModel)
 # pydantic's words for these speak of Python.

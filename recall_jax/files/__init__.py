@@ -1,0 +1,1 @@
+"""Files: outputs that are absent or complete, JSON and YAML, checksums, journals, progress."""
