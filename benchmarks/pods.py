@@ -11,8 +11,8 @@ from recall_jax.cost.machines import GB, Machine, find_machine
 from recall_jax.cost.model import Cost, plan_cost
 from recall_jax.cost.work import llama, recall_work
 from recall_jax.errors import InputError
-from recall_jax.mesh import AXES, MODEL
 from recall_jax.models.architecture import Architecture
+from recall_jax.parallel.mesh import AXES, MODEL
 
 SHAPES = {
     "7B": llama(

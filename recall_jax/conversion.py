@@ -17,6 +17,7 @@ from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree, write_npz
 from recall_jax.checkpoint.orbax import is_orbax, load_orbax, save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.ties import is_tied
+from recall_jax.checkpoint.units import stacks_of
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.configs import check_configs
 from recall_jax.engine.inputs import common_architecture
@@ -28,7 +29,6 @@ from recall_jax.models.architecture import LAYERS
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, to_flax
 from recall_jax.models.shapes import check_sizes
-from recall_jax.units import stacks_of
 
 
 def convert(

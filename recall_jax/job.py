@@ -25,6 +25,9 @@ from recall_jax.engine.given import given_findings
 from recall_jax.engine.journal import Journal, changed_input, identity_in, input_files
 from recall_jax.engine.layout import Layout, OnHost
 from recall_jax.engine.plan import Plan, make_plan, open_models, taken_whole
+from recall_jax.engine.pod.part import write_part
+from recall_jax.engine.pod.together import check_alike, shared_journal, shared_work
+from recall_jax.engine.pod.writer import UnitWriter
 from recall_jax.engine.rules import (
     Merge,
     Prepared,
@@ -46,16 +49,13 @@ from recall_jax.outcome import (
     versions,
     write_outcome,
 )
-from recall_jax.pod.part import write_part
-from recall_jax.pod.processes import ALONE, Processes
-from recall_jax.pod.together import check_alike, shared_journal, shared_work
-from recall_jax.pod.writer import UnitWriter
+from recall_jax.parallel.processes import ALONE, Processes
 from recall_jax.recipe import Recipe
 from recall_jax.report.record import load_report
 from recall_jax.trees.names import names_tree
 
 if TYPE_CHECKING:
-    from recall_jax.pod.tree_writer import TreeWriter
+    from recall_jax.engine.pod.tree_writer import TreeWriter
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def _merge_trees(
     progress: Progress,
     announce: Callable[[str], None],
 ) -> dict[str, Any]:
-    from recall_jax.mesh import named_mesh
+    from recall_jax.parallel.mesh import named_mesh
     from recall_jax.trees.job import merge_trees_on_disk
 
     if options.parts:
@@ -265,7 +265,7 @@ def _layout(
 ) -> tuple[Layout, int]:
     """Where the tensors lie, and the bytes that merging them takes."""
     if options.mesh is not None or options.processes.count > 1:
-        from recall_jax.pod.prepare import sharded_layout
+        from recall_jax.engine.pod.prepare import sharded_layout
 
         asked = "auto" if options.mesh is None else options.mesh
         if asked == "auto" and options.resume:  # less may be free now than when it was chosen
@@ -299,8 +299,8 @@ def _writer(
 ) -> "ShardedWriter | UnitWriter | TreeWriter":
     if options.to == "orbax":
         from recall_jax.engine.inputs import common_architecture
-        from recall_jax.mesh import make_mesh
-        from recall_jax.pod.tree_writer import TreeWriter
+        from recall_jax.engine.pod.tree_writer import TreeWriter
+        from recall_jax.parallel.mesh import make_mesh
 
         arch = common_architecture(models, recipe.ignore_config)
         return TreeWriter(folder, arch, plan.specs, layout.mesh or make_mesh({}))

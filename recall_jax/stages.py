@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.npz import NpzTree
+from recall_jax.checkpoint.units import unit_names
 from recall_jax.engine.budget import folded_bytes, memory_budget, widest
 from recall_jax.engine.cut import cut_rows
 from recall_jax.engine.extract import pooled_states
@@ -33,7 +34,6 @@ from recall_jax.files.progress import Progress, silent
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.recipe import Samples
 from recall_jax.similarity.diagnostics import similarity_warnings
-from recall_jax.units import unit_names
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from recall_jax.checkpoint.units import HEAD
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Progress, silent
 from recall_jax.similarity.asked import Asked
@@ -22,7 +23,6 @@ from recall_jax.similarity.depth import (
     matching_depths,
 )
 from recall_jax.similarity.matrix import similarity_matrix
-from recall_jax.units import HEAD
 
 FORMAT = 1
 

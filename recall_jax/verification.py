@@ -28,6 +28,7 @@ from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.tensors import TensorSpec, shapes_of
 from recall_jax.checkpoint.writer import CHECKSUMS_NAME
 from recall_jax.engine.device import all_finite
+from recall_jax.engine.pod.part import PART_NAME, read_part
 from recall_jax.errors import InputError, shown, some
 from recall_jax.files.checksums import FileChecksum, checksum_fault, file_checksum
 from recall_jax.files.json_objects import read_json_object
@@ -35,7 +36,6 @@ from recall_jax.files.progress import Progress, silent
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors
 from recall_jax.models.shapes import check_sizes
-from recall_jax.pod.part import PART_NAME, read_part
 
 Kind = Literal["model", "adapter", "orbax", "npz", "msgpack", "part"]
 

@@ -12,7 +12,11 @@ from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from recall_jax.errors import InputError
-from recall_jax.mesh import (
+from recall_jax.models.architecture import LAYERS, Architecture, Rope
+from recall_jax.models.axes import HEADS, HIDDEN, MLP, VOCAB, logical_axes, tensor_axes
+from recall_jax.models.convert import tensor_shapes
+from recall_jax.models.forward import init_params
+from recall_jax.parallel.mesh import (
     AXES,
     choose_mesh,
     describe,
@@ -22,10 +26,6 @@ from recall_jax.mesh import (
     parse_mesh,
     partition_spec,
 )
-from recall_jax.models.architecture import LAYERS, Architecture, Rope
-from recall_jax.models.axes import HEADS, HIDDEN, MLP, VOCAB, logical_axes, tensor_axes
-from recall_jax.models.convert import tensor_shapes
-from recall_jax.models.forward import init_params
 from recall_jax.training.optimizer import adamw
 from recall_jax.training.step import init_state
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
 from recall_jax.errors import InputError
-from recall_jax.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
 
 _KEY = "tie_word_embeddings"
 _HEADS = ("lm_head", "embed_out", "output_layer", "output", "decoder")

@@ -26,7 +26,7 @@ def gather(
     Example: recall gather part-0 part-1 --out merged
     """
     console.prepare_jax()
-    from recall_jax.pod.gather import gather as run
+    from recall_jax.engine.pod.gather import gather as run
 
     with console.progress_bar(quiet) as progress:
         run(parts, out, force=force, progress=progress)

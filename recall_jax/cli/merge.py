@@ -14,7 +14,7 @@ from recall_jax.errors import InputError
 from recall_jax.representations.shapes import Fields
 
 if TYPE_CHECKING:
-    from recall_jax.pod.processes import Processes
+    from recall_jax.parallel.processes import Processes
     from recall_jax.recipe import Recipe
 
 
@@ -188,7 +188,7 @@ def _run(recipe: "Recipe", out: Path, inputs: list[Path], run: _Run) -> None:
         _merge(recipe, out, inputs, run)
         return
     console.prepare_jax(run.no_compilation_cache)
-    from recall_jax.pod.watch import ADVICE, joined
+    from recall_jax.parallel.watch import ADVICE, joined
     from recall_jax.trees.names import names_tree
 
     at_once = run.to == "orbax" or recipe.tree is not None or names_tree(recipe.models[-1].model)

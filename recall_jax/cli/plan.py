@@ -44,7 +44,7 @@ def plan(
     console.prepare_jax()
     from recall_jax.cost.machines import find_machine
     from recall_jax.cost.model import plan_cost
-    from recall_jax.mesh import parse_mesh
+    from recall_jax.parallel.mesh import parse_mesh
     from recall_jax.recipe import read_recipe
 
     machine = find_machine(devices)
@@ -153,7 +153,7 @@ def _record(work: "Work", cost: "Cost", storage: int) -> dict[str, Any]:
 
 
 def _show(recipe: "Recipe", work: "Work", cost: "Cost", storage: int) -> None:
-    from recall_jax.mesh import describe
+    from recall_jax.parallel.mesh import describe
 
     machine, flops = cost.machine, cost.flops
     print(

@@ -211,8 +211,8 @@ def _layout(mesh: str | None) -> "Layout":
         from recall_jax.engine.layout import ON_HOST
 
         return ON_HOST
-    from recall_jax.mesh import named_mesh
-    from recall_jax.pod.layout import Sharded
+    from recall_jax.engine.pod.layout import Sharded
+    from recall_jax.parallel.mesh import named_mesh
 
     return Sharded(named_mesh(mesh))
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from recall_jax.checkpoint.units import EMBED, layer_unit
 from recall_jax.cost.machines import GB, Machine
 from recall_jax.cost.work import Forward, Work, flops_per_position, state_parameters
 from recall_jax.engine.budget import SHARE
@@ -25,8 +26,7 @@ from recall_jax.engine.memory import (
 )
 from recall_jax.engine.stream import BACKLOG
 from recall_jax.errors import InputError
-from recall_jax.mesh import AXES, DATA, FSDP, MODEL, TENSOR, describe
-from recall_jax.units import EMBED, layer_unit
+from recall_jax.parallel.mesh import AXES, DATA, FSDP, MODEL, TENSOR, describe
 
 Mesh = Mapping[str, int]
 _FLOAT32 = 4

@@ -5,10 +5,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from recall_jax.checkpoint.units import EMBED, HEAD, layer_unit
 from recall_jax.models.architecture import Architecture, Rope
 from recall_jax.models.convert import state_tensors, tensor_shapes, unit_tensors
 from recall_jax.representations.batches import padded_length
-from recall_jax.units import EMBED, HEAD, layer_unit
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.typing import DTypeLike
 
+from recall_jax.checkpoint.units import EMBED, HEAD
 from recall_jax.engine.device import common_dtype, not_finite, states_overflow, to_device
 from recall_jax.engine.lane import prefetch
 from recall_jax.engine.plan import NamedModel
@@ -41,7 +42,6 @@ from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shape
 from recall_jax.models.decoder import Context
 from recall_jax.models.forward import attention_windows
 from recall_jax.representations.batches import Batches, make_batches
-from recall_jax.units import EMBED, HEAD
 
 # Hidden states of a group of G models, one (G, B, T, E) array in the compute dtype for each batch.
 HiddenStates = tuple[jax.Array, ...]

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from recall_jax.checkpoint.units import EMBED, HEAD, LM_HEAD
 from recall_jax.engine.device import not_finite
 from recall_jax.engine.forward import HiddenStates, StreamedForward
 from recall_jax.engine.lane import prefetch
@@ -16,7 +17,6 @@ from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import state_tensors, unit_params
 from recall_jax.models.loss import next_token_loss
-from recall_jax.units import EMBED, HEAD, LM_HEAD
 
 
 def mean_loss(

@@ -12,9 +12,9 @@ from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.parameter_names import namesakes
 from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
 from recall_jax.checkpoint.ties import is_tied
+from recall_jax.checkpoint.units import EMBED, HEAD, unit_of_tensor
 from recall_jax.errors import InputError, some
 from recall_jax.merging.methods import Whole
-from recall_jax.units import EMBED, HEAD, unit_of_tensor
 
 DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
+from recall_jax.checkpoint.units import EMBED, HEAD, layer_unit
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import state_tensors, unit_params
 from recall_jax.models.decoder import Context
 from recall_jax.models.forward import block, block_with_inputs, context, embed, head
 from recall_jax.representations.pooling import masked_mean
-from recall_jax.units import EMBED, HEAD, layer_unit
 
 # Of the models on one device, each with its parameters in the order of `state_tensors`. On several
 # devices an array holds, along its first axis, one model's parameter after the other's.

@@ -15,13 +15,13 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
+from recall_jax.checkpoint.units import EMBED, HEAD
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.convert import unit_params, unit_tensors
 from recall_jax.models.forward import Params, forward, logits
 from recall_jax.models.loss import TOKENS_AT_ONCE, in_blocks
 from recall_jax.representations.batches import make_batches
 from recall_jax.representations.pooling import masked_mean
-from recall_jax.units import EMBED, HEAD
 
 Array = jax.Array
 _ADAM = optax.scale_by_adam()

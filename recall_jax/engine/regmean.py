@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from recall_jax.checkpoint.units import EMBED, HEAD
 from recall_jax.engine.budget import widest
 from recall_jax.engine.cut import Cut, cut_apart
 from recall_jax.engine.findings import Findings
@@ -35,7 +36,6 @@ from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs
 from recall_jax.recipe import Samples
 from recall_jax.representations.samples import Tokenized
-from recall_jax.units import EMBED, HEAD
 
 MERGED = "the model merged so far"  # in messages
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.units import EMBED, HEAD, stacks_of, unit_of_tensor
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.journal import Journal
 from recall_jax.engine.layout import Layout
@@ -29,7 +30,6 @@ from recall_jax.merging.parameters import (
 )
 from recall_jax.recipe import Recipe, parameter_at
 from recall_jax.similarity.compare import Comparison, Reference, check_reference, parse_similarity
-from recall_jax.units import EMBED, HEAD, stacks_of, unit_of_tensor
 
 if TYPE_CHECKING:
     from recall_jax.engine.inputs import TypicalSamples

@@ -6,6 +6,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.checkpoint.units import layer_unit
 from recall_jax.engine.budget import folded_bytes, widest
 from recall_jax.engine.cut import Passes, cut_rows
 from recall_jax.engine.extract import pooled_states
@@ -17,7 +18,6 @@ from recall_jax.files.progress import Progress, silent
 from recall_jax.models.architecture import Architecture
 from recall_jax.recipe import Samples
 from recall_jax.representations.typical import Typical, select_typical
-from recall_jax.units import layer_unit
 
 
 def clustered_units(unit: str | int, arch: Architecture) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from recall_jax.checkpoint.units import unit_names
 from recall_jax.engine.findings import compare_representations, report_entries
 from recall_jax.errors import InputError
 from recall_jax.merging.trees import UnitOf, merge_trees
@@ -19,7 +20,6 @@ from recall_jax.similarity.compare import (
     parse_similarity,
 )
 from recall_jax.similarity.diagnostics import similarity_warnings
-from recall_jax.units import unit_names
 
 
 def recall_merge(

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import KeyPath, keystr, tree_flatten_with_path, tree_unflatten
 
+from recall_jax.checkpoint.units import EMBED, HEAD, stacks_of, unit_of_tensor
 from recall_jax.errors import InputError
 from recall_jax.merging.average import weighted_average
-from recall_jax.units import EMBED, HEAD, stacks_of, unit_of_tensor
 
 # A unit's name or index, or ("stacked", axis, first_unit) for a leaf that stacks units on an axis.
 Unit = str | int | tuple[str, int, int | str]

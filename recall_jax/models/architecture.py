@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from recall_jax.units import unit_names
+from recall_jax.checkpoint.units import unit_names
 
 LAYERS = "layers"
 """Where a parameter tree keeps its blocks, stacked on axis 0, between `embed` and `head`."""

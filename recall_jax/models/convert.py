@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from recall_jax.checkpoint.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
 from recall_jax.errors import InputError, some
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.decoder import SAME_INPUTS
 from recall_jax.models.families import FAMILIES
 from recall_jax.models.shapes import group_shapes
-from recall_jax.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
 
 
 def tensor_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:

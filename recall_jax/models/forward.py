@@ -16,11 +16,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding
 
+from recall_jax.checkpoint.units import EMBED, HEAD
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.decoder import SAME_INPUTS, Block, Context, Embed, Head
 from recall_jax.models.lora import LoraSpec
 from recall_jax.models.rope import cos_sin
-from recall_jax.units import EMBED, HEAD
 
 Array = jax.Array
 Params = dict[str, Any]

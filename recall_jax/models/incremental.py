@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from recall_jax.checkpoint.units import EMBED, HEAD
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.cache import Cache, empty_cache
 from recall_jax.models.decoder import Block, Context
 from recall_jax.models.forward import attention_windows, embed, head
 from recall_jax.models.rope import cos_sin
-from recall_jax.units import EMBED, HEAD
 
 Array = jax.Array
 Params = dict[str, Any]

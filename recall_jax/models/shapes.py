@@ -8,10 +8,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from recall_jax.checkpoint.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
 from recall_jax.errors import InputError, shown, some
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.families import FAMILIES
-from recall_jax.units import EMBED, HEAD, LM_HEAD, unit_of_tensor
 
 # Attributes that are the length of an axis of some tensor, or a divisor of it.
 _SIZES = (

@@ -30,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.writer import write_safetensors
 from recall_jax.errors import InputError
-from recall_jax.mesh import DATA, parameter_shardings, put_parameters
+from recall_jax.parallel.mesh import DATA, parameter_shardings, put_parameters
 from recall_jax.training.step import Batch, Loss
 
 Array = jax.Array

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from recall_jax.errors import UnfinishedError
 from recall_jax.files.progress import Progress, silent
-from recall_jax.mesh import parameter_shardings, put_parameters, put_rows
+from recall_jax.parallel.mesh import parameter_shardings, put_parameters, put_rows
 from recall_jax.training.checkpoints import Checkpoints, History
 from recall_jax.training.examples import Examples, make_batch, rows_of_step, validation_batches
 from recall_jax.training.optimizer import Schedule

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from recall_jax.mesh import gathered, rows_sharding
+from recall_jax.checkpoint.units import EMBED
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.forward import Params, forward
 from recall_jax.models.lora import LoraSpec
 from recall_jax.models.loss import next_token_loss
+from recall_jax.parallel.mesh import gathered, rows_sharding
 from recall_jax.training.step import Batch
-from recall_jax.units import EMBED
 
 Array = jax.Array
 

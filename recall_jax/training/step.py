@@ -44,7 +44,7 @@ class Objective:
 
     `frozen` is a tree that no step changes: the base of a LoRA, the anchor and Fisher information
     of EWC, or nothing. What is named as a decoder's parameters in it, or in the trainable tree, is
-    cut over a mesh by `recall_jax.mesh`; all else is repeated on every device.
+    cut over a mesh by `recall_jax.parallel.mesh`; all else is repeated on every device.
     """
 
     loss: Loss

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from recall_jax.checkpoint.units import EMBED, HEAD
 from recall_jax.engine.findings import Findings, compare_representations
 from recall_jax.engine.rules import recall_comparison
 from recall_jax.errors import InputError, shown
@@ -25,7 +26,6 @@ from recall_jax.trees.files import TreeFile, nested, read_leaves
 from recall_jax.trees.merge import shardings_of
 from recall_jax.trees.places import Place
 from recall_jax.trees.samples import TreeSamples, batches_of, read_tree_samples
-from recall_jax.units import EMBED, HEAD
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from recall_jax.checkpoint.npz import NPZ_NAME, NpzTree, write_npz
 from recall_jax.checkpoint.orbax import OrbaxTree, find_orbax, save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError
-from recall_jax.mesh import spread_over_all
+from recall_jax.parallel.mesh import spread_over_all
 
 TreeFile = OrbaxTree | NpzTree | MsgpackTree
 Leaf = np.ndarray | jax.Array

@@ -12,9 +12,11 @@ from jax.sharding import Mesh
 from jax.tree_util import DictKey
 
 from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.units import stacks_of
 from recall_jax.checkpoint.writer import write_checksums
 from recall_jax.engine.given import given_findings
 from recall_jax.engine.plan import DTYPES, units_of
+from recall_jax.engine.pod.together import shared_work
 from recall_jax.engine.rules import (
     Prepared,
     Rule,
@@ -30,8 +32,7 @@ from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.merging.methods import METHODS
 from recall_jax.merging.trees import dotted_path
 from recall_jax.outcome import make_report, peak_memory_bytes
-from recall_jax.pod.processes import ALONE, Processes
-from recall_jax.pod.together import shared_work
+from recall_jax.parallel.processes import ALONE, Processes
 from recall_jax.recipe import Recipe
 from recall_jax.report.record import load_report
 from recall_jax.trees.compare import Compared, compare_trees
@@ -39,7 +40,6 @@ from recall_jax.trees.files import FORMATS, Leaf, TreeFile, open_tree, read_leav
 from recall_jax.trees.merge import GROUP_BYTES, merge_leaves
 from recall_jax.trees.outcome import input_paths, resolved_trees, write_outcome
 from recall_jax.trees.places import Place, place_leaves, slice_specs
-from recall_jax.units import stacks_of
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from recall_jax.cost.model import plan_cost
 from recall_jax.cost.work import Work, flops_per_position, llama, parameters, recall_work
 from recall_jax.engine.memory import block_bytes, largest_tensor_bytes, working_bytes
 from recall_jax.errors import InputError
-from recall_jax.mesh import parse_mesh
+from recall_jax.parallel.mesh import parse_mesh
 
 SEVEN = llama(
     vocab_size=32000,

@@ -16,10 +16,10 @@ import numpy as np
 from toys import copy_model, environment
 
 from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.units import unit_of_tensor
 from recall_jax.checkpoint.writer import ShardedWriter
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import tensor_shapes
-from recall_jax.units import unit_of_tensor
 
 # A layer takes 2.1 million parameters: 4.2 MB in bfloat16.
 WIDTHS = {

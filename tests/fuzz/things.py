@@ -25,12 +25,12 @@ from recall_jax.cli import main
 from recall_jax.continual.journal import open_journal
 from recall_jax.continual.recipe import read_protocol
 from recall_jax.engine.journal import resume_journal as merging
+from recall_jax.engine.pod.gather import gather
 from recall_jax.engine.results import Results, resume_results
 from recall_jax.errors import InputError
 from recall_jax.evaluation.journal import resume_journal as evaluating
 from recall_jax.evaluation.layouts import read_layout
 from recall_jax.evaluation.task import find_task, task_text
-from recall_jax.pod.gather import gather
 from recall_jax.report.record import load_report
 from recall_jax.representations.samples import read_pool
 from recall_jax.representations.tokens import load_tokenizer

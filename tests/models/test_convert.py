@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recall_jax.checkpoint.units import LM_HEAD, unit_of_tensor
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import (
@@ -21,7 +22,6 @@ from recall_jax.models.convert import (
     unit_tensors,
 )
 from recall_jax.models.forward import init_params
-from recall_jax.units import LM_HEAD, unit_of_tensor
 
 TINY = {
     "vocab_size": 11,

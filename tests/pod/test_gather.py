@@ -12,11 +12,11 @@ from threaded import together
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.plan import units_of
+from recall_jax.engine.pod.gather import gather
+from recall_jax.engine.pod.part import write_part
+from recall_jax.engine.pod.writer import UnitWriter
 from recall_jax.errors import InputError
-from recall_jax.pod.gather import gather
-from recall_jax.pod.part import write_part
-from recall_jax.pod.processes import Processes
-from recall_jax.pod.writer import UnitWriter
+from recall_jax.parallel.processes import Processes
 from recall_jax.verification import verify
 
 TENSORS = {

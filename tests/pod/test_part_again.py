@@ -2,9 +2,9 @@
 
 from types import SimpleNamespace
 
+from recall_jax.engine.pod.part import read_part, write_part
 from recall_jax.files.checksums import file_checksum
-from recall_jax.pod.part import read_part, write_part
-from recall_jax.pod.processes import ALONE
+from recall_jax.parallel.processes import ALONE
 
 
 def test_a_part_written_again_does_not_vouch_for_its_old_self(tmp_path):

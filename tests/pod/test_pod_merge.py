@@ -18,7 +18,7 @@ from test_processes import free_port
 from toys import TIMED, environment, tree
 
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.pod.gather import gather
+from recall_jax.engine.pod.gather import gather
 from recall_jax.verification import verify
 
 # `recall`, in which one function of ours kills its process when it is called for the n-th time.
@@ -211,12 +211,14 @@ def assert_merged(pod: Pod, ended: Ended, alone: Path, *, processes: int) -> Non
 
 
 MOMENTS = {
-    "choosing": Death(1, "recall_jax.pod.forward", "ShardedForward.advance", 2),
+    "choosing": Death(1, "recall_jax.engine.pod.forward", "ShardedForward.advance", 2),
     "preparing": Death(0, "recall_jax.engine.journal", "Journal.record_prepared", 1),
     "comparing": Death(1, "recall_jax.engine.recall", "Comparer.values", 3),
-    "in a file": Death(1, "recall_jax.pod.writer", "UnitWriter._write", 4),
+    "in a file": Death(1, "recall_jax.engine.pod.writer", "UnitWriter._write", 4),
     "after a file": Death(0, "recall_jax.engine.journal", "Journal.record_unit", 3),
-    "not yet in the journal": Death(1, "recall_jax.pod.writer", "UnitWriter._finish_file", 5),
+    "not yet in the journal": Death(
+        1, "recall_jax.engine.pod.writer", "UnitWriter._finish_file", 5
+    ),
     "after the last unit": Death(1, "recall_jax.job", "make_report", 1),
     "before the end": Death(0, "recall_jax.job", "write_outcome", 1),
 }

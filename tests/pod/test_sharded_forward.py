@@ -7,15 +7,15 @@ import pytest
 
 from recall_jax.engine.cut import _one_step_of
 from recall_jax.engine.forward import StreamedForward
+from recall_jax.engine.pod import programs
+from recall_jax.engine.pod.forward import ShardedForward
+from recall_jax.engine.pod.layout import Sharded
 from recall_jax.errors import InputError
 from recall_jax.merging.weights import Weighing
-from recall_jax.mesh import make_mesh, partition_spec
 from recall_jax.models.axes import tensor_axes
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import state_tensors, tensor_shapes
-from recall_jax.pod import programs
-from recall_jax.pod.forward import ShardedForward
-from recall_jax.pod.layout import Sharded
+from recall_jax.parallel.mesh import make_mesh, partition_spec
 from recall_jax.similarity.compare import Comparison, compare_unit
 
 # Three heads, a vocabulary and sizes that no mesh of 8 divides.

@@ -12,11 +12,11 @@ from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
 from recall_jax.checkpoint.writer import ShardedWriter
 from recall_jax.engine.plan import is_float
+from recall_jax.engine.pod import merge as pod_merge
+from recall_jax.engine.pod.merge import Merged, in_pieces
+from recall_jax.engine.pod.rows import put_rows_layout, read_rows_layout, row_ranges
 from recall_jax.engine.resident import Resident
-from recall_jax.mesh import make_mesh
-from recall_jax.pod import merge as pod_merge
-from recall_jax.pod.merge import Merged, in_pieces
-from recall_jax.pod.rows import put_rows_layout, read_rows_layout, row_ranges
+from recall_jax.parallel.mesh import make_mesh
 
 MESH = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
 DEVICES = list(MESH.devices.flat)

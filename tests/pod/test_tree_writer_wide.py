@@ -7,9 +7,9 @@ from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.orbax import load_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.plan import in_forward_order
-from recall_jax.mesh import make_mesh
+from recall_jax.engine.pod.tree_writer import TreeWriter
 from recall_jax.models.config import read_architecture
-from recall_jax.pod.tree_writer import TreeWriter
+from recall_jax.parallel.mesh import make_mesh
 
 
 def test_float64_stays_float64(toys, tmp_path):

@@ -15,11 +15,11 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import Mark
 from recall_jax.engine.journal import Journal, resume_journal
 from recall_jax.engine.plan import units_of
+from recall_jax.engine.pod import writer as pod_writer
+from recall_jax.engine.pod.writer import UnitWriter
 from recall_jax.errors import InputError, StorageError
 from recall_jax.files.checksums import ChecksummedFile
-from recall_jax.pod import writer as pod_writer
-from recall_jax.pod.processes import Processes
-from recall_jax.pod.writer import UnitWriter
+from recall_jax.parallel.processes import Processes
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 TENSORS = {

@@ -4,7 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from recall_jax.errors import InputError
-from recall_jax.pod.processes import Processes
+from recall_jax.parallel.processes import Processes
 
 
 class Board:

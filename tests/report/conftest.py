@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from recall_jax.units import unit_names
+from recall_jax.checkpoint.units import unit_names
 
 Report = dict[str, Any]
 

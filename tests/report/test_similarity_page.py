@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report_html import Page, assert_self_contained
 
+from recall_jax.checkpoint.units import unit_names
 from recall_jax.report import matrix_map
 from recall_jax.report.scales import hex_colour, viridis
 from recall_jax.report.similarity_page import draw_map, render_study, verdict
@@ -16,7 +17,6 @@ from recall_jax.report.study_files import write_study
 from recall_jax.report.wording import number
 from recall_jax.similarity.asked import Asked
 from recall_jax.study import ModelStates, Result, Study, study_record
-from recall_jax.units import unit_names
 
 
 def make_study(*units, measures=("linear_cka", "procrustes_distance"), seed=0):

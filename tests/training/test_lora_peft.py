@@ -16,12 +16,12 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.mesh import make_mesh
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, to_flax
 from recall_jax.models.forward import Params, forward, logits
 from recall_jax.models.lora import LoraSpec
+from recall_jax.parallel.mesh import make_mesh
 from recall_jax.training.ewc import fisher_of_batches
 from recall_jax.training.lora import fold, init_lora, lora_loss, save_lora
 from recall_jax.training.optimizer import adamw

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from recall_jax.mesh import (
+from recall_jax.models.architecture import Architecture, Rope
+from recall_jax.models.forward import init_params
+from recall_jax.models.lora import LoraSpec
+from recall_jax.parallel.mesh import (
     make_mesh,
     parameter_shardings,
     parse_mesh,
     put_parameters,
     put_rows,
 )
-from recall_jax.models.architecture import Architecture, Rope
-from recall_jax.models.forward import init_params
-from recall_jax.models.lora import LoraSpec
 from recall_jax.training.checkpoints import Checkpoints, History
 from recall_jax.training.ewc import fisher_of_batches
 from recall_jax.training.lora import init_lora, lora_loss

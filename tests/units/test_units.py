@@ -16,10 +16,10 @@ from toys import Recall
 
 from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
+from recall_jax.checkpoint.units import stacks_of, unit_of_tensor
 from recall_jax.errors import InputError
 from recall_jax.merging.trees import merge_trees, unit_of_path
 from recall_jax.recipe import make_recipe
-from recall_jax.units import stacks_of, unit_of_tensor
 
 TEXT = {
     "vocab_size": 16,

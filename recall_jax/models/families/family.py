@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from recall_jax.checkpoint.units import EMBED, HEAD
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.attributes import Attributes
-from recall_jax.units import EMBED, HEAD
 
 
 @dataclass(frozen=True)

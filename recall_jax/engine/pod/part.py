@@ -12,12 +12,12 @@ from pathlib import Path
 
 from recall_jax.checkpoint.names import check_name
 from recall_jax.checkpoint.writer import checksums_of
+from recall_jax.engine.pod.writer import UnitWriter
 from recall_jax.errors import InputError, shown, storage_faults
 from recall_jax.files.checksums import FileChecksum, checksum_fault
 from recall_jax.files.json_objects import read_json_object
 from recall_jax.files.publish import sync_tree
-from recall_jax.pod.processes import Processes
-from recall_jax.pod.writer import UnitWriter
+from recall_jax.parallel.processes import Processes
 
 PART_NAME = "part.json"
 _MOST_BYTES = 1 << 63

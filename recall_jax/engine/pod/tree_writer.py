@@ -17,13 +17,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from recall_jax.checkpoint.orbax import save_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.units import EMBED, HEAD, unit_of_tensor
 from recall_jax.checkpoint.writer import Mark, check_piece
+from recall_jax.engine.pod.rows import in_x64
 from recall_jax.files.checksums import FileChecksum
-from recall_jax.mesh import spread_over_all
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.convert import flax_path
-from recall_jax.pod.rows import in_x64
-from recall_jax.units import EMBED, HEAD, unit_of_tensor
+from recall_jax.parallel.mesh import spread_over_all
 
 _Leaf = tuple[str, ...]
 

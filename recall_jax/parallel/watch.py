@@ -20,14 +20,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import NoReturn
 
 from recall_jax.errors import InputError, UnfinishedError, is_out_of_memory
-from recall_jax.pod.processes import (
+from recall_jax.parallel.processes import (
     CONNECT_TIMEOUT,
     HEARTBEAT_TIMEOUT,
     NUMBER,
     Processes,
     connect,
 )
-from recall_jax.pod.runtime import Runtime, catch_abort, hide_chatter
+from recall_jax.parallel.runtime import Runtime, catch_abort, hide_chatter
 
 ADVICE = "what is done is kept: start all processes again with --resume to go on"
 

@@ -31,7 +31,7 @@ from recall_jax.checkpoint.writer import (
 from recall_jax.engine.lane import Lane
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.files.checksums import ChecksummedFile, FileChecksum
-from recall_jax.pod.processes import Processes
+from recall_jax.parallel.processes import Processes
 
 _APPEARS = 30.0  # seconds that a network file system may take to show what another machine wrote
 

@@ -11,7 +11,7 @@ from recall_jax.checkpoint.writer import Mark
 from recall_jax.engine.journal import Journal, differences, resume_journal
 from recall_jax.errors import InputError
 from recall_jax.files.output import Work, work_folder
-from recall_jax.pod.processes import Processes
+from recall_jax.parallel.processes import Processes
 
 _APPEARS = 10.0  # seconds that a network file system may take to show a new folder
 

@@ -6,11 +6,11 @@ from itertools import islice
 from pathlib import Path
 
 from recall_jax.checkpoint.writer import INDEX_NAME, write_checksums, write_index
+from recall_jax.engine.pod.part import Part, read_part
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.files.checksums import ChecksummedFile, FileChecksum
 from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Progress, silent
-from recall_jax.pod.part import Part, read_part
 
 _BLOCK = 1 << 24
 _SHOWN = 8

@@ -17,19 +17,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
+from recall_jax.checkpoint.units import EMBED, HEAD, layer_unit
 from recall_jax.engine.device import common_dtype
+from recall_jax.engine.pod.rows import in_x64, unpadded
 from recall_jax.engine.programs import Grams
 from recall_jax.errors import InputError
-from recall_jax.mesh import BATCH_ROWS, MODEL, partition_spec, without_fsdp
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.axes import tensor_axes
 from recall_jax.models.convert import state_tensors, tensor_shapes, unit_params
 from recall_jax.models.decoder import Context
 from recall_jax.models.forward import block, block_with_inputs, context, embed, head
-from recall_jax.pod.rows import in_x64, unpadded
-from recall_jax.pod.turns import in_turn
+from recall_jax.parallel.mesh import BATCH_ROWS, MODEL, partition_spec, without_fsdp
+from recall_jax.parallel.turns import in_turn
 from recall_jax.representations.pooling import masked_mean
-from recall_jax.units import EMBED, HEAD, layer_unit
 
 EVERYWHERE = PartitionSpec()
 

@@ -19,10 +19,10 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK, Piece, spans
 from recall_jax.engine.layout import Fold
 from recall_jax.engine.plan import is_float
+from recall_jax.engine.pod.rows import ROWS, in_x64, padded, unpadded
 from recall_jax.merging.methods import Kernel
-from recall_jax.mesh import AXES
-from recall_jax.pod.rows import ROWS, in_x64, padded, unpadded
-from recall_jax.pod.turns import in_turn
+from recall_jax.parallel.mesh import AXES
+from recall_jax.parallel.turns import in_turn
 
 # Kernels with this value solve or decompose matrices. XLA would cut that into many small steps with
 # messages between them: every device does the whole, and has the bits that one device has.

@@ -12,10 +12,10 @@ from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.inputs import common_architecture, compute_dtype
 from recall_jax.engine.memory import mesh_that_fits
 from recall_jax.engine.plan import Plan, taken_whole
+from recall_jax.engine.pod.layout import Sharded
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.merging.methods import METHODS
-from recall_jax.mesh import DATA, make_mesh, parse_mesh
-from recall_jax.pod.layout import Sharded
+from recall_jax.parallel.mesh import DATA, make_mesh, parse_mesh
 from recall_jax.recipe import Recipe
 
 _RULES = ("parameters", "recall", "opcm", "regmean", "regmean_plusplus")

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from recall_jax.engine.plan import NamedModel
-from recall_jax.mesh import AXES
+from recall_jax.parallel.mesh import AXES
 
 ROWS = PartitionSpec(AXES)
 

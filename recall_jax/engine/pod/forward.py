@@ -17,17 +17,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from recall_jax.checkpoint.units import EMBED, HEAD
 from recall_jax.engine.device import is_not_finite, states_overflow
 from recall_jax.engine.forward import HiddenStates, Placed
 from recall_jax.engine.lane import prefetch
 from recall_jax.engine.plan import NamedModel
-from recall_jax.engine.programs import Grams
-from recall_jax.errors import InputError
-from recall_jax.models.architecture import Architecture
-from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
-from recall_jax.models.decoder import Context
-from recall_jax.models.forward import attention_windows
-from recall_jax.pod.programs import (
+from recall_jax.engine.pod.programs import (
     Computed,
     Spread,
     as_computed,
@@ -40,9 +35,14 @@ from recall_jax.pod.programs import (
     run_head,
     run_head_with_grams,
 )
-from recall_jax.pod.rows import in_x64, put_rows_layout, read_rows_layout
+from recall_jax.engine.pod.rows import in_x64, put_rows_layout, read_rows_layout
+from recall_jax.engine.programs import Grams
+from recall_jax.errors import InputError
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
+from recall_jax.models.decoder import Context
+from recall_jax.models.forward import attention_windows
 from recall_jax.representations.batches import Batches, make_batches
-from recall_jax.units import EMBED, HEAD
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from recall_jax.engine.device import is_not_finite
 from recall_jax.engine.layout import Fold
 from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
+from recall_jax.engine.pod.forward import ShardedForward
+from recall_jax.engine.pod.merge import in_pieces, merge_rows, sum_rows
+from recall_jax.engine.pod.programs import Spread
+from recall_jax.engine.pod.rows import read_rows_layout
 from recall_jax.merging.methods import Kernel
-from recall_jax.mesh import FSDP, TENSOR, describe
 from recall_jax.models.architecture import Architecture
-from recall_jax.pod.forward import ShardedForward
-from recall_jax.pod.merge import in_pieces, merge_rows, sum_rows
-from recall_jax.pod.programs import Spread
-from recall_jax.pod.rows import read_rows_layout
+from recall_jax.parallel.mesh import FSDP, TENSOR, describe
 
 _REMEMBERED = 16  # tensors: more than may wait for a writer
 

@@ -1,0 +1,1 @@
+"""Several devices and processes: the mesh, processes that work together, and their watch."""
