@@ -17,18 +17,18 @@ from recall_jax.engine.findings import report_entries
 from recall_jax.engine.plan import DTYPES
 from recall_jax.engine.rules import Prepared
 from recall_jax.errors import storage_faults
+from recall_jax.inputs.data import write_jsonl
+from recall_jax.inputs.vocabularies import tokenizer_differences
 from recall_jax.merging.methods import METHODS
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.recipe import Recipe
 from recall_jax.report.card import model_card
 from recall_jax.report.html import render_html
 from recall_jax.report.record import write_report
-from recall_jax.representations.data import write_jsonl
-from recall_jax.representations.vocabularies import tokenizer_differences
 from recall_jax.similarity.diagnostics import similarity_warnings
 
 if TYPE_CHECKING:
-    from recall_jax.representations.samples import Tokenized
+    from recall_jax.inputs.samples import Tokenized
 
 REPORT = "recall_report.json"
 PAGE = "recall_report.html"

@@ -16,6 +16,7 @@ from pydantic import (
 
 from recall_jax.errors import InputError, shown
 from recall_jax.files.schema import Schema, first_fault, read_yaml, validate
+from recall_jax.inputs.shapes import Fields
 from recall_jax.merging.methods import METHODS, Method
 from recall_jax.merging.parameters import (
     FilteredValue,
@@ -23,7 +24,6 @@ from recall_jax.merging.parameters import (
     ParameterValue,
     RecallParameters,
 )
-from recall_jax.representations.shapes import Fields
 from recall_jax.tree_patterns import TreePatterns
 
 Count = Annotated[int, Strict(), Field(ge=1)]

@@ -18,6 +18,7 @@ ORDER = [
     "checkpoint",
     "models",
     "parallel",
+    "inputs",
     "representations",
     "generation",
     "similarity",

@@ -17,12 +17,12 @@ from recall_jax.evaluate import Asked, ask
 from recall_jax.evaluate import Options as Asking
 from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.task import find_tasks
+from recall_jax.inputs.data import draw, draw_rows
+from recall_jax.inputs.row_files import Row
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.outcome import device, versions
 from recall_jax.recipe import Recipe, make_recipe
-from recall_jax.representations.data import draw, draw_rows
-from recall_jax.representations.row_files import Row
 from recall_jax.similarity.compare import check_samples
 
 NEWEST, BASE, AVERAGE = "newest", "base", "average"

@@ -12,11 +12,11 @@ from recall_jax.ablation.clusterings import coverage, mutual_information
 from recall_jax.ablation.domains import domain_similarity, neighbour_accuracy
 from recall_jax.ablation.plan import Plan
 from recall_jax.engine.select import clustered_units
+from recall_jax.inputs.data import read_rows, write_jsonl
+from recall_jax.inputs.row_files import Row
 from recall_jax.outcome import TYPICAL
 from recall_jax.recipe import make_samples
-from recall_jax.representations.data import read_rows, write_jsonl
 from recall_jax.representations.kmeans import kmeans
-from recall_jax.representations.row_files import Row
 
 MODELS = ("newest", "base", "merged")
 

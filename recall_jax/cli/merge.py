@@ -11,7 +11,7 @@ import typer
 from recall_jax.cli import console
 from recall_jax.cli import options as opt
 from recall_jax.errors import InputError
-from recall_jax.representations.shapes import Fields
+from recall_jax.inputs.shapes import Fields
 
 if TYPE_CHECKING:
     from recall_jax.parallel.processes import Processes

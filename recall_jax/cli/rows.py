@@ -42,7 +42,7 @@ def rows(
     from recall_jax.evaluation.task import find_task
     from recall_jax.evaluation.training_rows import training_rows, with_split
     from recall_jax.files.output import output_file
-    from recall_jax.representations.data import write_jsonl
+    from recall_jax.inputs.data import write_jsonl
 
     signals.begin()
     asked = with_split(find_task(task), split)

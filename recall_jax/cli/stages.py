@@ -8,7 +8,7 @@ import typer
 from recall_jax.cli import console
 from recall_jax.cli import options as opt
 from recall_jax.cli.merge import as_number, sample_values
-from recall_jax.representations.shapes import Fields
+from recall_jax.inputs.shapes import Fields
 
 if TYPE_CHECKING:
     from recall_jax.engine.layout import Layout
@@ -83,8 +83,8 @@ def select(
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax import stages
     from recall_jax.files.output import output_file
+    from recall_jax.inputs.data import write_jsonl
     from recall_jax.recipe import make_samples
-    from recall_jax.representations.data import write_jsonl
 
     fields = Fields(field, prompt_field, completion_field)
     values = sample_values(data, None, fields, pool, max_tokens, batch_size, seed)

@@ -20,9 +20,9 @@ from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
 from recall_jax.files.output import output_file
 from recall_jax.files.progress import Clock, Progress
+from recall_jax.inputs.data import write_jsonl
+from recall_jax.inputs.row_files import iterate_rows
 from recall_jax.recipe import make_recipe
-from recall_jax.representations.data import write_jsonl
-from recall_jax.representations.row_files import iterate_rows
 
 
 @dataclass(frozen=True)

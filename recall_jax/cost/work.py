@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recall_jax.checkpoint.units import EMBED, HEAD, layer_unit
+from recall_jax.inputs.batches import padded_length
 from recall_jax.models.architecture import Architecture, Rope
 from recall_jax.models.convert import state_tensors, tensor_shapes, unit_tensors
-from recall_jax.representations.batches import padded_length
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from recall_jax.demo.material import (
 from recall_jax.evaluation.exact_match import Row, exact_matches
 from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Progress, silent
+from recall_jax.inputs.data import read_rows
+from recall_jax.inputs.shapes import row_content
 from recall_jax.job import merge
 from recall_jax.outcome import TYPICAL
 from recall_jax.recipe import Recipe, make_recipe
 from recall_jax.report.html import Table, render_html
-from recall_jax.representations.data import read_rows
-from recall_jax.representations.shapes import row_content
 
 RECALL, AVERAGE = "recall", "average"
 NEWEST = FINE_TUNED[-1]

@@ -45,11 +45,11 @@ from recall_jax.demo import material
 from recall_jax.demo.material import TASKS
 from recall_jax.evaluation.strings import LENGTHS, Row, draw, draw_distinct
 from recall_jax.files.output import output_folder
+from recall_jax.inputs.tokens import QWEN2_PIECES
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax
 from recall_jax.models.forward import forward, init_params, logits
-from recall_jax.representations.tokens import QWEN2_PIECES
 from recall_jax.suites import scratch
 from recall_jax.suites.scratch import BYTES, END
 

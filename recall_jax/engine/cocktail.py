@@ -21,12 +21,12 @@ from recall_jax.engine.memory import loss_bytes
 from recall_jax.engine.rules import Merge, Prepared, weights_by_unit
 from recall_jax.errors import InputError
 from recall_jax.generation.end_of_text import end_of_text
+from recall_jax.inputs.parts import row_parts, tokenize_parts
+from recall_jax.inputs.samples import Tokenized
+from recall_jax.inputs.tokens import Tokenizer
 from recall_jax.merging.parameters import CocktailParameters
 from recall_jax.merging.weights import layer_weights
 from recall_jax.recipe import Recipe, Samples
-from recall_jax.representations.parts import row_parts, tokenize_parts
-from recall_jax.representations.samples import Tokenized
-from recall_jax.representations.tokens import Tokenizer
 
 
 def prepare_cocktail(merge: Merge) -> Prepared:

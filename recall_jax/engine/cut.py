@@ -18,8 +18,8 @@ from recall_jax.engine.memory import (
     working_bytes,
 )
 from recall_jax.errors import UnfinishedError
+from recall_jax.inputs.batches import make_batches, padded_length
 from recall_jax.models.architecture import Architecture
-from recall_jax.representations.batches import make_batches, padded_length
 
 _FLOAT32 = 4
 SELECTION = 112 * MIB  # what compiling the selection of typical samples takes

@@ -37,11 +37,11 @@ from recall_jax.engine.programs import (
     run_head_with_grams,
 )
 from recall_jax.errors import InputError
+from recall_jax.inputs.batches import Batches, make_batches
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
 from recall_jax.models.decoder import Context
 from recall_jax.models.forward import attention_windows
-from recall_jax.representations.batches import Batches, make_batches
 
 # Hidden states of a group of G models, one (G, B, T, E) array in the compute dtype for each batch.
 HiddenStates = tuple[jax.Array, ...]

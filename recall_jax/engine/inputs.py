@@ -20,22 +20,22 @@ from recall_jax.engine.plan import DTYPES, ConfiguredModel, NamedModel
 from recall_jax.engine.select import choose_typical
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.files.progress import Progress, silent
-from recall_jax.models.architecture import Architecture
-from recall_jax.models.config import read_architecture
-from recall_jax.models.convert import check_tensors
-from recall_jax.models.differences import architecture_differences, told
-from recall_jax.models.shapes import check_sizes
-from recall_jax.recipe import Samples
-from recall_jax.representations.samples import (
+from recall_jax.inputs.samples import (
     Tokenized,
     check_readers,
     check_vocabulary,
     read_pool,
     read_typical,
 )
-from recall_jax.representations.tokens import Tokenizer, load_tokenizer
+from recall_jax.inputs.tokens import Tokenizer, load_tokenizer
+from recall_jax.inputs.vocabularies import tokenizer_differences
+from recall_jax.models.architecture import Architecture
+from recall_jax.models.config import read_architecture
+from recall_jax.models.convert import check_tensors
+from recall_jax.models.differences import architecture_differences, told
+from recall_jax.models.shapes import check_sizes
+from recall_jax.recipe import Samples
 from recall_jax.representations.typical import Typical, every_row
-from recall_jax.representations.vocabularies import tokenizer_differences
 
 
 def common_architecture(

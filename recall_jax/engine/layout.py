@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # a merge that runs no model loads none
     from recall_jax.engine.forward import HiddenStates, StreamedForward
     from recall_jax.engine.memory import Split
     from recall_jax.engine.programs import Grams
+    from recall_jax.inputs.batches import Batches
     from recall_jax.models.architecture import Architecture
-    from recall_jax.representations.batches import Batches
 
 # (models, values, base) to numbers (n,), which are zero where all elements are zero.
 Fold = Callable[[Sequence[jax.Array], Mapping[str, Any], Any], jax.Array]

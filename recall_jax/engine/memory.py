@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 
 from recall_jax.checkpoint.units import EMBED, HEAD, layer_unit
+from recall_jax.inputs.batches import Batches
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
 from recall_jax.models.decoder import QUERY_BLOCK
 from recall_jax.models.loss import TOKENS_AT_ONCE
 from recall_jax.parallel.mesh import choose_mesh
-from recall_jax.representations.batches import Batches
 
 _FLOAT32 = 4
 

@@ -20,19 +20,19 @@ from recall_jax.engine.inputs import (
 from recall_jax.engine.rules import Merge, check_agreed
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import InputError
-from recall_jax.models.architecture import Architecture
-from recall_jax.recipe import Samples
-from recall_jax.representations.data import read_rows
-from recall_jax.representations.samples import (
+from recall_jax.inputs.data import read_rows
+from recall_jax.inputs.samples import (
     Tokenized,
     check_readers,
     check_vocabulary,
     read_pool,
     read_typical,
 )
-from recall_jax.representations.shapes import USUAL
-from recall_jax.representations.tokens import Tokenizer
-from recall_jax.representations.vocabularies import tokenizer_differences
+from recall_jax.inputs.shapes import USUAL
+from recall_jax.inputs.tokens import Tokenizer
+from recall_jax.inputs.vocabularies import tokenizer_differences
+from recall_jax.models.architecture import Architecture
+from recall_jax.recipe import Samples
 
 TYPICAL = "typical.jsonl"
 

@@ -24,9 +24,9 @@ from recall_jax.engine.resident import Resident
 from recall_jax.engine.rules import Merge, Prepared, Rule, check_agreed, recall_comparison
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import InputError
+from recall_jax.inputs.samples import Tokenized
 from recall_jax.merging.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
-from recall_jax.representations.samples import Tokenized
 from recall_jax.similarity.compare import Comparison, check_samples
 
 

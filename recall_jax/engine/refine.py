@@ -16,11 +16,11 @@ import optax
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.units import EMBED, HEAD
+from recall_jax.inputs.batches import make_batches
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.convert import unit_params, unit_tensors
 from recall_jax.models.forward import Params, forward, logits
 from recall_jax.models.loss import TOKENS_AT_ONCE, in_blocks
-from recall_jax.representations.batches import make_batches
 from recall_jax.representations.pooling import masked_mean
 
 Array = jax.Array

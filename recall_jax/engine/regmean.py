@@ -32,10 +32,10 @@ from recall_jax.engine.rules import (
     mean_by_unit,
     recipe_values,
 )
+from recall_jax.inputs.samples import Tokenized
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs
 from recall_jax.recipe import Samples
-from recall_jax.representations.samples import Tokenized
 
 MERGED = "the model merged so far"  # in messages
 

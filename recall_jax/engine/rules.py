@@ -33,7 +33,7 @@ from recall_jax.similarity.compare import Comparison, Reference, check_reference
 
 if TYPE_CHECKING:
     from recall_jax.engine.inputs import TypicalSamples
-    from recall_jax.representations.samples import Tokenized
+    from recall_jax.inputs.samples import Tokenized
 
 # The tensors of a unit, of each of K models, as on disk.
 Stored = Sequence[Mapping[str, np.ndarray]]

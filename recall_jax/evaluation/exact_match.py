@@ -8,7 +8,7 @@ import numpy as np
 from recall_jax.evaluation.resident import load_resident
 from recall_jax.generation.generate import generate
 from recall_jax.generation.prompt_tokens import encode_prompt
-from recall_jax.representations.tokens import UNLIMITED
+from recall_jax.inputs.tokens import UNLIMITED
 
 Row = Mapping[str, str]
 

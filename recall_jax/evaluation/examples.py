@@ -8,7 +8,7 @@ from recall_jax.evaluation.metrics import UNANSWERABLE
 from recall_jax.evaluation.prompts import evaluate, render
 from recall_jax.evaluation.rows import Rows
 from recall_jax.evaluation.task import Generation, Task
-from recall_jax.representations.row_files import Row
+from recall_jax.inputs.row_files import Row
 
 _WORD = re.compile(r"\w")
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from recall_jax.errors import InputError
-from recall_jax.representations.row_files import Row
+from recall_jax.inputs.row_files import Row
 
 
 def load_split(split: str, **source: Any) -> list[Row]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from recall_jax.engine.budget import memory_budget, room_for_rows
 from recall_jax.errors import InputError, brief, storage_faults
-from recall_jax.representations.data import read_rows
-from recall_jax.representations.row_files import Row
+from recall_jax.inputs.data import read_rows
+from recall_jax.inputs.row_files import Row
 
 _SEGMENT = re.compile(r"<seg[^>]*>(.*?)</seg>")
 

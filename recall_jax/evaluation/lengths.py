@@ -9,7 +9,7 @@ from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.resident import Resident
 from recall_jax.evaluation.task import Generation, Perplexity, Task
 from recall_jax.generation.prompt_tokens import encode_prompt
-from recall_jax.representations.batches import padded_length
+from recall_jax.inputs.batches import padded_length
 
 _TOKENISING = 200  # bytes for each character of a text
 

@@ -10,9 +10,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from recall_jax.generation.generate import check_token_ids
+from recall_jax.inputs.batches import make_batches
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.forward import forward, logits
-from recall_jax.representations.batches import make_batches
 
 Array = jax.Array
 Params = dict[str, Any]

@@ -9,9 +9,9 @@ from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.generation.end_of_text import end_of_text
+from recall_jax.inputs.tokens import Tokenizer, load_tokenizer
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import tensor_shapes, to_flax
-from recall_jax.representations.tokens import Tokenizer, load_tokenizer
 
 DEFAULT_MAX_LENGTH = 2048
 

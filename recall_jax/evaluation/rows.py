@@ -9,8 +9,8 @@ from recall_jax.evaluation import hub
 from recall_jax.evaluation.generators import GENERATORS
 from recall_jax.evaluation.layouts import read_layout
 from recall_jax.evaluation.task import Generated, Published, Task
-from recall_jax.representations.data import draw
-from recall_jax.representations.row_files import Row
+from recall_jax.inputs.data import draw
+from recall_jax.inputs.row_files import Row
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from recall_jax.evaluation.stop_strings import before_any, stops_at
 from recall_jax.evaluation.task import Generation, Likelihood, Perplexity, Task
 from recall_jax.generation.generate import generate
 from recall_jax.generation.prompt_tokens import encode_prompt
-from recall_jax.representations.tokens import UNLIMITED, Tokenizer
+from recall_jax.inputs.tokens import UNLIMITED, Tokenizer
 
 ACCURACY = "accuracy"
 _BATCHES_AT_ONCE = 64  # between two words of progress

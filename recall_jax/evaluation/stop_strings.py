@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from recall_jax.representations.tokens import Tokenizer
+from recall_jax.inputs.tokens import Tokenizer
 
 
 def stops_at(tokenizer: Tokenizer, strings: Sequence[str]) -> Callable[[list[int]], bool] | None:

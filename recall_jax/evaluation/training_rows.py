@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from recall_jax.errors import InputError, shown
 from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.task import Generated, Generation, Task
-from recall_jax.representations.row_files import Row
+from recall_jax.inputs.row_files import Row
 
 
 def with_split(task: Task, split: str) -> Task:

@@ -7,7 +7,7 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.errors import InputError
 from recall_jax.files.json_objects import read_json_object
 from recall_jax.generation.prompt_tokens import encode_prompt
-from recall_jax.representations.tokens import Tokenizer
+from recall_jax.inputs.tokens import Tokenizer
 
 
 def end_of_text(checkpoint: Checkpoint) -> tuple[int, ...]:

@@ -12,11 +12,11 @@ from jax.typing import DTypeLike
 
 from recall_jax.errors import InputError
 from recall_jax.generation.sampling import Sampling, choose
+from recall_jax.inputs.batches import make_batches
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.cache import Cache
 from recall_jax.models.forward import logits
 from recall_jax.models.incremental import extend, prefill
-from recall_jax.representations.batches import make_batches
 
 Array = jax.Array
 Params = dict[str, Any]

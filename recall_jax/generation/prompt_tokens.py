@@ -1,6 +1,6 @@
 """Prompts as tokens: texts that are to go on."""
 
-from recall_jax.representations.tokens import UNLIMITED, Tokenizer
+from recall_jax.inputs.tokens import UNLIMITED, Tokenizer
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:

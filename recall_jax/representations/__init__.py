@@ -1,1 +1,1 @@
-"""Representations: texts to tokens to pooled hidden states, and the typical samples among them."""
+"""Representations: pooled hidden states, and the typical samples among them."""

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from recall_jax.errors import InputError
-from recall_jax.representations.batches import padded_length
-from recall_jax.representations.parts import row_parts, tokenize_parts
-from recall_jax.representations.row_files import iterate_rows
-from recall_jax.representations.shapes import USUAL, Fields, used_columns
-from recall_jax.representations.tokens import Tokenizer
+from recall_jax.inputs.batches import padded_length
+from recall_jax.inputs.parts import row_parts, tokenize_parts
+from recall_jax.inputs.row_files import iterate_rows
+from recall_jax.inputs.shapes import USUAL, Fields, used_columns
+from recall_jax.inputs.tokens import Tokenizer
 from recall_jax.training.ragged import Growing, Ragged
 from recall_jax.training.step import Batch
 

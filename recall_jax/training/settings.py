@@ -7,8 +7,8 @@ from typing import Any
 
 from recall_jax.engine.plan import DTYPES
 from recall_jax.errors import InputError
+from recall_jax.inputs.shapes import Fields
 from recall_jax.models.lora import LoraSpec
-from recall_jax.representations.shapes import Fields
 from recall_jax.training.optimizer import SCHEDULES
 
 METHODS = ("full", "lora", "ewc")

@@ -11,11 +11,11 @@ from recall_jax.checkpoint.companions import CONFIG_NAME
 from recall_jax.checkpoint.npz import NpzTree
 from recall_jax.errors import InputError
 from recall_jax.files.json_objects import read_json_object
+from recall_jax.inputs.batches import make_batches
+from recall_jax.inputs.data import draw, draw_rows, read_rows
+from recall_jax.inputs.samples import INPUT_IDS, Tokenized, read_pool, read_typical
+from recall_jax.inputs.tokens import Tokenizer, load_tokenizer
 from recall_jax.recipe import Samples
-from recall_jax.representations.batches import make_batches
-from recall_jax.representations.data import draw, draw_rows, read_rows
-from recall_jax.representations.samples import INPUT_IDS, Tokenized, read_pool, read_typical
-from recall_jax.representations.tokens import Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from recall_jax.engine import distill, regmean
 from recall_jax.errors import InputError
 from recall_jax.evaluation.strings import draw_distinct
 from recall_jax.files import output
-from recall_jax.representations.data import write_jsonl
+from recall_jax.inputs.data import write_jsonl
 
 __all__ = ["compile_in_haste"]
 

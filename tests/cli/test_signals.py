@@ -188,7 +188,7 @@ def test_rows_are_cleared_away(number, times, recall, monkeypatch, tmp_path):
         os.kill(os.getpid(), number)
         rmtree(*arguments, **options)
 
-    monkeypatch.setattr("recall_jax.representations.data.write_jsonl", stopped)
+    monkeypatch.setattr("recall_jax.inputs.data.write_jsonl", stopped)
     monkeypatch.setattr(shutil, "rmtree", slow)
     (tmp_path / "sst2").mkdir()
     (tmp_path / "sst2" / "train.tsv").write_text("sentence\tlabel\ngood\t1\n")

@@ -13,9 +13,9 @@ from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.errors import InputError
+from recall_jax.inputs.samples import read_typical
+from recall_jax.inputs.tokens import load_tokenizer
 from recall_jax.recipe import Samples, make_recipe
-from recall_jax.representations.samples import read_typical
-from recall_jax.representations.tokens import load_tokenizer
 
 COUNT = 5
 

@@ -2,7 +2,7 @@
 
 from recall_jax.demo.material import CHECKPOINTS, held_out_file
 from recall_jax.evaluation.exact_match import exact_match, exact_matches
-from recall_jax.representations.data import read_rows
+from recall_jax.inputs.data import read_rows
 
 MODEL = CHECKPOINTS / "sort"
 ROWS = read_rows(held_out_file("sort"))[:16]

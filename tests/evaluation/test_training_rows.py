@@ -9,7 +9,7 @@ from recall_jax.evaluation.metrics import normalise_answer
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.task import find_task
 from recall_jax.evaluation.training_rows import training_rows, with_split
-from recall_jax.representations.data import read_rows
+from recall_jax.inputs.data import read_rows
 
 
 @pytest.fixture

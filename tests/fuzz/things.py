@@ -31,9 +31,9 @@ from recall_jax.errors import InputError
 from recall_jax.evaluation.journal import resume_journal as evaluating
 from recall_jax.evaluation.layouts import read_layout
 from recall_jax.evaluation.task import find_task, task_text
+from recall_jax.inputs.samples import read_pool
+from recall_jax.inputs.tokens import load_tokenizer
 from recall_jax.report.record import load_report
-from recall_jax.representations.samples import read_pool
-from recall_jax.representations.tokens import load_tokenizer
 from recall_jax.stages import load_representations
 from recall_jax.states import read_states
 from recall_jax.training.examples import read_examples

@@ -12,10 +12,10 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
 from recall_jax.errors import InputError
+from recall_jax.inputs.batches import make_batches
 from recall_jax.models.config import read_architecture
 from recall_jax.models.forward import forward, init_params
 from recall_jax.representations import kmeans as module
-from recall_jax.representations.batches import make_batches
 from recall_jax.representations.extract import extract
 from recall_jax.representations.kmeans import kmeans, mean_silhouette
 from recall_jax.representations.pooling import masked_mean

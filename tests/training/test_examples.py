@@ -12,8 +12,8 @@ from toys import make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from recall_jax.errors import InputError
-from recall_jax.representations.shapes import Fields
-from recall_jax.representations.tokens import load_tokenizer
+from recall_jax.inputs.shapes import Fields
+from recall_jax.inputs.tokens import load_tokenizer
 from recall_jax.training.examples import (
     Examples,
     hold_out,

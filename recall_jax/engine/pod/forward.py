@@ -38,11 +38,11 @@ from recall_jax.engine.pod.programs import (
 from recall_jax.engine.pod.rows import in_x64, put_rows_layout, read_rows_layout
 from recall_jax.engine.programs import Grams
 from recall_jax.errors import InputError
+from recall_jax.inputs.batches import Batches, make_batches
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs, state_tensors, tensor_shapes
 from recall_jax.models.decoder import Context
 from recall_jax.models.forward import attention_windows
-from recall_jax.representations.batches import Batches, make_batches
 
 
 @dataclass(frozen=True)

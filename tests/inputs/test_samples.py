@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from recall_jax.errors import InputError
-from recall_jax.representations.samples import check_vocabulary, read_pool, read_typical
-from recall_jax.representations.shapes import Fields
+from recall_jax.inputs.samples import check_vocabulary, read_pool, read_typical
+from recall_jax.inputs.shapes import Fields
 
 
 class Words:

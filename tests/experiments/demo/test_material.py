@@ -19,7 +19,7 @@ from recall_jax.demo.material import (
 from recall_jax.demo.train import FINE_TUNING_ROWS, TEST_ROWS, VOCABULARY
 from recall_jax.evaluation.exact_match import exact_match
 from recall_jax.evaluation.strings import draw_distinct
-from recall_jax.representations.data import read_rows
+from recall_jax.inputs.data import read_rows
 
 MODELS = (BASE, *FINE_TUNED)
 

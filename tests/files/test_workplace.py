@@ -35,7 +35,7 @@ def content(out: Path) -> str:
 STOPPED = """
 import os, signal, sys
 from pathlib import Path
-from recall_jax import output, publish
+from recall_jax.files import output, publish
 name, moment, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 
 def die(*_):

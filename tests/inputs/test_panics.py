@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from recall_jax.errors import InputError
-from recall_jax.representations.panics import unheard_panics
-from recall_jax.representations.tokens import load_tokenizer
+from recall_jax.inputs.panics import unheard_panics
+from recall_jax.inputs.tokens import load_tokenizer
 
 VOCABULARY = {character: index for index, character in enumerate(["<pad>", "<eos>", *" abcdefgh"])}
 

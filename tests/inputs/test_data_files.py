@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recall_jax.errors import InputError
-from recall_jax.representations.data import read_rows, write_jsonl
-from recall_jax.representations.shapes import Chat, Fields, Pair, row_content
+from recall_jax.inputs.data import read_rows, write_jsonl
+from recall_jax.inputs.shapes import Chat, Fields, Pair, row_content
 
 ROWS = [{"text": "zero"}, {"text": " one,\ttwo "}, {"text": 'say "three"'}]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recall_jax.representations.batches import make_batches, padded_length
+from recall_jax.inputs.batches import make_batches, padded_length
 
 LENGTHS = (16, 32, 64, 128, *range(256, 4097, 128))
 

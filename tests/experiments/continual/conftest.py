@@ -3,7 +3,7 @@ from toys import cache, compile_once, recall
 
 from recall_jax.demo.material import CHECKPOINTS
 from recall_jax.evaluation.strings import draw_distinct
-from recall_jax.representations.data import write_jsonl
+from recall_jax.inputs.data import write_jsonl
 
 __all__ = ["cache", "compile_once", "recall"]
 

@@ -9,7 +9,7 @@ turn is what moves where its content is another one.
 from typing import Any, NamedTuple
 
 from recall_jax.errors import InputError
-from recall_jax.representations.tokens import Tokenizer
+from recall_jax.inputs.tokens import Tokenizer
 
 _OTHER = "\U0010a17e"  # stands in for a content: a character of private use, on the last plane
 

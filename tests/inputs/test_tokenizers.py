@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError
-from recall_jax.representations import tokens
-from recall_jax.representations.tokens import load_tokenizer
+from recall_jax.inputs import tokens
+from recall_jax.inputs.tokens import load_tokenizer
 
 TEXTS = (
     "hello world",
@@ -360,7 +360,7 @@ def test_added_tokens_out_of_order_are_left_to_transformers(tmp_path):
 
 def test_the_light_path_imports_neither_transformers_nor_jax(save, tmp_path_factory):
     code = (
-        "import sys, pathlib; from recall_jax.representations.tokens import load_tokenizer; "
+        "import sys, pathlib; from recall_jax.inputs.tokens import load_tokenizer; "
         "load = lambda name, kind: load_tokenizer([pathlib.Path(name)], kind); "
         "ids = [load(*x).encode('hello', 9, True) for x in zip(sys.argv[1::2], sys.argv[2::2])]; "
         "assert all(ids) and not {'transformers', 'jax', 'torch'} & set(sys.modules), ids"

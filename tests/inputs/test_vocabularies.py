@@ -10,8 +10,8 @@ from toys import make_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from recall_jax.errors import InputError
-from recall_jax.representations import vocabularies
-from recall_jax.representations.vocabularies import Difference, compare_vocabularies
+from recall_jax.inputs import vocabularies
+from recall_jax.inputs.vocabularies import Difference, compare_vocabularies
 
 BPE = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4}
 MERGES = [("a", "b"), ("b", "c")]

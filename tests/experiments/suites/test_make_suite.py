@@ -17,7 +17,7 @@ from recall_jax.evaluation.resident import load_resident
 from recall_jax.evaluation.scoring import score
 from recall_jax.evaluation.strings import is_held_out
 from recall_jax.evaluation.task import Task, find_task
-from recall_jax.representations.data import read_rows
+from recall_jax.inputs.data import read_rows
 from recall_jax.suites import suite as suite_module
 from recall_jax.suites.strings import strings_suite
 from recall_jax.suites.suite import Stage, make_suite

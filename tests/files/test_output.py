@@ -417,7 +417,7 @@ def test_a_folder_that_appears_meanwhile_is_not_overwritten_by_work(tmp_path, re
 WORKING = """
 import os, sys, time
 from pathlib import Path
-from recall_jax import output
+from recall_jax.files import output
 from recall_jax.files.output import work_folder
 moment, out = sys.argv[1], Path(sys.argv[2])
 def wait(*_):

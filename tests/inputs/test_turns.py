@@ -9,8 +9,8 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from recall_jax.errors import InputError
-from recall_jax.representations.parts import row_parts, tokenize_parts
-from recall_jax.representations.tokens import load_tokenizer
+from recall_jax.inputs.parts import row_parts, tokenize_parts
+from recall_jax.inputs.tokens import load_tokenizer
 
 USER, AGAIN, SYSTEM = (
     {"role": role, "content": text}

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from test_data_files import json_values
 
 from recall_jax.errors import InputError
-from recall_jax.representations import row_files
-from recall_jax.representations.data import draw_rows, read_rows
-from recall_jax.representations.row_files import count_rows
-from recall_jax.representations.samples import read_pool
+from recall_jax.inputs import row_files
+from recall_jax.inputs.data import draw_rows, read_rows
+from recall_jax.inputs.row_files import count_rows
+from recall_jax.inputs.samples import read_pool
 
 ROWS = [{"text": f"row {number}, é", "n": str(number)} for number in range(200)]
 

@@ -16,7 +16,7 @@ from recall_jax.checkpoint.companions import has_tokenizer
 from recall_jax.errors import InputError, brief, reading
 from recall_jax.files.json_objects import read_json_object
 from recall_jax.foreign.process import ForeignError, ask
-from recall_jax.representations.panics import unheard_panics
+from recall_jax.inputs.panics import unheard_panics
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from recall_jax.errors import InputError
-from recall_jax.representations.data import draw_rows, read_rows, rows_at
-from recall_jax.representations.row_files import Row
-from recall_jax.representations.shapes import USUAL, Chat, Fields, row_content, used_columns
-from recall_jax.representations.tokens import Tokenizer
-from recall_jax.representations.vocabularies import Difference
+from recall_jax.inputs.data import draw_rows, read_rows, rows_at
+from recall_jax.inputs.row_files import Row
+from recall_jax.inputs.shapes import USUAL, Chat, Fields, row_content, used_columns
+from recall_jax.inputs.tokens import Tokenizer
+from recall_jax.inputs.vocabularies import Difference
 
 INPUT_IDS = "input_ids"  # of a row that is known by its tokens
 

@@ -8,10 +8,10 @@ from itertools import accumulate, chain
 from typing import NamedTuple
 
 from recall_jax.errors import InputError
-from recall_jax.representations.row_files import Row
-from recall_jax.representations.shapes import USUAL, Chat, Fields, Pair, row_content
-from recall_jax.representations.tokens import UNLIMITED, Tokenizer, most_characters
-from recall_jax.representations.turns import assistant_turns
+from recall_jax.inputs.row_files import Row
+from recall_jax.inputs.shapes import USUAL, Chat, Fields, Pair, row_content
+from recall_jax.inputs.tokens import UNLIMITED, Tokenizer, most_characters
+from recall_jax.inputs.turns import assistant_turns
 
 Part = tuple[str, bool]  # a text, and whether it counts
 

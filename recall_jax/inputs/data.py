@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.errors import InputError
-from recall_jax.representations.row_files import Columns, Row, count_rows, iterate_rows
+from recall_jax.inputs.row_files import Columns, Row, count_rows, iterate_rows
 
 _MIB = 1 << 20
 

@@ -11,7 +11,7 @@ from recall_jax.ablation.recipe import Ablation, read_ablation, variants
 from recall_jax.errors import InputError
 from recall_jax.recipe import Recipe
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 PLAIN = {
     "merge_method": "recall",
     "models": [{"model": "base"}, {"model": "fine"}],

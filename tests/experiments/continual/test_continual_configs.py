@@ -11,7 +11,7 @@ from recall_jax.continual.presets import PRESETS
 from recall_jax.continual.recipe import read_protocol
 from recall_jax.recipe import make_recipe
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted([*CONFIGS.glob("continual/*.yml"), *CONFIGS.glob("paper/*.yml")])
 
 

@@ -9,10 +9,10 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from recall_jax.errors import InputError
-from recall_jax.representations.parts import row_parts
-from recall_jax.representations.samples import read_pool
-from recall_jax.representations.shapes import USUAL, Chat, Fields, Pair, row_content, used_columns
-from recall_jax.representations.tokens import load_tokenizer
+from recall_jax.inputs.parts import row_parts
+from recall_jax.inputs.samples import read_pool
+from recall_jax.inputs.shapes import USUAL, Chat, Fields, Pair, row_content, used_columns
+from recall_jax.inputs.tokens import load_tokenizer
 
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "

@@ -17,7 +17,7 @@ from recall_jax.demo.material import (
 from recall_jax.demo.run import AVERAGE, RECALL, run_demo, summarise
 from recall_jax.errors import InputError
 from recall_jax.evaluation.exact_match import exact_match
-from recall_jax.representations.data import read_rows
+from recall_jax.inputs.data import read_rows
 
 
 def test_sums_of_a_table_worked_out_by_hand():

@@ -1,0 +1,1 @@
+"""Inputs: files of rows, and tokenizers that make batches of them."""

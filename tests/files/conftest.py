@@ -1,0 +1,3 @@
+from toys import cache, disk, recall, toys
+
+__all__ = ["cache", "disk", "recall", "toys"]

@@ -1,3 +1,0 @@
-from toys import cache, recall
-
-__all__ = ["cache", "recall"]
