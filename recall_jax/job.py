@@ -40,7 +40,7 @@ from recall_jax.engine.stream import BACKLOG, merge_stream
 from recall_jax.errors import InputError
 from recall_jax.files.output import Work, kept_journal, work_folder
 from recall_jax.files.progress import Clock, Progress, silent
-from recall_jax.merging.methods import METHODS
+from recall_jax.methods.methods import METHODS
 from recall_jax.outcome import (
     device,
     make_report,
@@ -50,7 +50,7 @@ from recall_jax.outcome import (
     write_outcome,
 )
 from recall_jax.parallel.processes import ALONE, Processes
-from recall_jax.recipe import Recipe
+from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.record import load_report
 from recall_jax.trees.names import names_tree
 

@@ -19,9 +19,9 @@ from recall_jax.engine.rules import Prepared
 from recall_jax.errors import storage_faults
 from recall_jax.inputs.data import write_jsonl
 from recall_jax.inputs.vocabularies import tokenizer_differences
-from recall_jax.merging.methods import METHODS
-from recall_jax.merging.parameters import RecallParameters
-from recall_jax.recipe import Recipe
+from recall_jax.methods.methods import METHODS
+from recall_jax.methods.parameters import RecallParameters
+from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.card import model_card
 from recall_jax.report.html import render_html
 from recall_jax.report.record import write_report

@@ -13,8 +13,8 @@ from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.plan import open_models
 from recall_jax.errors import InputError, shown
 from recall_jax.files.progress import Progress, silent
-from recall_jax.recipe import Samples
-from recall_jax.study import ModelStates
+from recall_jax.recipes.recipe import Samples
+from recall_jax.similarity.study import ModelStates
 
 _NUMBER = re.compile(r"\d{1,9}")
 _RANGE = re.compile(rf"({_NUMBER.pattern})(?:-({_NUMBER.pattern}))?$")

@@ -9,7 +9,7 @@ import pytest
 
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.job import merge
-from recall_jax.recipe import read_recipe
+from recall_jax.recipes.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted({*(ROOT / "configs").glob("*.yml")} - {ROOT / "configs" / "ablation.yml"})

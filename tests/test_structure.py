@@ -14,7 +14,6 @@ ORDER = [
     "errors",
     "foreign",
     "files",
-    "tree_patterns",
     "checkpoint",
     "models",
     "parallel",
@@ -22,14 +21,13 @@ ORDER = [
     "representations",
     "generation",
     "similarity",
-    "merging",
-    "recipe",
+    "methods",
+    "recipes",
     "engine",
     "cost",
     "training",
     "evaluation",
     "integrations",
-    "study",
     "report",
     "conversion",
     "verification",
@@ -47,7 +45,7 @@ ORDER = [
     "benchmark",
     "cli",
 ]
-PURE_ROOMS = ["models", "similarity", "merging", "cost"]
+PURE_ROOMS = ["models", "similarity", "methods", "cost"]
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "mmap", "glob", "subprocess"}
 FILE_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "memmap", "fromfile"}
 HEAVY = {"torch", "transformers", "peft", "sklearn", "datasets", "safetensors"}

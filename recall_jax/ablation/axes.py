@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recall_jax.recipe import FIELD_KEYS, Recipe, make_recipe
+from recall_jax.recipes.recipe import FIELD_KEYS, Recipe, make_recipe
 
 
 @dataclass(frozen=True)

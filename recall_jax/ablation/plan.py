@@ -19,10 +19,10 @@ from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.task import find_tasks
 from recall_jax.inputs.data import draw, draw_rows
 from recall_jax.inputs.row_files import Row
-from recall_jax.merging.parameters import RecallParameters
+from recall_jax.methods.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.outcome import device, versions
-from recall_jax.recipe import Recipe, make_recipe
+from recall_jax.recipes.recipe import Recipe, make_recipe
 from recall_jax.similarity.compare import check_samples
 
 NEWEST, BASE, AVERAGE = "newest", "base", "average"

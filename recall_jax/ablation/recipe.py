@@ -11,7 +11,7 @@ from recall_jax.ablation.axes import AXES, label
 from recall_jax.errors import InputError, shown
 from recall_jax.evaluation.task import Name, Text
 from recall_jax.files.schema import Schema, read_yaml
-from recall_jax.recipe import Recipe, make_recipe
+from recall_jax.recipes.recipe import Recipe, make_recipe
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 _CLUSTERED = ("count", "unit", "source")  # what choosing samples depends on

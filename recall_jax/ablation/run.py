@@ -23,7 +23,7 @@ from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Progress, silent
-from recall_jax.recipe import Recipe
+from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.ablation_page import render_ablation, tables_in_markdown
 from recall_jax.stages import write_json
 

@@ -15,7 +15,7 @@ from recall_jax.engine.select import clustered_units
 from recall_jax.inputs.data import read_rows, write_jsonl
 from recall_jax.inputs.row_files import Row
 from recall_jax.outcome import TYPICAL
-from recall_jax.recipe import make_samples
+from recall_jax.recipes.recipe import make_samples
 from recall_jax.representations.kmeans import kmeans
 
 MODELS = ("newest", "base", "merged")

@@ -15,7 +15,7 @@ from recall_jax.inputs.shapes import Fields
 
 if TYPE_CHECKING:
     from recall_jax.parallel.processes import Processes
-    from recall_jax.recipe import Recipe
+    from recall_jax.recipes.recipe import Recipe
 
 
 def merge(
@@ -47,7 +47,7 @@ def merge(
     \b
     Example: recall merge configs/recall.yml merged
     """
-    from recall_jax.recipe import read_recipe
+    from recall_jax.recipes.recipe import read_recipe
 
     plan = read_recipe(recipe)
     samples = None
@@ -106,7 +106,7 @@ def quick(
     \b
     Example: recall quick base math base+french-lora --data french.jsonl --out merged
     """
-    from recall_jax.recipe import make_recipe
+    from recall_jax.recipes.recipe import make_recipe
 
     fields = Fields(field, prompt_field, completion_field)
     samples = sample_values(data, typical, fields, pool, max_tokens, batch_size, seed)

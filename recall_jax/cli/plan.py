@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from recall_jax.cost.machines import Machine
     from recall_jax.cost.model import Cost
     from recall_jax.cost.work import Work
-    from recall_jax.recipe import Recipe
+    from recall_jax.recipes.recipe import Recipe
 
 
 def plan(
@@ -45,7 +45,7 @@ def plan(
     from recall_jax.cost.machines import find_machine
     from recall_jax.cost.model import plan_cost
     from recall_jax.parallel.mesh import parse_mesh
-    from recall_jax.recipe import read_recipe
+    from recall_jax.recipes.recipe import read_recipe
 
     machine = find_machine(devices)
     sizes = None if mesh == "auto" else parse_mesh(mesh)
@@ -65,7 +65,7 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
     from recall_jax.engine.configs import check_configs
     from recall_jax.engine.plan import make_plan, open_models, taken_whole
     from recall_jax.engine.rules import check_layers
-    from recall_jax.merging.methods import METHODS
+    from recall_jax.methods.methods import METHODS
 
     method = METHODS[recipe.merge_method]
     rule = method.rule

@@ -12,7 +12,7 @@ from recall_jax.inputs.shapes import Fields
 
 if TYPE_CHECKING:
     from recall_jax.engine.layout import Layout
-    from recall_jax.merging.parameters import RecallParameters
+    from recall_jax.methods.parameters import RecallParameters
 
 Sigma = Annotated[str, typer.Option("--sigma", help="median, dim or a number.")]
 Temperature = Annotated[
@@ -84,7 +84,7 @@ def select(
     from recall_jax import stages
     from recall_jax.files.output import output_file
     from recall_jax.inputs.data import write_jsonl
-    from recall_jax.recipe import make_samples
+    from recall_jax.recipes.recipe import make_samples
 
     fields = Fields(field, prompt_field, completion_field)
     values = sample_values(data, None, fields, pool, max_tokens, batch_size, seed)
@@ -141,7 +141,7 @@ def extract(
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax import stages
     from recall_jax.files.output import output_file
-    from recall_jax.recipe import make_samples
+    from recall_jax.recipes.recipe import make_samples
 
     rows = pool or _ALL_ROWS
     fields = Fields(field, prompt_field, completion_field)
@@ -218,7 +218,7 @@ def _layout(mesh: str | None) -> "Layout":
 
 
 def _parameters(sigma: str, reference: str, similarity: str, **others: Any) -> "RecallParameters":
-    from recall_jax.recipe import make_recall_parameters
+    from recall_jax.recipes.recipe import make_recall_parameters
 
     mix: Any = similarity
     if "=" in similarity:

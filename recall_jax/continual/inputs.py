@@ -22,12 +22,12 @@ from recall_jax.evaluation.task import Task, find_task
 from recall_jax.finetune import check
 from recall_jax.inputs.row_files import iterate_rows
 from recall_jax.inputs.shapes import Fields, row_content
-from recall_jax.merging.methods import METHODS
-from recall_jax.merging.parameters import RecallParameters
+from recall_jax.methods.methods import METHODS
+from recall_jax.methods.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.lora import adapted_modules
 from recall_jax.outcome import device, versions
-from recall_jax.recipe import FIELD_KEYS, Samples, make_recipe
+from recall_jax.recipes.recipe import FIELD_KEYS, Samples, make_recipe
 
 _FILES = ("data", "typical", "prompts")  # what a recipe's `samples` may read
 

@@ -22,7 +22,7 @@ from recall_jax.files.output import output_file
 from recall_jax.files.progress import Clock, Progress
 from recall_jax.inputs.data import write_jsonl
 from recall_jax.inputs.row_files import iterate_rows
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.plan import taken_whole, units_of
 from recall_jax.errors import UnfinishedError
-from recall_jax.merging.methods import Whole
+from recall_jax.methods.methods import Whole
 
 SHARE = 0.6  # of what is free
 MIB = 1 << 20

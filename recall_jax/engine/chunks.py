@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recall_jax.engine.plan import is_float
-from recall_jax.merging.methods import Kernel
+from recall_jax.methods.methods import Kernel
 
 _ROW = 1024
 CHUNK = 1 << 20  # elements; larger ones gained nothing on CPU, smaller ones cost calls

@@ -20,7 +20,7 @@ from recall_jax.inputs.shapes import Chat, Pair, row_content
 from recall_jax.inputs.tokens import UNLIMITED, Tokenizer, most_characters
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import tensor_shapes, to_flax
-from recall_jax.recipe import Samples
+from recall_jax.recipes.recipe import Samples
 
 
 def draw_samples(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.merging.weights import Weighing
+from recall_jax.methods.weights import Weighing
 from recall_jax.similarity.compare import (
     Comparison,
     check_representations,

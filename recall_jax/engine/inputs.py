@@ -34,7 +34,7 @@ from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors
 from recall_jax.models.differences import architecture_differences, told
 from recall_jax.models.shapes import check_sizes
-from recall_jax.recipe import Samples
+from recall_jax.recipes.recipe import Samples
 from recall_jax.representations.typical import Typical, every_row
 
 

@@ -17,7 +17,7 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK, Piece, merge_tensor
 from recall_jax.engine.device import not_finite
 from recall_jax.engine.plan import NamedModel
-from recall_jax.merging.methods import Kernel
+from recall_jax.methods.methods import Kernel
 
 if TYPE_CHECKING:  # a merge that runs no model loads none
     from recall_jax.engine.forward import HiddenStates, StreamedForward

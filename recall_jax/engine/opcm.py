@@ -12,8 +12,8 @@ from recall_jax.engine.budget import held_bytes
 from recall_jax.engine.plan import is_float, taken_whole
 from recall_jax.engine.rules import Merge, Prepared, Values, values_by_tensor
 from recall_jax.errors import InputError
-from recall_jax.merging.opcm import sequential_sum
-from recall_jax.merging.parameters import OpcmParameters
+from recall_jax.methods.opcm import sequential_sum
+from recall_jax.methods.parameters import OpcmParameters
 
 
 def prepare_opcm(merge: Merge) -> Prepared:

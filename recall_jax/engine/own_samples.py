@@ -32,7 +32,7 @@ from recall_jax.inputs.shapes import USUAL
 from recall_jax.inputs.tokens import Tokenizer
 from recall_jax.inputs.vocabularies import tokenizer_differences
 from recall_jax.models.architecture import Architecture
-from recall_jax.recipe import Samples
+from recall_jax.recipes.recipe import Samples
 
 TYPICAL = "typical.jsonl"
 

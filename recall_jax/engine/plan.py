@@ -14,7 +14,7 @@ from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
 from recall_jax.checkpoint.ties import is_tied
 from recall_jax.checkpoint.units import EMBED, HEAD, unit_of_tensor
 from recall_jax.errors import InputError, some
-from recall_jax.merging.methods import Whole
+from recall_jax.methods.methods import Whole
 
 DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),

@@ -25,7 +25,7 @@ from recall_jax.engine.rules import Merge, Prepared, Rule, check_agreed, recall_
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import InputError
 from recall_jax.inputs.samples import Tokenized
-from recall_jax.merging.parameters import RecallParameters
+from recall_jax.methods.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.similarity.compare import Comparison, check_samples
 

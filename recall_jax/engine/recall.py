@@ -10,7 +10,7 @@ from recall_jax.engine.findings import Findings, adjacent_similarities
 from recall_jax.engine.forward import HiddenStates, Placed
 from recall_jax.engine.layout import Forward
 from recall_jax.engine.rules import Values
-from recall_jax.merging.weights import Weighing
+from recall_jax.methods.weights import Weighing
 from recall_jax.similarity.compare import Comparison, check_sigma, compare_unit
 
 

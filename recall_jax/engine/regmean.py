@@ -35,7 +35,7 @@ from recall_jax.engine.rules import (
 from recall_jax.inputs.samples import Tokenized
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs
-from recall_jax.recipe import Samples
+from recall_jax.recipes.recipe import Samples
 
 MERGED = "the model merged so far"  # in messages
 

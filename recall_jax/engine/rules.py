@@ -20,15 +20,15 @@ from recall_jax.engine.layout import Layout
 from recall_jax.engine.plan import NamedModel, Plan, units_of
 from recall_jax.errors import InputError, shown
 from recall_jax.files.progress import Clock, Progress
-from recall_jax.merging.methods import METHODS
-from recall_jax.merging.parameters import (
+from recall_jax.methods.methods import METHODS
+from recall_jax.methods.parameters import (
     LinearParameters,
     Parameters,
     ParameterValue,
     RecallParameters,
     TaskVectorParameters,
 )
-from recall_jax.recipe import Recipe, parameter_at
+from recall_jax.recipes.recipe import Recipe, parameter_at
 from recall_jax.similarity.compare import Comparison, Reference, check_reference, parse_similarity
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from recall_jax.engine.plan import NamedModel
 from recall_jax.errors import InputError, shown
 from recall_jax.files.progress import Progress, silent
 from recall_jax.models.architecture import Architecture
-from recall_jax.recipe import Samples
+from recall_jax.recipes.recipe import Samples
 from recall_jax.representations.typical import Typical, select_typical
 
 

@@ -22,7 +22,7 @@ from recall_jax.engine.plan import Plan
 from recall_jax.engine.rules import Rule
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Clock, Progress, silent
-from recall_jax.merging.methods import Kernel
+from recall_jax.methods.methods import Kernel
 
 BACKLOG = 2  # merged pieces that wait for the writer
 

@@ -14,7 +14,7 @@ from recall_jax.report.matrix_map import Block, matrix_map, reading
 from recall_jax.report.page import NARROW, WIDE, Figure, Table, render, unit_tick
 from recall_jax.report.scales import nice_range
 from recall_jax.similarity.measure import Measure
-from recall_jax.study import ModelStates, Result, Study
+from recall_jax.similarity.study import ModelStates, Result, Study
 
 _DEPTH = "unit, from input to output"
 _STEP = "step from the unit before to this one"

@@ -11,7 +11,7 @@ import numpy as np
 from recall_jax.errors import storage_faults
 from recall_jax.report.matrix_map import standalone
 from recall_jax.report.similarity_page import draw_map, render_study
-from recall_jax.study import Result, Study
+from recall_jax.similarity.study import Result, Study
 
 PAGE, RECORD, MATRICES = "index.html", "similarity.json", "similarity.npz"
 

@@ -17,8 +17,8 @@ from recall_jax.errors import InputError, shown
 from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.inputs.samples import Tokenized, check_readers
 from recall_jax.inputs.vocabularies import compare_vocabularies
-from recall_jax.merging.parameters import RecallParameters
-from recall_jax.recipe import Recipe, Samples
+from recall_jax.methods.parameters import RecallParameters
+from recall_jax.recipes.recipe import Recipe, Samples
 from recall_jax.representations.extract import ApplyFn, extract
 from recall_jax.representations.typical import Typical, every_row, select_typical
 from recall_jax.similarity.compare import check_samples

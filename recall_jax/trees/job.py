@@ -29,11 +29,11 @@ from recall_jax.engine.rules import (
 from recall_jax.errors import InputError
 from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Clock, Progress, silent
-from recall_jax.merging.methods import METHODS
-from recall_jax.merging.trees import dotted_path
+from recall_jax.methods.methods import METHODS
+from recall_jax.methods.trees import dotted_path
 from recall_jax.outcome import make_report, peak_memory_bytes
 from recall_jax.parallel.processes import ALONE, Processes
-from recall_jax.recipe import Recipe
+from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.record import load_report
 from recall_jax.trees.compare import Compared, compare_trees
 from recall_jax.trees.files import FORMATS, Leaf, TreeFile, open_tree, read_leaves, write_tree

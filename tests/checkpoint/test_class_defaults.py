@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GemmaConfig, GemmaFor
 
 from recall_jax.checkpoint.class_defaults import attribute, completed
 from recall_jax.job import merge
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 FAMILIES = """
     bert bloom cohere falcon gemma gemma2 gemma3 gemma3_text gpt2 gpt_neo gpt_neox granite llama

@@ -17,7 +17,7 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.plan import open_models
 from recall_jax.errors import InputError
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 from recall_jax.verification import verify
 
 WEIGHTS = "model.safetensors"

@@ -18,8 +18,8 @@ from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.units import stacks_of, unit_of_tensor
 from recall_jax.errors import InputError
-from recall_jax.merging.trees import merge_trees, unit_of_path
-from recall_jax.recipe import make_recipe
+from recall_jax.methods.trees import merge_trees, unit_of_path
+from recall_jax.recipes.recipe import make_recipe
 
 TEXT = {
     "vocab_size": 16,

@@ -82,7 +82,7 @@ def merged_trees(given: Given) -> list:
 def weights(given: Given) -> list:
     reps = given.folder / "reps.npz"
     if not reps.exists():
-        from recall_jax.recipe import make_samples
+        from recall_jax.recipes.recipe import make_samples
         from recall_jax.stages import extract, save_representations
 
         samples = make_samples({"data": given.data, "pool": 5})

@@ -16,7 +16,7 @@ from recall_jax.checkpoint.quantised import quantised_by
 from recall_jax.errors import InputError
 from recall_jax.job import merge
 from recall_jax.models.config import read_architecture
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 METHODS = {
     "gptq": transformers.GPTQConfig(bits=4),

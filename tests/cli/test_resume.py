@@ -17,7 +17,7 @@ from recall_jax import job
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.files.identity import FileIdentity
-from recall_jax.recipe import read_recipe
+from recall_jax.recipes.recipe import read_recipe
 from recall_jax.verification import verify
 
 RECALL = str(Path(sys.executable).with_name("recall"))

@@ -20,9 +20,9 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine import budget, cut, prepare
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.errors import InputError
-from recall_jax.merging.methods import METHODS
+from recall_jax.methods.methods import METHODS
 from recall_jax.models.config import read_architecture
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 MIB = 1 << 20
 

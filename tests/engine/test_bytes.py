@@ -10,7 +10,7 @@ from deep_models import write_model
 from toys import environment
 
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/io is Linux's")
 
@@ -20,7 +20,7 @@ import json, os, sys
 from pathlib import Path
 from recall_jax import job
 from recall_jax.engine import prepare
-from recall_jax.recipe import read_recipe
+from recall_jax.recipes.recipe import read_recipe
 
 def count():
     lines = Path("/proc/self/io").read_text().splitlines()

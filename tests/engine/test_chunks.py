@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recall_jax.engine.chunks import merge_tensor, spans
-from recall_jax.merging.average import average, total
+from recall_jax.methods.average import average, total
 
 
 @given(size=st.integers(1, 5000), chunk=st.integers(0, 10).map(lambda bits: 1 << bits))

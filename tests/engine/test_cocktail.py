@@ -12,7 +12,7 @@ from recall_jax import job
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.engine import cocktail
 from recall_jax.errors import InputError
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 CHARACTERS = {chr(code): code - 30 for code in range(32, 127)}  # of the toys' tokenizer
 END = 1

@@ -11,7 +11,7 @@ from recall_jax import job
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.engine import distill
 from recall_jax.errors import InputError, UnfinishedError
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 
 @pytest.fixture

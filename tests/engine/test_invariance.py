@@ -15,7 +15,7 @@ from recall_jax.checkpoint.writer import ShardedWriter
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, to_flax
 from recall_jax.models.forward import forward
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 DTYPES = {
     "bfloat16": ml_dtypes.bfloat16,

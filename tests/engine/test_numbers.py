@@ -18,8 +18,8 @@ from recall_jax.checkpoint.orbax import save_orbax
 from recall_jax.conversion import convert
 from recall_jax.engine.forward import _why_not_finite
 from recall_jax.errors import InputError
-from recall_jax.merging.trees import merge_trees, unit_of_path
-from recall_jax.recipe import make_recipe
+from recall_jax.methods.trees import merge_trees, unit_of_path
+from recall_jax.recipes.recipe import make_recipe
 from recall_jax.verification import verify
 
 WEIGHTS = "model.safetensors"

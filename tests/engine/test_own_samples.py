@@ -15,7 +15,7 @@ from recall_jax.engine.inputs import common_architecture
 from recall_jax.errors import InputError
 from recall_jax.inputs.samples import read_typical
 from recall_jax.inputs.tokens import load_tokenizer
-from recall_jax.recipe import Samples, make_recipe
+from recall_jax.recipes.recipe import Samples, make_recipe
 
 COUNT = 5
 

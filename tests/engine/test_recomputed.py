@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from recall_jax import job, outcome
-from recall_jax.recipe import make_recipe, read_recipe
+from recall_jax.recipes.recipe import make_recipe, read_recipe
 
 CASES = {
     # three untied bfloat16 models, everything at its default

@@ -23,9 +23,9 @@ from recall_jax.engine.rules import Rule
 from recall_jax.engine.stream import merge_stream
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Clock
-from recall_jax.merging.regmean import regmean
+from recall_jax.methods.regmean import regmean
 from recall_jax.models.config import read_architecture
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 SIZES = {
     "vocab_size": 61,

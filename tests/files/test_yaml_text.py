@@ -7,7 +7,7 @@ import yaml
 
 from recall_jax.errors import InputError
 from recall_jax.files.yaml_text import parse_documents
-from recall_jax.recipe import read_recipe
+from recall_jax.recipes.recipe import read_recipe
 
 AS_SAFE_LOAD = {
     "a merge": "a: &x {k: 1}\nb: {<<: *x, j: 2}\n",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recall_jax.merging.average import weighted_average, weighted_sum
+from recall_jax.methods.average import weighted_average, weighted_sum
 
 FLOATS = (
     np.float32,

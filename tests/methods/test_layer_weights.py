@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from recall_jax.errors import InputError
-from recall_jax.merging.weights import Weighing, layer_weights
+from recall_jax.methods.weights import Weighing, layer_weights
 
 seeds = st.integers(0, 2**32 - 1)
 

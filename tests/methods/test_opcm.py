@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recall_jax.merging.opcm import off_ground, opcm, sequential_sum
+from recall_jax.methods.opcm import off_ground, opcm, sequential_sum
 
 SHAPES = {"wide": (5, 8), "tall": (8, 5), "vector": (6,)}
 

@@ -11,7 +11,7 @@ from toys import LAYERS, copy_model
 from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.errors import InputError
-from recall_jax.recipe import make_recipe, read_recipe
+from recall_jax.recipes.recipe import make_recipe, read_recipe
 
 
 def tensors(folder):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recall_jax.merging.regmean import regmean
+from recall_jax.methods.regmean import regmean
 
 OUT, IN = 7, 12
 seeds = st.integers(0, 2**32 - 1)

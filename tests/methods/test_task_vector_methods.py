@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recall_jax.merging import dare as dare_module
-from recall_jax.merging.dare import dare
-from recall_jax.merging.magmax import magmax
-from recall_jax.merging.sparsify import keep_largest, total
-from recall_jax.merging.task_arithmetic import task_arithmetic
-from recall_jax.merging.ties import ties
+from recall_jax.methods import dare as dare_module
+from recall_jax.methods.dare import dare
+from recall_jax.methods.magmax import magmax
+from recall_jax.methods.sparsify import keep_largest, total
+from recall_jax.methods.task_arithmetic import task_arithmetic
+from recall_jax.methods.ties import ties
 
 REFERENCE = np.load(Path(__file__).with_name("mergekit_reference.npz"))
 CASES = json.loads(str(REFERENCE["cases"]))

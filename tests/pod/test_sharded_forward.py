@@ -11,7 +11,7 @@ from recall_jax.engine.pod import programs
 from recall_jax.engine.pod.forward import ShardedForward
 from recall_jax.engine.pod.layout import Sharded
 from recall_jax.errors import InputError
-from recall_jax.merging.weights import Weighing
+from recall_jax.methods.weights import Weighing
 from recall_jax.models.axes import tensor_axes
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import state_tensors, tensor_shapes

@@ -12,12 +12,12 @@ from recall_jax.engine.layout import ON_HOST
 from recall_jax.engine.pod import merge as pod_merge
 from recall_jax.engine.pod.layout import Sharded
 from recall_jax.engine.pod.rows import put_rows_layout
-from recall_jax.merging.average import average, total
-from recall_jax.merging.dare import dare
-from recall_jax.merging.opcm import opcm, sequential_sum
-from recall_jax.merging.regmean import regmean
-from recall_jax.merging.task_arithmetic import task_arithmetic
-from recall_jax.merging.ties import ties
+from recall_jax.methods.average import average, total
+from recall_jax.methods.dare import dare
+from recall_jax.methods.opcm import opcm, sequential_sum
+from recall_jax.methods.regmean import regmean
+from recall_jax.methods.task_arithmetic import task_arithmetic
+from recall_jax.methods.ties import ties
 from recall_jax.parallel.mesh import make_mesh
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

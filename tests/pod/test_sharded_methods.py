@@ -6,7 +6,7 @@ from toys import write_rows
 
 from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 TEXTS = ["abcdef", "hXYZ01 a", "f0f1", "X", "gh a a h b", "01010", "ZYX hg"]
 

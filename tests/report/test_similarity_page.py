@@ -16,7 +16,7 @@ from recall_jax.report.similarity_page import draw_map, render_study, verdict
 from recall_jax.report.study_files import write_study
 from recall_jax.report.wording import number
 from recall_jax.similarity.asked import Asked
-from recall_jax.study import ModelStates, Result, Study, study_record
+from recall_jax.similarity.study import ModelStates, Result, Study, study_record
 
 
 def make_study(*units, measures=("linear_cka", "procrustes_distance"), seed=0):

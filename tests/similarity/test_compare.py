@@ -9,7 +9,7 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.spatial.distance import pdist
 
 from recall_jax.errors import InputError
-from recall_jax.merging.weights import layer_weights
+from recall_jax.methods.weights import layer_weights
 from recall_jax.similarity.compare import (
     COMPARABLE,
     Comparison,

@@ -15,7 +15,7 @@ from tree_layouts import TREE, UNITS, L, apply_float32, linen, maxtext, weights
 from recall_jax import job
 from recall_jax.checkpoint.npz import NpzTree, write_npz
 from recall_jax.errors import InputError
-from recall_jax.recipe import make_recipe, read_recipe
+from recall_jax.recipes.recipe import make_recipe, read_recipe
 from recall_jax.trees.job import merge_trees_on_disk
 from recall_jax.verification import verify
 

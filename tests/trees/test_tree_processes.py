@@ -13,7 +13,7 @@ from tree_layouts import FORWARD, TREE, plain, save_models
 
 from recall_jax import job
 from recall_jax.checkpoint.orbax import load_orbax
-from recall_jax.recipe import read_recipe
+from recall_jax.recipes.recipe import read_recipe
 
 COMMAND = "import sys; from recall_jax.cli.main import main; main(sys.argv[1:])"
 

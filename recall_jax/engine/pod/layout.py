@@ -19,7 +19,7 @@ from recall_jax.engine.pod.forward import ShardedForward
 from recall_jax.engine.pod.merge import in_pieces, merge_rows, sum_rows
 from recall_jax.engine.pod.programs import Spread
 from recall_jax.engine.pod.rows import read_rows_layout
-from recall_jax.merging.methods import Kernel
+from recall_jax.methods.methods import Kernel
 from recall_jax.models.architecture import Architecture
 from recall_jax.parallel.mesh import FSDP, TENSOR, describe
 

@@ -20,7 +20,7 @@ from recall_jax.engine.chunks import CHUNK, Piece, spans
 from recall_jax.engine.layout import Fold
 from recall_jax.engine.plan import is_float
 from recall_jax.engine.pod.rows import ROWS, in_x64, padded, unpadded
-from recall_jax.merging.methods import Kernel
+from recall_jax.methods.methods import Kernel
 from recall_jax.parallel.mesh import AXES
 from recall_jax.parallel.turns import in_turn
 

@@ -14,9 +14,9 @@ from recall_jax.engine.memory import mesh_that_fits
 from recall_jax.engine.plan import Plan, taken_whole
 from recall_jax.engine.pod.layout import Sharded
 from recall_jax.errors import InputError, UnfinishedError
-from recall_jax.merging.methods import METHODS
+from recall_jax.methods.methods import METHODS
 from recall_jax.parallel.mesh import DATA, make_mesh, parse_mesh
-from recall_jax.recipe import Recipe
+from recall_jax.recipes.recipe import Recipe
 
 _RULES = ("parameters", "recall", "opcm", "regmean", "regmean_plusplus")
 _PROGRAMS = 96 * MIB  # what compiling the merge takes: larger programs than on one device

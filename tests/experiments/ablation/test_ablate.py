@@ -17,7 +17,7 @@ from recall_jax.ablation.scores import check_comparable, mean_difference, row_sh
 from recall_jax.errors import InputError, StorageError
 from recall_jax.evaluation.task import find_task
 from recall_jax.job import merge
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 from recall_jax.report.ablation_page import render_ablation, tables_in_markdown
 
 TASKS = ("letters", "digits")

@@ -9,7 +9,7 @@ from recall_jax.ablation.axes import AXES, label
 from recall_jax.ablation.plan import make_plan
 from recall_jax.ablation.recipe import Ablation, read_ablation, variants
 from recall_jax.errors import InputError
-from recall_jax.recipe import Recipe
+from recall_jax.recipes.recipe import Recipe
 
 ROOT = Path(__file__).parents[3]
 PLAIN = {

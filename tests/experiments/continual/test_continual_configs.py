@@ -9,7 +9,7 @@ from recall_jax.continual.lineage import Merged, Tuned, ancestry
 from recall_jax.continual.plan import plan_runs
 from recall_jax.continual.presets import PRESETS
 from recall_jax.continual.recipe import read_protocol
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted([*CONFIGS.glob("continual/*.yml"), *CONFIGS.glob("paper/*.yml")])

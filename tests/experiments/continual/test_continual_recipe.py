@@ -13,7 +13,7 @@ from recall_jax.continual.recipe import Protocol, filled
 from recall_jax.continual.run import Options, continual
 from recall_jax.errors import InputError
 from recall_jax.files.schema import validate
-from recall_jax.recipe import make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 
 def planned(protocol, **changes):

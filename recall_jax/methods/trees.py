@@ -12,7 +12,7 @@ from jax.tree_util import KeyPath, keystr, tree_flatten_with_path, tree_unflatte
 
 from recall_jax.checkpoint.units import EMBED, HEAD, stacks_of, unit_of_tensor
 from recall_jax.errors import InputError
-from recall_jax.merging.average import weighted_average
+from recall_jax.methods.average import weighted_average
 
 # A unit's name or index, or ("stacked", axis, first_unit) for a leaf that stacks units on an axis.
 Unit = str | int | tuple[str, int, int | str]

@@ -15,11 +15,11 @@ from typing import Any, Literal, Protocol
 import jax
 from jax.typing import DTypeLike
 
-from recall_jax.merging import average
-from recall_jax.merging.dare import dare
-from recall_jax.merging.magmax import magmax
-from recall_jax.merging.opcm import opcm
-from recall_jax.merging.parameters import (
+from recall_jax.methods import average
+from recall_jax.methods.dare import dare
+from recall_jax.methods.magmax import magmax
+from recall_jax.methods.opcm import opcm
+from recall_jax.methods.parameters import (
     CocktailParameters,
     DareParameters,
     DistillParameters,
@@ -34,9 +34,9 @@ from recall_jax.merging.parameters import (
     TaskVectorParameters,
     TiesParameters,
 )
-from recall_jax.merging.regmean import regmean
-from recall_jax.merging.task_arithmetic import task_arithmetic
-from recall_jax.merging.ties import ties
+from recall_jax.methods.regmean import regmean
+from recall_jax.methods.task_arithmetic import task_arithmetic
+from recall_jax.methods.ties import ties
 
 Whole = Literal["none", "linear", "all"]
 

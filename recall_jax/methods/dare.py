@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from recall_jax.merging.sparsify import keep_at_random, rescaled
-from recall_jax.merging.task_vectors import add_to_base, task_vectors, weighted_vectors
+from recall_jax.methods.sparsify import keep_at_random, rescaled
+from recall_jax.methods.task_vectors import add_to_base, task_vectors, weighted_vectors
 
 # True: to the L1 norm from before; "density": by 1 / density, the paper's.
 Rescale = bool | Literal["density"]

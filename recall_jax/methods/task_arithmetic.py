@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.typing import DTypeLike
 
-from recall_jax.merging.task_vectors import add_to_base, task_vectors, weighted_vectors
+from recall_jax.methods.task_vectors import add_to_base, task_vectors, weighted_vectors
 
 
 def task_arithmetic(

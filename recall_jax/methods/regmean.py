@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from recall_jax.merging.average import weighted_average
-from recall_jax.merging.task_vectors import add_to_base
+from recall_jax.methods.average import weighted_average
+from recall_jax.methods.task_vectors import add_to_base
 
 
 def regmean(

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from recall_jax.merging.sparsify import total
-from recall_jax.merging.task_vectors import add_to_base, task_vectors
+from recall_jax.methods.sparsify import total
+from recall_jax.methods.task_vectors import add_to_base, task_vectors
 
 
 def opcm(

@@ -17,14 +17,14 @@ from pydantic import (
 from recall_jax.errors import InputError, shown
 from recall_jax.files.schema import Schema, first_fault, read_yaml, validate
 from recall_jax.inputs.shapes import Fields
-from recall_jax.merging.methods import METHODS, Method
-from recall_jax.merging.parameters import (
+from recall_jax.methods.methods import METHODS, Method
+from recall_jax.methods.parameters import (
     FilteredValue,
     Parameters,
     ParameterValue,
     RecallParameters,
 )
-from recall_jax.tree_patterns import TreePatterns
+from recall_jax.recipes.tree_patterns import TreePatterns
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 # Keys of mergekit's recipes that mean something here only once it is built.

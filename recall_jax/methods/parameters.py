@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
 
-from recall_jax.merging.weights import Merged, Weighing
+from recall_jax.methods.weights import Merged, Weighing
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Gradient = Annotated[list[Number], Field(min_length=1)]
