@@ -13,9 +13,9 @@ _HOMES = {
     "extract": "recall_jax.representations.extract",
     "rbf_similarity": "recall_jax.similarity.compare",
     "layer_weights": "recall_jax.methods.weights",
-    "merge_trees": "recall_jax.methods.trees",
-    "unit_of_path": "recall_jax.methods.trees",
-    "recall_merge": "recall_jax.engine.tree",
+    "merge_trees": "recall_jax.jobs.trees.merge_trees",
+    "unit_of_path": "recall_jax.jobs.trees.merge_trees",
+    "recall_merge": "recall_jax.jobs.trees.recall_merge",
 }
 
 __all__ = [
@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from recall_jax.engine.tree import recall_merge
     from recall_jax.errors import InputError
-    from recall_jax.methods.trees import merge_trees, unit_of_path
+    from recall_jax.jobs.trees.merge_trees import merge_trees, unit_of_path
+    from recall_jax.jobs.trees.recall_merge import recall_merge
     from recall_jax.methods.weights import layer_weights
     from recall_jax.representations.extract import extract
     from recall_jax.similarity.compare import rbf_similarity

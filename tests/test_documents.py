@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.job import merge
+from recall_jax.jobs.merge import merge
 from recall_jax.recipes.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent

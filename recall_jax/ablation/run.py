@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recall_jax import job
 from recall_jax.ablation.plan import Plan, make_plan
 from recall_jax.ablation.recipe import OWN, Ablation
 from recall_jax.ablation.record import make_record
@@ -23,9 +22,10 @@ from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Progress, silent
+from recall_jax.jobs import merge as job
+from recall_jax.jobs.stages import write_json
 from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.ablation_page import render_ablation, tables_in_markdown
-from recall_jax.stages import write_json
 
 RECORD, PAGE, TABLE = "ablation.json", "index.html", "table.md"
 _TOLD = ("weights", "similarity", "sigma", "typical_samples", "typical", "warnings")

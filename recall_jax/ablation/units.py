@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from recall_jax import stages
 from recall_jax.ablation.axes import AXES, label
 from recall_jax.ablation.clusterings import coverage, mutual_information
 from recall_jax.ablation.domains import domain_similarity, neighbour_accuracy
@@ -14,7 +13,8 @@ from recall_jax.ablation.plan import Plan
 from recall_jax.engine.select import clustered_units
 from recall_jax.inputs.data import read_rows, write_jsonl
 from recall_jax.inputs.row_files import Row
-from recall_jax.outcome import TYPICAL
+from recall_jax.jobs import stages
+from recall_jax.jobs.outcome import TYPICAL
 from recall_jax.recipes.recipe import make_samples
 from recall_jax.representations.kmeans import kmeans
 

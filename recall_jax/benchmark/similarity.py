@@ -22,7 +22,7 @@ import numpy as np
 from recall_jax.benchmark.cost import matmul_roof, operations
 from recall_jax.benchmark.libraries import Library, find_libraries
 from recall_jax.files.progress import Progress, silent
-from recall_jax.outcome import device, versions
+from recall_jax.jobs.outcome import device, versions
 from recall_jax.similarity.matrix import similarity_matrix
 
 FORMAT = 1

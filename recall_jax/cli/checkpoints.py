@@ -42,7 +42,7 @@ def convert(
     Example: recall convert base+french-lora french
     """
     console.prepare_jax()
-    from recall_jax.conversion import convert as run
+    from recall_jax.jobs.convert import convert as run
 
     warnings = run(
         source,
@@ -76,7 +76,7 @@ def inspect(
     Example: recall inspect checkpoints/math
     """
     console.prepare_jax()
-    from recall_jax.trees.names import names_tree
+    from recall_jax.jobs.trees.names import names_tree
 
     found, show = _tree(model) if names_tree(model) else _model(model, ignore_config or ())
     if quiet:
@@ -88,7 +88,7 @@ def inspect(
 
 
 def _tree(name: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
-    from recall_jax.trees.files import describe_tree, open_tree
+    from recall_jax.jobs.trees.files import describe_tree, open_tree
 
     return describe_tree(open_tree(name)), _show_tree
 
@@ -111,7 +111,7 @@ def _model(
 ) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
     from recall_jax.checkpoint.folder import open_checkpoint
     from recall_jax.checkpoint.model_names import find_adapter
-    from recall_jax.conversion import describe, describe_adapter
+    from recall_jax.jobs.convert import describe, describe_adapter
 
     if (folder := find_adapter(name)) is not None:
         return describe_adapter(folder), _show_adapter
@@ -186,7 +186,7 @@ def verify(
     Example: recall verify merged
     """
     console.prepare_jax()
-    from recall_jax import verification
+    from recall_jax.jobs import verify as verification
 
     with console.progress_bar(quiet) as progress:
         found = verification.verify(folder, progress, ignore_config=ignore_config or ())

@@ -71,8 +71,8 @@ def evaluate(
     if resume and out is None:
         raise InputError("--resume goes on with an output: add --out")
     console.prepare_jax(no_compilation_cache, device)
-    from recall_jax.evaluate import Options
-    from recall_jax.evaluate import evaluate as evaluate_models
+    from recall_jax.jobs.evaluate import Options
+    from recall_jax.jobs.evaluate import evaluate as evaluate_models
     from recall_jax.report.evaluation_page import summary
 
     options = Options(

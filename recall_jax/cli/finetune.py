@@ -149,7 +149,7 @@ def finetune(
     Example: recall finetune base --data french.jsonl --out french --validation-share 0.05
     """
     console.prepare_jax(no_compilation_cache, device)
-    from recall_jax import finetune as job
+    from recall_jax.jobs import finetune as job
     from recall_jax.training.settings import Settings, lora_spec
 
     modules = None if target_modules is None else tuple(map(str.strip, target_modules.split(",")))

@@ -188,8 +188,8 @@ def _run(recipe: "Recipe", out: Path, inputs: list[Path], run: _Run) -> None:
         _merge(recipe, out, inputs, run)
         return
     console.prepare_jax(run.no_compilation_cache)
+    from recall_jax.jobs.trees.names import names_tree
     from recall_jax.parallel.watch import ADVICE, joined
-    from recall_jax.trees.names import names_tree
 
     at_once = run.to == "orbax" or recipe.tree is not None or names_tree(recipe.models[-1].model)
     advice = "start all processes again" if at_once else ADVICE  # of a tree nothing is kept
@@ -208,8 +208,8 @@ def _merge(
     run: _Run,
     processes: "Processes | None" = None,
 ) -> None:
-    from recall_jax import job
-    from recall_jax.outcome import PAGE
+    from recall_jax.jobs import merge as job
+    from recall_jax.jobs.outcome import PAGE
 
     options = job.Options(
         force=run.force,

@@ -88,10 +88,10 @@ def similarity(
         raise InputError("give either models with --data or --typical, or --reps")
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax.files.output import output_folder
+    from recall_jax.jobs.states import choose_units, read_states, states_of_models
     from recall_jax.recipes.recipe import make_samples
     from recall_jax.similarity.asked import parse_measures
     from recall_jax.similarity.study import compare_all
-    from recall_jax.states import choose_units, read_states, states_of_models
 
     asked = parse_measures(measure)
     inputs = [path for path in (data, typical, reps, *map(Path, models or [])) if path]
@@ -139,7 +139,7 @@ def similarity(
 
 
 def _write(folder: Path, study: "Study", settings: dict[str, object]) -> None:
-    from recall_jax.outcome import device, versions
+    from recall_jax.jobs.outcome import device, versions
     from recall_jax.report.study_files import write_study
     from recall_jax.similarity.study import study_record
 

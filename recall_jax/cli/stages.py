@@ -81,9 +81,9 @@ def select(
     Example: recall select french --data french.jsonl --out typical.jsonl
     """
     console.prepare_jax(no_compilation_cache, device)
-    from recall_jax import stages
     from recall_jax.files.output import output_file
     from recall_jax.inputs.data import write_jsonl
+    from recall_jax.jobs import stages
     from recall_jax.recipes.recipe import make_samples
 
     fields = Fields(field, prompt_field, completion_field)
@@ -139,8 +139,8 @@ def extract(
     Example: recall extract base math french --typical typical.jsonl --out reps.npz
     """
     console.prepare_jax(no_compilation_cache, device)
-    from recall_jax import stages
     from recall_jax.files.output import output_file
+    from recall_jax.jobs import stages
     from recall_jax.recipes.recipe import make_samples
 
     rows = pool or _ALL_ROWS
@@ -186,8 +186,8 @@ def weights(
     Example: recall weights --reps reps.npz --out weights.json
     """
     console.prepare_jax(no_compilation_cache)
-    from recall_jax import stages
     from recall_jax.files.output import output_file
+    from recall_jax.jobs import stages
 
     parameters = _parameters(
         sigma,

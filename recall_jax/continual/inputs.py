@@ -16,17 +16,17 @@ from recall_jax.engine.journal import input_files
 from recall_jax.engine.rules import recall_comparison, recipe_values
 from recall_jax.engine.select import clustered_units
 from recall_jax.errors import InputError
-from recall_jax.evaluate import Asked, Options, ask
 from recall_jax.evaluation.resident import without_weights
 from recall_jax.evaluation.task import Task, find_task
-from recall_jax.finetune import check
 from recall_jax.inputs.row_files import iterate_rows
 from recall_jax.inputs.shapes import Fields, row_content
+from recall_jax.jobs.evaluate import Asked, Options, ask
+from recall_jax.jobs.finetune import check
+from recall_jax.jobs.outcome import device, versions
 from recall_jax.methods.methods import METHODS
 from recall_jax.methods.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.lora import adapted_modules
-from recall_jax.outcome import device, versions
 from recall_jax.recipes.recipe import FIELD_KEYS, Samples, make_recipe
 
 _FILES = ("data", "typical", "prompts")  # what a recipe's `samples` may read

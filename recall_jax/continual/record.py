@@ -13,7 +13,7 @@ from recall_jax.continual.recipe import Protocol
 from recall_jax.evaluation.metrics import OF_TEXTS
 from recall_jax.evaluation.scoring import headline
 from recall_jax.evaluation.task import Task
-from recall_jax.outcome import device, versions
+from recall_jax.jobs.outcome import device, versions
 
 BASE = "base"  # its row in tables
 BITS = "bits_per_byte"

@@ -19,12 +19,12 @@ from recall_jax.continual.recipe import Protocol
 from recall_jax.continual.record import MATRICES, MODELS, make_record, scores
 from recall_jax.continual.workshop import Workshop
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
-from recall_jax.evaluate import Options as Evaluation
 from recall_jax.evaluation.task import Task
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Progress, silent
+from recall_jax.jobs.evaluate import Options as Evaluation
+from recall_jax.jobs.stages import write_json
 from recall_jax.report.continual_page import markdown_table, render_continual
-from recall_jax.stages import write_json
 
 RECORD, PAGE, TABLE = "continual.json", "index.html", "table.md"
 

@@ -8,20 +8,20 @@ from typing import Any
 
 import jax
 
-from recall_jax import finetune as tuning
-from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.continual.journal import Journal, Results
 from recall_jax.continual.lineage import Given, Merged, Model, Tuned, makers, needed, parts
 from recall_jax.engine.inputs import compute_dtype
 from recall_jax.errors import storage_faults
-from recall_jax.evaluate import Asked, Options
 from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
 from recall_jax.files.output import output_file
 from recall_jax.files.progress import Clock, Progress
 from recall_jax.inputs.data import write_jsonl
 from recall_jax.inputs.row_files import iterate_rows
+from recall_jax.jobs import finetune as tuning
+from recall_jax.jobs import merge as job
+from recall_jax.jobs.evaluate import Asked, Options
 from recall_jax.recipes.recipe import make_recipe
 
 

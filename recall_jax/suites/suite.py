@@ -17,10 +17,10 @@ from recall_jax.evaluation.task import find_task
 from recall_jax.files.json_objects import read_json_object
 from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Progress, silent
-from recall_jax.finetune import finetune
 from recall_jax.inputs.data import write_jsonl
-from recall_jax.outcome import device, versions
-from recall_jax.stages import write_json
+from recall_jax.jobs.finetune import finetune
+from recall_jax.jobs.outcome import device, versions
+from recall_jax.jobs.stages import write_json
 from recall_jax.suites.scratch import save_random
 from recall_jax.training.settings import Settings
 

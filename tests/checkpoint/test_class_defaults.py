@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GemmaConfig, GemmaForCausalLM
 
 from recall_jax.checkpoint.class_defaults import attribute, completed
-from recall_jax.job import merge
+from recall_jax.jobs.merge import merge
 from recall_jax.recipes.recipe import make_recipe
 
 FAMILIES = """

@@ -18,7 +18,7 @@ from recall_jax.checkpoint.orbax import load_orbax
 from recall_jax.checkpoint.pytorch_bin import PytorchFile
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.errors import InputError
-from recall_jax.trees.files import open_tree
+from recall_jax.jobs.trees.files import open_tree
 
 NAMES = (
     "/etc/passwd",

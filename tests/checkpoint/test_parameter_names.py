@@ -10,15 +10,15 @@ import pytest
 import safetensors.numpy
 import torch
 
-from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.parameter_names import is_buffer, namesakes
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.plan import open_models
 from recall_jax.errors import InputError
+from recall_jax.jobs import merge as job
+from recall_jax.jobs.verify import verify
 from recall_jax.recipes.recipe import make_recipe
-from recall_jax.verification import verify
 
 WEIGHTS = "model.safetensors"
 Tensors = dict[str, np.ndarray]

@@ -14,11 +14,11 @@ import safetensors.numpy
 from jax.tree_util import DictKey
 from toys import Recall
 
-from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.units import stacks_of, unit_of_tensor
 from recall_jax.errors import InputError
-from recall_jax.methods.trees import merge_trees, unit_of_path
+from recall_jax.jobs import merge as job
+from recall_jax.jobs.trees.merge_trees import merge_trees, unit_of_path
 from recall_jax.recipes.recipe import make_recipe
 
 TEXT = {

@@ -10,7 +10,7 @@ from toys import copy_model
 
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.engine.journal import input_files
-from recall_jax.verification import verify
+from recall_jax.jobs.verify import verify
 
 BESIDE = {
     "spm.model": b"\0pieces",

@@ -13,7 +13,7 @@ from toys import TIMED, environment, tree
 # The command line, told to wait when some of the units are merged.
 STALLED = """
 import sys, time
-from recall_jax import job
+from recall_jax.jobs import merge as job
 from recall_jax.cli.main import main
 
 merge = job.merge

@@ -22,7 +22,7 @@ import pytest
 from toys import SIZES, TIMED, environment, make_tokenizer, tree, write_rows
 
 from recall_jax.demo.material import CHECKPOINTS
-from recall_jax.verification import verify
+from recall_jax.jobs.verify import verify
 
 SOAK = [pytest.mark.soak, pytest.mark.timeout(1800)]
 RECALL = str(Path(sys.executable).with_name("recall"))

@@ -70,7 +70,7 @@ def merged(method: str, **values):
 
 
 def merged_trees(given: Given) -> list:
-    from recall_jax.conversion import convert
+    from recall_jax.jobs.convert import convert
 
     trees = [given.folder / f"tree{k}" for k in range(2)]
     for model, place in zip(given.models, trees, strict=True):
@@ -82,8 +82,8 @@ def merged_trees(given: Given) -> list:
 def weights(given: Given) -> list:
     reps = given.folder / "reps.npz"
     if not reps.exists():
+        from recall_jax.jobs.stages import extract, save_representations
         from recall_jax.recipes.recipe import make_samples
-        from recall_jax.stages import extract, save_representations
 
         samples = make_samples({"data": given.data, "pool": 5})
         save_representations(reps, extract(given.models, samples))

@@ -95,7 +95,7 @@ def test_debug_shows_where_it_happened(recall, capfd):
 
 
 def test_a_fault_of_ours_is_one_line_too(recall, monkeypatch, toys):
-    from recall_jax import conversion
+    from recall_jax.jobs import convert as conversion
 
     def fail(*_):
         raise RuntimeError("first\nsecond")

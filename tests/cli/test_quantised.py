@@ -14,7 +14,7 @@ from toys import copy_model
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.quantised import quantised_by
 from recall_jax.errors import InputError
-from recall_jax.job import merge
+from recall_jax.jobs.merge import merge
 from recall_jax.models.config import read_architecture
 from recall_jax.recipes.recipe import make_recipe
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from toys import TIMED, Finished, copy_model, environment, tree
 
-from recall_jax import job
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.files.identity import FileIdentity
+from recall_jax.jobs import merge as job
+from recall_jax.jobs.verify import verify
 from recall_jax.recipes.recipe import read_recipe
-from recall_jax.verification import verify
 
 RECALL = str(Path(sys.executable).with_name("recall"))
 HOME = ".out.recall-work"
@@ -415,7 +415,7 @@ def test_a_disk_that_has_become_read_only_keeps_the_work(kept, disk, recall):
 # The command line, told to wait for a word when some of the units are merged.
 WAITING = """
 import sys
-from recall_jax import job
+from recall_jax.jobs import merge as job
 from recall_jax.cli.main import main
 
 merge = job.merge

@@ -12,10 +12,10 @@ import time
 import pytest
 from toys import environment
 
-from recall_jax import conversion
 from recall_jax.cli import main as cli_main
 from recall_jax.errors import InputError
 from recall_jax.files.interruption import STOPPING
+from recall_jax.jobs import convert as conversion
 
 NOTE = "go on with\n--resume"
 
@@ -77,7 +77,7 @@ def test_a_status_that_no_signal_gave_passes(recall, toys, monkeypatch):
 def test_a_job_in_a_shells_background_ignores_the_keyboard(toys, cache):
     code = """
 import os, signal, sys
-from recall_jax import conversion
+from recall_jax.jobs import convert as conversion
 from recall_jax.cli import main as cli_main
 from recall_jax.cli.main import main
 
@@ -112,7 +112,7 @@ main(["inspect", sys.argv[1]])
 
 SWALLOWED = """
 import os, signal, sys, time, weakref
-from recall_jax import conversion
+from recall_jax.jobs import convert as conversion
 from recall_jax.cli import main as cli_main
 from recall_jax.cli.main import main
 

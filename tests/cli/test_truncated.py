@@ -14,7 +14,7 @@ from toys import copy_model, environment
 
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.writer import ShardedWriter
-from recall_jax.verification import verify
+from recall_jax.jobs.verify import verify
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the handler is Linux's")
 
@@ -99,7 +99,7 @@ def test_without_the_handler_there_is_no_word(model, cache):
 STALLED = """
 import os
 import sys
-from recall_jax import job
+from recall_jax.jobs import merge as job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.cli.main import main
 

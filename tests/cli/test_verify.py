@@ -15,7 +15,7 @@ from toys import Finished, copy_model, tree
 
 from recall_jax.checkpoint.writer import write_checksums
 from recall_jax.errors import InputError
-from recall_jax.verification import verify
+from recall_jax.jobs.verify import verify
 
 INDEX = "model.safetensors.index.json"
 CHECKSUMS = "checksums.json"

@@ -7,10 +7,10 @@ import pytest
 import typer
 from toys import write_rows
 
-from recall_jax import conversion
 from recall_jax.cli.main import app
 from recall_jax.cli.wording import OUT_OF_MEMORY, speak_for, worded
 from recall_jax.errors import InputError
+from recall_jax.jobs import convert as conversion
 
 GROUP = typer.main.get_command(app)
 COMMANDS = [[name] for name in GROUP.commands if name != "bench"] + [["bench", "similarity"]]
@@ -129,6 +129,6 @@ def test_warnings_are_worded_as_well(recall, toys, monkeypatch):
     monkeypatch.setattr(conversion, "describe", describe)
     done = recall("inspect", toys.llama[0])
     assert done.err == "warning: cut by finetune.max_tokens\nrecall: try samples.count\n"
-    monkeypatch.setattr("recall_jax.stages.select", lambda *_, **options: describe(None))
+    monkeypatch.setattr("recall_jax.jobs.stages.select", lambda *_, **options: describe(None))
     done = recall("select", toys.llama[0], "--data", toys.data, "--out", "none.jsonl")
     assert done.err == "warning: cut by --max-tokens\nrecall: try --count\n"

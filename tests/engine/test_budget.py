@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from deep_models import PROMPT_FREE, watch, write_adapter, write_model
 
-from recall_jax import job
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine import budget, cut, prepare
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.errors import InputError
+from recall_jax.jobs import merge as job
 from recall_jax.methods.methods import METHODS
 from recall_jax.models.config import read_architecture
 from recall_jax.recipes.recipe import make_recipe

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/io i
 MERGE_AND_COUNT = """
 import json, os, sys
 from pathlib import Path
-from recall_jax import job
+from recall_jax.jobs import merge as job
 from recall_jax.engine import prepare
 from recall_jax.recipes.recipe import read_recipe
 

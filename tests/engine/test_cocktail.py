@@ -8,10 +8,10 @@ import torch
 from toys import copy_model
 from transformers import AutoModelForCausalLM
 
-from recall_jax import job
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.engine import cocktail
 from recall_jax.errors import InputError
+from recall_jax.jobs import merge as job
 from recall_jax.recipes.recipe import make_recipe
 
 CHARACTERS = {chr(code): code - 30 for code in range(32, 127)}  # of the toys' tokenizer

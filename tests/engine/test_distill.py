@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from toys import TIMED, tree, write_rows
 
-from recall_jax import job
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.engine import distill
 from recall_jax.errors import InputError, UnfinishedError
+from recall_jax.jobs import merge as job
 from recall_jax.recipes.recipe import make_recipe
 
 

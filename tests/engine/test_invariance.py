@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from toys import UNITS, copy_model
 
-from recall_jax import job, merge_trees, outcome, recall_merge
+from recall_jax import merge_trees, recall_merge
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import ShardedWriter
+from recall_jax.jobs import merge as job
+from recall_jax.jobs import outcome
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax, to_flax
 from recall_jax.models.forward import forward

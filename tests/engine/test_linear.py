@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from toys import LAYERS
 
-from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.engine import prepare
+from recall_jax.jobs import merge as job
 from recall_jax.recipes.recipe import make_recipe
 
 MLP_FIRST = [{"filter": "mlp", "value": [0.0, 1.0]}, {"filter": "norm", "value": 3}, {"value": 0.5}]

@@ -12,15 +12,15 @@ import pytest
 import safetensors.numpy
 from jax.tree_util import DictKey
 
-from recall_jax import job
 from recall_jax.checkpoint.npz import write_npz
 from recall_jax.checkpoint.orbax import save_orbax
-from recall_jax.conversion import convert
 from recall_jax.engine.forward import _why_not_finite
 from recall_jax.errors import InputError
-from recall_jax.methods.trees import merge_trees, unit_of_path
+from recall_jax.jobs import merge as job
+from recall_jax.jobs.convert import convert
+from recall_jax.jobs.trees.merge_trees import merge_trees, unit_of_path
+from recall_jax.jobs.verify import verify
 from recall_jax.recipes.recipe import make_recipe
-from recall_jax.verification import verify
 
 WEIGHTS = "model.safetensors"
 HUGE = 1e300

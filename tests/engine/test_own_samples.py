@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from toys import make_tokenizer, write_rows
 
-from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.errors import InputError
 from recall_jax.inputs.samples import read_typical
 from recall_jax.inputs.tokens import load_tokenizer
+from recall_jax.jobs import merge as job
 from recall_jax.recipes.recipe import Samples, make_recipe
 
 COUNT = 5

@@ -11,7 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from recall_jax import job, outcome
+from recall_jax.jobs import merge as job
+from recall_jax.jobs import outcome
 from recall_jax.recipes.recipe import make_recipe, read_recipe
 
 CASES = {

@@ -11,7 +11,6 @@ import torch
 from toys import TIMED, tree
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.writer import ShardedWriter
@@ -23,6 +22,7 @@ from recall_jax.engine.rules import Rule
 from recall_jax.engine.stream import merge_stream
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Clock
+from recall_jax.jobs import merge as job
 from recall_jax.methods.regmean import regmean
 from recall_jax.models.config import read_architecture
 from recall_jax.recipes.recipe import make_recipe

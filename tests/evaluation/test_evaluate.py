@@ -14,11 +14,10 @@ import yaml
 from published import DATA
 from toys import copy_model, tree
 
-import recall_jax.evaluate as evaluate_module
+import recall_jax.jobs.evaluate as evaluate_module
 from recall_jax.cli.main import main
 from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError, UnfinishedError
-from recall_jax.evaluate import Options, evaluate
 from recall_jax.evaluation import lengths, scoring
 from recall_jax.evaluation.examples import Example, make_examples
 from recall_jax.evaluation.journal import Journal, resume_journal
@@ -31,6 +30,7 @@ from recall_jax.evaluation.scoring import score, split_tokens
 from recall_jax.evaluation.task import Task, find_task
 from recall_jax.generation.generate import generate
 from recall_jax.generation.prompt_tokens import encode_prompt
+from recall_jax.jobs.evaluate import Options, evaluate
 
 SHORT = {"by": "generation", "max_new_tokens": 6, "stop": ["e", "\n"], "no_answer": "unanswerable"}
 

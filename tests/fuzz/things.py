@@ -33,12 +33,12 @@ from recall_jax.evaluation.layouts import read_layout
 from recall_jax.evaluation.task import find_task, task_text
 from recall_jax.inputs.samples import read_pool
 from recall_jax.inputs.tokens import load_tokenizer
+from recall_jax.jobs.stages import load_representations
+from recall_jax.jobs.states import read_states
+from recall_jax.jobs.trees.files import open_tree, read_leaves
+from recall_jax.jobs.trees.places import place_leaves
 from recall_jax.report.record import load_report
-from recall_jax.stages import load_representations
-from recall_jax.states import read_states
 from recall_jax.training.examples import read_examples
-from recall_jax.trees.files import open_tree, read_leaves
-from recall_jax.trees.places import place_leaves
 
 MOST_OUTPUT = 100_000  # characters
 

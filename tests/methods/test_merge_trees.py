@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
 from recall_jax.errors import InputError
-from recall_jax.methods.trees import merge_trees, unit_of_path
+from recall_jax.jobs.trees.merge_trees import merge_trees, unit_of_path
 
 L = 3
 UNITS = L + 2

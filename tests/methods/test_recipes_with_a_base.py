@@ -8,9 +8,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from toys import LAYERS, copy_model
 
-from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.errors import InputError
+from recall_jax.jobs import merge as job
 from recall_jax.recipes.recipe import make_recipe, read_recipe
 
 

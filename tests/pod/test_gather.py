@@ -16,8 +16,8 @@ from recall_jax.engine.pod.gather import gather
 from recall_jax.engine.pod.part import write_part
 from recall_jax.engine.pod.writer import UnitWriter
 from recall_jax.errors import InputError
+from recall_jax.jobs.verify import verify
 from recall_jax.parallel.processes import Processes
-from recall_jax.verification import verify
 
 TENSORS = {
     "model.embed_tokens.weight": np.arange(12, dtype=np.float32).reshape(4, 3),

@@ -4,7 +4,7 @@ import json
 
 import yaml
 
-from recall_jax import job
+from recall_jax.jobs import merge as job
 
 
 def test_auto_is_the_mesh_of_the_interrupted_merge(recall, toys, tmp_path, monkeypatch):

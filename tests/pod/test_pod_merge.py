@@ -19,7 +19,7 @@ from toys import TIMED, environment, tree
 
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.engine.pod.gather import gather
-from recall_jax.verification import verify
+from recall_jax.jobs.verify import verify
 
 # `recall`, in which one function of ours kills its process when it is called for the n-th time.
 # What a process compiles is kept for the next: jax lets only process 0 do so, but on CPU each has
@@ -219,8 +219,8 @@ MOMENTS = {
     "not yet in the journal": Death(
         1, "recall_jax.engine.pod.writer", "UnitWriter._finish_file", 5
     ),
-    "after the last unit": Death(1, "recall_jax.job", "make_report", 1),
-    "before the end": Death(0, "recall_jax.job", "write_outcome", 1),
+    "after the last unit": Death(1, "recall_jax.jobs.merge", "make_report", 1),
+    "before the end": Death(0, "recall_jax.jobs.merge", "write_outcome", 1),
 }
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from toys import write_rows
 
-from recall_jax import job
 from recall_jax.checkpoint.folder import open_checkpoint
+from recall_jax.jobs import merge as job
 from recall_jax.recipes.recipe import make_recipe
 
 TEXTS = ["abcdef", "hXYZ01 a", "f0f1", "X", "gh a a h b", "01010", "ZYX hg"]

@@ -12,10 +12,10 @@ from recall_jax.checkpoint.orbax import load_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.plan import in_forward_order
 from recall_jax.engine.pod.tree_writer import TreeWriter
+from recall_jax.jobs.verify import verify
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import to_flax
 from recall_jax.parallel.mesh import make_mesh, parse_mesh
-from recall_jax.verification import verify
 
 
 def flat(tree):

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 from toys import copy_model
 from transformers import AutoModelForCausalLM
 
-from recall_jax import finetune as job
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.cli import console
 from recall_jax.engine.journal import journal_line
+from recall_jax.jobs import finetune as job
 from recall_jax.training.checkpoints import Checkpoints, History
 from recall_jax.training.step import TrainState
 

@@ -20,7 +20,7 @@ from recall_jax.checkpoint.npz import NpzTree, write_npz
 from recall_jax.checkpoint.orbax import find_orbax
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError
-from recall_jax.trees.files import is_tree, leaf_sharding, open_tree, read_leaves, write_tree
+from recall_jax.jobs.trees.files import is_tree, leaf_sharding, open_tree, read_leaves, write_tree
 
 
 def array(dtype, *shape) -> np.ndarray:

@@ -12,12 +12,12 @@ import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 from tree_layouts import TREE, UNITS, L, apply_float32, linen, maxtext, weights
 
-from recall_jax import job
 from recall_jax.checkpoint.npz import NpzTree, write_npz
 from recall_jax.errors import InputError
+from recall_jax.jobs import merge as job
+from recall_jax.jobs.trees.on_disk import merge_trees_on_disk
+from recall_jax.jobs.verify import verify
 from recall_jax.recipes.recipe import make_recipe, read_recipe
-from recall_jax.trees.job import merge_trees_on_disk
-from recall_jax.verification import verify
 
 BFLOAT16 = ml_dtypes.bfloat16
 FLOAT32 = "tree_layouts:apply_float32"

@@ -11,8 +11,8 @@ from orbax.checkpoint import v1 as ocp
 from tree_layouts import FORWARD, TREE, UNITS, Nnx, maxtext, plain, save_models, weights
 
 from recall_jax.checkpoint.orbax import load_orbax
+from recall_jax.jobs.trees.on_disk import merge_trees_on_disk
 from recall_jax.recipes.recipe import make_recipe
-from recall_jax.trees.job import merge_trees_on_disk
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import numpy as np
 import yaml
 from tree_layouts import FORWARD, TREE, plain, save_models
 
-from recall_jax import job
 from recall_jax.checkpoint.orbax import load_orbax
+from recall_jax.jobs import merge as job
 from recall_jax.recipes.recipe import read_recipe
 
 COMMAND = "import sys; from recall_jax.cli.main import main; main(sys.argv[1:])"

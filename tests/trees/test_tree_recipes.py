@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.units import unit_of_tensor
 from recall_jax.errors import InputError
+from recall_jax.jobs.trees.places import Place, place_leaves, slice_specs
 from recall_jax.recipes.recipe import make_recipe, read_recipe
 from recall_jax.recipes.tree_patterns import TreePatterns, match_leaf
-from recall_jax.trees.places import Place, place_leaves, slice_specs
 
 RECALL = {
     "merge_method": "recall",

@@ -10,7 +10,6 @@ from toys import tree
 
 from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError
-from recall_jax.evaluate import Options, evaluate
 from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.metrics import text_estimates
 from recall_jax.evaluation.resident import load_resident
@@ -18,6 +17,7 @@ from recall_jax.evaluation.scoring import score
 from recall_jax.evaluation.strings import is_held_out
 from recall_jax.evaluation.task import Task, find_task
 from recall_jax.inputs.data import read_rows
+from recall_jax.jobs.evaluate import Options, evaluate
 from recall_jax.suites import suite as suite_module
 from recall_jax.suites.strings import strings_suite
 from recall_jax.suites.suite import Stage, make_suite

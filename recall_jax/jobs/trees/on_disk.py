@@ -14,7 +14,6 @@ from jax.tree_util import DictKey
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.units import stacks_of
 from recall_jax.checkpoint.writer import write_checksums
-from recall_jax.engine.given import given_findings
 from recall_jax.engine.plan import DTYPES, units_of
 from recall_jax.engine.pod.together import shared_work
 from recall_jax.engine.rules import (
@@ -29,17 +28,18 @@ from recall_jax.engine.rules import (
 from recall_jax.errors import InputError
 from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Clock, Progress, silent
+from recall_jax.jobs.given import given_findings
+from recall_jax.jobs.outcome import make_report, peak_memory_bytes
+from recall_jax.jobs.trees.compare import Compared, compare_trees
+from recall_jax.jobs.trees.files import FORMATS, Leaf, TreeFile, open_tree, read_leaves, write_tree
+from recall_jax.jobs.trees.leaves import GROUP_BYTES, merge_leaves
+from recall_jax.jobs.trees.merge_trees import dotted_path
+from recall_jax.jobs.trees.outcome import input_paths, resolved_trees, write_outcome
+from recall_jax.jobs.trees.places import Place, place_leaves, slice_specs
 from recall_jax.methods.methods import METHODS
-from recall_jax.methods.trees import dotted_path
-from recall_jax.outcome import make_report, peak_memory_bytes
 from recall_jax.parallel.processes import ALONE, Processes
 from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.record import load_report
-from recall_jax.trees.compare import Compared, compare_trees
-from recall_jax.trees.files import FORMATS, Leaf, TreeFile, open_tree, read_leaves, write_tree
-from recall_jax.trees.merge import GROUP_BYTES, merge_leaves
-from recall_jax.trees.outcome import input_paths, resolved_trees, write_outcome
-from recall_jax.trees.places import Place, place_leaves, slice_specs
 
 
 @dataclass(frozen=True)

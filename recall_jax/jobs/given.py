@@ -8,7 +8,7 @@ import numpy as np
 
 from recall_jax.engine.findings import Findings
 from recall_jax.errors import InputError
-from recall_jax.methods.trees import check_weights
+from recall_jax.jobs.trees.merge_trees import check_weights
 
 
 def given_findings(

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from recall_jax import stages
 from recall_jax.checkpoint.units import layer_unit
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.plan import open_models
 from recall_jax.errors import InputError, shown
 from recall_jax.files.progress import Progress, silent
+from recall_jax.jobs import stages
 from recall_jax.recipes.recipe import Samples
 from recall_jax.similarity.study import ModelStates
 

@@ -21,7 +21,6 @@ from recall_jax.engine.budget import (
     memory_budget,
 )
 from recall_jax.engine.configs import check_configs
-from recall_jax.engine.given import given_findings
 from recall_jax.engine.journal import Journal, changed_input, identity_in, input_files
 from recall_jax.engine.layout import Layout, OnHost
 from recall_jax.engine.plan import Plan, make_plan, open_models, taken_whole
@@ -40,8 +39,8 @@ from recall_jax.engine.stream import BACKLOG, merge_stream
 from recall_jax.errors import InputError
 from recall_jax.files.output import Work, kept_journal, work_folder
 from recall_jax.files.progress import Clock, Progress, silent
-from recall_jax.methods.methods import METHODS
-from recall_jax.outcome import (
+from recall_jax.jobs.given import given_findings
+from recall_jax.jobs.outcome import (
     device,
     make_report,
     peak_memory_bytes,
@@ -49,10 +48,11 @@ from recall_jax.outcome import (
     versions,
     write_outcome,
 )
+from recall_jax.jobs.trees.names import names_tree
+from recall_jax.methods.methods import METHODS
 from recall_jax.parallel.processes import ALONE, Processes
 from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.record import load_report
-from recall_jax.trees.names import names_tree
 
 if TYPE_CHECKING:
     from recall_jax.engine.pod.tree_writer import TreeWriter
@@ -233,8 +233,8 @@ def _merge_trees(
     progress: Progress,
     announce: Callable[[str], None],
 ) -> dict[str, Any]:
+    from recall_jax.jobs.trees.on_disk import merge_trees_on_disk
     from recall_jax.parallel.mesh import named_mesh
-    from recall_jax.trees.job import merge_trees_on_disk
 
     if options.parts:
         raise InputError("--parts is not for JAX trees: write into a folder that all share")

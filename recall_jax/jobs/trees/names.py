@@ -10,6 +10,6 @@ def names_tree(name: str) -> bool:
     path = Path(name)
     if not path.exists() or any((path / weights).exists() for weights in WEIGHTS):
         return False
-    from recall_jax.trees.files import is_tree
+    from recall_jax.jobs.trees.files import is_tree
 
     return is_tree(name)

@@ -12,14 +12,14 @@ from recall_jax.files.json_objects import read_json_object
 from recall_jax.inputs.data import write_jsonl
 from recall_jax.inputs.samples import Tokenized
 from recall_jax.inputs.vocabularies import compare_vocabularies
+from recall_jax.jobs.outcome import PAGE, RECIPE, REPORT, TYPICAL
+from recall_jax.jobs.trees.files import TreeFile
+from recall_jax.jobs.trees.samples import TreeSamples
 from recall_jax.methods.parameters import RecallParameters
-from recall_jax.outcome import PAGE, RECIPE, REPORT, TYPICAL
 from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.card import model_card
 from recall_jax.report.html import render_html
 from recall_jax.report.record import write_report
-from recall_jax.trees.files import TreeFile
-from recall_jax.trees.samples import TreeSamples
 
 
 def write_outcome(

@@ -12,10 +12,10 @@ from jax.sharding import Mesh, Sharding
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.device import all_finite, is_not_finite, overflows
 from recall_jax.errors import InputError
+from recall_jax.jobs.trees.files import Leaf, TreeFile, leaf_sharding, read_leaves
+from recall_jax.jobs.trees.places import Place
 from recall_jax.methods.methods import Kernel
 from recall_jax.parallel.turns import in_turn
-from recall_jax.trees.files import Leaf, TreeFile, leaf_sharding, read_leaves
-from recall_jax.trees.places import Place
 
 GROUP_BYTES = 1 << 28  # of one model: leaves that are read at once
 

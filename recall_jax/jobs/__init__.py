@@ -1,0 +1,1 @@
+"""Jobs: a recipe in, a finished folder out."""
