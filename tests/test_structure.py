@@ -30,10 +30,7 @@ ORDER = [
     "integrations",
     "report",
     "jobs",
-    "suites",
-    "continual",
-    "ablation",
-    "demo",
+    "experiments",
     "benchmark",
     "cli",
 ]

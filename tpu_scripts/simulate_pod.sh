@@ -38,7 +38,7 @@ trap 'exit 143' TERM
 
 # The interpreter that recall itself runs on knows where the demo's models lie.
 python=$(sed -n '1s/^#!//p' "$recall")
-demo=$("$python" -c 'import recall_jax.demo.material as m; print(m.CHECKPOINTS.parent)')
+demo=$("$python" -c 'import recall_jax.experiments.demo.material as m; print(m.CHECKPOINTS.parent)')
 models=("$demo"/checkpoints/{base,reverse,sort,shift})
 
 merge() { # OUT DEVICES OPTION...: begins a merge; what it is in a pod is told by the environment

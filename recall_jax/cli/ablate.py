@@ -32,9 +32,9 @@ def ablate(
     Example: recall ablate configs/ablation.yml --out varied
     """
     console.prepare_jax(no_compilation_cache, device)
-    from recall_jax.ablation.recipe import read_ablation
-    from recall_jax.ablation.run import PAGE, Options
-    from recall_jax.ablation.run import ablate as run
+    from recall_jax.experiments.ablation.recipe import read_ablation
+    from recall_jax.experiments.ablation.run import PAGE, Options
+    from recall_jax.experiments.ablation.run import ablate as run
     from recall_jax.report.ablation_page import overview
 
     ablation = read_ablation(recipe)

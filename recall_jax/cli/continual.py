@@ -29,9 +29,9 @@ def continual(
     Example: recall continual configs/continual/strings.yml --out strings-learnt
     """
     console.prepare_jax(no_compilation_cache, device)
-    from recall_jax.continual.recipe import read_protocol
-    from recall_jax.continual.run import PAGE, Options
-    from recall_jax.continual.run import continual as run
+    from recall_jax.experiments.continual.recipe import read_protocol
+    from recall_jax.experiments.continual.run import PAGE, Options
+    from recall_jax.experiments.continual.run import continual as run
     from recall_jax.report.continual_page import summary
 
     protocol = read_protocol(recipe)

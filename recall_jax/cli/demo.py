@@ -24,7 +24,7 @@ def demo(
     Example: recall demo --out recall_demo
     """
     console.prepare_jax(no_compilation_cache)
-    from recall_jax.demo.run import PAGE, run_demo
+    from recall_jax.experiments.demo.run import PAGE, run_demo
 
     with console.progress_bar(quiet) as progress:
         table = run_demo(out, force=force, progress=progress)

@@ -36,9 +36,9 @@ def suite(
     if name not in ("strings", "text"):
         raise InputError(f"no suite {name!r}: choose strings or text")
     console.prepare_jax(no_compilation_cache, device)
-    from recall_jax.suites.strings import strings_suite
-    from recall_jax.suites.suite import BASE, make_suite
-    from recall_jax.suites.text import text_suite
+    from recall_jax.experiments.suites.strings import strings_suite
+    from recall_jax.experiments.suites.suite import BASE, make_suite
+    from recall_jax.experiments.suites.text import text_suite
 
     chosen = strings_suite(seed) if name == "strings" else text_suite(seed)
     asked = chosen.tasks if tasks is None else tuple(map(str.strip, tasks.split(",")))

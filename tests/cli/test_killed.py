@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from toys import SIZES, TIMED, environment, make_tokenizer, tree, write_rows
 
-from recall_jax.demo.material import CHECKPOINTS
+from recall_jax.experiments.demo.material import CHECKPOINTS
 from recall_jax.jobs.verify import verify
 
 SOAK = [pytest.mark.soak, pytest.mark.timeout(1800)]

@@ -18,10 +18,10 @@ import yaml
 from toys import compile_in_haste, tree, write_rows
 
 from recall_jax.checkpoint.writer import checksums_of
-from recall_jax.demo.material import CHECKPOINTS
 from recall_jax.engine import distill, regmean
 from recall_jax.errors import InputError
 from recall_jax.evaluation.strings import draw_distinct
+from recall_jax.experiments.demo.material import CHECKPOINTS
 from recall_jax.files import output
 from recall_jax.inputs.data import write_jsonl
 
@@ -322,7 +322,7 @@ def test_an_interrupted_demo_promises_no_resume(recall, tmp_path, monkeypatch):
             work.journal.write_text("one\n")
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("recall_jax.demo.run.merge", stopped)
+    monkeypatch.setattr("recall_jax.experiments.demo.run.merge", stopped)
     done = recall("demo", "--out", tmp_path / "out")
     assert (done.status, done.err) == (143, "recall: terminated\n")
     assert tree(tmp_path) == {}

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from recall_jax.checkpoint.writer import Mark
-from recall_jax.continual.journal import open_journal
 from recall_jax.engine import journal as merging
 from recall_jax.engine.results import Results, resume_results
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.evaluation import journal as evaluating
 from recall_jax.evaluation.metrics import Estimate
+from recall_jax.experiments.continual.journal import open_journal
 from recall_jax.training.checkpoints import Checkpoints, History
 from recall_jax.training.step import TrainState
 

@@ -16,7 +16,6 @@ from toys import copy_model, tree
 
 import recall_jax.jobs.evaluate as evaluate_module
 from recall_jax.cli.main import main
-from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.evaluation import lengths, scoring
 from recall_jax.evaluation.examples import Example, make_examples
@@ -28,6 +27,7 @@ from recall_jax.evaluation.resident import load_resident, with_weights
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import score, split_tokens
 from recall_jax.evaluation.task import Task, find_task
+from recall_jax.experiments.demo.material import BASE, CHECKPOINTS
 from recall_jax.generation.generate import generate
 from recall_jax.generation.prompt_tokens import encode_prompt
 from recall_jax.jobs.evaluate import Options, evaluate

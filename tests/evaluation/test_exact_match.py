@@ -1,7 +1,7 @@
 """Exact match: what counts as right."""
 
-from recall_jax.demo.material import CHECKPOINTS, held_out_file
 from recall_jax.evaluation.exact_match import exact_match, exact_matches
+from recall_jax.experiments.demo.material import CHECKPOINTS, held_out_file
 from recall_jax.inputs.data import read_rows
 
 MODEL = CHECKPOINTS / "sort"

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError
 from recall_jax.evaluation.resident import load_resident
 from recall_jax.evaluation.stop_strings import before_any, stops_at
+from recall_jax.experiments.demo.material import BASE, CHECKPOINTS
 from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.models.convert import from_flax
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError
+from recall_jax.experiments.demo.material import BASE, CHECKPOINTS
 from recall_jax.inputs import tokens
 from recall_jax.inputs.tokens import load_tokenizer
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError
+from recall_jax.experiments.demo.material import BASE, CHECKPOINTS
 
 MODEL = str(CHECKPOINTS / BASE)
 MAX_LENGTH = 24

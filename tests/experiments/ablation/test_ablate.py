@@ -9,13 +9,13 @@ import yaml
 from scipy.stats import ttest_rel
 from toys import Toys, copy_model, tree
 
-import recall_jax.ablation.run as run_module
+import recall_jax.experiments.ablation.run as run_module
 import recall_jax.jobs.evaluate as evaluation
-from recall_jax.ablation.recipe import read_ablation
-from recall_jax.ablation.run import Options, ablate
-from recall_jax.ablation.scores import check_comparable, mean_difference, row_shares
 from recall_jax.errors import InputError, StorageError
 from recall_jax.evaluation.task import find_task
+from recall_jax.experiments.ablation.recipe import read_ablation
+from recall_jax.experiments.ablation.run import Options, ablate
+from recall_jax.experiments.ablation.scores import check_comparable, mean_difference, row_shares
 from recall_jax.jobs.merge import merge
 from recall_jax.recipes.recipe import make_recipe
 from recall_jax.report.ablation_page import render_ablation, tables_in_markdown

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recall_jax.ablation.axes import AXES, label
-from recall_jax.ablation.plan import make_plan
-from recall_jax.ablation.recipe import Ablation, read_ablation, variants
 from recall_jax.errors import InputError
+from recall_jax.experiments.ablation.axes import AXES, label
+from recall_jax.experiments.ablation.plan import make_plan
+from recall_jax.experiments.ablation.recipe import Ablation, read_ablation, variants
 from recall_jax.recipes.recipe import Recipe
 
 ROOT = Path(__file__).parents[3]

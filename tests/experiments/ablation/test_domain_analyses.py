@@ -9,9 +9,9 @@ from sklearn.metrics.pairwise import euclidean_distances, rbf_kernel
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
-from recall_jax.ablation.clusterings import coverage, mutual_information
-from recall_jax.ablation.domains import domain_similarity, neighbour_accuracy
 from recall_jax.errors import InputError
+from recall_jax.experiments.ablation.clusterings import coverage, mutual_information
+from recall_jax.experiments.ablation.domains import domain_similarity, neighbour_accuracy
 
 
 def states_of(seed: int, apart: float = 1.0, n: int = 30) -> tuple[np.ndarray, np.ndarray]:

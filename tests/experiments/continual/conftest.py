@@ -1,8 +1,8 @@
 import pytest
 from toys import cache, compile_once, recall
 
-from recall_jax.demo.material import CHECKPOINTS
 from recall_jax.evaluation.strings import draw_distinct
+from recall_jax.experiments.demo.material import CHECKPOINTS
 from recall_jax.inputs.data import write_jsonl
 
 __all__ = ["cache", "compile_once", "recall"]

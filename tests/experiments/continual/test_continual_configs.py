@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from recall_jax.continual.inputs import find_columns
-from recall_jax.continual.lineage import Merged, Tuned, ancestry
-from recall_jax.continual.plan import plan_runs
-from recall_jax.continual.presets import PRESETS
-from recall_jax.continual.recipe import read_protocol
+from recall_jax.experiments.continual.inputs import find_columns
+from recall_jax.experiments.continual.lineage import Merged, Tuned, ancestry
+from recall_jax.experiments.continual.plan import plan_runs
+from recall_jax.experiments.continual.presets import PRESETS
+from recall_jax.experiments.continual.recipe import read_protocol
 from recall_jax.recipes.recipe import make_recipe
 
 CONFIGS = Path(__file__).parents[3] / "configs"

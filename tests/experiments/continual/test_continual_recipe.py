@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from recall_jax.continual.lineage import Given, Merged, Tuned, ancestry, definition, needed
-from recall_jax.continual.plan import plan_runs
-from recall_jax.continual.presets import PRESETS
-from recall_jax.continual.recipe import Protocol, filled
-from recall_jax.continual.run import Options, continual
 from recall_jax.errors import InputError
+from recall_jax.experiments.continual.lineage import (
+    Given,
+    Merged,
+    Tuned,
+    ancestry,
+    definition,
+    needed,
+)
+from recall_jax.experiments.continual.plan import plan_runs
+from recall_jax.experiments.continual.presets import PRESETS
+from recall_jax.experiments.continual.recipe import Protocol, filled
+from recall_jax.experiments.continual.run import Options, continual
 from recall_jax.files.schema import validate
 from recall_jax.recipes.recipe import make_recipe
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recall_jax.continual import workshop
-from recall_jax.continual.recipe import Protocol
-from recall_jax.continual.run import Options, continual
 from recall_jax.errors import InputError, UnfinishedError
+from recall_jax.experiments.continual import workshop
+from recall_jax.experiments.continual.recipe import Protocol
+from recall_jax.experiments.continual.run import Options, continual
 from recall_jax.files.schema import validate
 
 

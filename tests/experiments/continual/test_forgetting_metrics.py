@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from recall_jax.continual.metrics import (
+from recall_jax.experiments.continual.metrics import (
     METRICS,
     backward_transfer,
     final_average,

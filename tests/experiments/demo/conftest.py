@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory):
     """(the folder that the demo wrote, the table it returned)"""
-    from recall_jax.demo.run import run_demo
+    from recall_jax.experiments.demo.run import run_demo
 
     out = tmp_path_factory.mktemp("demo") / "out"
     return out, run_demo(out)

@@ -6,7 +6,9 @@ from functools import cache
 import pytest
 import tokenizers
 
-from recall_jax.demo.material import (
+from recall_jax.evaluation.exact_match import exact_match
+from recall_jax.evaluation.strings import draw_distinct
+from recall_jax.experiments.demo.material import (
     BASE,
     CHECKPOINTS,
     DATA,
@@ -16,9 +18,7 @@ from recall_jax.demo.material import (
     held_out_file,
     training_file,
 )
-from recall_jax.demo.train import FINE_TUNING_ROWS, TEST_ROWS, VOCABULARY
-from recall_jax.evaluation.exact_match import exact_match
-from recall_jax.evaluation.strings import draw_distinct
+from recall_jax.experiments.demo.train import FINE_TUNING_ROWS, TEST_ROWS, VOCABULARY
 from recall_jax.inputs.data import read_rows
 
 MODELS = (BASE, *FINE_TUNED)

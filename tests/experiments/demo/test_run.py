@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from recall_jax.demo.material import (
+from recall_jax.errors import InputError
+from recall_jax.evaluation.exact_match import exact_match
+from recall_jax.experiments.demo.material import (
     BASE,
     CHECKPOINTS,
     FINE_TUNED,
@@ -14,9 +16,7 @@ from recall_jax.demo.material import (
     UNSEEN,
     held_out_file,
 )
-from recall_jax.demo.run import AVERAGE, RECALL, run_demo, summarise
-from recall_jax.errors import InputError
-from recall_jax.evaluation.exact_match import exact_match
+from recall_jax.experiments.demo.run import AVERAGE, RECALL, run_demo, summarise
 from recall_jax.inputs.data import read_rows
 
 

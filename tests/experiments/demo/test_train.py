@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from recall_jax.demo import train
 from recall_jax.evaluation.strings import draw
+from recall_jax.experiments.demo import train
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax
 from recall_jax.models.forward import init_params

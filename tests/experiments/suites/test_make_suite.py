@@ -8,7 +8,6 @@ import pytest
 from pydantic import ValidationError
 from toys import tree
 
-from recall_jax.demo.material import BASE, CHECKPOINTS
 from recall_jax.errors import InputError
 from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.metrics import text_estimates
@@ -16,12 +15,13 @@ from recall_jax.evaluation.resident import load_resident
 from recall_jax.evaluation.scoring import score
 from recall_jax.evaluation.strings import is_held_out
 from recall_jax.evaluation.task import Task, find_task
+from recall_jax.experiments.demo.material import BASE, CHECKPOINTS
+from recall_jax.experiments.suites import suite as suite_module
+from recall_jax.experiments.suites.strings import strings_suite
+from recall_jax.experiments.suites.suite import Stage, make_suite
+from recall_jax.experiments.suites.text import text_suite
 from recall_jax.inputs.data import read_rows
 from recall_jax.jobs.evaluate import Options, evaluate
-from recall_jax.suites import suite as suite_module
-from recall_jax.suites.strings import strings_suite
-from recall_jax.suites.suite import Stage, make_suite
-from recall_jax.suites.text import text_suite
 
 TINY = {
     "hidden_size": 16,

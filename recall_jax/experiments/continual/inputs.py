@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from recall_jax.continual.lineage import Merged, Model, Tuned, ancestry
-from recall_jax.continual.plan import Run
-from recall_jax.continual.recipe import Protocol
 from recall_jax.engine.cocktail import check_labelled, labelled
 from recall_jax.engine.inputs import read_samples, tokenizer_of
 from recall_jax.engine.journal import input_files
@@ -18,6 +15,9 @@ from recall_jax.engine.select import clustered_units
 from recall_jax.errors import InputError
 from recall_jax.evaluation.resident import without_weights
 from recall_jax.evaluation.task import Task, find_task
+from recall_jax.experiments.continual.lineage import Merged, Model, Tuned, ancestry
+from recall_jax.experiments.continual.plan import Run
+from recall_jax.experiments.continual.recipe import Protocol
 from recall_jax.inputs.row_files import iterate_rows
 from recall_jax.inputs.shapes import Fields, row_content
 from recall_jax.jobs.evaluate import Asked, Options, ask

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from recall_jax.continual.lineage import Given, Merged, Model, Tuned
-from recall_jax.continual.recipe import Merge, Protocol, Strategy, filled, fine_tuning_values
 from recall_jax.errors import InputError, shown
+from recall_jax.experiments.continual.lineage import Given, Merged, Model, Tuned
+from recall_jax.experiments.continual.recipe import (
+    Merge,
+    Protocol,
+    Strategy,
+    filled,
+    fine_tuning_values,
+)
 from recall_jax.methods.methods import METHODS
 from recall_jax.models.lora import LoraSpec
 from recall_jax.training.settings import Settings

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from recall_jax.evaluation.strings import TASKS, Row, draw, draw_distinct
-from recall_jax.suites.suite import Stage, Suite
+from recall_jax.experiments.suites.suite import Stage, Suite
 
 BASE_LENGTHS = range(4, 7)
 SIZES = {

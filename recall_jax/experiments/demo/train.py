@@ -1,4 +1,6 @@
-"""Make the demo's models and data: `python -m recall_jax.demo.train [--out DIR] [--seed N]`.
+"""Make the demo's models and data.
+
+Run it as `python -m recall_jax.experiments.demo.train [--out DIR] [--seed N]`.
 
 The base, half a million parameters in Qwen2 format, is trained from scratch on all five tasks, but
 on strings of 4 to 6 letters only; asked for 4 to 8 letters it gets about half of the answers right.
@@ -41,17 +43,17 @@ from tokenizers import (
     pre_tokenizers,
 )
 
-from recall_jax.demo import material
-from recall_jax.demo.material import TASKS
 from recall_jax.evaluation.strings import LENGTHS, Row, draw, draw_distinct
+from recall_jax.experiments.demo import material
+from recall_jax.experiments.demo.material import TASKS
+from recall_jax.experiments.suites import scratch
+from recall_jax.experiments.suites.scratch import BYTES, END
 from recall_jax.files.output import output_folder
 from recall_jax.inputs.tokens import QWEN2_PIECES
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax
 from recall_jax.models.forward import forward, init_params, logits
-from recall_jax.suites import scratch
-from recall_jax.suites.scratch import BYTES, END
 
 TASK_TOKENS = tuple(f"{task} " for task in TASKS)
 VOCABULARY = (*BYTES, END, *TASK_TOKENS)
@@ -251,7 +253,9 @@ def _write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and make the material."""
-    parser = argparse.ArgumentParser(prog="python -m recall_jax.demo.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m recall_jax.experiments.demo.train", description=__doc__
+    )
     parser.add_argument(
         "--out",
         type=Path,

@@ -11,15 +11,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from recall_jax.continual.inputs import ask_all, check_inputs, find_columns, identify
-from recall_jax.continual.journal import open_journal
-from recall_jax.continual.lineage import Merged, Model, Tuned, ancestry, parts
-from recall_jax.continual.plan import Run, plan_runs
-from recall_jax.continual.recipe import Protocol
-from recall_jax.continual.record import MATRICES, MODELS, make_record, scores
-from recall_jax.continual.workshop import Workshop
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.evaluation.task import Task
+from recall_jax.experiments.continual.inputs import ask_all, check_inputs, find_columns, identify
+from recall_jax.experiments.continual.journal import open_journal
+from recall_jax.experiments.continual.lineage import Merged, Model, Tuned, ancestry, parts
+from recall_jax.experiments.continual.plan import Run, plan_runs
+from recall_jax.experiments.continual.recipe import Protocol
+from recall_jax.experiments.continual.record import MATRICES, MODELS, make_record, scores
+from recall_jax.experiments.continual.workshop import Workshop
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Progress, silent
 from recall_jax.jobs.evaluate import Options as Evaluation

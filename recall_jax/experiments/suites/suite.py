@@ -14,6 +14,7 @@ from typing import Any
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.task import find_task
+from recall_jax.experiments.suites.scratch import save_random
 from recall_jax.files.json_objects import read_json_object
 from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Progress, silent
@@ -21,7 +22,6 @@ from recall_jax.inputs.data import write_jsonl
 from recall_jax.jobs.finetune import finetune
 from recall_jax.jobs.outcome import device, versions
 from recall_jax.jobs.stages import write_json
-from recall_jax.suites.scratch import save_random
 from recall_jax.training.settings import Settings
 
 RECORD, START, BASE, DATA = "suite.json", "start", "base", "data"

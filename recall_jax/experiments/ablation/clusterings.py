@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recall_jax.ablation.domains import squared_distances
 from recall_jax.errors import InputError
+from recall_jax.experiments.ablation.domains import squared_distances
 
 _DRAWS = 20
 

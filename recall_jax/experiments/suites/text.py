@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from recall_jax.evaluation.library_text import DOMAINS, Passage, draw_passages, provenance
-from recall_jax.suites.suite import Stage, Suite
+from recall_jax.experiments.suites.suite import Stage, Suite
 
 SIZES = {
     "hidden_size": 64,

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from recall_jax.continual.journal import Journal, Results
-from recall_jax.continual.lineage import Merged, Model, Tuned, ancestry, definition
-from recall_jax.continual.metrics import Summary, measure, summarise
-from recall_jax.continual.plan import Run
-from recall_jax.continual.recipe import Protocol
 from recall_jax.evaluation.metrics import OF_TEXTS
 from recall_jax.evaluation.scoring import headline
 from recall_jax.evaluation.task import Task
+from recall_jax.experiments.continual.journal import Journal, Results
+from recall_jax.experiments.continual.lineage import Merged, Model, Tuned, ancestry, definition
+from recall_jax.experiments.continual.metrics import Summary, measure, summarise
+from recall_jax.experiments.continual.plan import Run
+from recall_jax.experiments.continual.recipe import Protocol
 from recall_jax.jobs.outcome import device, versions
 
 BASE = "base"  # its row in tables

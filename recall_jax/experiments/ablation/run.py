@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recall_jax.ablation.plan import Plan, make_plan
-from recall_jax.ablation.recipe import OWN, Ablation
-from recall_jax.ablation.record import make_record
-from recall_jax.ablation.scores import counted_metric, row_shares
-from recall_jax.ablation.units import look_at_units
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.engine.inputs import compute_dtype
 from recall_jax.engine.results import Results, resume_results
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
+from recall_jax.experiments.ablation.plan import Plan, make_plan
+from recall_jax.experiments.ablation.recipe import OWN, Ablation
+from recall_jax.experiments.ablation.record import make_record
+from recall_jax.experiments.ablation.scores import counted_metric, row_shares
+from recall_jax.experiments.ablation.units import look_at_units
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Progress, silent
 from recall_jax.jobs import merge as job

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recall_jax.ablation.recipe import OWN, Ablation, Variant, variants
-from recall_jax.ablation.scores import check_comparable
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.inputs import common_architecture, read_samples
 from recall_jax.engine.journal import input_files
@@ -15,6 +13,8 @@ from recall_jax.engine.rules import recall_comparison
 from recall_jax.engine.select import clustered_units
 from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.task import find_tasks
+from recall_jax.experiments.ablation.recipe import OWN, Ablation, Variant, variants
+from recall_jax.experiments.ablation.scores import check_comparable
 from recall_jax.inputs.data import draw, draw_rows
 from recall_jax.inputs.row_files import Row
 from recall_jax.jobs.evaluate import Asked, ask

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from pydantic import Field, Strict, create_model, field_validator, model_validator
 
-from recall_jax.continual.presets import PRESETS
 from recall_jax.errors import shown
 from recall_jax.evaluation.task import Name, Text
+from recall_jax.experiments.continual.presets import PRESETS
 from recall_jax.files.schema import Schema, read_yaml
 from recall_jax.models.lora import LoraSpec
 from recall_jax.training.settings import Settings

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from recall_jax.ablation.axes import AXES, label
-from recall_jax.ablation.clusterings import coverage, mutual_information
-from recall_jax.ablation.domains import domain_similarity, neighbour_accuracy
-from recall_jax.ablation.plan import Plan
 from recall_jax.engine.select import clustered_units
+from recall_jax.experiments.ablation.axes import AXES, label
+from recall_jax.experiments.ablation.clusterings import coverage, mutual_information
+from recall_jax.experiments.ablation.domains import domain_similarity, neighbour_accuracy
+from recall_jax.experiments.ablation.plan import Plan
 from recall_jax.inputs.data import read_rows, write_jsonl
 from recall_jax.inputs.row_files import Row
 from recall_jax.jobs import stages

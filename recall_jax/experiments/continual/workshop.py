@@ -9,12 +9,20 @@ from typing import Any
 import jax
 
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.continual.journal import Journal, Results
-from recall_jax.continual.lineage import Given, Merged, Model, Tuned, makers, needed, parts
 from recall_jax.engine.inputs import compute_dtype
 from recall_jax.errors import storage_faults
 from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
+from recall_jax.experiments.continual.journal import Journal, Results
+from recall_jax.experiments.continual.lineage import (
+    Given,
+    Merged,
+    Model,
+    Tuned,
+    makers,
+    needed,
+    parts,
+)
 from recall_jax.files.output import output_file
 from recall_jax.files.progress import Clock, Progress
 from recall_jax.inputs.data import write_jsonl

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from recall_jax.demo.material import (
+from recall_jax.evaluation.exact_match import Row, exact_matches
+from recall_jax.experiments.demo.material import (
     BASE,
     CHECKPOINTS,
     FINE_TUNED,
@@ -16,7 +17,6 @@ from recall_jax.demo.material import (
     held_out_file,
     training_file,
 )
-from recall_jax.evaluation.exact_match import Row, exact_matches
 from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Progress, silent
 from recall_jax.inputs.data import read_rows

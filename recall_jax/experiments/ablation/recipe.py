@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, Strict, field_validator, model_validator
 
-from recall_jax.ablation.axes import AXES, label
 from recall_jax.errors import InputError, shown
 from recall_jax.evaluation.task import Name, Text
+from recall_jax.experiments.ablation.axes import AXES, label
 from recall_jax.files.schema import Schema, read_yaml
 from recall_jax.recipes.recipe import Recipe, make_recipe
 

@@ -1,0 +1,1 @@
+"""Experiments: jobs arranged in graphs, and the demo."""
