@@ -66,7 +66,7 @@ class Options:
     OUT must not replace, beside the recipe's own. `mesh`, such as "data=2,fsdp=4" or "auto", cuts
     all tensors over several devices, those of all `processes` that run this same merge together;
     they write into one folder, or with `parts` each into an OUT of its own. The weights are `to` be
-    "huggingface" (safetensors), or "orbax", the Flax tree that `conversion.convert` writes, of
+    "huggingface" (safetensors), or "orbax", the Flax tree that `jobs.convert` writes, of
     which nothing is on disk before the end, and nothing can be resumed.
     """
 

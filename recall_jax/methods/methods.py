@@ -4,7 +4,7 @@ A method merges one tensor at a time: its kernel takes the K models' arrays and 
 rule gives for the tensor, such as their weights. To add one, write its kernel, the equation in its
 docstring, in a file of this room, its parameters in `parameters`, and an entry of `METHODS`. One
 whose values are not in the recipe needs a rule too: a function from `Merge` to `Prepared` in the
-engine (`engine.rules` says what these are), and the rule's name in `Method` and in `job`.
+engine (`engine.rules` says what these are), and the rule's name in `Method` and in `jobs.merge`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
