@@ -88,8 +88,8 @@ def similarity(
         raise InputError("give either models with --data or --typical, or --reps")
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax.files.output import output_folder
+    from recall_jax.inputs.settings import make_samples
     from recall_jax.jobs.states import choose_units, read_states, states_of_models
-    from recall_jax.recipes.recipe import make_samples
     from recall_jax.similarity.asked import parse_measures
     from recall_jax.similarity.study import compare_all
 

@@ -83,8 +83,8 @@ def select(
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax.files.output import output_file
     from recall_jax.inputs.data import write_jsonl
+    from recall_jax.inputs.settings import make_samples
     from recall_jax.jobs import stages
-    from recall_jax.recipes.recipe import make_samples
 
     fields = Fields(field, prompt_field, completion_field)
     values = sample_values(data, None, fields, pool, max_tokens, batch_size, seed)
@@ -140,8 +140,8 @@ def extract(
     """
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax.files.output import output_file
+    from recall_jax.inputs.settings import make_samples
     from recall_jax.jobs import stages
-    from recall_jax.recipes.recipe import make_samples
 
     rows = pool or _ALL_ROWS
     fields = Fields(field, prompt_field, completion_field)

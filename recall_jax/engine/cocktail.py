@@ -23,10 +23,11 @@ from recall_jax.errors import InputError
 from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.inputs.parts import row_parts, tokenize_parts
 from recall_jax.inputs.samples import Tokenized
+from recall_jax.inputs.settings import Samples
 from recall_jax.inputs.tokens import Tokenizer
 from recall_jax.methods.parameters import CocktailParameters
 from recall_jax.methods.weights import layer_weights
-from recall_jax.recipes.recipe import Recipe, Samples
+from recall_jax.recipes.recipe import Recipe
 
 
 def prepare_cocktail(merge: Merge) -> Prepared:

@@ -24,12 +24,12 @@ from recall_jax.engine.rules import (
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.inputs.batches import padded_length
 from recall_jax.inputs.samples import Tokenized
+from recall_jax.inputs.settings import Samples
 from recall_jax.methods.parameters import DistillParameters, RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import tensor_shapes, to_flax
 from recall_jax.models.forward import Params
 from recall_jax.models.loss import TOKENS_AT_ONCE
-from recall_jax.recipes.recipe import Samples
 
 _FLOAT32 = 4
 

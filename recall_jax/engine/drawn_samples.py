@@ -16,11 +16,11 @@ from recall_jax.generation.generate import check_token_ids, generate
 from recall_jax.generation.prompt_tokens import encode_prompt
 from recall_jax.inputs.row_files import Row, iterate_rows
 from recall_jax.inputs.samples import INPUT_IDS, Tokenized
+from recall_jax.inputs.settings import Samples
 from recall_jax.inputs.shapes import Chat, Pair, row_content
 from recall_jax.inputs.tokens import UNLIMITED, Tokenizer, most_characters
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import tensor_shapes, to_flax
-from recall_jax.recipes.recipe import Samples
 
 
 def draw_samples(

@@ -27,6 +27,7 @@ from recall_jax.inputs.samples import (
     read_pool,
     read_typical,
 )
+from recall_jax.inputs.settings import Samples
 from recall_jax.inputs.tokens import Tokenizer, load_tokenizer
 from recall_jax.inputs.vocabularies import tokenizer_differences
 from recall_jax.models.architecture import Architecture
@@ -34,7 +35,6 @@ from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors
 from recall_jax.models.differences import architecture_differences, told
 from recall_jax.models.shapes import check_sizes
-from recall_jax.recipes.recipe import Samples
 from recall_jax.representations.typical import Typical, every_row
 
 

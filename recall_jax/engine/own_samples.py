@@ -28,11 +28,11 @@ from recall_jax.inputs.samples import (
     read_pool,
     read_typical,
 )
+from recall_jax.inputs.settings import Samples
 from recall_jax.inputs.shapes import USUAL
 from recall_jax.inputs.tokens import Tokenizer
 from recall_jax.inputs.vocabularies import tokenizer_differences
 from recall_jax.models.architecture import Architecture
-from recall_jax.recipes.recipe import Samples
 
 TYPICAL = "typical.jsonl"
 

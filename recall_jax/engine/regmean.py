@@ -33,9 +33,9 @@ from recall_jax.engine.rules import (
     recipe_values,
 )
 from recall_jax.inputs.samples import Tokenized
+from recall_jax.inputs.settings import Samples
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import linear_inputs
-from recall_jax.recipes.recipe import Samples
 
 MERGED = "the model merged so far"  # in messages
 

@@ -15,8 +15,8 @@ from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
 from recall_jax.errors import InputError, shown
 from recall_jax.files.progress import Progress, silent
+from recall_jax.inputs.settings import Samples
 from recall_jax.models.architecture import Architecture
-from recall_jax.recipes.recipe import Samples
 from recall_jax.representations.typical import Typical, select_typical
 
 

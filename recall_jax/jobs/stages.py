@@ -31,8 +31,8 @@ from recall_jax.engine.rules import recall_comparison
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Progress, silent
+from recall_jax.inputs.settings import Samples
 from recall_jax.methods.parameters import RecallParameters
-from recall_jax.recipes.recipe import Samples
 from recall_jax.similarity.diagnostics import similarity_warnings
 
 

@@ -12,8 +12,8 @@ from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.plan import open_models
 from recall_jax.errors import InputError, shown
 from recall_jax.files.progress import Progress, silent
+from recall_jax.inputs.settings import Samples
 from recall_jax.jobs import stages
-from recall_jax.recipes.recipe import Samples
 from recall_jax.similarity.study import ModelStates
 
 _NUMBER = re.compile(r"\d{1,9}")

@@ -14,9 +14,9 @@ from pydantic import (
     model_validator,
 )
 
-from recall_jax.errors import InputError, shown
+from recall_jax.errors import shown
 from recall_jax.files.schema import Schema, first_fault, read_yaml, validate
-from recall_jax.inputs.shapes import Fields
+from recall_jax.inputs.settings import UNNAMED, Samples
 from recall_jax.methods.methods import METHODS, Method
 from recall_jax.methods.parameters import (
     FilteredValue,
@@ -26,11 +26,8 @@ from recall_jax.methods.parameters import (
 )
 from recall_jax.recipes.tree_patterns import TreePatterns
 
-Count = Annotated[int, Strict(), Field(ge=1)]
 # Keys of mergekit's recipes that mean something here only once it is built.
 _LATER = {"slices", "modules", "tokenizer", "tokenizer_source", "chat_template"}
-FIELD_KEYS = ("field", "prompt_field", "completion_field")  # of samples, which name fields of rows
-_UNNAMED = "give samples.data (rows to choose from) or samples.typical (rows as given)"
 DtypeName = Literal["bfloat16", "float16", "float32", "float64"]
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -41,58 +38,6 @@ class ModelEntry(Schema):
     model: Annotated[str, Field(min_length=1)]
     data: str | None = None
     parameters: SerializeAsAny[Parameters] = Parameters()
-
-
-class Samples(Schema):
-    """The typical samples: chosen from `data`, given as `typical`, or of another `source`.
-
-    The other sources need no data: rows `generated` by the models, from `prompts` if given, or of
-    `random` tokens.
-    """
-
-    source: Literal["data", "generated", "random"] = "data"
-    data: str | None = None
-    typical: str | None = None
-    prompts: str | None = None
-    field: str | None = None
-    prompt_field: str | None = None
-    completion_field: str | None = None
-    tokenizer: Annotated[str, Field(min_length=1)] | None = None
-    count: Count = 20
-    pool: Count = 1024
-    max_tokens: Count = 512
-    batch_size: Count = 8
-    seed: Annotated[int, Strict(), Field(ge=0, lt=2**32)] = 0
-    unit: Annotated[int, Strict()] | str = "last"
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "Samples":
-        if self.data is not None and self.typical is not None:
-            raise ValueError(
-                "give either samples.data (rows to choose from) or samples.typical (rows as given)"
-            )
-        names = ("data", "typical", *FIELD_KEYS)
-        named = [key for key in names if getattr(self, key) is not None]
-        if self.source != "data" and named:
-            raise ValueError(f"source: {self.source} needs no data: remove {named[0]}")
-        if self.field is not None and self.fields.names_pair:
-            raise ValueError(
-                "give either samples.field (of a text) or samples.prompt_field and "
-                "samples.completion_field"
-            )
-        if self.source != "generated" and self.prompts is not None:
-            raise ValueError("prompts are for source: generated: remove them")
-        return self
-
-    @property
-    def fields(self) -> Fields:
-        """The fields of the rows that hold their text."""
-        return Fields(self.field, self.prompt_field, self.completion_field)
-
-    @property
-    def are_named(self) -> bool:
-        """Whether the newest model's samples are named, or need no name."""
-        return self.source != "data" or self.data is not None or self.typical is not None
 
 
 class Recipe(Schema):
@@ -170,7 +115,7 @@ class Recipe(Schema):
                     f"{self.merge_method} compares models on samples: add samples: {{data: FILE}}"
                 )
             if not self.samples.are_named:
-                raise ValueError(_UNNAMED)
+                raise ValueError(UNNAMED)
         if method.samples == "none":
             for key in ("samples", "compute_dtype"):
                 if getattr(self, key) is not None:
@@ -261,14 +206,6 @@ def read_recipe(path: Path) -> Recipe:
 def make_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
     """The recipe that a mapping describes, or InputError saying where it is wrong."""
     return validate(Recipe, values, where)
-
-
-def make_samples(values: dict[str, Any]) -> Samples:
-    """A recipe's `samples` on their own, or InputError."""
-    samples = validate(Samples, values, "samples")
-    if not samples.are_named:
-        raise InputError(_UNNAMED)
-    return samples
 
 
 def make_recall_parameters(values: dict[str, Any]) -> RecallParameters:

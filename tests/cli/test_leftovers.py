@@ -82,8 +82,8 @@ def merged_trees(given: Given) -> list:
 def weights(given: Given) -> list:
     reps = given.folder / "reps.npz"
     if not reps.exists():
+        from recall_jax.inputs.settings import make_samples
         from recall_jax.jobs.stages import extract, save_representations
-        from recall_jax.recipes.recipe import make_samples
 
         samples = make_samples({"data": given.data, "pool": 5})
         save_representations(reps, extract(given.models, samples))

@@ -13,9 +13,10 @@ from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.errors import InputError
 from recall_jax.inputs.samples import read_typical
+from recall_jax.inputs.settings import Samples
 from recall_jax.inputs.tokens import load_tokenizer
 from recall_jax.jobs import merge as job
-from recall_jax.recipes.recipe import Samples, make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 COUNT = 5
 

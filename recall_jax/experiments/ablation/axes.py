@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recall_jax.recipes.recipe import FIELD_KEYS, Recipe, make_recipe
+from recall_jax.inputs.settings import FIELD_KEYS
+from recall_jax.recipes.recipe import Recipe, make_recipe
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from recall_jax.experiments.continual.lineage import Merged, Model, Tuned, ances
 from recall_jax.experiments.continual.plan import Run
 from recall_jax.experiments.continual.recipe import Protocol
 from recall_jax.inputs.row_files import iterate_rows
+from recall_jax.inputs.settings import FIELD_KEYS, Samples
 from recall_jax.inputs.shapes import Fields, row_content
 from recall_jax.jobs.evaluate import Asked, Options, ask
 from recall_jax.jobs.finetune import check
@@ -27,7 +28,7 @@ from recall_jax.methods.methods import METHODS
 from recall_jax.methods.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.lora import adapted_modules
-from recall_jax.recipes.recipe import FIELD_KEYS, Samples, make_recipe
+from recall_jax.recipes.recipe import make_recipe
 
 _FILES = ("data", "typical", "prompts")  # what a recipe's `samples` may read
 

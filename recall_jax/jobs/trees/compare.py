@@ -16,13 +16,14 @@ from recall_jax.engine.rules import recall_comparison
 from recall_jax.errors import InputError, shown
 from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.inputs.samples import Tokenized, check_readers
+from recall_jax.inputs.settings import Samples
 from recall_jax.inputs.vocabularies import compare_vocabularies
 from recall_jax.jobs.trees.files import TreeFile, nested, read_leaves
 from recall_jax.jobs.trees.leaves import shardings_of
 from recall_jax.jobs.trees.places import Place
 from recall_jax.jobs.trees.samples import TreeSamples, batches_of, read_tree_samples
 from recall_jax.methods.parameters import RecallParameters
-from recall_jax.recipes.recipe import Recipe, Samples
+from recall_jax.recipes.recipe import Recipe
 from recall_jax.representations.extract import ApplyFn, extract
 from recall_jax.representations.typical import Typical, every_row, select_typical
 from recall_jax.similarity.compare import check_samples

@@ -14,8 +14,8 @@ from recall_jax.files.json_objects import read_json_object
 from recall_jax.inputs.batches import make_batches
 from recall_jax.inputs.data import draw, draw_rows, read_rows
 from recall_jax.inputs.samples import INPUT_IDS, Tokenized, read_pool, read_typical
+from recall_jax.inputs.settings import Samples
 from recall_jax.inputs.tokens import Tokenizer, load_tokenizer
-from recall_jax.recipes.recipe import Samples
 
 
 @dataclass(frozen=True)
