@@ -4,27 +4,23 @@ Lines of JSON: first what is evaluated, then each finished (model, task). A line
 short, or that is damaged, is as if it and what follows were not there.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recall_jax.engine.journal import append_record, mended_records
-from recall_jax.errors import UnfinishedError
 from recall_jax.evaluation.metrics import Estimate
 from recall_jax.files.checksums import FileChecksum, file_checksum
+from recall_jax.files.results import Records, same_identity
 
 Results = dict[tuple[int, str], dict[str, Estimate]]
 """The metrics by name, of each pair of a model's index and a task's name."""
 
 
 @dataclass
-class Journal:
+class Journal(Records):
     """What is finished, here and, where there is a path, on disk."""
 
-    path: Path | None
-    identity: Mapping[str, Any]
     results: Results = field(default_factory=dict)
     answers: dict[tuple[int, str], FileChecksum] = field(default_factory=dict)
 
@@ -33,10 +29,8 @@ class Journal:
     ) -> None:
         """Note the metrics of one task of one model, and the file of what it answered."""
         self.results[model, task] = metrics
-        if self.path is not None:
-            known = None if answers is None else file_checksum(answers)
-            record = {"model": model, "task": task, "metrics": metrics, "answers": known}
-            append_record(self.path, record, {"identity": self.identity})
+        known = None if answers is None else file_checksum(answers)
+        self.append({"model": model, "task": task, "metrics": metrics, "answers": known})
 
     def forget_lost(self, answers: Callable[[int, str], Path]) -> None:
         """Forget what is finished whose file of answers is gone, or not as it was written."""
@@ -52,17 +46,7 @@ def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
     Raises UnfinishedError where it is of another evaluation. A line cut short is removed.
     """
     journal = Journal(path, identity)
-    records = mended_records(path)
-    if not records:
-        return journal
-    then, now = records[0].get("identity", {}), json.loads(json.dumps(identity))
-    for key in now:
-        if then.get(key) != now[key]:
-            raise UnfinishedError(
-                f"the interrupted evaluation had other {key}: go back to them, or run without "
-                "--resume to start afresh"
-            )
-    for record in records[1:]:
+    for record in journal.resume(same_identity("evaluation")):
         if record.keys() != {"model", "task", "metrics", "answers"}:  # a whole line, but not ours
             break
         metrics = {name: Estimate(*values) for name, values in record["metrics"].items()}

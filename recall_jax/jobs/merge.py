@@ -21,7 +21,7 @@ from recall_jax.engine.budget import (
     memory_budget,
 )
 from recall_jax.engine.configs import check_configs
-from recall_jax.engine.journal import Journal, changed_input, identity_in, input_files
+from recall_jax.engine.journal import Journal, identity_in, input_files
 from recall_jax.engine.layout import Layout, OnHost
 from recall_jax.engine.plan import Plan, make_plan, open_models, taken_whole
 from recall_jax.engine.pod.part import write_part
@@ -37,6 +37,7 @@ from recall_jax.engine.rules import (
 )
 from recall_jax.engine.stream import BACKLOG, merge_stream
 from recall_jax.errors import InputError
+from recall_jax.files.journal_lines import changed_input
 from recall_jax.files.output import Work, kept_journal, work_folder
 from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.jobs.given import given_findings

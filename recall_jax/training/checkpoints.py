@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from recall_jax.checkpoint.orbax import load_orbax, save_orbax
-from recall_jax.engine.journal import changed_input, journal_line, whole_records
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
+from recall_jax.files.journal_lines import changed_input, journal_line, whole_records
 from recall_jax.training.step import TrainState, Tree
 
 FORMAT = 1

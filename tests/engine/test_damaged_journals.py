@@ -9,11 +9,12 @@ import pytest
 
 from recall_jax.checkpoint.writer import Mark
 from recall_jax.engine import journal as merging
-from recall_jax.engine.results import Results, resume_results
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.evaluation import journal as evaluating
 from recall_jax.evaluation.metrics import Estimate
 from recall_jax.experiments.continual.journal import open_journal
+from recall_jax.files.journal_lines import journal_line
+from recall_jax.files.results import Results, resume_results
 from recall_jax.training.checkpoints import Checkpoints, History
 from recall_jax.training.step import TrainState
 
@@ -104,7 +105,7 @@ def test_lines_that_are_gone_moved_or_of_another_kind(kind, tmp_path):
     kind(path)
     lines, whole = path.read_text().splitlines(keepends=True), kind(path)
     foreign = ["[]\n", "{}\n", "null\n", '{"identity": 1}\n', "[" * 9000 + "\n", "9" * 9000 + "\n"]
-    for line in [*foreign, "\n", "\x00" * 50, merging.journal_line({"identity": {"of": 1}})]:
+    for line in [*foreign, "\n", "\x00" * 50, journal_line({"identity": {"of": 1}})]:
         for place in range(len(lines)):
             path.write_text("".join([*lines[:place], line, *lines[place:]]))
             assert is_true(read(kind, path), whole), (line, place)

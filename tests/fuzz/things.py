@@ -23,7 +23,6 @@ from recall_jax.checkpoint.writer import checksums_of
 from recall_jax.cli import main
 from recall_jax.engine.journal import resume_journal as merging
 from recall_jax.engine.pod.gather import gather
-from recall_jax.engine.results import Results, resume_results
 from recall_jax.errors import InputError
 from recall_jax.evaluation.journal import resume_journal as evaluating
 from recall_jax.evaluation.layouts import read_layout
@@ -31,6 +30,7 @@ from recall_jax.evaluation.task import find_task, task_text
 from recall_jax.experiments.ablation.recipe import read_ablation
 from recall_jax.experiments.continual.journal import open_journal
 from recall_jax.experiments.continual.recipe import read_protocol
+from recall_jax.files.results import Results, resume_results
 from recall_jax.inputs.samples import read_pool
 from recall_jax.inputs.tokens import load_tokenizer
 from recall_jax.jobs.stages import load_representations

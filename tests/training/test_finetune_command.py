@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.cli import console
-from recall_jax.engine.journal import journal_line
+from recall_jax.files.journal_lines import journal_line
 from recall_jax.jobs import finetune as job
 from recall_jax.training.checkpoints import Checkpoints, History
 from recall_jax.training.step import TrainState

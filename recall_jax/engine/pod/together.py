@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from recall_jax.checkpoint.writer import Mark
-from recall_jax.engine.journal import Journal, differences, resume_journal
+from recall_jax.engine.journal import Journal, resume_journal
 from recall_jax.errors import InputError
+from recall_jax.files.journal_lines import differences
 from recall_jax.files.output import Work, work_folder
 from recall_jax.parallel.processes import Processes
 

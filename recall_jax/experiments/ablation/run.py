@@ -11,7 +11,6 @@ from typing import Any
 
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.engine.inputs import compute_dtype
-from recall_jax.engine.results import Results, resume_results
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
@@ -22,6 +21,7 @@ from recall_jax.experiments.ablation.scores import counted_metric, row_shares
 from recall_jax.experiments.ablation.units import look_at_units
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Progress, silent
+from recall_jax.files.results import Results, resume_results
 from recall_jax.jobs import merge as job
 from recall_jax.jobs.stages import write_json
 from recall_jax.recipes.recipe import Recipe

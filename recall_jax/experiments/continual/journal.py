@@ -5,14 +5,14 @@ scored and how long its making took. A line that a kill cut short, or that is da
 and what follows were not there.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recall_jax.engine.journal import append_record, changed_input, mended_records, whole_records
 from recall_jax.errors import UnfinishedError
+from recall_jax.files.journal_lines import changed_input, whole_records
+from recall_jax.files.results import Records
 
 Results = dict[str, dict[str, Any]]
 """An evaluation task's metrics by name, each as `evaluation.json` holds it."""
@@ -21,11 +21,9 @@ _ADVICE = "or run without --resume to start afresh"
 
 
 @dataclass
-class Journal:
+class Journal(Records):
     """What is known of each model by its name, here and on disk."""
 
-    path: Path
-    identity: Mapping[str, Any]
     results: dict[str, Results] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
@@ -53,7 +51,7 @@ class Journal:
 
     def _keep(self, record: Mapping[str, Any]) -> None:
         self._take(record)
-        append_record(self.path, record, {"identity": self.identity})
+        self.append(record)
 
     def _take(self, record: Mapping[str, Any]) -> None:
         if "made" in record:
@@ -73,10 +71,13 @@ def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
     journal = Journal(path, identity)
     if path.exists() and path.stat().st_size and not whole_records(path)[0]:
         raise UnfinishedError(f"{path}, of the interrupted run, is damaged: {_ADVICE[3:]}")
-    records = mended_records(path)
-    if not records:
-        return journal
-    then, now = records[0].get("identity", {}), json.loads(json.dumps(identity))
+    for record in journal.resume(_check_same):
+        journal._take(record)
+    return journal
+
+
+def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UnfinishedError for the first difference that no model made so far may have."""
     if then.keys() != now.keys():
         raise UnfinishedError(
             f"what was interrupted here is another command: resume it with that, {_ADVICE}"
@@ -91,6 +92,3 @@ def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
         raise UnfinishedError(
             f"{changed} is not what it was when the run was interrupted: restore it, {_ADVICE}"
         )
-    for record in records[1:]:
-        journal._take(record)
-    return journal

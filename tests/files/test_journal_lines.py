@@ -2,8 +2,8 @@
 
 import pytest
 
-from recall_jax.engine.journal import append_record, mended_records
 from recall_jax.errors import StorageError
+from recall_jax.files.journal_lines import append_record, mended_records
 
 HEADER, RECORD = {"identity": 1}, {"unit": "embed"}
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recall_jax.engine.results import Results, resume_results
 from recall_jax.errors import UnfinishedError
+from recall_jax.files.results import Results, resume_results
 
 values = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
