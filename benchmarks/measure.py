@@ -21,6 +21,7 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import ShardedWriter
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import tensor_shapes
+from recall_jax.parallel.machine import processor
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def median(values: Sequence[float]) -> float:
 
 def environment(*packages: str) -> dict[str, str]:
     """Machine and versions, to stand beside the figures."""
-    found = {"python": platform.python_version(), "machine": _processor()}
+    found = {"python": platform.python_version(), "machine": processor()}
     for package in packages:
         try:
             found[package] = version(package)
@@ -129,10 +130,3 @@ def report(title: str, rows: Sequence[dict[str, object]], env: dict[str, str]) -
     sys.stdout.write(f"{title}\n{json.dumps(env)}\n")
     for row in rows:
         sys.stdout.write(json.dumps(row) + "\n")
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return platform.processor()

@@ -5,15 +5,12 @@ its first call, with compilation, is told apart. Others compare the same first l
 """
 
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,7 +19,7 @@ import numpy as np
 from recall_jax.benchmark.cost import matmul_roof, operations
 from recall_jax.benchmark.libraries import Library, find_libraries
 from recall_jax.files.progress import Progress, silent
-from recall_jax.jobs.outcome import device, versions
+from recall_jax.parallel.machine import device, processor, versions
 from recall_jax.similarity.matrix import similarity_matrix
 
 FORMAT = 1
@@ -93,7 +90,7 @@ class Benchmark:
         return {
             "format": FORMAT,
             "date": datetime.now().isoformat(timespec="seconds"),
-            "machine": machine(),
+            "machine": processor(),
             "device": device(),
             "versions": versions(),
             "dtype": "float32",
@@ -182,13 +179,3 @@ def measure_time(call: Callable[[], Any], repeat: int) -> tuple[Timing, Any]:
     while len(taken) < repeat and sum(taken) < _PATIENCE:
         taken.append(timed()[0])
     return Timing(first, statistics.median(taken), min(taken), max(taken), len(taken)), result
-
-
-def machine() -> str:
-    """The processor, as the system names it, and its cores."""
-    name = platform.processor() or platform.machine()
-    table = Path("/proc/cpuinfo")
-    if table.exists():
-        lines = [line.partition(":") for line in table.read_text(encoding="utf-8").splitlines()]
-        name = next((value.strip() for key, _, value in lines if "model name" in key), name)
-    return f"{name}, {os.cpu_count()} cores"

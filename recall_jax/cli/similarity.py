@@ -139,7 +139,7 @@ def similarity(
 
 
 def _write(folder: Path, study: "Study", settings: dict[str, object]) -> None:
-    from recall_jax.jobs.outcome import device, versions
+    from recall_jax.parallel.machine import device, versions
     from recall_jax.report.study_files import write_study
     from recall_jax.similarity.study import study_record
 

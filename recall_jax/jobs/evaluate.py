@@ -31,7 +31,7 @@ from recall_jax.evaluation.task import Task
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.inputs.data import write_jsonl
-from recall_jax.jobs.outcome import device, versions
+from recall_jax.parallel.machine import device, versions
 from recall_jax.report.evaluation_page import render_evaluation
 from recall_jax.report.wording import short_name
 

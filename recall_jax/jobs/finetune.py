@@ -30,11 +30,11 @@ from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.inputs.tokens import load_tokenizer
-from recall_jax.jobs.outcome import device, peak_memory_bytes, versions
 from recall_jax.jobs.stages import write_json
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import from_flax, tensor_shapes, to_flax
 from recall_jax.models.forward import Params
+from recall_jax.parallel.machine import device, peak_memory_bytes, versions
 from recall_jax.parallel.mesh import BATCH_ROWS, MODEL, describe, make_mesh, parse_mesh
 from recall_jax.report.training_card import training_card
 from recall_jax.training.checkpoints import Checkpoints, History

@@ -41,16 +41,10 @@ from recall_jax.files.journal_lines import changed_input
 from recall_jax.files.output import Work, kept_journal, work_folder
 from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.jobs.given import given_findings
-from recall_jax.jobs.outcome import (
-    device,
-    make_report,
-    peak_memory_bytes,
-    resolved,
-    versions,
-    write_outcome,
-)
+from recall_jax.jobs.outcome import make_report, resolved, write_outcome
 from recall_jax.jobs.trees.names import names_tree
 from recall_jax.methods.methods import METHODS
+from recall_jax.parallel.machine import device, peak_memory_bytes, versions
 from recall_jax.parallel.processes import ALONE, Processes
 from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.record import load_report

@@ -1,15 +1,8 @@
 """What a merge leaves beside the weights: its report, its recipe, and the files of the model."""
 
-import platform
-import resource
-import sys
 from collections.abc import Sequence
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import jax
 
 from recall_jax.checkpoint.companions import copy_companions
 from recall_jax.checkpoint.folder import Checkpoint, older_folders
@@ -21,6 +14,7 @@ from recall_jax.inputs.data import write_jsonl
 from recall_jax.inputs.vocabularies import tokenizer_differences
 from recall_jax.methods.methods import METHODS
 from recall_jax.methods.parameters import RecallParameters
+from recall_jax.parallel.machine import device, versions
 from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.card import model_card
 from recall_jax.report.html import render_html
@@ -147,24 +141,6 @@ def resolved(
         "compute_dtype": compute_dtype,
     }
     return recipe.model_copy(update=update)
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Of Python and of the packages whose arithmetic is in the result."""
-    packages = ("recall-jax", "jax", "jaxlib", "flax", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-def device() -> str:
-    """What runs the models, as JAX names it."""
-    return jax.devices()[0].device_kind
-
-
-def peak_memory_bytes() -> int:
-    """Peak resident memory of this process in bytes, mapped input files included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _absolute(path: str | None) -> str | None:

@@ -19,9 +19,9 @@ from recall_jax.inputs.data import draw, draw_rows
 from recall_jax.inputs.row_files import Row
 from recall_jax.jobs.evaluate import Asked, ask
 from recall_jax.jobs.evaluate import Options as Asking
-from recall_jax.jobs.outcome import device, versions
 from recall_jax.methods.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
+from recall_jax.parallel.machine import device, versions
 from recall_jax.recipes.recipe import Recipe, make_recipe
 from recall_jax.similarity.compare import check_samples
 

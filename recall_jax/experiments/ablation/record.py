@@ -7,7 +7,7 @@ from recall_jax.experiments.ablation.axes import AXES, label
 from recall_jax.experiments.ablation.plan import Plan
 from recall_jax.experiments.ablation.recipe import OWN
 from recall_jax.experiments.ablation.scores import check_comparable, counted_metric, mean_difference
-from recall_jax.jobs.outcome import device, versions
+from recall_jax.parallel.machine import device, versions
 from recall_jax.report.evaluation_page import mean_of_tasks
 
 

@@ -23,11 +23,11 @@ from recall_jax.inputs.settings import FIELD_KEYS, Samples
 from recall_jax.inputs.shapes import Fields, row_content
 from recall_jax.jobs.evaluate import Asked, Options, ask
 from recall_jax.jobs.finetune import check
-from recall_jax.jobs.outcome import device, versions
 from recall_jax.methods.methods import METHODS
 from recall_jax.methods.parameters import RecallParameters
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.lora import adapted_modules
+from recall_jax.parallel.machine import device, versions
 from recall_jax.recipes.recipe import make_recipe
 
 _FILES = ("data", "typical", "prompts")  # what a recipe's `samples` may read

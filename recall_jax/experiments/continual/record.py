@@ -13,7 +13,7 @@ from recall_jax.experiments.continual.lineage import Merged, Model, Tuned, ances
 from recall_jax.experiments.continual.metrics import Summary, measure, summarise
 from recall_jax.experiments.continual.plan import Run
 from recall_jax.experiments.continual.recipe import Protocol
-from recall_jax.jobs.outcome import device, versions
+from recall_jax.parallel.machine import device, versions
 
 BASE = "base"  # its row in tables
 BITS = "bits_per_byte"

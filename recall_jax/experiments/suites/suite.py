@@ -20,8 +20,8 @@ from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Progress, silent
 from recall_jax.inputs.data import write_jsonl
 from recall_jax.jobs.finetune import finetune
-from recall_jax.jobs.outcome import device, versions
 from recall_jax.jobs.stages import write_json
+from recall_jax.parallel.machine import device, versions
 from recall_jax.training.settings import Settings
 
 RECORD, START, BASE, DATA = "suite.json", "start", "base", "data"

@@ -29,7 +29,7 @@ from recall_jax.errors import InputError
 from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.jobs.given import given_findings
-from recall_jax.jobs.outcome import make_report, peak_memory_bytes
+from recall_jax.jobs.outcome import make_report
 from recall_jax.jobs.trees.compare import Compared, compare_trees
 from recall_jax.jobs.trees.files import FORMATS, Leaf, TreeFile, open_tree, read_leaves, write_tree
 from recall_jax.jobs.trees.leaves import GROUP_BYTES, merge_leaves
@@ -37,6 +37,7 @@ from recall_jax.jobs.trees.merge_trees import dotted_path
 from recall_jax.jobs.trees.outcome import input_paths, resolved_trees, write_outcome
 from recall_jax.jobs.trees.places import Place, place_leaves, slice_specs
 from recall_jax.methods.methods import METHODS
+from recall_jax.parallel.machine import peak_memory_bytes
 from recall_jax.parallel.processes import ALONE, Processes
 from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.record import load_report
