@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.errors import InputError, some, storage_faults
-from recall_jax.files.json_objects import read_json_object
+from recall_jax.files.json_objects import read_json_object, write_json_object
 
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"
@@ -98,8 +98,9 @@ def copy_companions(
             shutil.copyfile(path, target / name)
     if written != own or CONFIG_NAME not in found.files:
         with storage_faults(f"write {target / CONFIG_NAME}"):
-            text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
-            (target / CONFIG_NAME).write_text(text, encoding="utf-8")
+            write_json_object(
+                target / CONFIG_NAME, written, indent=2, ensure_ascii=False, allow_nan=True
+            )
     return list(found.warnings)
 
 

@@ -3,7 +3,6 @@
 https://huggingface.co/docs/peft/developer_guides/checkpoint describes the format.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from recall_jax.checkpoint.hub import is_repository_id
 from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from recall_jax.checkpoint.writer import write_safetensors
 from recall_jax.errors import storage_faults
+from recall_jax.files.json_objects import write_json_object
 
 
 class Factors(NamedTuple):
@@ -62,7 +62,7 @@ def save_adapter(
     }
     path = folder / ADAPTER_CONFIG
     with storage_faults(f"write {path}"):
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_json_object(path, config, indent=2)
 
 
 def _base(model: str) -> dict[str, str | None]:

@@ -25,6 +25,7 @@ from recall_jax.files.checksums import (
     crc_between,
     file_checksum,
 )
+from recall_jax.files.json_objects import json_text
 
 CHECKSUMS_NAME = "checksums.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -265,7 +266,7 @@ def write_index(folder: Path, total_size: int, weight_map: Mapping[str, str]) ->
     """Write the index of shards: which file each tensor is in, and the bytes of all tensors."""
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(weight_map)}
     file = ChecksummedFile(folder / INDEX_NAME)
-    file.write((json.dumps(index, indent=2) + "\n").encode())
+    file.write(json_text(index, indent=2).encode())
     return file.close()
 
 
@@ -276,7 +277,7 @@ def write_checksums(folder: Path, known: Mapping[str, FileChecksum] | None = Non
     """
     content = {"format": 1, "algorithm": "crc32", "files": checksums_of(folder, known or {})}
     file = ChecksummedFile(folder / CHECKSUMS_NAME)
-    file.write((json.dumps(content, indent=2) + "\n").encode())
+    file.write(json_text(content, indent=2).encode())
     file.close()
 
 

@@ -186,6 +186,7 @@ def weights(
     Example: recall weights --reps reps.npz --out weights.json
     """
     console.prepare_jax(no_compilation_cache)
+    from recall_jax.files.json_objects import write_json_object
     from recall_jax.files.output import output_file
     from recall_jax.jobs import stages
 
@@ -200,7 +201,7 @@ def weights(
     )
     with output_file(out, force=force, inputs=[reps]) as hidden:
         record = stages.weigh(stages.load_representations(reps), parameters)
-        stages.write_json(hidden, record)
+        write_json_object(hidden, record)
     console.warn(record["warnings"])
     if not quiet:
         _show("weights", record["units"], record["models"], record["weights"])

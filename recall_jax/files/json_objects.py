@@ -1,6 +1,7 @@
-"""JSON objects that came from outside: parsed strictly, every fault an InputError."""
+"""JSON objects in files: those from outside are parsed strictly, every fault an InputError."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,27 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if len(text) > MAX_BYTES:
         raise InputError(f"{path} has over {MAX_BYTES:,} bytes, too many for a JSON object")
     return parse_json_object(text, str(path))
+
+
+def json_text(
+    value: Mapping[str, Any],
+    *,
+    indent: int = 1,
+    ensure_ascii: bool = True,
+    allow_nan: bool = False,
+) -> str:
+    """The text of a file that holds a JSON object, numbers unrounded.
+
+    Raises ValueError for NaN and infinite numbers, unless they are allowed as in Python's dialect.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=allow_nan)
+    return text + "\n"
+
+
+def write_json_object(path: Path, value: Mapping[str, Any], **style: Any) -> None:
+    """Write an object to the file at `path`, in the `style` that `json_text` takes."""
+    text = json_text(value, **style)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # of half a surrogate pair
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

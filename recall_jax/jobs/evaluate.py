@@ -28,6 +28,7 @@ from recall_jax.evaluation.resident import Resident, with_weights, without_weigh
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import Scored, headline, score
 from recall_jax.evaluation.task import Task
+from recall_jax.files.json_objects import write_json_object
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.inputs.data import write_jsonl
@@ -287,9 +288,8 @@ def _write_predictions(path: Path, scored: Scored) -> None:
 
 def _write(folder: Path, record: dict[str, Any]) -> None:
     page = render_evaluation(record)
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with storage_faults(f"write {folder}"):
-        (folder / RECORD).write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_json_object(folder / RECORD, record, ensure_ascii=False)
         (folder / PAGE).write_text(page, encoding="utf-8")
 
 

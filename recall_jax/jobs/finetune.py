@@ -26,11 +26,11 @@ from recall_jax.engine.journal import input_files
 from recall_jax.engine.plan import DTYPES
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.files.checksums import FileChecksum
+from recall_jax.files.json_objects import write_json_object
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.generation.end_of_text import end_of_text
 from recall_jax.inputs.tokens import load_tokenizer
-from recall_jax.jobs.stages import write_json
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import from_flax, tensor_shapes, to_flax
 from recall_jax.models.forward import Params
@@ -154,7 +154,7 @@ def finetune(
         record["warnings"] += [*file_warnings([checkpoint]), *warnings]
         record |= {"compute_dtype": np.dtype(dtype).name, "timing_s": clock.seconds}
         with storage_faults(f"write {work.folder}"):
-            write_json(work.folder / RECORD, record)
+            write_json_object(work.folder / RECORD, record)
             card = training_card(record, out.name)
             (work.folder / "README.md").write_text(card, encoding="utf-8")
         write_checksums(work.folder, checksums)

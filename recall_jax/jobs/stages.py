@@ -4,7 +4,6 @@
 `weights` compares and weighs the models (weights.json), which a merge takes with `--weights`.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,8 +204,3 @@ def load_representations(path: Path) -> Representations:
         tuple(map(str, units)),
         tuple(map(str, models)),
     )
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as JSON, numbers unrounded."""
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,7 +1,6 @@
 """The folder of a study: matrices for programs and for spreadsheets, pictures, record and page."""
 
 import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.errors import storage_faults
+from recall_jax.files.json_objects import write_json_object
 from recall_jax.report.matrix_map import standalone
 from recall_jax.report.similarity_page import draw_map, render_study
 from recall_jax.similarity.study import Result, Study
@@ -29,8 +29,7 @@ def write_study(folder: Path, study: Study, record: Mapping[str, Any]) -> None:
             _write_csv(folder / f"{result.asked.slug}.csv", study, result)
             picture = standalone(draw_map(study, result))
             (folder / f"{result.asked.slug}.svg").write_text(picture, encoding="utf-8")
-        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-        (folder / RECORD).write_text(text, encoding="utf-8")
+        write_json_object(folder / RECORD, record)
         (folder / PAGE).write_text(page, encoding="utf-8")
 
 

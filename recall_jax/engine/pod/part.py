@@ -4,7 +4,6 @@ Its folder holds whole files of the model, those of process 0 also what stands b
 and `part.json`, which says what they are and of which run.
 """
 
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from recall_jax.checkpoint.writer import checksums_of
 from recall_jax.engine.pod.writer import UnitWriter
 from recall_jax.errors import InputError, shown, storage_faults
 from recall_jax.files.checksums import FileChecksum, checksum_fault
-from recall_jax.files.json_objects import read_json_object
+from recall_jax.files.json_objects import read_json_object, write_json_object
 from recall_jax.files.publish import sync_tree
 from recall_jax.parallel.processes import Processes
 
@@ -55,7 +54,7 @@ def write_part(folder: Path, processes: Processes, writer: UnitWriter) -> None:
         "files": checksums_of(folder, writer.checksums),
     }
     with storage_faults(f"write {folder / PART_NAME}"):
-        (folder / PART_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json_object(folder / PART_NAME, content, indent=2)
         sync_tree(folder)
 
 

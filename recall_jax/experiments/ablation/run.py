@@ -19,11 +19,11 @@ from recall_jax.experiments.ablation.recipe import OWN, Ablation
 from recall_jax.experiments.ablation.record import make_record
 from recall_jax.experiments.ablation.scores import counted_metric, row_shares
 from recall_jax.experiments.ablation.units import look_at_units
+from recall_jax.files.json_objects import write_json_object
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Progress, silent
 from recall_jax.files.results import Results, resume_results
 from recall_jax.jobs import merge as job
-from recall_jax.jobs.stages import write_json
 from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.ablation_page import render_ablation, tables_in_markdown
 
@@ -81,7 +81,7 @@ def ablate(
         record = make_record(plan, results.values)
         page, tables = render_ablation(record), tables_in_markdown(record)
         with storage_faults(f"write {out}"):
-            write_json(work.folder / RECORD, record)
+            write_json_object(work.folder / RECORD, record)
             (work.folder / PAGE).write_text(page, encoding="utf-8")
             (work.folder / TABLE).write_text(tables, encoding="utf-8")
     return record

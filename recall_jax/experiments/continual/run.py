@@ -20,10 +20,10 @@ from recall_jax.experiments.continual.plan import Run, plan_runs
 from recall_jax.experiments.continual.recipe import Protocol
 from recall_jax.experiments.continual.record import MATRICES, MODELS, make_record, scores
 from recall_jax.experiments.continual.workshop import Workshop
+from recall_jax.files.json_objects import write_json_object
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Progress, silent
 from recall_jax.jobs.evaluate import Options as Evaluation
-from recall_jax.jobs.stages import write_json
 from recall_jax.report.continual_page import markdown_table, render_continual
 
 RECORD, PAGE, TABLE = "continual.json", "index.html", "table.md"
@@ -168,7 +168,7 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
     with storage_faults(f"write {folder}"):
         (folder / MATRICES).mkdir(exist_ok=True)
         for run in record["runs"]:
-            write_json(folder / run["matrix"], run)
-        write_json(folder / RECORD, record)
+            write_json_object(folder / run["matrix"], run)
+        write_json_object(folder / RECORD, record)
         (folder / TABLE).write_text(table, encoding="utf-8")
         (folder / PAGE).write_text(page, encoding="utf-8")

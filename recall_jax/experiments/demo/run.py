@@ -1,6 +1,5 @@
 """The demo: merge the shipped models, ask all of them all five tasks, and put it in a table."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from recall_jax.experiments.demo.material import (
     held_out_file,
     training_file,
 )
+from recall_jax.files.json_objects import write_json_object
 from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Progress, silent
 from recall_jax.inputs.data import read_rows
@@ -59,8 +59,7 @@ def run_demo(out: Path, *, force: bool = False, progress: Progress = silent) -> 
         tests = [read_rows(held_out_file(task)) for task in TASKS]
         scores = _evaluate(models, tests, progress)
         table = summarise(scores, count=len(tests[0]))
-        evaluation = json.dumps(asdict(table), indent=2) + "\n"
-        (folder / EVALUATION).write_text(evaluation, encoding="utf-8")
+        write_json_object(folder / EVALUATION, asdict(table), indent=2)
         texts = [
             "".join(map(str, row_content(row, TYPICAL)))
             for row in read_rows(folder / RECALL / TYPICAL)

@@ -1,6 +1,5 @@
 """Models from nothing: a tokenizer of bytes, random weights, and the folder they are saved in."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import ShardedWriter
+from recall_jax.files.json_objects import write_json_object
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax
 from recall_jax.models.forward import init_params
@@ -85,10 +85,11 @@ def save_model(
         for name, array in cast.items():
             writer.write(name, array)
     special = ("bos_token_id", "eos_token_id", "pad_token_id")
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "generation_config.json", {name: config[name] for name in special})
+    generation = {name: config[name] for name in special}
+    write_json_object(folder / "config.json", config, indent=2)
+    write_json_object(folder / "generation_config.json", generation, indent=2)
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(
+    write_json_object(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -97,8 +98,5 @@ def save_model(
             "model_max_length": config["max_position_embeddings"],
             "clean_up_tokenization_spaces": False,
         },
+        indent=2,
     )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

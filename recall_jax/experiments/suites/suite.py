@@ -15,12 +15,11 @@ from recall_jax.errors import InputError, storage_faults
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.task import find_task
 from recall_jax.experiments.suites.scratch import save_random
-from recall_jax.files.json_objects import read_json_object
+from recall_jax.files.json_objects import read_json_object, write_json_object
 from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Progress, silent
 from recall_jax.inputs.data import write_jsonl
 from recall_jax.jobs.finetune import finetune
-from recall_jax.jobs.stages import write_json
 from recall_jax.parallel.machine import device, versions
 from recall_jax.training.settings import Settings
 
@@ -135,7 +134,7 @@ def _begin(suite: Suite, out: Path, force: bool) -> dict[str, Any]:
     with output_folder(out, force=force) as folder, storage_faults(f"write {out}"):
         _write_rows(suite, folder / DATA)
         save_random(folder / START, suite.sizes, suite.words, suite.seed)
-        write_json(folder / RECORD, record)
+        write_json_object(folder / RECORD, record)
     return record
 
 
