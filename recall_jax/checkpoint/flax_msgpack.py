@@ -14,15 +14,15 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 import numpy as np
 
+from recall_jax.checkpoint.dtypes import DTYPE_OF_LONG_NAME
 from recall_jax.checkpoint.names import check_leaves
-from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
+from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, reading, shown, storage_faults
 
 MSGPACK_NAME = "tree.msgpack"  # in a folder of ours
 _ARRAY, _SCALAR = 1, 3
 _CHUNKED = "__msgpack_chunked_array__"
 _CHUNK = 1 << 30  # bytes
-_DTYPES = {dtype.name: dtype for dtype in NAME_OF_DTYPE}
 _READ = 1 << 24  # bytes at once
 _MOST_ITEMS = 1 << 20  # of a list or map: msgpack makes room for as many as are claimed
 
@@ -175,7 +175,7 @@ def _array(code: int, data: bytes) -> np.ndarray:
     if code not in (_ARRAY, _SCALAR):
         raise ValueError(f"a value of the unknown kind {code}")
     shape, name, content = msgpack.unpackb(data, raw=True)
-    dtype = _DTYPES.get(name.decode())
+    dtype = DTYPE_OF_LONG_NAME.get(name.decode())
     if dtype is None:
         raise ValueError(f"dtype {shown(name.decode())}")
     if len(content) != math.prod(shape) * dtype.itemsize:

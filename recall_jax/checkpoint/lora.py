@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recall_jax.checkpoint.dtypes import is_float
 from recall_jax.checkpoint.lora_bound import BoundAdapter
 from recall_jax.checkpoint.lora_config import (
     ADAPTER_CONFIG,
@@ -31,7 +32,7 @@ from recall_jax.checkpoint.lora_edits import (
 )
 from recall_jax.checkpoint.lora_names import find_places, refuse_missing
 from recall_jax.checkpoint.safetensors import SafetensorsFile
-from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
+from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.ties import (
     input_embedding,
     is_head,
@@ -55,7 +56,6 @@ _PART = re.compile(
 )
 _WRAPPER = re.compile(r"\.(?:token_adapter\.)?base_layer(?=\.)")
 _SECOND_COPY = re.compile(r"\.(?:original_module|modules_to_save)(?=\.)")
-_FLOATS = frozenset(DTYPE_OF_NAME[name] for name in ("F16", "BF16", "F32", "F64"))
 
 # Families whose blocks keep their weights (in, out). peft goes by each layer's class and saves the
 # `fan_in_fan_out` of the layer it adapted last, so the flag alone does not tell.
@@ -131,7 +131,7 @@ class Adapter:
     ) -> BoundAdapter:
         """The adapter with a place for each of its names, checked against the specs."""
         for place in places.values():
-            if specs[place].dtype not in _FLOATS:
+            if not is_float(specs[place].dtype):
                 raise InputError(
                     f"{self.file.path} changes {place}, which the base holds as "
                     f"{specs[place].dtype}; only floats can be folded"
@@ -281,7 +281,7 @@ def read_adapter(folder: Path) -> Adapter:
     for key, spec in file.specs.items():
         if not key.startswith(_PREFIX):
             raise InputError(f"{path}: {key} is no adapter tensor, which start with {_PREFIX}")
-        if spec.dtype not in _FLOATS:
+        if not is_float(spec.dtype):
             raise InputError(f"{path}: {key} is {spec.dtype}; only floats can be folded")
         name = key.removeprefix(_PREFIX)
         if part := _PART.fullmatch(name):

@@ -8,8 +8,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from recall_jax.checkpoint.dtypes import DTYPE_OF_LONG_NAME
 from recall_jax.checkpoint.names import check_name
-from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
+from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, reading, shown, storage_faults
 from recall_jax.files.identity import FileIdentity, OpenedFile
 
@@ -114,13 +115,13 @@ def _held_sizes(tensors: Iterable[Any]) -> list[int]:
 
 def _spec(tensor: Any, file_bytes: int, where: str) -> TensorSpec:
     name = str(tensor.dtype).removeprefix("torch.")
-    by_name = {dtype.name: dtype for dtype in NAME_OF_DTYPE}
-    if name not in by_name or str(tensor.layout) != "torch.strided" or tensor.is_quantized:
+    dtype = DTYPE_OF_LONG_NAME.get(name)
+    if dtype is None or str(tensor.layout) != "torch.strided" or tensor.is_quantized:
         advice = "; dequantise it first" if tensor.is_quantized or "float8" in name else ""
         raise InputError(f"{where}: {tensor.dtype} ({tensor.layout}) is not supported{advice}")
     if tensor.device.type != "cpu":
         raise InputError(f"{where}: holds no data (device {tensor.device})")
-    spec = TensorSpec(by_name[name], tuple(tensor.shape))
+    spec = TensorSpec(dtype, tuple(tensor.shape))
     if spec.nbytes > file_bytes:  # an expanded tensor shows the same bytes again and again
         raise InputError(
             f"{where}: its shape {list(spec.shape)} stands for {spec.nbytes} bytes, in a file of "

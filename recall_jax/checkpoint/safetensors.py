@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from recall_jax.checkpoint.dtypes import DTYPE_OF_NAME
 from recall_jax.checkpoint.names import check_name
-from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
+from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, StorageError, shown, storage_faults
 from recall_jax.files.identity import FileIdentity, OpenedFile
 from recall_jax.files.json_objects import MAX_BYTES, parse_json_object

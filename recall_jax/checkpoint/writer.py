@@ -16,7 +16,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from recall_jax.checkpoint.tensors import NAME_OF_DTYPE, TensorSpec
+from recall_jax.checkpoint.dtypes import NAME_OF_DTYPE
+from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import storage_faults
 from recall_jax.files.checksums import (
     ChecksummedFile,

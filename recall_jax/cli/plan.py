@@ -103,10 +103,10 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
 
 
 def _forward(recipe: "Recipe", models: Any, machine: "Machine") -> Any:
+    from recall_jax.checkpoint.dtypes import DTYPES
     from recall_jax.cost.work import Forward
     from recall_jax.engine.budget import widest
     from recall_jax.engine.inputs import common_architecture
-    from recall_jax.engine.plan import DTYPES
     from recall_jax.engine.select import clustered_units
 
     arch = common_architecture(models, recipe.ignore_config)

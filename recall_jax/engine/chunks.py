@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.engine.plan import is_float
+from recall_jax.checkpoint.dtypes import is_float
 from recall_jax.methods.methods import Kernel
 
 _ROW = 1024

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from recall_jax.checkpoint.dtypes import is_float
 from recall_jax.engine.budget import held_bytes
-from recall_jax.engine.plan import is_float, taken_whole
+from recall_jax.engine.plan import taken_whole
 from recall_jax.engine.rules import Merge, Prepared, Values, values_by_tensor
 from recall_jax.errors import InputError
 from recall_jax.methods.opcm import sequential_sum

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
+from recall_jax.checkpoint.dtypes import DTYPES, is_float
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.parameter_names import namesakes
 from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
@@ -15,13 +14,6 @@ from recall_jax.checkpoint.ties import is_tied
 from recall_jax.checkpoint.units import EMBED, HEAD, unit_of_tensor
 from recall_jax.errors import InputError, some
 from recall_jax.methods.methods import Whole
-
-DTYPES = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-}
 
 
 class NamedModel(TensorSource, Protocol):
@@ -178,11 +170,6 @@ def taken_whole(kind: Whole, specs: Mapping[str, TensorSpec]) -> set[str]:
         if kind == "all"
         or (kind == "linear" and len(spec.shape) == 2 and unit_of_tensor(name) != EMBED)
     }
-
-
-def is_float(dtype: Any) -> bool:
-    """Whether elements of this dtype can be averaged."""
-    return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def _some(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from recall_jax.checkpoint.companions import CONFIG_NAME, copy_companions
+from recall_jax.checkpoint.dtypes import DTYPES
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.lora import read_adapter
 from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG, base_of
@@ -21,7 +22,7 @@ from recall_jax.checkpoint.units import stacks_of
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.configs import check_configs
 from recall_jax.engine.inputs import common_architecture
-from recall_jax.engine.plan import DTYPES, in_forward_order, make_plan, units_of
+from recall_jax.engine.plan import in_forward_order, make_plan, units_of
 from recall_jax.errors import InputError
 from recall_jax.files.json_objects import read_json_object
 from recall_jax.files.output import output_folder

@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from recall_jax.checkpoint.companions import copy_companions
+from recall_jax.checkpoint.dtypes import DTYPES
 from recall_jax.checkpoint.folder import Checkpoint, file_warnings, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
@@ -23,7 +24,6 @@ from recall_jax.engine.budget import memory_budget, room_for_rows
 from recall_jax.engine.device import not_finite
 from recall_jax.engine.inputs import common_architecture, compute_dtype
 from recall_jax.engine.journal import input_files
-from recall_jax.engine.plan import DTYPES
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.files.checksums import FileChecksum
 from recall_jax.files.json_objects import write_json_object

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recall_jax.checkpoint.companions import copy_companions
+from recall_jax.checkpoint.dtypes import DTYPES
 from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.engine.findings import report_entries
-from recall_jax.engine.plan import DTYPES
 from recall_jax.engine.rules import Prepared
 from recall_jax.errors import storage_faults
 from recall_jax.inputs.data import write_jsonl

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from recall_jax.engine.plan import DTYPES
+from recall_jax.checkpoint.dtypes import DTYPES
 from recall_jax.errors import InputError
 from recall_jax.inputs.shapes import Fields
 from recall_jax.models.lora import LoraSpec

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from recall_jax.checkpoint.dtypes import DTYPE_OF_NAME
 from recall_jax.checkpoint.pytorch_bin import PytorchFile
-from recall_jax.checkpoint.tensors import DTYPE_OF_NAME
 from recall_jax.errors import InputError
 
 TORCH_DTYPES = {dtype.name: getattr(torch, dtype.name) for dtype in DTYPE_OF_NAME.values()}

@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recall_jax.checkpoint import safetensors as reading
+from recall_jax.checkpoint.dtypes import DTYPE_OF_NAME
 from recall_jax.checkpoint.safetensors import MAX_HEADER_BYTES, SafetensorsFile
-from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
+from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, StorageError
 
 names = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12).filter(

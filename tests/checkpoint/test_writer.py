@@ -22,8 +22,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recall_jax.checkpoint.dtypes import DTYPE_OF_NAME
 from recall_jax.checkpoint.safetensors import SafetensorsFile
-from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
+from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import Mark, ShardedWriter, write_checksums
 from recall_jax.errors import InputError, StorageError
 from recall_jax.files import checksums

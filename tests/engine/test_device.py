@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from recall_jax.checkpoint.tensors import DTYPE_OF_NAME
+from recall_jax.checkpoint.dtypes import DTYPE_OF_NAME
 from recall_jax.engine.device import not_finite
 
 ELEMENTS = 3 * 2**20 + 5

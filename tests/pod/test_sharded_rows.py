@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recall_jax.checkpoint.dtypes import DTYPE_OF_NAME, is_float
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.checkpoint.tensors import DTYPE_OF_NAME, TensorSpec
+from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import ShardedWriter
-from recall_jax.engine.plan import is_float
 from recall_jax.engine.pod import merge as pod_merge
 from recall_jax.engine.pod.merge import Merged, in_pieces
 from recall_jax.engine.pod.rows import put_rows_layout, read_rows_layout, row_ranges

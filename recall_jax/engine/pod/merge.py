@@ -15,10 +15,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from recall_jax.checkpoint.dtypes import is_float
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK, Piece, spans
 from recall_jax.engine.layout import Fold
-from recall_jax.engine.plan import is_float
 from recall_jax.engine.pod.rows import ROWS, in_x64, padded, unpadded
 from recall_jax.methods.methods import Kernel
 from recall_jax.parallel.mesh import AXES

@@ -11,10 +11,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import DictKey
 
+from recall_jax.checkpoint.dtypes import DTYPES
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.units import stacks_of
 from recall_jax.checkpoint.writer import write_checksums
-from recall_jax.engine.plan import DTYPES, units_of
+from recall_jax.engine.plan import units_of
 from recall_jax.engine.pod.together import shared_work
 from recall_jax.engine.rules import (
     Prepared,

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.companions import CONFIG_NAME, copy_companions
+from recall_jax.checkpoint.dtypes import DTYPES
 from recall_jax.engine.configs import config_warnings
-from recall_jax.engine.plan import DTYPES
 from recall_jax.errors import storage_faults
 from recall_jax.files.json_objects import read_json_object
 from recall_jax.inputs.data import write_jsonl

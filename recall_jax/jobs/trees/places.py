@@ -12,9 +12,10 @@ from itertools import count
 
 from jax.tree_util import DictKey
 
+from recall_jax.checkpoint.dtypes import is_float
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.units import EMBED, HEAD, layer_unit
-from recall_jax.engine.plan import in_forward_order, is_float
+from recall_jax.engine.plan import in_forward_order
 from recall_jax.errors import InputError, shown, some
 from recall_jax.jobs.trees.merge_trees import unit_of_path
 from recall_jax.recipes.tree_patterns import TreePatterns, match_leaf
