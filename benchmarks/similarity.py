@@ -1,11 +1,11 @@
 """Similarity, RBF kernels and k-means against ReSi, netrep, scipy and scikit-learn, on one machine.
 
-    .venv/bin/python benchmarks/similarity.py [--only cka,procrustes,rbf,kmeans] [--runs 5]
+    .venv/bin/python benchmarks/similarity.py [--only cka,procrustes,rbf,kmeans,measures] [--runs 5]
 
 ReSi (repsim) and netrep are compared with where Python finds them, say by PYTHONPATH; scikit-learn
 always. All in float32, in one process, each contender in turn, A B C A B C, after one warm-up of
-each, medians; of all-pairs CKA, one run of ReSi's one by one. `recall bench similarity` times every
-measure over sizes.
+each, medians; of all-pairs CKA, one run of ReSi's one by one. `measures` times every measure over
+sizes as `recall bench similarity` does, beside all of this software and torch_cka.
 """
 
 import argparse
@@ -16,17 +16,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from libraries import ADAPTERS
 from measure import environment, median, report
 from sklearn.cluster import KMeans
 from sklearn.metrics.pairwise import rbf_kernel
 
-from recall_jax.benchmark.libraries import find_libraries
-from recall_jax.benchmark.similarity import Shape, representations
 from recall_jax.representations.kmeans import kmeans
 from recall_jax.similarity import linear_cka, procrustes_distance
 from recall_jax.similarity.alignment import center
 from recall_jax.similarity.kernels import squared_distances
 from recall_jax.similarity.matrix import similarity_matrix
+from recall_jax.similarity.measures import MEASURES
+from recall_jax.similarity.plain import find_libraries
+from recall_jax.similarity.throughput import Shape, representations, run
 
 Row = dict[str, object]
 OURS = "recall_jax"
@@ -77,7 +79,7 @@ def all_pairs_cka(runs: int) -> list[Row]:
     }
     pairs = {
         library.name: library.pairs["linear_cka"]
-        for library in find_libraries()[0]
+        for library in find_libraries(ADAPTERS)[0]
         if "linear_cka" in library.pairs
     }
     for name, pair in pairs.items():
@@ -95,7 +97,7 @@ def one_procrustes(runs: int) -> list[Row]:
     (X,), (Y,) = representations(Shape(samples=1000, width=2048, layers=1))
     there = jax.device_put((X, Y))
     contenders: dict[str, Callable[[], object]] = {OURS: lambda: procrustes_distance(*there)}
-    for library in find_libraries()[0]:
+    for library in find_libraries(ADAPTERS)[0]:
         for measure in ("procrustes_distance", "angular_procrustes"):
             if measure in library.pairs:
                 name = f"{library.name}, {measure}"
@@ -157,11 +159,30 @@ def clustering(runs: int) -> list[Row]:
     return rows
 
 
+def every_measure(runs: int) -> list[Row]:
+    shapes = [Shape(samples, width=1024, layers=4) for samples in (300, 1000)]
+    found = run(list(MEASURES), shapes, repeat=runs, beside=ADAPTERS)
+    rows: list[Row] = [
+        {
+            "measure": case.measure,
+            "samples": case.shape.samples,
+            "seconds": round(case.seconds.median, 4),
+            "of roof": round(case.roof_fraction, 2),
+            "a pair over ours": {
+                one.name: one.error or round(one.times_slower or 0, 2) for one in case.others
+            },
+        }
+        for case in found.cases
+    ]
+    return [*rows, {"roof": round(found.roof / 1e9), "not compared with": found.missing}]
+
+
 CASES = {
     "cka": ("linear CKA between 2 models of 25 layers, n=1000, d=2048", all_pairs_cka),
     "procrustes": ("Procrustes distance of a pair, n=1000, d=2048", one_procrustes),
     "rbf": ("RBF kernel matrix", rbf_gram),
     "kmeans": ("k-means, 20,000 x 1024, k=20, 10 starts", clustering),
+    "measures": ("every measure between 2 models of 4 layers, d=1024", every_measure),
 }
 
 if __name__ == "__main__":

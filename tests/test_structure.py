@@ -31,7 +31,6 @@ ORDER = [
     "report",
     "jobs",
     "experiments",
-    "benchmark",
     "cli",
 ]
 PURE_ROOMS = ["models", "similarity", "methods", "cost"]

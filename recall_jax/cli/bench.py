@@ -10,7 +10,7 @@ from recall_jax.cli import options as opt
 from recall_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from recall_jax.benchmark.similarity import Benchmark
+    from recall_jax.similarity.throughput import Benchmark
 
 bench = typer.Typer(
     rich_markup_mode=None,
@@ -57,7 +57,7 @@ def similarity(
 ) -> None:
     """Time every measure of similarity, all pairs of layers of two models.
 
-    Beside numpy with scipy, and scikit-learn, ReSi, netrep and torch_cka where these are installed.
+    Beside plain numpy and, where it is installed, scikit-learn, for the best-known measures.
     Takes minutes, or with --quick seconds.
 
     \b
@@ -73,14 +73,14 @@ def similarity(
     console.prepare_jax(no_compilation_cache, device)
     from itertools import product
 
-    from recall_jax.benchmark import similarity as benchmark
     from recall_jax.files.output import output_folder
+    from recall_jax.similarity import throughput
 
     names = _measures(measure or (_QUICK_MEASURES if quick else "all"))
-    shapes = [benchmark.Shape(*each) for each in product(*sizes)]
+    shapes = [throughput.Shape(*each) for each in product(*sizes)]
     with output_folder(out, force=force) as folder:
         with console.progress_bar(quiet) as progress:
-            found = benchmark.run(names, shapes, repeat=repeat or usual[3], progress=progress)
+            found = throughput.run(names, shapes, repeat=repeat or usual[3], progress=progress)
         _write(folder, found)
     if not quiet:
         _show(found)
@@ -107,12 +107,10 @@ def _measures(text: str) -> list[str]:
 
 
 def _write(folder: Path, found: "Benchmark") -> None:
-    import json
+    from recall_jax.files.json_objects import write_json_object
+    from recall_jax.report.throughput_chart import draw
 
-    from recall_jax.benchmark.plot import draw
-
-    record = json.dumps(found.record(), indent=1)
-    (folder / "similarity.json").write_text(record + "\n", encoding="utf-8")
+    write_json_object(folder / "similarity.json", found.record())
     (folder / "similarity.svg").write_text(draw(found), encoding="utf-8")
 
 

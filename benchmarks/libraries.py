@@ -5,9 +5,8 @@ gives the library's functions of one pair by the names of our registry, where it
 one that is as much work. Where its definition is another, so is its value.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,29 +14,9 @@ from io import StringIO
 from typing import Any
 
 import numpy as np
+from baselines import NUMPY, SCIKIT_LEARN
 
-from recall_jax.benchmark.baselines import NUMPY, SCIKIT_LEARN, Pair
-
-
-@dataclass(frozen=True)
-class Library:
-    """Software by the name that it is known by, and its functions of one pair."""
-
-    name: str
-    pairs: dict[str, Pair]
-
-
-def find_libraries() -> tuple[list[Library], list[str]]:
-    """What there is to compare with, and a line on each that is not there."""
-    found, missing = [], []
-    for name, module, adapter in _ADAPTERS:
-        try:
-            if find_spec(module) is None:
-                raise ImportError("not installed")
-            found.append(Library(name, adapter()))
-        except ImportError as error:
-            missing.append(f"no comparison with {name}: {error}")
-    return found, missing
+from recall_jax.similarity.plain import Adapter, Pair
 
 
 def _repsim() -> dict[str, Pair]:
@@ -105,10 +84,10 @@ _REPSIM = {
     "eigenspace_overlap": "EigenspaceOverlapScore",
     "gulp": "Gulp",
 }
-_ADAPTERS: Sequence[tuple[str, str, Callable[[], dict[str, Pair]]]] = (
-    ("numpy", "scipy", lambda: NUMPY),
-    ("scikit-learn", "sklearn", lambda: SCIKIT_LEARN),
-    ("ReSi", "repsim", _repsim),
-    ("netrep", "netrep", _netrep),
-    ("torch_cka", "torch_cka", _torch_cka),
+ADAPTERS: Sequence[Adapter] = (
+    Adapter("numpy", "scipy", lambda: NUMPY),
+    Adapter("scikit-learn", "sklearn", lambda: SCIKIT_LEARN),
+    Adapter("ReSi", "repsim", _repsim),
+    Adapter("netrep", "netrep", _netrep),
+    Adapter("torch_cka", "torch_cka", _torch_cka),
 )

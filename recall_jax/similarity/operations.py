@@ -1,18 +1,10 @@
-"""What a matrix of a measure costs at least in floating-point operations, and how fast these go.
+"""What a matrix of a measure costs at least in floating-point operations.
 
 Counted are the matrix products and the factorisations, to leading order (Golub & Van Loan): a
 product 2abc, the triangular factor of (d, n) 2n^2 (d - n/3), singular values of (m, m) 8/3 m^3 and
 26 m^3 with vectors, those of (n, m) with vectors on one side 6nm^2 + 20m^3, eigenvalues 4/3 n^3.
 Exponentials, sorting and ranks are not: a measure made of them stays far below the roof.
 """
-
-import time
-from statistics import median
-
-import jax
-import jax.numpy as jnp
-
-_LEAST_SECONDS = 0.02  # of the product that is timed
 
 KERNELS = (
     "rbf_cka",
@@ -55,23 +47,3 @@ def operations(measure: str, num_samples: int, width: int, layers: int) -> float
         "row_cosine": pairs * 2 * n * d,
     }
     return by_name[measure]
-
-
-def matmul_roof(repeat: int = 5) -> tuple[float, int]:
-    """Operations a second of a square float32 product at full precision, and the width of it.
-
-    The best of `repeat`: no measure can be faster than the machine ever is.
-    """
-    product = jax.jit(lambda A: jnp.matmul(A, A, precision="highest"))
-    width, seconds = 1024, 0.0
-    while seconds < _LEAST_SECONDS:
-        width *= 2
-        A = jax.random.normal(jax.random.key(0), (width, width), jnp.float32)
-        jax.block_until_ready(product(A))
-        taken = []
-        for _ in range(repeat):
-            start = time.perf_counter()
-            jax.block_until_ready(product(A))
-            taken.append(time.perf_counter() - start)
-        seconds = median(taken)
-    return 2 * width**3 / min(taken), width

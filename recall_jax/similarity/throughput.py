@@ -14,16 +14,18 @@ from itertools import product
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.benchmark.cost import matmul_roof, operations
-from recall_jax.benchmark.libraries import Library, find_libraries
 from recall_jax.files.progress import Progress, silent
 from recall_jax.parallel.machine import device, processor, versions
 from recall_jax.similarity.matrix import similarity_matrix
+from recall_jax.similarity.operations import operations
+from recall_jax.similarity.plain import PLAIN, Adapter, Library, find_libraries
 
 FORMAT = 1
 _PATIENCE = 5.0  # seconds after which a call is repeated no more
+_LEAST_SECONDS = 0.02  # of the product that the roof is taken from
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Case:
     shape: Shape
     seconds: Timing
     pairs_per_second: float
-    value: float
+    value: float | None
     operations: float
     roof_fraction: float
     others: tuple[Rival, ...]
@@ -103,10 +105,15 @@ def run(
     shapes: Sequence[Shape],
     *,
     repeat: int,
+    beside: Sequence[Adapter] = PLAIN,
     progress: Progress = silent,
 ) -> Benchmark:
-    """Time these measures at these shapes, each call `repeat` times or for five seconds."""
-    libraries, missing = find_libraries()
+    """Time these measures at these shapes, each call `repeat` times or for five seconds.
+
+    What is `beside` them and installed is timed as well, where it has the measure. Raises
+    InputError where a shape has too few samples for a measure.
+    """
+    libraries, missing = find_libraries(beside)
     roof, roof_width = matmul_roof()
     cases = []
     total = len(shapes) * len(measures)
@@ -138,7 +145,7 @@ def _case(
         shape=shape,
         seconds=seconds,
         pairs_per_second=1 / per_pair,
-        value=float(matrix[0, 0]),
+        value=_finite(matrix[0, 0]),
         operations=needed,
         roof_fraction=needed / seconds.median / roof,
         others=tuple(others),
@@ -153,8 +160,12 @@ def _rival(
         seconds, value = measure_time(lambda: pair(X, Y), repeat)
     except Exception as error:  # what it refuses says as much as what it takes
         return Rival(library.name, None, None, None, f"{type(error).__name__}: {error}")
-    known = float(value) if math.isfinite(value) else None
-    return Rival(library.name, seconds, known, seconds.median / per_pair)
+    return Rival(library.name, seconds, _finite(value), seconds.median / per_pair)
+
+
+def _finite(value: Any) -> float | None:
+    """A number as JSON can hold it, None for one that is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def representations(shape: Shape, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -179,3 +190,23 @@ def measure_time(call: Callable[[], Any], repeat: int) -> tuple[Timing, Any]:
     while len(taken) < repeat and sum(taken) < _PATIENCE:
         taken.append(timed()[0])
     return Timing(first, statistics.median(taken), min(taken), max(taken), len(taken)), result
+
+
+def matmul_roof(repeat: int = 5) -> tuple[float, int]:
+    """Operations a second of a square float32 product at full precision, and the width of it.
+
+    The best of `repeat`: no measure can be faster than the machine ever is.
+    """
+    product = jax.jit(lambda A: jnp.matmul(A, A, precision="highest"))
+    width, seconds = 1024, 0.0
+    while seconds < _LEAST_SECONDS:
+        width *= 2
+        A = jax.random.normal(jax.random.key(0), (width, width), jnp.float32)
+        jax.block_until_ready(product(A))
+        taken = []
+        for _ in range(repeat):
+            start = time.perf_counter()
+            jax.block_until_ready(product(A))
+            taken.append(time.perf_counter() - start)
+        seconds = statistics.median(taken)
+    return 2 * width**3 / min(taken), width

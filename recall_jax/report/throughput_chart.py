@@ -1,8 +1,8 @@
 """The figures of a benchmark as charts: seconds of a pair over samples, measure by measure."""
 
-from recall_jax.benchmark.similarity import Benchmark
 from recall_jax.report.log_log import Chart, log_log_charts
 from recall_jax.report.matrix_map import standalone
+from recall_jax.similarity.throughput import Benchmark
 
 OURS = "recall"
 

@@ -1,1 +1,0 @@
-"""Throughput of the measures of similarity, beside that of other software on the same machine."""
