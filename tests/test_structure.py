@@ -1,6 +1,7 @@
 """The house: data flows one way, the pure rooms open no file, heavy packages load when needed."""
 
 import ast
+import re
 from collections.abc import Container, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -115,6 +116,15 @@ def test_nothing_lies_loose():
     assert loose == {"__init__.py", "errors.py"}
     rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert {*rooms, "errors"} == set(ORDER)
+
+
+def test_the_document_lists_the_rooms_in_their_order():
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)/?` \|", text, re.MULTILINE) == ORDER
+    pure = re.search(r"((?:`\w+`(?:,| and)? ?)+)are pure", text.replace("\n", " "))
+    assert pure is not None and re.findall(r"\w+(?=`)", pure[1]) == PURE_ROOMS
+    for name in re.findall(r"`(\w+/[\w/]*\.py|\w+/[\w/]*/)`", text):
+        assert (PACKAGE / name).exists() or (PACKAGE.parent / name).exists(), name
 
 
 def test_no_module_needs_itself():

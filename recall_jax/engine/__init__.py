@@ -1,1 +1,1 @@
-"""Engines: the same arithmetic over trees in memory, or streamed unit by unit from disk."""
+"""The engine: checkpoints merged unit by unit as they stream through memory, or over a mesh."""

@@ -1,1 +1,1 @@
-"""What a model can do: generation, likelihoods, and the scores of its answers."""
+"""What a model can do: tasks, its answers and their likelihoods, and the scores of these."""

@@ -1,1 +1,1 @@
-"""Many processes as one: sharded tensors, the processes themselves, and what each writes."""
+"""Many processes as one: tensors sharded over the mesh, its programs, and what each writes."""
