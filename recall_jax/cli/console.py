@@ -1,14 +1,13 @@
 """What a command shows: results on stdout, progress and warnings on stderr."""
 
-import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recall_jax.cli.programs_folder import programs_folder
 from recall_jax.cli.wording import worded
 from recall_jax.errors import InputError, escaped, shown
 
@@ -140,9 +139,7 @@ def prepare_jax(no_compilation_cache: bool = False, device: str | None = None) -
     if no_compilation_cache:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = Path(home, "recall_jax", "xla").expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(programs_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

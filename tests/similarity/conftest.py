@@ -1,3 +1,0 @@
-from toys import compile_in_haste
-
-__all__ = ["compile_in_haste"]
