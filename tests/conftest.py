@@ -1,9 +1,11 @@
-"""Strict jax on eight fake CPU devices, before anything imports it."""
+"""Strict jax on eight fake CPU devices, before anything imports it; programs compiled in haste."""
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -11,17 +13,61 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax
 import pytest
 from hypothesis import settings
+from jax._src import compiler
+from toys import HASTE, cache
+
+from recall_jax.cli.programs_folder import programs_folder
+
+__all__ = ["cache"]
 
 MOST_MAPS = 20_000
 
 settings.register_profile("recall", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("recall")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give all workers of a run, and the processes they start, one home of compiled programs."""
+    if not hasattr(config, "workerinput"):  # a worker of xdist inherits it
+        home = tempfile.TemporaryDirectory(prefix="recall-tests-")
+        config.add_cleanup(home.cleanup)
+        os.environ["XDG_CACHE_HOME"] = home.name
+    jax.config.update("jax_compilation_cache_dir", str(programs_folder()))
+
+
+def get_hasty_options(*arguments: Any, env_options_overrides=None, **options: Any) -> Any:
+    """As jax's own, and in haste where it optimises least."""
+    if jax.config.read("jax_disable_most_optimizations"):
+        env_options_overrides = dict(env_options_overrides or {}) | HASTE
+    return get_compile_options(*arguments, env_options_overrides=env_options_overrides, **options)
+
+
+get_compile_options = compiler.get_compile_options
+compiler.get_compile_options = get_hasty_options
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported, which is never garbage."""
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Optimise programs hardly at all, as compiling is most of the time; those of tests that are
+    marked `optimised` are compiled as users have them."""
+    haste = item.get_closest_marker("optimised") is None
+    if haste != jax.config.read("jax_disable_most_optimizations"):
+        jax.config.update("jax_disable_most_optimizations", haste)
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -25,6 +25,9 @@ from recall_jax.files.interruption import STOPPING
 # what differs from run to run: timings, and the files that show them
 TIMED = {"recall_report.json", "recall_report.html", "README.md", "checksums.json"}
 
+# How XLA compiles where jax optimises least: without fusion emitters, which are slow to compile.
+HASTE = {"xla_cpu_use_fusion_emitters": False}
+
 LAYERS = 3
 UNITS = ("embed", "layers.0", "layers.1", "layers.2", "head")
 SIZES = {
@@ -140,39 +143,9 @@ def toys(tmp_path_factory) -> Toys:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory) -> Path:
-    """Home of compiled programs, shared with the processes that tests start."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(cache) -> Iterator[None]:
-    """Programs are compiled for the first of several runs alone, as by the command.
-
-    For all tests of a folder whose conftest imports it.
-    """
-    options = {
-        "jax_compilation_cache_dir": str(cache / "recall_jax" / "xla"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_in_haste() -> Iterator[None]:
-    """Programs hardly optimised, where compiling is most of the time; as `compile_once`."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def cache() -> Path:
+    """Home of compiled programs, shared by the workers of a run and the processes they start."""
+    return Path(os.environ["XDG_CACHE_HOME"])
 
 
 @dataclass(frozen=True)
@@ -188,7 +161,7 @@ Recall = Callable[..., Finished]
 
 
 @pytest.fixture
-def recall(capfd, monkeypatch, cache) -> Recall:
+def recall(capfd, monkeypatch) -> Recall:
     """Run a command line of `recall` in this process."""
     from recall_jax.cli.main import main
 
@@ -202,7 +175,6 @@ def recall(capfd, monkeypatch, cache) -> Recall:
         assert isinstance(exit_.value.code, int)
         return Finished(exit_.value.code, out, err)
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "error")
     before = {name: getattr(jax.config, name) for name in _JAX_OPTIONS}
@@ -224,10 +196,16 @@ _JAX_OPTIONS = (
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """For processes as a user starts them, on one device; they share compiled programs."""
+    """For processes as a user starts them, on one device; they share compiled programs.
+
+    They compile in haste where this process does.
+    """
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))
     }
+    if jax.config.read("jax_disable_most_optimizations"):
+        flags = [f"--{name}={value}".lower() for name, value in HASTE.items()]
+        kept |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": " ".join(flags)}
     return kept | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
 
 

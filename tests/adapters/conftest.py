@@ -2,9 +2,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toys import cache, compile_in_haste, compile_once, recall, toys
+from toys import recall, toys
 
-__all__ = ["cache", "compile_in_haste", "compile_once", "recall", "toys"]
+__all__ = ["recall", "toys"]
 
 
 @pytest.fixture

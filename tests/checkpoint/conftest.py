@@ -1,3 +1,3 @@
-from toys import cache, disk, recall, toys
+from toys import disk, recall, toys
 
-__all__ = ["cache", "disk", "recall", "toys"]
+__all__ = ["disk", "recall", "toys"]

@@ -4,12 +4,10 @@ import json
 
 import pytest
 import yaml
-from toys import compile_in_haste, copy_model
+from toys import copy_model
 
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
-
-__all__ = ["compile_in_haste"]
 
 
 @pytest.fixture(scope="module")

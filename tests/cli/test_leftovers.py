@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toys import compile_in_haste, tree, write_rows
+from toys import tree, write_rows
 
 from recall_jax.checkpoint.writer import checksums_of
 from recall_jax.engine import distill, regmean
@@ -24,8 +24,6 @@ from recall_jax.evaluation.strings import draw_distinct
 from recall_jax.experiments.demo.material import CHECKPOINTS
 from recall_jax.files import output
 from recall_jax.inputs.data import write_jsonl
-
-__all__ = ["compile_in_haste"]
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,11 @@ def test_a_fault_of_ours_is_one_line_too(recall, monkeypatch, toys):
     assert "RuntimeError: first second" in done.err and "--debug" in done.err
 
 
-def test_compiled_programs_are_kept_unless_refused(quick, cache):
+def test_compiled_programs_are_kept_unless_refused(quick, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     quick("--count", "8", out="a")
-    assert jax.config.jax_compilation_cache_dir == str(cache / "recall_jax" / "xla")
+    kept = Path(jax.config.jax_compilation_cache_dir)
+    assert kept.parent == tmp_path / "cache" / "recall_jax" / "xla"
     quick("--count", "8", "--no-compilation-cache", out="b")
     assert not jax.config.jax_enable_compilation_cache
 

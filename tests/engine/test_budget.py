@@ -180,6 +180,7 @@ def test_models_larger_than_the_memory_do_not_stay_in_the_cache(toys, tmp_path):
     assert max(map(cached_share, models)) < 0.25
 
 
+@pytest.mark.optimised
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
 def test_adapters_are_in_the_plan(toys, tmp_path, cache):
     """Two models of one base, each with an adapter: folded into memory a unit at a time."""
@@ -199,6 +200,7 @@ def test_adapters_are_in_the_plan(toys, tmp_path, cache):
     assert watched.peak <= planned <= 2.5 * watched.peak
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("num_models", [2, 3])
 @pytest.mark.parametrize("name", ["ties", "dare_linear", "dare_ties", "opcm", "regmean"])
 def test_what_is_made_of_a_whole_tensor_is_in_the_plan(name, num_models):

@@ -15,7 +15,10 @@ from deep_models import (
 )
 from toys import write_rows
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
+pytestmark = [
+    pytest.mark.optimised,
+    pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's"),
+]
 MIB = 1 << 20
 TEXTS = ["abcdef", "hXYZ01 a", "f0f1"]
 LIMIT = 600 * MIB  # of data, the stacks of threads included

@@ -165,6 +165,7 @@ def test_the_layout_that_finishes_first(num_models, num_devices, num_rows, expec
     assert models_side_by_side(num_models, num_devices, num_rows) == expected
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     ("widths", "rows", "tokens", "models_at_once"),

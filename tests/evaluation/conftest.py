@@ -1,3 +1,3 @@
-from toys import cache, recall, toys
+from toys import recall, toys
 
-__all__ = ["cache", "recall", "toys"]
+__all__ = ["recall", "toys"]

@@ -1,3 +1,3 @@
-from toys import cache, toys
+from toys import toys
 
-__all__ = ["cache", "toys"]
+__all__ = ["toys"]

@@ -116,6 +116,7 @@ def test_float32_products_ask_for_the_highest_precision():
     assert len(products) >= 9 and all("HIGHEST" in line for line in products)
 
 
+@pytest.mark.optimised
 def test_pooling_inside_the_scan_never_holds_all_hidden_states():
     deep = read_architecture(TINY | {"num_hidden_layers": 24, "hidden_size": 64, "vocab_size": 5})
     ids = jnp.zeros((4, 64), jnp.int32)

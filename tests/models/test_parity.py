@@ -13,6 +13,8 @@ from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors, to_flax
 from recall_jax.models.forward import block, context, embed, forward, head, logits
 
+pytestmark = pytest.mark.optimised
+
 TINY = {
     "vocab_size": 61,
     "hidden_size": 32,

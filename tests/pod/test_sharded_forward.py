@@ -131,6 +131,7 @@ def test_float64_is_computed_with_in_float32(alone):
     np.testing.assert_allclose(walk(run, [wide]), alone[:1], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.optimised
 def test_what_a_device_holds_is_no_more_than_was_counted():
     mesh = make_mesh(MESHES[2])
     layout, rows, tokens = Sharded(mesh), 8, 256

@@ -173,6 +173,7 @@ def test_the_decoder_on_every_backend():
     np.testing.assert_allclose(reps[2], reps[0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("model", [decoder, plain_layers])
 def test_hidden_states_of_all_units_are_never_held(model):
     rows, length = 8, 256

@@ -159,6 +159,7 @@ def test_seeds_are_points_and_never_the_rows_that_fill_a_block():
         assert len(np.unique(distances.argmin(axis=1))) == 6
 
 
+@pytest.mark.optimised
 def test_no_array_of_rows_by_clusters_by_width():
     num_blocks, block, width, clusters = 8, 1024, 256, 20
     compiled = module._best_of.lower(

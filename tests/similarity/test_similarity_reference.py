@@ -14,6 +14,8 @@ import pytest
 from recall_jax import similarity
 from recall_jax.similarity import paired_rbf
 
+pytestmark = pytest.mark.optimised
+
 
 def inputs_a():
     rng = np.random.default_rng(0)

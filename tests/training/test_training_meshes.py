@@ -81,7 +81,6 @@ def lora(mesh):
 
 KEY = jax.random.key(0)
 PROGRAMS = {}
-HASTE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def on(text, trainable, batch, loss=full, frozen=None):
@@ -95,7 +94,7 @@ def on(text, trainable, batch, loss=full, frozen=None):
     if (text, loss) not in PROGRAMS:
         step = make_step(Objective(loss(mesh)), method, shardings)
         batch = put_rows(batch, mesh, axis=1)
-        PROGRAMS[text, loss] = step.lower(state, frozen, batch, KEY).compile(HASTE)
+        PROGRAMS[text, loss] = step.lower(state, frozen, batch, KEY).compile()
     return mesh, PROGRAMS[text, loss], state, frozen
 
 

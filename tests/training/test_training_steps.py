@@ -22,6 +22,8 @@ from recall_jax.training.methods import full_loss
 from recall_jax.training.optimizer import adamw, learning_rate
 from recall_jax.training.step import Batch, Objective, init_state, make_step
 
+pytestmark = pytest.mark.optimised
+
 STEPS, WARMUP, RATE, DECAY, CLIP = 20, 4, 5e-3, 0.1, 1.0
 ROWS, LENGTH = 8, 16
 

@@ -1,11 +1,11 @@
 import pytest
-from toys import cache, compile_once, recall
+from toys import recall
 
 from recall_jax.evaluation.strings import draw_distinct
 from recall_jax.experiments.demo.material import CHECKPOINTS
 from recall_jax.inputs.data import write_jsonl
 
-__all__ = ["cache", "compile_once", "recall"]
+__all__ = ["recall"]
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,3 @@
-from toys import cache, compile_once, recall
+from toys import recall
 
-__all__ = ["cache", "compile_once", "recall"]
+__all__ = ["recall"]
