@@ -1,4 +1,4 @@
-"""The exceptions that mean: not the program but its input or the machine is at fault."""
+"""Define the errors that blame the input or the machine rather than the program."""
 
 import errno
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from reprlib import Repr
 
-# What the user can put right before the work: names, kinds and permissions. All else is the disk's.
+# Errors that the user can fix: names, kinds of file, permissions. Any other is the disk's.
 _OF_THE_USER = {
     errno.EACCES,
     errno.EPERM,
@@ -23,33 +23,33 @@ _OF_THE_USER = {
 
 
 class InputError(ValueError):
-    """A fault of the user's: one line that says what is wrong, where, and what to do.
+    """Report a mistake of the user in one line that says what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 class UnfinishedError(InputError):
-    """The work cannot go on here and now, though nothing is wrong with it as far as it went.
+    """Report that the work cannot continue here and now, although its results so far are good.
 
-    What was finished before is worth keeping.
+    The results finished before are kept.
     """
 
 
 class StorageError(UnfinishedError):
-    """A disk that is full, or cannot be read or written."""
+    """Report that a disk is full, or cannot be read or written."""
 
 
-# As XLA and the libraries below it say it, on devices and on CPU.
+# The messages of XLA and of the libraries it calls, on accelerators and on CPU.
 _NO_MEMORY = re.compile(
     "RESOURCE_EXHAUSTED|out of memory|bad_alloc|failed to allocate|cannot allocate memory", re.I
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice: the machine's or a device's, as Python, the system, XLA say.
+    """Return whether `error` means that the host or a device ran out of memory.
 
-    So too where another error came of it.
+    Recognizes the errors of Python, the operating system and XLA, also as the cause of another one.
     """
     seen: list[BaseException | None] = []
     cause: BaseException | None = error
@@ -67,7 +67,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def storage_faults(doing: str) -> Iterator[None]:
-    """Turn the operating system's refusals into "cannot `doing`: why", the disk's or the user's."""
+    """Turn an OSError into "cannot `doing`: why": InputError or StorageError."""
     try:
         yield
     except OSError as error:
@@ -79,8 +79,8 @@ def storage_faults(doing: str) -> Iterator[None]:
 def reading(where: str) -> Iterator[None]:
     """Turn whatever a malformed `where` makes a library raise into one InputError that names it.
 
-    For the boundary of everything that is read: panics of Rust and endless recursion are among the
-    faults. Errors that say what they mean already, a machine without memory and signals pass.
+    Wraps every parser of outside data; panics of Rust and endless recursion are among the faults.
+    An InputError, a lack of memory and signals pass unchanged.
     """
     try:
         yield
@@ -92,14 +92,14 @@ def reading(where: str) -> Iterator[None]:
     except BaseException as error:
         if is_out_of_memory(error):
             raise
-        if isinstance(error.__cause__ or error.__context__, SystemExit):  # a signal inside of C
+        if isinstance(error.__cause__ or error.__context__, SystemExit):  # a signal during C code
             raise
         raise InputError(
             f"{where} is damaged, or not what it should be: {type(error).__name__}: {brief(error)}"
         ) from error
 
 
-# Control characters, lone surrogates, and the marks that reorder or hide what stands beside them.
+# Control characters, lone surrogates, and marks that reorder or hide the text next to them.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff]"
@@ -107,9 +107,9 @@ _UNPRINTABLE = re.compile(
 
 
 def escaped(text: str, kept: str = "") -> str:
-    r"""`text` as it reads: what a terminal or a page would obey is written as \x1b, \u202e.
+    r"""Return `text` with every control character spelled out, such as \\x1b or \\u202e.
 
-    All but the characters `kept`.
+    Neither a terminal nor a page can then obey it. The characters in `kept` stay.
     """
     return _UNPRINTABLE.sub(
         lambda found: found[0] if found[0] in kept else ascii(found[0])[1:-1], text
@@ -117,22 +117,22 @@ def escaped(text: str, kept: str = "") -> str:
 
 
 def shown(value: object, limit: int = 200) -> str:
-    """A value of the input as a message shows it: its repr, escaped, of at most `limit` characters.
+    """Return the repr of an input value for a message, escaped, at most `limit` characters long.
 
-    Quick however large or deep the value is.
+    Takes little time however large or deeply nested the value is.
     """
     return _cut(escaped(_SHORT.repr(value)), limit)
 
 
 def some(names: Iterable[object], limit: int = 4) -> str:
-    """The first few names as a message lists them, each cut to 80 characters, and their number."""
+    """List the first `limit` names for a message, each cut to 80 characters, and their number."""
     every = list(names)
     more = f", … ({len(every)} in all)" if len(every) > limit else ""
     return ", ".join(brief(str(name), 80) for name in every[:limit]) + more
 
 
 def brief(said: BaseException | str, limit: int = 200) -> str:
-    """What an exception or a text says: one line, escaped, of at most `limit` characters."""
+    """Return an exception's text or a string as one escaped line of at most `limit` characters."""
     return _cut(escaped(" ".join(str(said).split())), limit)
 
 

@@ -22,7 +22,7 @@ from recall_jax.files.journal_lines import (
     changed_input,
     differences,
     journal_line,
-    whole_records,
+    valid_records,
 )
 
 FORMAT = 2
@@ -83,7 +83,7 @@ def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]
     Raises UnfinishedError where it is of another merge, or an input has changed since.
     """
     journal = Journal(path, identity)
-    records, _ = whole_records(path)
+    records, _ = valid_records(path)
     if not records or records[0].get("format") != FORMAT or "identity" not in records[0]:
         return journal
     _check_same(records[0]["identity"], json.loads(json.dumps(identity)))
@@ -100,7 +100,7 @@ def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]
 
 def identity_in(path: Path) -> Mapping[str, Any]:
     """What the merge was that a journal is of; empty where there is none to be read."""
-    records, _ = whole_records(path)
+    records, _ = valid_records(path)
     found = records[0].get("identity") if records else None
     return found if isinstance(found, dict) else {}
 

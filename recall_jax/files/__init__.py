@@ -1,1 +1,1 @@
-"""Files: outputs that are absent or complete, JSON and YAML, checksums, journals, progress."""
+"""Write outputs that are absent or complete; read and write JSON, YAML, checksums, journals."""

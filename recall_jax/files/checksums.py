@@ -1,4 +1,4 @@
-"""Files that know their size and checksum: taken as the bytes pass, or by reading back."""
+"""Compute the size and checksum of files while they are written, or by reading them back."""
 
 import ctypes
 import errno
@@ -10,31 +10,31 @@ from isal import isal_zlib  # zlib's CRC-32, at ten times its speed
 
 from recall_jax.errors import storage_faults
 
-_BLOCK = 1 << 18  # read into the same memory again and again, which the processor then has at hand
-_WRITEBACK = 1 << 26  # sent to the disk as it gathers, so that not all is left to the end
+_BLOCK = 1 << 18  # small enough to stay in the processor's cache
+_WRITEBACK = 1 << 26  # flush this often, so that not everything waits for the last sync
 
 # linux/falloc.h and linux/fs.h
 _FALLOC_FL_KEEP_SIZE, _SYNC_FILE_RANGE_WRITE = 1, 2
 
 
 class FileChecksum(TypedDict):
-    """Size and CRC-32 (8 hex digits) of one file."""
+    """Hold the size and CRC-32 (8 hex digits) of one file."""
 
     bytes: int
     crc32: str
 
 
 class ChecksummedFile:
-    """A file that grows, its size and checksum kept as the bytes pass.
+    """Append to a file and update its size and checksum with every write.
 
-    Nothing is buffered here, and nothing waits for the disk: whoever publishes the file syncs it.
+    Writes are neither buffered nor synced: whoever publishes the file syncs it.
     """
 
     def __init__(self, path: Path, final_size: int = 0, part: FileChecksum | None = None) -> None:
-        """A new file, or one to be continued after its first `part`."""
+        """Create the file, or continue one whose first `part` is already written."""
         self.path = path
         self.size, self.crc = (part["bytes"], int(part["crc32"], 16)) if part else (0, 0)
-        self._started = self.size  # of the bytes, those whose way to the disk has begun
+        self._started = self.size  # bytes whose writeback has begun
         with storage_faults(f"write {path}"):
             self._file = path.open("r+b" if part else "wb", buffering=0)
             self._file.truncate(self.size)
@@ -43,16 +43,16 @@ class ChecksummedFile:
                 self._reserve(final_size)
 
     def _reserve(self, final_size: int) -> None:
-        """Claim the room, so that a full disk is told before the work."""
+        """Reserve the disk space, so that a full disk is reported before the work begins."""
         rest = (ctypes.c_int64(self.size), ctypes.c_int64(final_size - self.size))
         code = _linux("fallocate", self._file.fileno(), _FALLOC_FL_KEEP_SIZE, *rest)
-        if code in {errno.ENOSPC, errno.EDQUOT}:  # any other refusal: it cannot be claimed
-            self._file.truncate(self.size)  # a claim met in part
+        if code in {errno.ENOSPC, errno.EDQUOT}:  # any other code: not supported here
+            self._file.truncate(self.size)  # give back what was reserved
             self._file.close()
             raise OSError(code, os.strerror(code))
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append; memory is not copied."""
+        """Append `data` without copying it."""
         rest = memoryview(data)
         with storage_faults(f"write {self.path}"):
             while rest:  # the system takes at most 2 GiB at once
@@ -60,26 +60,26 @@ class ChecksummedFile:
         self.size += len(data)
         self.crc = isal_zlib.crc32(data, self.crc)
         if (grown := self.size - self._started) >= _WRITEBACK:
-            # without waiting; a system that cannot leaves it to the end
+            # start the writeback without waiting; elsewhere the final sync does all of it
             span = (ctypes.c_int64(self._started), ctypes.c_int64(grown))
             _linux("sync_file_range", self._file.fileno(), *span, _SYNC_FILE_RANGE_WRITE)
             self._started = self.size
 
     def close(self) -> FileChecksum:
-        """Whole, as it now stands."""
+        """Close the file and return its size and checksum."""
         with storage_faults(f"write {self.path}"):
             self._file.close()
         return checksum_of(self.size, self.crc)
 
 
 def checksum_of(size: int, crc: int) -> FileChecksum:
-    """A record of what was computed."""
+    """Return a FileChecksum from a size and a CRC-32."""
     return {"bytes": size, "crc32": f"{crc:08x}"}
 
 
 def checksum_fault(name: str, entry: Any) -> str | None:
-    """What is wrong with an entry of a file of checksums, if anything is."""
-    # By its name alone: a link is followed, as those of the hub's cache lead out of the folder.
+    """Return what is wrong with an entry of `checksums.json`, or None."""
+    # Only the name is checked: the links of the hub's cache may lead out of the folder.
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
         return "is no file in the folder"
@@ -90,7 +90,10 @@ def checksum_fault(name: str, entry: Any) -> str | None:
 
 
 def file_checksum(path: Path) -> FileChecksum:
-    """Checksum of one file; InputError if it cannot be read, StorageError if the disk fails."""
+    """Read a file and return its checksum.
+
+    Raises InputError if it cannot be read, StorageError if the disk fails.
+    """
     size = crc = 0
     block = memoryview(bytearray(_BLOCK))
     with storage_faults(f"read {path}"), path.open("rb", buffering=0) as file:
@@ -100,10 +103,13 @@ def file_checksum(path: Path) -> FileChecksum:
 
 
 def crc_between(path: Path, start: int, stop: int, crc: int) -> int:
-    """The checksum, `crc` until position `start`, at `stop`; OSError if the file ends before."""
+    """Return the CRC-32 at position `stop`, where `crc` is that of the bytes before `start`.
+
+    Raises OSError if the file ends before `stop`.
+    """
     block = memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):  # read the disk, not the memory of what was meant for it
+        if hasattr(os, "posix_fadvise"):  # so that the disk is read, not the page cache
             os.posix_fadvise(file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
         file.seek(start)
         while start < stop:
@@ -115,7 +121,7 @@ def crc_between(path: Path, start: int, stop: int, crc: int) -> int:
 
 
 def _linux(name: str, *arguments: object) -> int:
-    """Call a function of Linux's C library: its errno or 0; ENOSYS on other systems."""
+    """Call a function of Linux's C library; return 0, its errno, or ENOSYS on other systems."""
     try:
         call = getattr(ctypes.CDLL(None, use_errno=True), name)
     except (AttributeError, OSError, TypeError):

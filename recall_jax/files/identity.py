@@ -1,4 +1,4 @@
-"""Which file it was that we opened, so that one put in its place, or written into, is noticed."""
+"""Identify an opened file, so that a replacement of it or a change in it is noticed."""
 
 import os
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from recall_jax.files.checksums import file_checksum
 
 @dataclass(frozen=True)
 class FileIdentity:
-    """Device, inode, size in bytes and times of the last change of one file.
+    """Hold the device, inode, size in bytes and modification times of a file.
 
-    `mtime_ns` can be set back after a change of the content, `ctime_ns` cannot.
+    Users can set `mtime_ns` back after they change the content, but not `ctime_ns`.
     """
 
     device: int
@@ -23,7 +23,7 @@ class FileIdentity:
 
     @classmethod
     def of(cls, file: Path | int) -> Self:
-        """Of the file at a path, or of the one open as a descriptor; OSError if it has none."""
+        """Read the identity of the file at a path or behind a descriptor; OSError if there is none."""
         status = os.stat(file)
         return cls(
             status.st_dev,
@@ -35,27 +35,29 @@ class FileIdentity:
 
 
 class OpenedFile:
-    """A file as it was when it was opened.
+    """Remember a file as it was when it was opened.
 
-    Where its checksum was taken since, one that was only touched, copied with its content or
-    mounted again is still the same.
+    If its checksum was taken since then, a file that was only touched, copied or mounted again
+    counts as unchanged.
     """
 
     def __init__(self, path: Path, identity: FileIdentity) -> None:
-        """What is to be held against the file at `path` later on."""
+        """Remember `identity` as the state in which the file at `path` was opened."""
         self.path = path
         self.identity = identity
-        self._read: tuple[FileIdentity, str] | None = None  # what was read for the checksum, and it
+        self._read: tuple[FileIdentity, str] | None = (
+            None  # identity when the checksum was read, and the checksum
+        )
 
     def checksum(self) -> str:
-        """CRC-32 of the whole file as it is now, read again only where it may have changed."""
+        """Return the CRC-32 of the file as it is now, read again only if it may have changed."""
         now = FileIdentity.of(self.path)
         if self._read is None or self._read[0] != now:
             self._read = now, file_checksum(self.path)["crc32"]
         return self._read[1]
 
     def is_unchanged(self, now: FileIdentity) -> bool:
-        """Whether a file of the identity `now` has the content that was opened, for all we know."""
+        """Return whether a file with the identity `now` still has the content that was opened."""
         if now == self.identity:
             return True
         if self._read is None or self._read[0] != self.identity or now.size != self.identity.size:

@@ -1,7 +1,7 @@
-"""Signals that wait: what is being put in its place, or cleared away, is finished first.
+"""Delay signals until an output is published or cleaned up.
 
-Python runs the handler of a signal between any two steps of the main thread. An exception that one
-raises in the midst of clearing up would leave the rest lying about.
+Python runs a signal handler between any two steps of the main thread. An exception raised by a
+handler in the middle of a cleanup would leave the rest of the files behind.
 """
 
 import signal
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# SIGHUP: the terminal is gone, as with a lost connection. Windows has none.
+# SIGHUP: the terminal was closed or the connection lost. Windows has no such signal.
 STOPPING: list[signal.Signals] = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -18,20 +18,22 @@ STOPPING: list[signal.Signals] = [
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let the signals that stop a program wait until the block has ended; then the first acts."""
+    """Delay the signals that stop a program until the block ends; then raise the first of them."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # no handler runs here
+        yield  # signal handlers run in the main thread alone
         return
     waiting: list[int] = []
     handlers = {number: signal.getsignal(number) for number in STOPPING}
-    handlers = {number: kept for number, kept in handlers.items() if kept is not None}  # C's own
+    handlers = {
+        number: kept for number, kept in handlers.items() if kept is not None
+    }  # None: not set from Python
     holding = True
 
     def hold(number: int, frame: FrameType | None) -> None:
         kept = handlers[signal.Signals(number)]
         if holding:
             waiting.append(number)
-        elif callable(kept):  # one came before all were given back
+        elif callable(kept):  # it came while the handlers are restored
             kept(number, frame)
 
     try:

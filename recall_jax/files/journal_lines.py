@@ -1,7 +1,7 @@
-"""The lines of journals: records of JSON, whole or as if they were not there.
+"""Read and write the lines of a journal: JSON records, each with a checksum.
 
-Each line ends with its checksum: one that a kill cut short, or that is damaged in any other way,
-is as if it and what follows were not there.
+A line that a kill left incomplete, or that is otherwise damaged, is ignored with all lines after
+it.
 """
 
 import json
@@ -16,7 +16,7 @@ from recall_jax.errors import StorageError, storage_faults
 
 
 def journal_line(record: Mapping[str, Any]) -> str:
-    """A line of a journal: the record, which is not empty, and its checksum."""
+    """Return the line of a journal for a record, which may not be empty, with its checksum."""
     text = json.dumps(record)
     return text[:-1] + _ending(text.encode())
 
@@ -26,7 +26,7 @@ def _ending(text: bytes) -> str:
 
 
 def _record_in(line: bytes) -> dict[str, Any] | None:
-    """The record of a whole line, None of any other."""
+    """Return the record in a line, or None if the line is incomplete or damaged."""
     text = line[: -len(_ending(b""))] + b"}"
     if not line.endswith(_ending(text).encode()):
         return None
@@ -37,9 +37,9 @@ def _record_in(line: bytes) -> dict[str, Any] | None:
 def append_record(
     path: Path, record: Mapping[str, Any], header: Mapping[str, Any] | None = None
 ) -> None:
-    """Add a line to a journal; the `header`, if it has one, is the first of all.
+    """Append a record to a journal, after `header` if the journal is still empty.
 
-    StorageError, which leaves the journal as it was, where the disk does not take it.
+    Raises StorageError, with the journal unchanged, if the disk is full or fails.
     """
     size = path.stat().st_size if path.exists() else 0
     text = journal_line(record)
@@ -48,23 +48,23 @@ def append_record(
     try:
         with storage_faults(f"write {path}"), path.open("a", encoding="utf-8") as file:
             file.write(text)
-    except StorageError:  # of a journal that ends in half a line, something would seem to be kept
+    except StorageError:  # half a line would make the journal look resumable
         with suppress(OSError):
             os.truncate(path, size)
         raise
 
 
-def mended_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal up to the first that cannot be read; from there on it is cut off."""
-    records, size = whole_records(path)
+def repair_journal(path: Path) -> list[dict[str, Any]]:
+    """Return the records before the first damaged line, and truncate the journal there."""
+    records, size = valid_records(path)
     if path.exists():
         with storage_faults(f"write {path}"):
             os.truncate(path, size)
     return records
 
 
-def whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a journal up to the first that cannot be read, and their bytes."""
+def valid_records(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the records before the first damaged line, and the number of bytes they take."""
     records: list[dict[str, Any]] = []
     size = 0
     if not path.exists():
@@ -80,12 +80,12 @@ def whole_records(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def changed_input(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first path at which two records of input files differ, or only one has a file."""
+    """Return the first path whose entry differs between two records of input files, or None."""
     return next((path for path in {**then, **now} if then.get(path) != now.get(path)), None)
 
 
 def differences(then: Any, now: Any, name: str = "") -> Sequence[str]:
-    """Names of the entries in which two JSON values differ, those within others dotted."""
+    """Return the dotted names of the entries in which two JSON values differ."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         return [
             found

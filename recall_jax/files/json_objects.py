@@ -1,4 +1,4 @@
-"""JSON objects in files: those from outside are parsed strictly, every fault an InputError."""
+"""Read JSON objects strictly, with an InputError for every fault, and write them."""
 
 import json
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from typing import Any
 
 from recall_jax.errors import InputError, brief, reading, shown
 
-MAX_BYTES = 100_000_000  # of a text; the tokenizer.json of a large vocabulary has a third of it
+MAX_BYTES = 100_000_000  # the tokenizer.json of a large vocabulary has a third of this
 _MAX_DEPTH = 100
 _MAX_DIGITS = 100
 
 
 def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
-    """The object that `text` holds; `where` names it in errors.
+    """Return the JSON object in `text`; errors name it `where`.
 
-    Raises InputError if it is not UTF-8, not JSON, not an object, gives a key twice, or is more
-    than any file of its kind: an integer of over 100 digits, more than 100 levels.
+    Raises InputError if the text is not UTF-8, not JSON or not an object, gives a key twice, has an
+    integer of over 100 digits, or is nested more than 100 levels deep.
     """
     with reading(where):
         try:
@@ -36,7 +36,7 @@ def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in the file at `path`; InputError as above, or if it cannot be read."""
+    """Return the JSON object in a file; InputError as above, or if the file cannot be read."""
     with reading(str(path)), path.open("rb") as file:
         text = file.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
@@ -51,18 +51,21 @@ def json_text(
     ensure_ascii: bool = True,
     allow_nan: bool = False,
 ) -> str:
-    """The text of a file that holds a JSON object, numbers unrounded.
+    """Return the text of a JSON file for `value`, with numbers unrounded.
 
-    Raises ValueError for NaN and infinite numbers, unless they are allowed as in Python's dialect.
+    Raises ValueError for NaN and infinite numbers, unless `allow_nan`, as Python's dialect has
+    them.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=allow_nan)
     return text + "\n"
 
 
 def write_json_object(path: Path, value: Mapping[str, Any], **style: Any) -> None:
-    """Write an object to the file at `path`, in the `style` that `json_text` takes."""
+    """Write an object to the file at `path`; `style` holds keyword arguments of `json_text`."""
     text = json_text(value, **style)
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # of half a surrogate pair
+    path.write_text(
+        text, encoding="utf-8", errors="backslashreplace"
+    )  # lone surrogates are escaped
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def _integer(text: str) -> int:
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
-    """Whether lists and objects are nested in more than `limit` levels."""
+    """Return whether lists and objects are nested more than `limit` levels deep."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(limit):
         level = [

@@ -1,10 +1,9 @@
-"""Outputs that are absent or complete, never half.
+"""Make outputs that are absent or complete, never partial.
 
-What is written goes to a hidden folder beside it, `.NAME.recall-work`, and takes its final name by
-one rename when everything has reached the disk. That of a quick output is removed on any error,
-interrupts included. That of a long work has a journal: it outlives a failing disk, a signal or a
-kill, and the work can be resumed. What a kill leaves of either is swept by the next run of any
-command with the same output.
+An output is written to a hidden folder next to it, `.NAME.recall-work`, and renamed in one step
+once all of it has reached the disk. A quick output is removed on any error, interrupts included. A
+long work has a journal: it survives a disk failure, a signal or a kill, and can be resumed. What a
+kill leaves of either is removed by the next run of any command with the same output.
 """
 
 import os
@@ -19,12 +18,12 @@ from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.files.interruption import uninterrupted
 from recall_jax.files.publish import confirm, publish_file, publish_folder, sync_tree
 from recall_jax.files.workplace import (
-    alone,
     clear,
     is_resumable,
-    journal_of,
-    long_work,
-    new_output,
+    journal_path,
+    locked,
+    long_output,
+    quick_output,
     workplace,
 )
 
@@ -33,33 +32,33 @@ _KEPT = "what is done is kept"
 
 @dataclass(frozen=True)
 class Work:
-    """An unfinished output: the folder that becomes it, and the journal of what is done.
+    """Hold an unfinished output: the folder that becomes it, and the journal of finished steps.
 
-    The journal is the caller's to write; work without one, or with an empty one, is not resumed.
+    The caller writes the journal; a work with no journal, or an empty one, is not resumed.
     """
 
     folder: Path
     journal: Path
-    discarded: bool = False  # what an interrupted work had left
+    discarded: bool = False  # whether the remains of an interrupted work were removed
 
     @property
     def scratch(self) -> Path:
-        """Beside them, where the caller may put what is not for `out`; removed with the work."""
+        """Return the folder for temporary files, which is removed with the work."""
         return self.folder.with_name("scratch")
 
 
 @contextmanager
 def output_folder(out: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """Yield an empty folder that becomes `out` when the block ends without error.
+    """Yield an empty folder that becomes `out` when the block ends without an error.
 
-    With `force`, an `out` that exists is replaced in one step and then removed. InputError, before
-    anything is done, if `out` exists without `force`, is a file, holds one of `inputs` or the
-    current folder, cannot be created, or is being written by a living process; StorageError if the
-    disk fails.
+    With `force`, an existing `out` is replaced in one step and then removed. Raises InputError,
+    before anything is done, if `out` exists without `force`, is a file, contains one of `inputs` or
+    the current folder, cannot be created, or is being written by a living process; StorageError if
+    the disk fails.
     """
     target = _target(out)
     with _place_of(target, out, partial(_refuse_folder, target, out, force, inputs)) as home:
-        hidden = new_output(home)
+        hidden = quick_output(home)
         publish = partial(publish_folder, hidden, target, replace=force)
         with _at_once(home, target, out, publish):
             yield hidden
@@ -69,17 +68,18 @@ def output_folder(out: Path, *, force: bool = False, inputs: Iterable[Path] = ()
 def work_folder(
     out: Path, *, force: bool = False, resume: bool = False, inputs: Iterable[Path] = ()
 ) -> Iterator[Work]:
-    """Yield the place of a long work whose folder becomes `out` when the block ends without error.
+    """Yield the folder and journal of a long work; the folder becomes `out` when the block ends.
 
-    What an interrupted work has left is taken up with `resume`, else removed. An InputError removes
-    it too; a kill and every other exception (UnfinishedError, a signal, a fault of ours) leaves it
-    for the next resume if it, or a work within it, has noted anything, and the exception gets a
-    note that says so. InputError as for `output_folder`.
+    With `resume`, the remains of an interrupted work are taken up, else they are removed. An
+    InputError removes them too. After a kill or any other exception (UnfinishedError, a signal, an
+    internal error) they are kept for the next resume if the journal, or that of a work inside this
+    one, has a record; the exception then gets a note that says so. Raises InputError as
+    `output_folder` does.
     """
     target = _target(out)
     with _place_of(target, out, partial(_refuse_folder, target, out, force, inputs)) as home:
         found = is_resumable(home)
-        work = Work(long_work(home), journal_of(home), discarded=found and not resume)
+        work = Work(long_output(home), journal_path(home), discarded=found and not resume)
         published = False
         try:
             with _faults_of(out):
@@ -89,7 +89,10 @@ def work_folder(
             yield work
             with _faults_of(out):
                 sync_tree(work.folder)
-                with uninterrupted(), _set_aside(work.journal):  # `folder` is soon the old `out`
+                with (
+                    uninterrupted(),
+                    _set_aside(work.journal),
+                ):  # once renamed, `folder` is the old `out`
                     publish_folder(work.folder, target, replace=force)
                     published = True
             confirm(target, out)
@@ -105,13 +108,13 @@ def work_folder(
 
 @contextmanager
 def output_file(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """Yield an empty file, of the same name, that becomes `path` when the block ends well.
+    """Yield an empty file that becomes `path` when the block ends without an error.
 
-    InputError as for `output_folder`.
+    The file has the same name. Raises InputError as `output_folder` does.
     """
     target = _target(path)
     with _place_of(target, path, partial(_refuse_file, target, path, force, inputs)) as home:
-        hidden = new_output(home) / target.name
+        hidden = quick_output(home) / target.name
         publish = partial(publish_file, hidden, target, replace=force)
         with _at_once(home, target, path, publish):
             with _faults_of(path):
@@ -121,20 +124,20 @@ def output_file(path: Path, *, force: bool = False, inputs: Iterable[Path] = ())
 
 @contextmanager
 def _place_of(target: Path, out: Path, refuse: Callable[[], None]) -> Iterator[Path]:
-    """The workplace of an output that is not refused, held until the block has ended."""
+    """Yield the locked work folder of an output, unless `refuse` raises."""
     home = workplace(target)
-    if os.path.isdir(home):  # of one that was killed, perhaps between publishing and removing
-        with suppress(InputError), alone(home, target, out):
+    if os.path.isdir(home):  # a run was killed, perhaps between publishing and cleaning up
+        with suppress(InputError), locked(home, target, out):
             pass
     refuse()
-    with _parents_of(target, out), alone(home, target, out):
+    with _parents_of(target, out), locked(home, target, out):
         yield home
 
 
 @contextmanager
 def _at_once(home: Path, target: Path, out: Path, publish: Callable[[], None]) -> Iterator[None]:
-    """Make the folder of a quick output for the block, and publish what is in it at the end."""
-    hidden = new_output(home)
+    """Create the folder of a quick output, and publish its content when the block ends."""
+    hidden = quick_output(home)
     try:
         with _faults_of(out):
             hidden.mkdir()
@@ -143,7 +146,9 @@ def _at_once(home: Path, target: Path, out: Path, publish: Callable[[], None]) -
             sync_tree(hidden)
             with uninterrupted():
                 publish()
-                _drop(home)  # with what an interrupted work has left: `out` is another thing now
+                _drop(
+                    home
+                )  # also the remains of an interrupted work: `out` is a different output now
         confirm(target, out)
     except BaseException as error:
         with uninterrupted():
@@ -153,12 +158,12 @@ def _at_once(home: Path, target: Path, out: Path, publish: Callable[[], None]) -
 
 
 def _target(out: Path) -> Path:
-    """Where `out` really is: links are followed, so that what they point to is replaced."""
+    """Return the real path of `out`, so that the target of a link is replaced, not the link."""
     target = Path(os.path.realpath(out))
     if not target.name:
         raise InputError(f"{out} is no place for an output: choose another one")
     with storage_faults(f"write {out}"), suppress(FileNotFoundError):
-        target.lstat()  # a name that is too long, or in a place that is none
+        target.lstat()  # raises for a name that is too long, or inside of a file
     return target
 
 
@@ -192,7 +197,7 @@ def _refuse_inputs(inputs: Iterable[Path], target: Path, out: Path, verb: str) -
 
 @contextmanager
 def _faults_of(out: Path) -> Iterator[None]:
-    """The operating system's refusals as errors of the user's or the disk's, about `out`."""
+    """Turn an OSError into an InputError, StorageError or UnfinishedError about `out`."""
     with storage_faults(f"write {out}"):
         try:
             yield
@@ -212,36 +217,36 @@ def _parents_of(target: Path, out: Path) -> Iterator[None]:
     except BaseException:
         with uninterrupted():
             for parent in missing:
-                with suppress(OSError):  # somebody else's by now, or never made
+                with suppress(OSError):  # in use by someone else, or never made
                     parent.rmdir()
         raise
 
 
 def kept_journal(out: Path) -> Path:
-    """Where the journal of a work on `out` is, if an interrupted one has left any."""
-    return journal_of(workplace(_target(out)))
+    """Return the path of the journal that an interrupted work on `out` may have left."""
+    return journal_path(workplace(_target(out)))
 
 
 def _drop(home: Path) -> None:
-    """Leave nothing to be resumed, nor anything else."""
+    """Remove everything in the work folder, so that nothing can be resumed."""
     with uninterrupted(), suppress(OSError):
         clear(home)
 
 
 def _promise_nothing(error: BaseException) -> None:
-    """Take back what a work within this one has said: what it has kept is gone."""
+    """Remove the note by which an inner work said that its results are kept: they are gone."""
     if hasattr(error, "__notes__"):
         error.__notes__ = [note for note in error.__notes__ if not note.startswith(_KEPT)]
 
 
 def _outlived(error: BaseException) -> bool:
-    """Whether the work done until `error` is worth keeping: only its input can be wrong with it."""
+    """Return whether the work done before `error` is worth keeping, which InputError denies."""
     return isinstance(error, UnfinishedError) or not isinstance(error, InputError)
 
 
 @contextmanager
 def _set_aside(path: Path) -> Iterator[None]:
-    """Give a file, if there is one, another name for good; its own again if the block fails."""
+    """Rename a file, if it exists; undo that if the block fails."""
     aside = path.with_suffix(".done")
     with suppress(FileNotFoundError):
         path.replace(aside)

@@ -1,4 +1,4 @@
-"""What a run tells of itself while it runs: how far it is, and where its time goes."""
+"""Report how far a run has come, and how long each of its stages took."""
 
 import time
 from collections.abc import Iterator
@@ -8,32 +8,32 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Whoever watches a run."""
+    """Describe a function that displays the progress of a run."""
 
     def __call__(
         self, doing: str, done: int, total: int, *, read: int = 0, written: int = 0, note: str = ""
     ) -> None:
-        """Hear what is being done, steps done and in all, bytes read and written so far.
+        """Display the current task, and its steps and bytes so far.
 
-        `note` is shown where no bytes are.
+        `done` of `total` steps are done; `note` is displayed where there are no bytes to show.
         """
 
 
 def silent(
     doing: str, done: int, total: int, *, read: int = 0, written: int = 0, note: str = ""
 ) -> None:
-    """Progress that nobody watches."""
+    """Display nothing."""
 
 
 @dataclass
 class Clock:
-    """Seconds spent in each stage; stages may overlap, each in a thread of its own."""
+    """Sum up the seconds spent in each stage; stages may overlap, each in its own thread."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the block's seconds to stage `name`."""
+        """Add the duration of the block to the stage `name`."""
         start = time.perf_counter()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Let what is complete take its final name by one rename, once its bytes have reached the disk."""
+"""Rename a complete output to its final name, once its bytes have reached the disk."""
 
 import ctypes
 import errno
@@ -13,9 +13,9 @@ _NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
 
 def publish_folder(source: Path, target: Path, *, replace: bool) -> None:
-    """Rename a folder that `sync_tree` has seen; `source` is gone, or what `target` was before.
+    """Rename a folder that was synced by `sync_tree`; a replaced `target` is left at `source`.
 
-    FileExistsError where there is a `target` that is not to be replaced. `confirm` comes next.
+    Raises FileExistsError if there is a `target` and `replace` is false. Call `confirm` next.
     """
     if replace and os.path.exists(target):
         _exchange(source, target)
@@ -24,7 +24,7 @@ def publish_folder(source: Path, target: Path, *, replace: bool) -> None:
 
 
 def publish_file(source: Path, target: Path, *, replace: bool) -> None:
-    """Rename a file that `sync_tree` has seen. FileExistsError as for `publish_folder`."""
+    """Rename a file that was synced by `sync_tree`. FileExistsError as for `publish_folder`."""
     if replace:
         source.replace(target)
     else:
@@ -32,9 +32,9 @@ def publish_file(source: Path, target: Path, *, replace: bool) -> None:
 
 
 def confirm(target: Path, out: Path) -> None:
-    """Let the new name of what was published, `out` to the user, reach the disk.
+    """Sync the new name of a published output to the disk; errors call it `out`.
 
-    Raises StorageError where the disk does not say so: what is written is there all the same.
+    Raises StorageError if the disk does not confirm it; the output is nevertheless in place.
     """
     try:
         _sync_names(target.parent)
@@ -46,7 +46,7 @@ def confirm(target: Path, out: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Let everything in a folder reach the disk."""
+    """Sync every file and name in a folder to the disk."""
     for root, _, files in os.walk(folder, topdown=False):
         for name in files:
             _sync(Path(root, name))
@@ -54,14 +54,14 @@ def sync_tree(folder: Path) -> None:
 
 
 def mend(target: Path, source: Path) -> None:
-    """Give `target` back its name where a crash came between the renames of an exchange."""
+    """Give `target` its name back if a crash came between the two renames of an exchange."""
     aside = _aside(source)
     if os.path.lexists(aside) and not os.path.lexists(target):
         aside.rename(target)
 
 
 def _rename_to_new(source: Path, target: Path) -> None:
-    """Rename, never onto something: FileExistsError."""
+    """Rename without ever replacing anything; FileExistsError if `target` exists."""
     if _renameat2(source, target, _RENAME_NOREPLACE):
         return
     if source.is_file():
@@ -74,7 +74,7 @@ def _rename_to_new(source: Path, target: Path) -> None:
 
 
 def _exchange(source: Path, target: Path) -> None:
-    """Let two folders swap their names."""
+    """Swap the names of two folders."""
     if _renameat2(source, target, _RENAME_EXCHANGE):
         return
     aside = _aside(source)
@@ -88,12 +88,12 @@ def _exchange(source: Path, target: Path) -> None:
 
 
 def _aside(source: Path) -> Path:
-    """Where `target` is between two renames, and where `mend` finds it."""
+    """Return the path of `target` between the two renames, where `mend` finds it."""
     return source.with_name("old")
 
 
 def _renameat2(source: Path, target: Path, flags: int) -> bool:
-    """Linux's renameat2; False where the system or the file system does not have it."""
+    """Call Linux's renameat2; return False if the system or the file system lacks it."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -107,7 +107,7 @@ def _renameat2(source: Path, target: Path, flags: int) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Let the bytes of a file, or the names in a folder, reach the disk."""
+    """Sync the bytes of a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -116,7 +116,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_names(folder: Path) -> None:
-    """As `_sync`; there are file systems that know it of files alone."""
+    """Sync the names in a folder, unless the file system can only sync files."""
     try:
         _sync(folder)
     except OSError as error:

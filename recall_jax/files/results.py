@@ -1,8 +1,8 @@
-"""What a long work has finished, kept as it comes, so that it can be resumed.
+"""Record the finished results of a long work, so that it can be resumed.
 
-A journal whose first line is what the work depends on, its identity; each line after it is a record
-of JSON values. A line that a kill cut short, or that is damaged, is as if it and what follows were
-not there.
+The first line of the journal is the work's identity: everything that its results depend on. Each
+later line is a record of JSON values. An incomplete or damaged line is ignored with all lines after
+it.
 """
 
 import json
@@ -12,30 +12,30 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.errors import UnfinishedError
-from recall_jax.files.journal_lines import append_record, mended_records
+from recall_jax.files.journal_lines import append_record, repair_journal
 
 Check = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
-"""Gets two identities, that of the interrupted work and of this one; raises UnfinishedError."""
+"""Compares the identities of the interrupted work and of this one; raises UnfinishedError."""
 
 
 @dataclass
 class Records:
-    """The records of a work, of JSON values; without a path they are not kept on disk."""
+    """Keep the JSON records of a work; without a path they are not written to disk."""
 
     path: Path | None
     identity: Mapping[str, Any]
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a record, after the identity if it is the first; StorageError if the disk fails."""
+        """Append a record, after the identity if it is the first. StorageError if the disk fails."""
         if self.path is not None:
             append_record(self.path, record, {"identity": self.identity})
 
     def resume(self, check: Check) -> list[dict[str, Any]]:
-        """The records of the interrupted work, none if there are none to be read.
+        """Return the records of the interrupted work, empty if none can be read.
 
-        A line cut short is removed. Raises what `check` raises, which compares the identities.
+        Removes an incomplete last line. Raises what `check`, which compares the identities, raises.
         """
-        records = [] if self.path is None else mended_records(self.path)
+        records = [] if self.path is None else repair_journal(self.path)
         if records:
             check(records[0].get("identity", {}), json.loads(json.dumps(self.identity)))
         return records[1:]
@@ -43,21 +43,21 @@ class Records:
 
 @dataclass
 class Results(Records):
-    """What is finished, each result under a name, whether kept now or in an earlier run."""
+    """Keep finished results by name, from this run and from earlier ones."""
 
     values: dict[str, Any] = field(default_factory=dict)
 
     def keep(self, name: str, value: Any) -> None:
-        """Note a result, of JSON values without NaN."""
+        """Record a result, a JSON value without NaN."""
         plain = json.loads(json.dumps(value, allow_nan=False))
         self.append({"name": name, "value": plain})
         self.values[name] = plain
 
 
 def resume_results(path: Path, identity: Mapping[str, Any], work: str) -> Results:
-    """The results of an interrupted `work`, none if there are none to be read.
+    """Return the results of the interrupted `work`, empty if none can be read.
 
-    Raises UnfinishedError where they are of another one. A line cut short is removed.
+    Raises UnfinishedError if they belong to a work of another identity. Removes an incomplete line.
     """
     results = Results(path, identity)
     for record in results.resume(same_identity(work)):
@@ -67,7 +67,7 @@ def resume_results(path: Path, identity: Mapping[str, Any], work: str) -> Result
 
 
 def same_identity(work: str) -> Check:
-    """A check that refuses every other identity; `work` is a word for what was interrupted."""
+    """Return a check that refuses any other identity; `work` names the work in the message."""
 
     def check(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         for key in {**now, **then}:

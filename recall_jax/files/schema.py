@@ -1,4 +1,4 @@
-"""YAML files read by a schema: strictly, and every fault one line with the file and the key."""
+"""Read YAML files by a schema, and report every fault in one line with the file and the key."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -12,7 +12,7 @@ from recall_jax.errors import InputError, brief, reading, shown
 from recall_jax.files.yaml_text import MAX_BYTES, parse_documents
 
 _Model = TypeVar("_Model", bound=BaseModel)
-# pydantic's words for these speak of Python.
+# pydantic describes these in terms of Python's types.
 _WANTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
@@ -27,13 +27,13 @@ _WANTED = {
 
 
 class Schema(BaseModel):
-    """A part of a file: frozen, and without keys that it does not know."""
+    """Declare a part of a file: frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 def read_yaml(schema: type[_Model], path: Path) -> _Model:
-    """What a YAML file of one mapping describes; InputError, which begins with the file."""
+    """Parse a YAML file that holds one mapping; InputError begins with the path."""
     with reading(str(path)):
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -44,7 +44,7 @@ def read_yaml(schema: type[_Model], path: Path) -> _Model:
 
 
 def parse_yaml(schema: type[_Model], text: str, where: str) -> _Model:
-    """What a text of YAML describes; `where` names it in errors. Raises InputError."""
+    """Parse a YAML text that holds one mapping; InputError begins with `where`."""
     documents = parse_documents(text, where)
     if len(documents) != 1 or not isinstance(documents[0], dict):
         needed = [name for name, field in schema.model_fields.items() if field.is_required()]
@@ -53,7 +53,7 @@ def parse_yaml(schema: type[_Model], text: str, where: str) -> _Model:
 
 
 def validate(schema: type[_Model], values: dict[str, Any], where: str) -> _Model:
-    """What a mapping describes, or InputError, which begins with `where`."""
+    """Build `schema` from a mapping; InputError begins with `where`."""
     with reading(where):
         try:
             return schema.model_validate(values)
@@ -64,9 +64,9 @@ def validate(schema: type[_Model], values: dict[str, Any], where: str) -> _Model
 def first_fault(
     error: ValidationError, schema: type[BaseModel], values: Any, where: str = ""
 ) -> str:
-    """The first fault of `values` in one line; all that a union says of it together.
+    """Describe the first fault of `values` in one line, with all alternatives of a union.
 
-    `where` leads to the values inside of a larger file, such as "models.0.parameters".
+    `where` is the dotted path of `values` within the file, such as "models.0.parameters".
     """
     faults = error.errors()
     fault = faults[0]
@@ -86,7 +86,7 @@ def first_fault(
 
 
 def _wanted(fault: Any) -> str:
-    """What a fault asks for in place of what was given."""
+    """Describe what kind of value is expected."""
     if fault["type"] == "too_short":
         kind = "a mapping" if isinstance(fault["input"], Mapping) else "a list"
         least = fault["ctx"]["min_length"]
@@ -95,7 +95,7 @@ def _wanted(fault: Any) -> str:
 
 
 def _place(fault: Any, values: Any) -> list[str]:
-    """The keys and indices that lead to a fault, without pydantic's names of union branches."""
+    """Return the keys and indices that lead to a fault, without pydantic's union branches."""
     keys: list[Any] = []
     for step in fault["loc"]:
         inside = isinstance(values, Mapping) and step in values
@@ -110,7 +110,7 @@ def _place(fault: Any, values: Any) -> list[str]:
 
 
 def _keys_at(schema: Any, steps: Sequence[str]) -> list[str]:
-    """The keys known at a place of the schema; where it is one of several kinds, those of all."""
+    """Return the keys known at a place of the schema; those of all alternatives of a union."""
     parts = _models(schema)
     for step in steps:
         fields = [known[step] for known in map(_fields, parts) if step in known]
@@ -120,12 +120,12 @@ def _keys_at(schema: Any, steps: Sequence[str]) -> list[str]:
 
 
 def _fields(schema: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a schema by their names in a file."""
+    """Map the names of a schema's keys, as in a file, to its fields."""
     return {field.alias or name: field for name, field in schema.model_fields.items()}
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The schemas in an annotation, whatever lists and unions they are in."""
+    """Return the schemas in an annotation, also from within lists and unions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]

@@ -1,11 +1,11 @@
-"""The hidden folder beside an output in which it is made: named after it, and locked.
+"""Manage the hidden folder next to an output in which the output is made, and its lock.
 
-What lies in `.NAME.recall-work`:
+The folder `.NAME.recall-work` contains:
 
-- `lock`, which the system frees when its process dies: whoever takes it knows that nobody is there;
+- `lock`, which the system releases when its process dies, so that its holder is the only writer;
 - `journal.jsonl`, `out` and `scratch` of a long work, which can be resumed;
-- `new` of a quick output, which is begun again;
-- `old`, what an output was, for a moment where the file system cannot exchange two names.
+- `new` of a quick output, which starts over;
+- `old`, the replaced output, for a moment where the file system cannot exchange two names.
 """
 
 import hashlib
@@ -22,53 +22,53 @@ from recall_jax.files.interruption import uninterrupted
 from recall_jax.files.publish import mend
 
 _SUFFIX, _LOCK, _JOURNAL = ".recall-work", "lock", "journal.jsonl"
-_LONGEST = 255  # bytes of a name in a folder
+_LONGEST = 255  # bytes of a file name
 _NO_LOCKS = {ENOSYS, ENOLCK, ENOTSUP, EOPNOTSUPP}
 
 
 def workplace(target: Path) -> Path:
-    """The hidden sibling of an output, found again by its name."""
+    """Return the hidden folder next to an output, whose name derives from the output's."""
     name = f".{target.name}{_SUFFIX}"
     if len(encoded := os.fsencode(name)) > _LONGEST:
         name = f".{hashlib.sha256(encoded).hexdigest()}{_SUFFIX}"
     return target.with_name(name)
 
 
-def journal_of(home: Path) -> Path:
-    """Where the journal of a long work is."""
+def journal_path(home: Path) -> Path:
+    """Return the path of the journal of a long work."""
     return home / _JOURNAL
 
 
-def long_work(home: Path) -> Path:
-    """The folder that a long work fills, and that becomes the output."""
+def long_output(home: Path) -> Path:
+    """Return the folder that a long work fills and that becomes the output."""
     return home / "out"
 
 
-def new_output(home: Path) -> Path:
-    """The folder of a quick output, or the one that the file is in."""
+def quick_output(home: Path) -> Path:
+    """Return the folder of a quick output: the output itself, or the parent of a file."""
     return home / "new"
 
 
 def is_resumable(home: Path) -> bool:
-    """Whether a long work has noted anything, or one that is done within it."""
-    within = long_work(home).rglob(f".*{_SUFFIX}/{_JOURNAL}")
-    return any(_has_content(path) for path in (journal_of(home), *within))
+    """Return whether a long work, or one inside it, has written to its journal."""
+    within = long_output(home).rglob(f".*{_SUFFIX}/{_JOURNAL}")
+    return any(_has_content(path) for path in (journal_path(home), *within))
 
 
 @contextmanager
-def alone(home: Path, target: Path, out: Path) -> Iterator[None]:
-    """Hold the lock in `home`, created where missing, and sweep what a kill has left there.
+def locked(home: Path, target: Path, out: Path) -> Iterator[None]:
+    """Hold the lock in `home`, created if missing, and remove what a killed run has left there.
 
-    At the end it is removed, unless what is in it can be resumed. InputError if a living process
-    has the lock.
+    The folder is removed at the end, unless its content can be resumed. Raises InputError if a
+    living process holds the lock.
     """
     lock = None
     try:
         with uninterrupted():
             lock = _locked(home, out)
             with storage_faults(f"write {out}"):
-                mend(target, long_work(home))
-                _remove_tree(new_output(home))
+                mend(target, long_output(home))
+                _remove_tree(quick_output(home))
                 _remove_tree(home / "old")
         yield
     finally:
@@ -79,7 +79,7 @@ def alone(home: Path, target: Path, out: Path) -> Iterator[None]:
 
 
 def clear(home: Path) -> None:
-    """Remove whatever another process has left, but not the lock that is ours now."""
+    """Remove everything that another process has left, but not the lock held by this one."""
     for path in home.iterdir():
         if path.name == _LOCK:
             continue
@@ -90,12 +90,12 @@ def clear(home: Path) -> None:
 
 
 def _remove(home: Path) -> None:
-    """Remove all, the lock last: who takes it sees a folder that is empty or not there."""
+    """Remove everything, the lock last, so that its next holder finds an empty folder or none."""
     with suppress(OSError):
         clear(home)
     with suppress(OSError):
         (home / _LOCK).unlink()
-    with suppress(OSError):  # another process has come in already
+    with suppress(OSError):  # another process uses it already
         home.rmdir()
 
 
@@ -111,7 +111,7 @@ def _has_content(path: Path) -> bool:
 
 
 def _locked(home: Path, out: Path) -> FileIO:
-    if os.path.islink(home):  # of somebody else's making: what it points to is not ours to clear
+    if os.path.islink(home):  # not made by us: its target may not be cleared
         raise InputError(f"{home} is a link: remove it or choose another output folder")
     while True:
         with storage_faults(f"write {out}"):
@@ -127,8 +127,8 @@ def _locked(home: Path, out: Path) -> FileIO:
                 raise
             try:
                 _take(lock, out)
-                if _is_at(lock, home / _LOCK):  # else that of a process that has just finished
-                    with suppress(OSError):  # only told to others
+                if _is_at(lock, home / _LOCK):  # else removed by a process that has just finished
+                    with suppress(OSError):  # it only informs others
                         lock.truncate(0)
                         lock.write(f"{os.getpid()}\n".encode())
                     return lock
@@ -153,7 +153,7 @@ def _take(lock: FileIO, out: Path) -> None:
             f"another run is writing {out}{process}: wait for it or choose another output"
         ) from error
     except OSError as error:
-        # some network file systems have no locks: there, two at once are not told apart
+        # some network file systems have no locks: there, two runs at once go unnoticed
         if error.errno not in _NO_LOCKS:
             raise
 

@@ -1,6 +1,6 @@
-"""YAML from outside: what `yaml.safe_load` makes of it, within a budget, faults as InputError.
+"""Parse YAML from outside like `yaml.safe_load`, within limits, with InputError for every fault.
 
-Different from it are a number such as 1e-3, which is one, and a key given twice, which is refused.
+Unlike `safe_load`, it reads 1e-3 as a number and refuses a key given twice.
 """
 
 import re
@@ -21,11 +21,11 @@ _TAG = "tag:yaml.org,2002:"
 
 
 def parse_documents(text: str, where: str) -> list[Any]:
-    """The documents in a text of YAML, empty ones left out; `where` names it in errors.
+    """Return the documents in a YAML text without the empty ones; errors name it `where`.
 
     Raises InputError with the line and column if it is not YAML of plain values, gives a key twice,
-    contains itself, or is more than anybody writes: 100,000 values, with all that aliases repeat,
-    100 levels, 100 digits.
+    contains itself, or exceeds 100,000 values (repeated aliases included), 100 levels or a number
+    of 100 digits.
     """
     with reading(where):
         try:
@@ -40,12 +40,12 @@ def parse_documents(text: str, where: str) -> list[Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """The budget is kept as nodes are composed, each alias as large as what it stands for."""
+    """Enforce the limits while nodes are composed; an alias counts as much as its target."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        self._open = 0  # levels that are being composed
-        self._sizes: dict[yaml.Node, tuple[int, int]] = {}  # of each node: how many, how deep
+        self._open = 0  # levels open at present
+        self._sizes: dict[yaml.Node, tuple[int, int]] = {}  # values in each node, and its levels
         self._flat: set[yaml.Node] = set()
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -65,7 +65,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _size(self, node: yaml.Node) -> tuple[int, int]:
-        """Values in and below a node, and levels; an error where it is over the budget."""
+        """Return the number of values and levels in a node; ConstructorError over the limits."""
         if isinstance(node, yaml.ScalarNode):
             is_number = node.tag in (f"{_TAG}int", f"{_TAG}float")
             digits = len(node.value) if is_number else 0
@@ -83,7 +83,7 @@ class _Loader(yaml.SafeLoader):
         return count, depth
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put in what `<<` merges, once, after a look at the keys that are the mapping's own."""
+        """Expand `<<` once, after a check that the mapping itself gives no key twice."""
         if node in self._flat:
             return
         self._flat.add(node)
@@ -98,7 +98,7 @@ class _Loader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """As yaml does it, but a text that is not of its kind ("!!int z") has a place."""
+        """Construct as yaml does, but give the position of a text of the wrong kind ("!!int z")."""
         try:
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

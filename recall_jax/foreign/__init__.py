@@ -1,1 +1,1 @@
-"""What others wrote and we have to run: patterns and templates, in a process with limits."""
+"""Run patterns and templates written by others, in a separate process with limits."""

@@ -1,4 +1,4 @@
-"""Ask the process in which patterns and templates of others run, and end it where it must be."""
+"""Send requests to the process that runs other people's patterns and templates, and end it."""
 
 import atexit
 import json
@@ -15,19 +15,19 @@ from recall_jax.errors import storage_faults
 from recall_jax.foreign.worker import MEMORY, SECONDS
 
 _PROGRAM = Path(__file__).with_name("worker.py")
-# Threads of a library's take memory, of which there is little.
+# The threads of a library would use up the little memory that the process may have.
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"}
 
 
 class ForeignError(Exception):
-    """What a pattern or template raised, or that it ran over its limits; one line."""
+    """Report, in one line, that a pattern or template raised an error or ran over its limits."""
 
 
 def ask(call: str, **arguments: Any) -> Any:
-    """The value of a call of `foreign.worker`, whose arguments are JSON values.
+    """Call a function of `foreign.worker` in the other process and return its value, which is JSON.
 
-    What is no JSON value in them is its text. Raises ForeignError where it fails, takes more than 2
-    seconds of the processor or 1 GiB of memory, or makes too long a text.
+    Arguments that are not JSON values are passed as text. Raises ForeignError if the call fails,
+    takes more than 2 seconds of processor time or 1 GiB of memory, or returns too long a text.
     """
     try:
         request = json.dumps({"call": call, "arguments": arguments}, default=str) + "\n"
@@ -41,7 +41,7 @@ def ask(call: str, **arguments: Any) -> Any:
 
 
 class _Worker:
-    """The process, started at the first request and ended with us."""
+    """Hold the process, which is started at the first request and ends with this program."""
 
     def __init__(self) -> None:
         with storage_faults(f"start {sys.executable}"):
@@ -52,7 +52,7 @@ class _Worker:
                 stderr=subprocess.DEVNULL,
                 text=True,
                 env=os.environ | _ONE_THREAD,
-                start_new_session=True,  # a Ctrl-C is ours to answer
+                start_new_session=True,  # Ctrl-C goes to this process alone
             )
         self.owner = os.getpid()
 
@@ -68,7 +68,7 @@ class _Worker:
             reply = self._process.stdout.readline()
         except BrokenPipeError:
             reply = ""
-        except BaseException:  # an answer that nobody waits for any more
+        except BaseException:  # nobody waits for the answer any more
             self.end()
             raise
         return json.loads(reply) if reply else {"error": self._why_it_ended()}
@@ -87,7 +87,7 @@ class _Worker:
                 with suppress(BrokenPipeError):
                     pipe.close()
         try:
-            self._process.wait(1)  # it ends when nothing is asked any more
+            self._process.wait(1)  # it ends when its input is closed
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -17,7 +17,7 @@ import numpy as np
 
 from recall_jax.checkpoint.orbax import load_orbax, save_orbax
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
-from recall_jax.files.journal_lines import changed_input, journal_line, whole_records
+from recall_jax.files.journal_lines import changed_input, journal_line, valid_records
 from recall_jax.training.step import TrainState, Tree
 
 FORMAT = 1
@@ -95,7 +95,7 @@ class Checkpoints:
         """The journal of an interrupted run, None if there is none; raises as `resume`."""
         if not self.journal.is_file():
             return None
-        records, _ = whole_records(self.journal)
+        records, _ = valid_records(self.journal)
         record = records[0] if len(records) == 1 else {}  # that of a merge has many
         if record.get("format") != FORMAT or "state" not in record:
             raise UnfinishedError(

@@ -3,7 +3,7 @@
 import pytest
 
 from recall_jax.errors import StorageError
-from recall_jax.files.journal_lines import append_record, mended_records
+from recall_jax.files.journal_lines import append_record, repair_journal
 
 HEADER, RECORD = {"identity": 1}, {"unit": "embed"}
 
@@ -13,7 +13,7 @@ def test_the_header_comes_first_and_once(tmp_path):
     for _ in range(2):
         append_record(path, RECORD, HEADER)
     assert len(path.read_text().splitlines()) == 3
-    assert mended_records(path) == [HEADER, RECORD, RECORD]
+    assert repair_journal(path) == [HEADER, RECORD, RECORD]
 
 
 @pytest.mark.parametrize("before", [0, 1, 2])
@@ -25,6 +25,6 @@ def test_what_a_full_disk_did_not_take_is_not_in_it(before, disk):
     with pytest.raises(StorageError, match="No space left"):
         append_record(path, {"long": "x" * 20_000}, HEADER)
     assert path.read_bytes() == content  # an empty one is nothing to be resumed
-    assert len(mended_records(path)) == (before and before + 1)
+    assert len(repair_journal(path)) == (before and before + 1)
     append_record(path, RECORD, HEADER)
-    assert len(mended_records(path)) == before + 2
+    assert len(repair_journal(path)) == before + 2

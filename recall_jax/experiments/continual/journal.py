@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.errors import UnfinishedError
-from recall_jax.files.journal_lines import changed_input, whole_records
+from recall_jax.files.journal_lines import changed_input, valid_records
 from recall_jax.files.results import Records
 
 Results = dict[str, dict[str, Any]]
@@ -69,7 +69,7 @@ def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
     models that were made are kept; strategies, orders and seeds may.
     """
     journal = Journal(path, identity)
-    if path.exists() and path.stat().st_size and not whole_records(path)[0]:
+    if path.exists() and path.stat().st_size and not valid_records(path)[0]:
         raise UnfinishedError(f"{path}, of the interrupted run, is damaged: {_ADVICE[3:]}")
     for record in journal.resume(_check_same):
         journal._take(record)
