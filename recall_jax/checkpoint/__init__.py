@@ -1,1 +1,1 @@
-"""Checkpoints: bytes on disk to named arrays and back."""
+"""Read and write checkpoints: bytes on disk as named arrays."""

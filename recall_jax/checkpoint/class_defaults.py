@@ -1,9 +1,9 @@
-"""What a config.json leaves unsaid, as the class of its family in transformers fills it in.
+"""Complete a config.json with the defaults of the model's config class in transformers.
 
-Each version of transformers leaves out other attributes that have their default, such as Gemma's
-`tie_word_embeddings`, and writes some in another form, such as `rope_theta`. The classes themselves
-are asked, so that no copy of them can grow old. They take a second or two to import, so they are
-asked for no more than what a file does not say.
+Each version of transformers omits other attributes that have their default, such as Gemma's
+`tie_word_embeddings`, and writes some in another form, such as `rope_theta`. We ask the classes
+themselves, so that no copy of their defaults can become outdated. Importing them takes a second or
+two, so they are asked only for what a file omits.
 """
 
 import copy
@@ -16,20 +16,20 @@ from typing import Any
 
 from recall_jax.errors import InputError, reading
 
-# Lengths, sizes and ids, of which a class makes no list; of all else, layers above all, it may.
+# Lengths, sizes and ids, which make no list grow. Other numbers, such as layers, may.
 _MEASURES = re.compile("vocab|token|position|theta|freq|length|len|window|max|size|_id")
 _MOST_LISTED = 100_000
-# What is asked of every model, of the families that most merges are of: these need no import.
+# Asked of every model, and known without an import for the families of most merges.
 _KNOWN = {
     family: {"tie_word_embeddings": False} for family in ("llama", "mistral", "qwen2", "qwen3")
 }
 
 
 def attribute(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """Attribute `name` of a model: as its config.json says, else as the class of its family does.
+    """Return attribute `name` from config.json, or its default from the family's config class.
 
-    Where a config has parts, and its whole no such attribute, it is that of the text part; it is
-    `default` where neither file nor class knows.
+    An attribute missing at the top level is looked up in the text part of the config. Returns
+    `default` if neither the file nor the class has it.
     """
     if name in config:
         return config[name]
@@ -43,16 +43,16 @@ def attribute(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
 
 
 def completed(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """All that the class of its family makes of a config.json, in the form of transformers 5.
+    """Return a config.json completed by its config class, in the form of transformers 5.
 
-    None where transformers has no class for the `model_type`, or the class refuses the values.
+    Returns None if transformers has no class for the `model_type`, or the class refuses the values.
     """
     whole = _instance(config)
     return None if whole is None else whole.to_dict()
 
 
 def _instance(config: Mapping[str, Any]) -> Any:
-    """The config as an object of its class, or None as for `completed`."""
+    """Return the config as an object of its class, or None as for `completed`."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         return None
@@ -62,7 +62,7 @@ def _instance(config: Mapping[str, Any]) -> Any:
         return None
     try:
         with reading("config.json"), _silence():
-            # the class fills in what lies inside of what it is given
+            # the class modifies the dictionaries it is given
             own = copy.deepcopy(dict(config))
             return CONFIG_MAPPING[model_type].from_dict(own) if is_safe(own) else None
     except InputError:
@@ -70,9 +70,9 @@ def _instance(config: Mapping[str, Any]) -> Any:
 
 
 def is_safe(value: Any, name: str = "") -> bool:
-    """Whether a config may be read before its tensors are.
+    """Return whether transformers' config class may be built from untrusted values.
 
-    Lists are made as long as numbers in it say, and the hub is asked for a backbone that it names.
+    It makes lists as long as the numbers in the config, and asks the hub for a `backbone` by name.
     """
     if isinstance(value, Mapping):
         return all(is_safe(inner, key) for key, inner in value.items())
@@ -85,7 +85,7 @@ def is_safe(value: Any, name: str = "") -> bool:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No chatter of the library about a config: it is not asked to run it."""
+    """Silence the library's messages about a config: we do not run the model with it."""
     logger = logging.getLogger("transformers")
     before = logger.level
     logger.setLevel(logging.CRITICAL + 1)

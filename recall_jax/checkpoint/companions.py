@@ -1,7 +1,7 @@
-"""The files that make weights a model: config, tokenizer, templates, and whatever lies with them.
+"""Copy the files that a model needs besides its weights: config, tokenizer, templates and others.
 
-A family, or a library such as sentence-transformers, has files of its own that no list of names
-foresees. So all are copied but those that are known to be of no use or no good in another folder.
+A family, or a library such as sentence-transformers, has additional files that no list of names
+foresees. So all files are copied except those known to be useless or wrong in another folder.
 """
 
 import json
@@ -22,15 +22,15 @@ from recall_jax.files.json_objects import read_json_object, write_json_object
 
 CONFIG_NAME = "config.json"
 GENERATION_NAME = "generation_config.json"
-_MODULES = "modules.json"  # sentence-transformers': the parts of a model, each with its folder
+_MODULES = "modules.json"  # sentence-transformers lists the folder of each module in it
 _TEMPLATES = "additional_chat_templates"
 _SAFETENSORS = ".safetensors"
 _MAX_DEPTH = 100  # folders within folders
-TOO_LARGE = 64 << 20  # bytes: no tokenizer is of that size
+TOO_LARGE = 64 << 20  # bytes: no tokenizer file is that large
 
 
 def _names(*patterns: str) -> re.Pattern[str]:
-    """What matches a name, in small letters, of any of the patterns, with spaces between them."""
+    """Compile a pattern that matches a lower-case name against space-separated wildcards."""
     return re.compile("|".join(translate(each) for text in patterns for each in text.split()))
 
 
@@ -38,22 +38,22 @@ _WEIGHTS = (
     "*.safetensors *.bin *.gguf *.ggml *.onnx *.onnx_data *.h5 *.hdf5 *.keras *.msgpack *.ot *.npz "
     "*.npy *.tflite *.pb *.pte *.mlmodel *.nemo *.engine *.pt *.pth *.ckpt *.pkl *.pickle *.joblib"
 )
-# Of a folder with any of these: another model, an adapter, a checkpoint of Orbax.
+# A folder with any of these is another model, an adapter or an Orbax checkpoint.
 _OF_A_MODEL = _names(_WEIGHTS, "adapter_config.json manifest.ocdbt _metadata")
 _LEFT_OUT = _names(
     ".*",  # hidden
     _WEIGHTS,
     "*.index.json *.data-?????-of-?????",
-    # of the training
+    # from training
     "optimizer* scheduler* scaler* rng_state* global_step* latest zero_to_fp32.py training_args*",
     "trainer_state.json trainer_log.jsonl *_results.json *.log logs runs wandb *tfevents*",
-    # of the model that it was
+    # about the original model
     "readme* model_card* modelcard*",
-    # of what recall wrote
+    # written by recall
     "recall_report.* recall_recipe.yml checksums.json part.json typical.jsonl training.json ewc",
     "tree __pycache__ *.pyc",
 )
-# Without one of these a folder has no tokenizer; the others go with them.
+# A folder without one of these has no tokenizer.
 _VOCABULARY = "tokenizer.json tekken.json vocab.* vocab-*.json *.model *.spm *.tiktoken bpe.codes"
 _HAS_VOCABULARY = _names(_VOCABULARY)
 _TOKENIZER = _names(
@@ -65,7 +65,7 @@ _TOKENIZER = _names(
 
 @dataclass(frozen=True)
 class Companions:
-    """The files to copy, by their names in the model folder, and what there is to say of them."""
+    """Hold the files to copy, by their names in the model folder, and warnings about them."""
 
     files: Mapping[str, Path]
     warnings: tuple[str, ...]
@@ -80,12 +80,12 @@ def copy_companions(
     older: Sequence[Path] = (),
     dtype: np.dtype[Any] | None = None,
 ) -> list[str]:
-    """Copy them from one model folder into another; returns what the user should know of them.
+    """Copy the companion files of one model folder into another; return the warnings.
 
-    `config` stands in for the source's own, as an adapter may change it; tokenizer and `older` are
-    as for `companions`. With `dtype`, the copied config says that the weights are of it. InputError
-    if the config is missing or malformed, or a file cannot be copied, StorageError if the disk
-    fails.
+    `config` replaces the source's config, since an adapter may change it; `tokenizers` and `older`
+    are as for `companions`. `dtype`, if given, is written into the copied config as the dtype of
+    the weights. Raises InputError if the config is missing or malformed, or a file cannot be
+    copied; StorageError if the disk fails.
     """
     own = read_json_object(source / CONFIG_NAME)
     written = dict(own if config is None else config)
@@ -107,11 +107,11 @@ def copy_companions(
 def companions(
     source: Path, tokenizers: Sequence[Path] = (), older: Sequence[Path] = ()
 ) -> Companions:
-    """What goes with the weights of the model in `source`: all files but those to leave out.
+    """Find the files that belong with the weights of the model in `source`.
 
-    The tokenizer comes from the first folder that has one, of `tokenizers`, of the source, and at
-    last of `older`, the folders of the models that it is merged with. Links are left out, but for
-    those of the hub's cache to its own files. InputError for a file that cannot be read.
+    The tokenizer comes from the first folder that has one: of `tokenizers`, then `source`, then
+    `older`, the folders of the models it is merged with. Links are left out, except links in the
+    hub's cache to its own files. Raises InputError for a file that cannot be read.
     """
     own = (*tokenizers, source)
     giver = next(filter(has_tokenizer, (*own, *older)), source)
@@ -123,7 +123,7 @@ def companions(
         found, warnings = found | theirs, warnings + said
     if giver not in own:
         warnings.append(f"{source} has no tokenizer: that of {giver} is taken")
-    if alone := _of_one_alone(source, found, older):
+    if alone := _unshared_weights(source, found, older):
         warnings.append(f"weights of {source} that are not merged are copied: {some(alone, 3)}")
     if code := [name for name in found if name.endswith(".py")]:
         warnings.append(
@@ -134,12 +134,12 @@ def companions(
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer of its own."""
+    """Return whether a folder holds a tokenizer."""
     return bool(vocabulary_files(folder))
 
 
 def vocabulary_files(folder: Path) -> list[str]:
-    """The names of the files with a tokenizer's tokens; none where there is no such folder."""
+    """Return the names of the files with a tokenizer's tokens; empty if the folder is missing."""
     with storage_faults(f"read {folder}"):
         paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return [
@@ -148,16 +148,16 @@ def vocabulary_files(folder: Path) -> list[str]:
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Whether a file, by its name in the model folder, is a tokenizer's."""
+    """Return whether a file, by its name in the model folder, belongs to a tokenizer."""
     if "/" in name:
         return name.startswith(f"{_TEMPLATES}/")
     return _TOKENIZER.match(name.lower()) is not None
 
 
 def names_to_copy(names: Iterable[str], modules: Sequence[str]) -> list[str]:
-    """Those of the files that lie beside weights, by their names in the folder, which go with them.
+    """Return those of the file names in a model folder that are to be copied.
 
-    `modules` are the folders of the parts of a model of sentence-transformers.
+    `modules` are the folders of the modules of a sentence-transformers model.
     """
     paths = list(map(PurePosixPath, names))
     of_others = {  # folders of other models, adapters and checkpoints
@@ -178,13 +178,13 @@ def names_to_copy(names: Iterable[str], modules: Sequence[str]) -> list[str]:
 
 
 def modules_of(folder: Path) -> list[str]:
-    """The folders of the parts that sentence-transformers puts a model together from, if any."""
+    """Return the folders of the modules that make up a sentence-transformers model."""
     path = folder / _MODULES
     try:
         entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         return [str(entry["path"]) for entry in entries if entry["path"]]
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
-        return []  # whoever loads it will say what is wrong with it
+        return []  # loading the model will report the fault
 
 
 def _is_of(name: str, modules: Sequence[str]) -> bool:
@@ -194,7 +194,7 @@ def _is_of(name: str, modules: Sequence[str]) -> bool:
 def _files_in(
     folder: Path, wanted: Callable[[str], bool] = lambda name: True
 ) -> tuple[dict[str, Path], list[str]]:
-    """The files of a folder that are to be copied, in order, and lines on those that cannot be."""
+    """Return the files of a folder to copy, sorted, and a warning for each kind left out."""
     root, modules = folder.resolve(), modules_of(folder)
     blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else None
     paths = {path.relative_to(folder).as_posix(): path for path in _paths_below(folder)}
@@ -205,7 +205,7 @@ def _files_in(
     for name in names_to_copy(paths, modules):
         path = paths[name]
         if path.is_symlink() and Path(os.path.realpath(path)).parent != blobs:
-            links.extend([name] if name != CONFIG_NAME else [])  # which is written anew
+            links.extend([name] if name != CONFIG_NAME else [])  # which is written separately
         elif path.is_file() and path.stat().st_size >= TOO_LARGE:
             large.append(name)
         elif path.is_file():
@@ -213,16 +213,16 @@ def _files_in(
             if not os.access(path, os.R_OK):
                 raise InputError(f"cannot read {path}: change its permissions, or move it away")
     pickled = [name for name in paths if _is_of(name, modules) and name.endswith(".bin")]
-    told = {
+    warnings_by_kind = {
         f"links in {folder} are not copied": links,
         f"files of {folder} of {TOO_LARGE >> 20} MiB and more are not copied": large,
         f"pickled weights of modules of {folder} are not copied, save them as safetensors": pickled,
     }
-    return found, [f"{what}: {some(names, 3)}" for what, names in told.items() if names]
+    return found, [f"{what}: {some(names, 3)}" for what, names in warnings_by_kind.items() if names]
 
 
 def _paths_below(folder: Path) -> Iterator[Path]:
-    """All below a folder but folders, those aside that are left out whole; links as they stand."""
+    """Yield the files and links below a folder, without entering folders that are left out."""
     waiting = [folder] if folder.is_dir() else []
     while waiting:
         inside = waiting.pop()
@@ -237,8 +237,8 @@ def _paths_below(folder: Path) -> Iterator[Path]:
                 waiting.append(path)
 
 
-def _of_one_alone(source: Path, files: Mapping[str, Path], older: Sequence[Path]) -> list[str]:
-    """The weights of modules, which no merge touches, that are not those of all models."""
+def _unshared_weights(source: Path, files: Mapping[str, Path], older: Sequence[Path]) -> list[str]:
+    """Return the module weights, which no merge touches, that differ between the models."""
 
     def is_shared(name: str) -> bool:
         theirs = [folder / name for folder in older if (folder / _MODULES).is_file()]
@@ -248,5 +248,5 @@ def _of_one_alone(source: Path, files: Mapping[str, Path], older: Sequence[Path]
 
 
 def _dtype_keys(config: dict[str, Any]) -> list[str]:
-    """The key of transformers 5, or the older one where the config has it."""
+    """Return the config's keys for the dtype: transformers 5's, or the older one if present."""
     return [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]

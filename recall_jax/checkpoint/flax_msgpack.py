@@ -1,8 +1,9 @@
-"""Trees in msgpack: Flax's one map, or EasyLM's stream of leaves.
+"""Read and write trees in msgpack: Flax's single map, or EasyLM's stream of leaves.
 
 Flax packs an array as an extension of type 1 (a numpy scalar as type 3) that holds its shape, the
-name of its dtype and its bytes, and one of more than 2^30 bytes in chunks (flax/serialization.py).
-EasyLM packs (path, Flax's bytes of the leaf) one after the other. Nothing in a file is run.
+name of its dtype and its bytes; an array of more than 2^30 bytes is packed in chunks
+(flax/serialization.py). EasyLM packs pairs (path, the leaf in Flax's bytes) one after the other. No
+code in a file is run.
 """
 
 import math
@@ -19,27 +20,27 @@ from recall_jax.checkpoint.names import check_leaves
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, reading, shown, storage_faults
 
-MSGPACK_NAME = "tree.msgpack"  # in a folder of ours
+MSGPACK_NAME = "tree.msgpack"  # within a folder that we write
 _ARRAY, _SCALAR = 1, 3
 _CHUNKED = "__msgpack_chunked_array__"
 _CHUNK = 1 << 30  # bytes
 _READ = 1 << 24  # bytes at once
-_MOST_ITEMS = 1 << 20  # of a list or map: msgpack makes room for as many as are claimed
+_MOST_ITEMS = 1 << 20  # in a list or map: msgpack allocates as many as the file claims
 
 
 class MsgpackTree:
-    """The leaves of a msgpack file: of Flax's held in memory, of EasyLM's read one at a time.
+    """Read the leaves of a msgpack file: Flax's are held in memory, EasyLM's read one at a time.
 
-    `others` are leaves that are no arrays.
+    `others` holds the leaves that are not arrays.
     """
 
     def __init__(self, name: str, path: Path) -> None:
-        """Read what leaves there are; InputError if the file is damaged, or something else."""
+        """Index the leaves; InputError if the file is damaged or is something else."""
         self.name, self.path, self.bytes_read = name, path, 0
         self.specs: dict[str, TensorSpec] = {}
         self.others: dict[str, Any] = {}
         self._held: dict[str, np.ndarray] = {}
-        self._starts: dict[str, int] = {}  # in a stream, where a leaf's entry begins
+        self._starts: dict[str, int] = {}  # in a stream, the position of each leaf
         self.names: list[str] = []
         with reading(str(path)), path.open("rb") as file:
             first = file.read(1)
@@ -54,7 +55,7 @@ class MsgpackTree:
             raise InputError(f"{path} holds no arrays: give a file that Flax or EasyLM wrote")
 
     def read(self, name: str) -> np.ndarray:
-        """One leaf; KeyError if unknown."""
+        """Read one leaf; KeyError if unknown."""
         self.bytes_read += self.specs[name].nbytes
         if not self.is_stream:
             return self._held[name]
@@ -64,7 +65,7 @@ class MsgpackTree:
             return np.asarray(_whole(_unpack(packed)))
 
     def _index(self, stream: msgpack.Unpacker) -> int:
-        """Note the leaves of a stream; where the last one ends."""
+        """Index the leaves of a stream; return the position of its end."""
         start = 0
         for entry in stream:
             path, packed = entry
@@ -75,7 +76,7 @@ class MsgpackTree:
         return start
 
     def _hold(self, stream: msgpack.Unpacker) -> int:
-        """Hold the leaves of a map; where it ends."""
+        """Keep the leaves of a map in memory; return the position of its end."""
         tree = stream.unpack()
         if not isinstance(tree, dict):
             raise ValueError("no map of leaves")
@@ -94,7 +95,10 @@ class MsgpackTree:
 
 
 def write_msgpack(like: MsgpackTree, path: Path, leaves: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write leaves, in the order of `like.specs`, as `like` has them; its other leaves too."""
+    """Write leaves, given in the order of `like.specs`, in the format of `like`.
+
+    The leaves of `like` that are not arrays are written unchanged.
+    """
     packer = msgpack.Packer()
     coming = iter(leaves)
 
@@ -126,7 +130,7 @@ def _packed_map(packer: msgpack.Packer, tree: Mapping[str, Any], value: Any) -> 
 
 
 def _nested(names: Iterable[str]) -> dict[str, Any]:
-    """The tree of these paths, each leaf its own path."""
+    """Build the tree of these paths, with each leaf set to its path."""
     tree: dict[str, Any] = {}
     for name in names:
         *above, last = name.split("/")
@@ -193,7 +197,7 @@ _STRICTLY = {
 
 
 def _leaves(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested maps by path, those in chunks joined."""
+    """Yield the path and value of each leaf of nested maps, with chunks joined."""
     for key, below in tree.items():
         path, below = f"{above}{key}", _whole(below)
         if isinstance(below, dict) and below:
@@ -203,7 +207,7 @@ def _leaves(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any
 
 
 def _whole(leaf: Any) -> Any:
-    """A leaf with its chunks, if it is in chunks, joined."""
+    """Join the chunks of a leaf, if it has any."""
     if not (isinstance(leaf, dict) and _CHUNKED in leaf):
         return leaf
     shape = [leaf["shape"][str(axis)] for axis in range(len(leaf["shape"]))]

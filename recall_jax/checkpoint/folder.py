@@ -1,4 +1,4 @@
-"""Open a model as the user names it: a folder, a hub model, either with LoRA adapters folded in."""
+"""Open a model that the user names: a folder or a hub model, with LoRA adapters folded in."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,37 +19,42 @@ from recall_jax.checkpoint.lora import read_adapter
 from recall_jax.checkpoint.lora_bound import BoundAdapter, folded_dtype
 from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG
 from recall_jax.checkpoint.model_names import find_parts
-from recall_jax.checkpoint.parameter_names import is_buffer, with_prefix
+from recall_jax.checkpoint.parameter_names import decoder_prefixes, is_buffer
 from recall_jax.checkpoint.quantised import quantised_by, quantised_tensor
 from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.checkpoint.ties import is_tied, shared_embedding, stored_twice, untied, with_a_head
+from recall_jax.checkpoint.ties import (
+    is_tied,
+    shared_embedding,
+    stored_twice,
+    untied,
+    with_separate_head,
+)
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.files.checksums import file_checksum
 from recall_jax.files.identity import FileIdentity
 
-_COMPARED = 1 << 22  # bytes of two tensors held against each other at a time
+_COMPARED = 1 << 22  # bytes of two tensors compared at a time
 
 
 class Checkpoint:
-    """A model on disk: its config, and its parameters one at a time.
+    """Read a model on disk: its config, and its parameters one at a time.
 
-    `full_name` is one by which it is found from anywhere: absolute paths, and hub ids. Buffers that
-    carry no parameter are as if they were not there. `specs` are of the tensors as
-    they are read, which an adapter makes float32 where it changes them; `stored` of the same in the
-    dtypes of the base, in which a model is written where no other is asked for. `config` is
-    config.json with what adapters change, and without a tie of head and embedding that the weights
-    deny: that is a line of `faults`. `notes` are lines on what else of the files is not read.
-    `quantised` is what tells that its weights are, None for all models but those that are opened to
-    be looked at alone.
+    `full_name` is made of absolute paths and hub ids. Buffers that are not parameters are ignored.
+    `specs` describe the tensors as `read` gives them, float32 where an adapter changes them;
+    `stored` describes them in the dtypes of the base, which an output has by default. `config` is
+    config.json with the changes of adapters, and with the head untied if the files hold a head that
+    differs from the embedding; a line of `faults` then reports it. `notes` are lines about other
+    parts of the files that are not read. `quantised` says how we know that the weights are
+    quantised; it is None for any model not opened with `look`.
     """
 
     def __init__(
         self, name: str, folder: Path, adapters: tuple[Path, ...] = (), *, look: bool = False
     ) -> None:
-        """Read the config and every header; the weights stay on disk.
+        """Read the config and every header, but no weights.
 
-        InputError if anything is missing, malformed or unsafe, or the weights are quantised, unless
-        it is only to `look` at them.
+        Raises InputError if anything is missing, malformed or unsafe, or if the weights are
+        quantised, unless `look` says that nothing but headers will be used.
         """
         self.name = name
         self.full_name = "+".join(str(path.resolve()) for path in (folder, *adapters))
@@ -62,7 +67,7 @@ class Checkpoint:
         if method := quantised_by(self.config):
             self._note_quantised(f"quantization_config in its config.json: {method}", may_be)
         self._file_of, self.notes = weight_files(folder)
-        self._in_files: dict[str, str] = {}  # names of those tensors that are called otherwise
+        self._in_files: dict[str, str] = {}  # names in the files of renamed tensors
         self.stored: Mapping[str, TensorSpec] = {
             tensor: file.specs[tensor]
             for tensor, file in self._file_of.items()
@@ -77,7 +82,7 @@ class Checkpoint:
         self._files = list(dict.fromkeys(self._file_of.values()))
         self._bound: list[BoundAdapter] = []
         self._origins: Mapping[str, str] = {}
-        self._folded: tuple[str, np.ndarray] | None = None  # the last one cut in rows
+        self._folded: tuple[str, np.ndarray] | None = None  # the last one read by rows
         self._settle_tie()
         self._leave_out_copies()
         for adapter in adapters:
@@ -90,58 +95,58 @@ class Checkpoint:
             else spec
             for tensor, spec in self.stored.items()
         }
-        self.rename(with_prefix(self.stored))
+        self.rename(decoder_prefixes(self.stored))
 
-    def _note_quantised(self, told: str, may_be: bool) -> None:
-        self.quantised = told
+    def _note_quantised(self, reason: str, may_be: bool) -> None:
+        self.quantised = reason
         if not may_be:
             raise InputError(
-                f"{self.name} is quantised ({told}): such numbers can be neither merged nor run "
+                f"{self.name} is quantised ({reason}): such numbers can be neither merged nor run "
                 "here; take the model in bfloat16, float16 or float32 that it was made from, or "
                 "remove the quantization_config where the weights are floats after all"
             )
 
     @property
     def tokenizer_folders(self) -> tuple[Path, ...]:
-        """Where to look for the tokenizer: an adapter may bring its own."""
+        """Return the folders to look in for the tokenizer; an adapter may bring one."""
         return (*reversed(self.adapters), self.folder)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors as stored, adapters folded in."""
+        """Return the bytes of all tensors as stored, adapters folded in."""
         return sum(spec.nbytes for spec in self.stored.values())
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of the weight byte ranges asked for so far, those of adapters included."""
+        """Return the number of weight bytes read so far, including those of adapters."""
         return self._bytes_read + sum(bound.bytes_read for bound in self._bound)
 
     @property
     def warnings(self) -> list[str]:
-        """What whoever uses the model should know of it: its faults and notes."""
+        """Return what the user of the model should know: its faults and notes."""
         return [*self.faults, *self.notes]
 
     def rename(self, names: Mapping[str, str]) -> None:
-        """Call tensors by other names hereafter: by those that `names` has for the present ones."""
+        """Rename tensors: `names` maps present names to new ones."""
         self._in_files |= {new: self._in_files.get(old, old) for old, new in names.items()}
         self.stored = {names.get(name, name): spec for name, spec in self.stored.items()}
         self.specs = {names.get(name, name): spec for name, spec in self.specs.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """Tensor `name`, C-contiguous, dtype and shape as in `specs`; KeyError if unknown.
+        """Read tensor `name`, C-contiguous, with the dtype and shape in `specs`.
 
-        A read-only view of the file where no adapter touches the tensor.
+        Returns a read-only view of the file if no adapter changes the tensor. KeyError if unknown.
         """
         return self._read(self._stored_as(name), len(self._bound))
 
     def _stored_as(self, name: str) -> str:
-        """What the tensor that is called `name` now is called in the files."""
+        """Return the name in the files of the tensor that is now called `name`."""
         name = self._in_files.get(name, name)
         name = self._origins.get(name, name)
         return self._in_files.get(name, name)
 
     def _read(self, name: str, adapters: int) -> np.ndarray:
-        """Tensor `name` with the first so many adapters folded in."""
+        """Read tensor `name` with the first `adapters` adapters folded in."""
         while adapters and not self._bound[adapters - 1].touches(name):
             adapters -= 1
         if not adapters:
@@ -153,10 +158,10 @@ class Checkpoint:
         return bound.fold(name, None if source is None else self._read(source, adapters - 1))
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of what `read` gives; a scalar is one row, (1,).
+        """Return rows `start` to `stop` of the result of `read`; a scalar is one row, (1,).
 
-        Only these are read of a tensor that no adapter touches. Another is folded whole, and kept
-        until the next one is, so that several cuts of it read and fold it once.
+        Reads only these rows of a tensor that no adapter changes. A changed tensor is folded as a
+        whole and kept until the next one, so that reading it in parts folds it once.
         """
         name = self._stored_as(name)
         if self._is_folded(name):
@@ -172,20 +177,20 @@ class Checkpoint:
         return any(bound.touches(name) for bound in self._bound)
 
     def untie(self) -> None:
-        """From now on, have an output head that is the embedding as a tensor of its own.
+        """Give the model a separate output head that starts as a copy of the embedding.
 
-        InputError if the model has a head already, or it is not clear what its embedding is.
+        Raises InputError if it has a head already, or its embedding is ambiguous.
         """
         if not is_tied(self.stored, self.config):
             raise InputError(f"{self.name} has an output head of its own: leave --untie out")
-        self.stored, self._origins = with_a_head(self.stored, self.name)
-        self.specs, _ = with_a_head(self.specs, self.name)
+        self.stored, self._origins = with_separate_head(self.stored, self.name)
+        self.specs, _ = with_separate_head(self.specs, self.name)
         self.config = untied(self.config, self.name)
 
     def _settle_tie(self) -> None:
-        """Take a head that is stored beside the embedding it is tied to for what it is.
+        """Compare a stored head with the embedding that the config ties it to.
 
-        The same once more, which is left out; or another, and then it is not tied.
+        A copy is dropped; a head that differs is kept, and the config untied.
         """
         if (ends := stored_twice(self.stored, self.config)) is None:
             return
@@ -200,9 +205,9 @@ class Checkpoint:
         )
 
     def _leave_out_copies(self) -> None:
-        """An encoder's and a decoder's embedding are left out where they are the shared one again.
+        """Drop copies of the shared embedding from an encoder and a decoder.
 
-        As transformers did write them, and now does not.
+        Older versions of transformers wrote them, newer ones do not.
         """
         if (found := shared_embedding(self.stored)) is None:
             return
@@ -211,7 +216,7 @@ class Checkpoint:
         self.stored = {name: spec for name, spec in self.stored.items() if name not in copies}
 
     def _are_equal(self, one: str, other: str) -> bool:
-        """Whether two tensors are the same bit for bit; as little is read as tells."""
+        """Return whether two tensors are equal bit for bit, reading no more than needed."""
         spec = self.stored[one]
         if spec != self.stored[other]:
             return False
@@ -224,27 +229,29 @@ class Checkpoint:
         )
 
     def drop(self, name: str) -> None:
-        """Tell the system that it need not keep the bytes of tensor `name` in its cache.
+        """Tell the system that it need not cache the bytes of tensor `name`.
 
-        Those of adapters, small and read for many tensors, stay.
+        The bytes of adapters, which are small and read for many tensors, stay.
         """
         name = self._stored_as(name)
         if file := self._file_of.get(name):
             file.drop(name)
 
     def changed(self) -> Path | None:
-        """The first weight file, of the model or an adapter, that is not what it was when opened.
+        """Return the first weight file that has changed since it was opened, or None.
 
-        None if all are. Compares size, times and inode; reads only those that differ in these.
+        Includes the files of adapters. Compares size, times and inode; reads only files that differ
+        in these.
         """
         return next((file.path for file in self._files if not _is_as_opened(file)), None)
 
     def fingerprint(self, *, content: bool = True) -> dict[str, list[Any]]:
-        """What tells this model from another: [size, checksum] by the path of each file.
+        """Return what identifies the model: [size, checksum] for the path of each file.
 
-        The checksum is of all of the file's content, which is read for it once. Without `content`
-        weight files have [size, mtime_ns, ctime_ns, sha256 of the header] (None for a .bin, which
-        has none) instead, and no tensor is read. Plain values, equal after a passage through JSON.
+        The checksum covers the file's content, which is read once for it. Without `content`, weight
+        files have [size, mtime_ns, ctime_ns, sha256 of the header] instead (None for a .bin, which
+        has no header), and no tensor is read. The values stay equal when written as JSON and read
+        back.
         """
         found: dict[str, list[Any]] = {}
         for file in self._files:
@@ -263,10 +270,10 @@ class Checkpoint:
 
 
 def open_checkpoint(spec: str | Path, *, look: bool = False) -> Checkpoint:
-    """Open a model as the user names it, as `find_parts` reads it.
+    """Open the model that the user names, as `find_parts` reads it.
 
-    InputError if anything is missing, malformed or unsafe, or quantised, unless it is only to
-    `look` at.
+    Raises InputError if anything is missing, malformed or unsafe, or if the weights are quantised,
+    unless `look` says that nothing but headers will be used.
     """
     parts = find_parts(str(spec))
     base, *adapters = (part.folder for part in parts)
@@ -276,12 +283,12 @@ def open_checkpoint(spec: str | Path, *, look: bool = False) -> Checkpoint:
 
 
 def file_warnings(models: Iterable[Checkpoint]) -> list[str]:
-    """The warnings of all models' files, each once."""
+    """Return the warnings about all models' files, without duplicates."""
     return list(dict.fromkeys(line for model in models for line in model.warnings))
 
 
 def older_folders(models: Sequence[Checkpoint]) -> list[Path]:
-    """The folders of all models but the last, those of the one before it first."""
+    """Return the folders of all models but the last, newest first."""
     return [folder for model in reversed(models[:-1]) for folder in model.tokenizer_folders]
 
 

@@ -1,4 +1,4 @@
-"""The files of a model folder: its config, and the weight file that holds each of its tensors."""
+"""Find the files of a model folder: its config, and the weight file of each tensor."""
 
 import os
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ INDICES = tuple(name for name in WEIGHTS if name.endswith(".index.json"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config of a model folder; InputError if it has none, or one that cannot be followed."""
+    """Read the config of a model folder; InputError if it is missing or not supported."""
     path = folder / CONFIG_NAME
     if not os.path.isfile(path):
         refuse_gguf(folder)
@@ -40,9 +40,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> tuple[dict[str, WeightFile], list[str]]:
-    """The file of each tensor, and lines on what of the files is left out.
+    """Map each tensor to its weight file; return also warnings about tensors left out.
 
-    InputError if there are no weights, or an index and its shards do not fit together.
+    Raises InputError if there are no weights, or an index and its shards do not match.
     """
     for name in WEIGHTS:
         path = folder / name
@@ -56,7 +56,7 @@ def weight_files(folder: Path) -> tuple[dict[str, WeightFile], list[str]]:
 
 
 def refuse_gguf(path: Path) -> None:
-    """Raise InputError for a file of GGUF, or a folder that holds one."""
+    """Raise InputError for a GGUF file, or a folder that holds one."""
     if found := sorted(file for file in (path, *path.glob("*")) if file.suffix == ".gguf"):
         raise InputError(
             f"{found[0]}: GGUF is not read yet; take the model in safetensors, or load this with "
@@ -65,7 +65,7 @@ def refuse_gguf(path: Path) -> None:
 
 
 def refuse_empty(specs: Mapping[str, TensorSpec], model: str) -> None:
-    """Raise InputError for a tensor of no elements, which no model has."""
+    """Raise InputError for a tensor with no elements, which no model has."""
     for name, spec in specs.items():
         if 0 in spec.shape:
             raise InputError(
@@ -75,7 +75,7 @@ def refuse_empty(specs: Mapping[str, TensorSpec], model: str) -> None:
 
 
 def _indexed_files(index: Path) -> tuple[dict[str, WeightFile], list[str]]:
-    """The shard of each tensor that an index names, and a warning of each that has others too."""
+    """Map each tensor in an index to its shard; warn about shards with further tensors."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index} has no weight_map")

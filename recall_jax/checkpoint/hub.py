@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: from its local cache, and what that lacks from the network."""
+"""Find models of the Hugging Face hub in its local cache, and download missing files."""
 
 import glob
 import re
@@ -23,17 +23,16 @@ _REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
 
 
 def is_repository_id(spec: str) -> bool:
-    """Whether `spec` reads as `organisation/name` or `organisation/name@revision`."""
+    """Return whether `spec` has the form `organisation/name` or `organisation/name@revision`."""
     return _REPOSITORY.fullmatch(spec) is not None
 
 
 def snapshot(spec: str) -> Path:
-    """The folder of a hub model, with all that a merge reads and copies of it.
+    """Return the folder of a hub model with all the files that a merge reads and copies.
 
-    The commit that the cache has is kept. Files that it lacks are downloaded where the hub answers
-    (which is not asked if HF_HUB_OFFLINE is set, or if what it said before tells that none is
-    missing); where it does not, config and weights will do. InputError, whatever the reason, if
-    not even those can be had.
+    A commit in the cache is kept. Missing files are downloaded if the hub answers; it is not asked
+    if HF_HUB_OFFLINE is set, or if an earlier listing shows that nothing is missing. If the hub
+    does not answer, config and weights suffice. Raises InputError if not even these can be found.
     """
     found = _REPOSITORY.fullmatch(spec)
     assert found is not None, "is_repository_id says so"
@@ -53,33 +52,35 @@ def snapshot(spec: str) -> Path:
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:
-    """The folder of a revision in the cache, whatever it holds."""
+    """Return the cached folder of a revision, whatever it contains, or None."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
             repository, revision=revision, local_files_only=True, allow_patterns=[]
         )
-    except (OSError, ValueError):  # not there, or no name the hub could have
+    except (OSError, ValueError):  # not cached, or not a valid name
         return None
     return Path(folder)
 
 
 def _listed_before(repository: str, commit: str) -> dict[str, int] | None:
-    """The sizes of a commit's files, where the hub has been asked for them before."""
+    """Return the sizes of a commit's files if an earlier run has listed them."""
     import huggingface_hub
 
-    if not hasattr(huggingface_hub, "get_cached_repo_tree"):  # before version 2 nobody kept it
+    if not hasattr(
+        huggingface_hub, "get_cached_repo_tree"
+    ):  # before version 2 listings were not cached
         return None
     try:
         listed = huggingface_hub.get_cached_repo_tree(repository, revision=commit)
-    except Exception:  # none, or none that can be read: the hub is asked again
+    except Exception:  # missing or unreadable: the hub is asked again
         return None
     return {file.path: file.size for file in listed}
 
 
 def _completed(repository: str, revision: str | None, cached: Path | None) -> Path:
-    """The commit that the cache has, if the hub still knows it, else the revision, downloaded."""
+    """Download what the cached commit lacks, or the revision if the hub lacks that commit."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if cached is None:
@@ -96,7 +97,7 @@ def _downloaded(repository: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, RepoFile, snapshot_download
     from huggingface_hub.utils import disable_progress_bars, logging
 
-    logging.set_verbosity_error()  # what goes wrong in the end is told in a line of ours
+    logging.set_verbosity_error()  # we report a failure in one line
     if not sys.stderr.isatty():
         disable_progress_bars()
     hub = HfApi()
@@ -105,7 +106,7 @@ def _downloaded(repository: str, revision: str | None) -> Path:
     entries = hub.list_repo_tree(repository, recursive=True, revision=commit)
     sizes = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
     folder = None
-    for _ in range(2):  # the first time brings what names the others
+    for _ in range(2):  # the first round brings the files that list the others
         names = list(map(glob.escape, _needed(sizes, folder)))
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=names))
         if _is_whole(folder, sizes):
@@ -115,7 +116,7 @@ def _downloaded(repository: str, revision: str | None) -> Path:
 
 
 def _needed(sizes: Mapping[str, int], folder: Path | None) -> list[str]:
-    """Which of a repository's files a merge reads or copies, as far as those in `folder` tell."""
+    """Return the repository's files that a merge reads or copies, as far as `folder` shows."""
     modules = [] if folder is None else modules_of(folder)
     names = [name for name in names_to_copy(sizes, modules) if sizes[name] < TOO_LARGE]
     weights = [name for name in WEIGHTS if name in sizes][:1]
@@ -130,7 +131,7 @@ def _is_whole(folder: Path, sizes: Mapping[str, int] | None) -> bool:
 
 
 def _is_usable(folder: Path) -> bool:
-    """Whether a folder holds a model or an adapter: of some the cache has the tokenizer alone."""
+    """Return whether a folder holds a model or an adapter; some caches hold only a tokenizer."""
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is not None and (folder / CONFIG_NAME).is_file():
         return all((folder / shard).is_file() for shard in _shards(weights))
@@ -138,11 +139,11 @@ def _is_usable(folder: Path) -> bool:
 
 
 def _shards(path: Path) -> Collection[str]:
-    """The files that an index names; none of another file, or an index that cannot be read."""
+    """Return the files that an index lists; empty for another file or an unreadable index."""
     if path.name not in INDICES or not path.is_file():
         return ()
     try:
         weight_map = read_json_object(path).get("weight_map")
-    except InputError:  # whoever opens the model will say what is wrong with it
+    except InputError:  # opening the model will report the fault
         return ()
     return set(map(str, weight_map.values())) if isinstance(weight_map, dict) else ()

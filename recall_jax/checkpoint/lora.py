@@ -1,10 +1,10 @@
-"""PEFT LoRA adapters, folded into the tensors of the checkpoint they were trained on.
+"""Fold PEFT LoRA adapters into the tensors of the checkpoint they were trained on.
 
-What peft's `merge_and_unload` gives of a float32 model, tensor by tensor and without torch:
+Gives what peft's `merge_and_unload` gives for a float32 model, tensor by tensor and without torch:
 low-rank updates (LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732; DoRA, arXiv:2402.09353) of
-linear layers and embeddings, trained biases, whole modules trained beside them (`modules_to_save`)
-and trained embedding rows. All arithmetic is float32, and so is what it gives: an update is often
-smaller than half a unit in the last place of a bfloat16 base, and whoever writes it rounds once.
+linear layers and embeddings, trained biases, fully trained modules (`modules_to_save`) and trained
+embedding rows. Arithmetic and results are float32, because an update is often smaller than half a
+unit in the last place of a bfloat16 base; the output is rounded once, when written.
 """
 
 import re
@@ -25,10 +25,10 @@ from recall_jax.checkpoint.lora_config import (
 from recall_jax.checkpoint.lora_edits import (
     AddBias,
     Edit,
+    EqualUpdates,
     LowRank,
     Replace,
     ReplaceRows,
-    SaidTwice,
 )
 from recall_jax.checkpoint.lora_names import find_places, refuse_missing
 from recall_jax.checkpoint.safetensors import SafetensorsFile
@@ -39,7 +39,7 @@ from recall_jax.checkpoint.ties import (
     is_tied,
     is_vocabulary,
     untied,
-    with_a_head,
+    with_separate_head,
 )
 from recall_jax.errors import InputError
 
@@ -64,10 +64,10 @@ _FAN_IN_FAN_OUT_FAMILIES = ("gpt2", "openai-gpt")
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter on disk: what its config says, and its tensors by what they are.
+    """Read a LoRA adapter on disk: its config, and the role of each of its tensors.
 
-    `updates` maps a module to the keys of its parts (`lora_A.weight`, ...), `saved` the name of a
-    tensor to the key of its trained copy. Modules and names are the adapted model's.
+    `updates` maps a module to the keys of its parts (`lora_A.weight`, ...), `saved` maps the name
+    of a tensor to the key of its trained copy. Modules and names are those of the adapted model.
     """
 
     file: SafetensorsFile
@@ -76,18 +76,18 @@ class Adapter:
     saved: Mapping[str, str]
 
     def bind(self, base_specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> BoundAdapter:
-        """Find each tensor's place in a base with these specs and this config.json.
+        """Match each tensor with a tensor of a base that has these specs and this config.json.
 
-        An output head that the base ties to its embedding is a tensor of its own afterwards, where
-        the adapter changes one use of that weight and not the other. Raises InputError if a tensor
-        has no place, or several, or does not fit its place.
+        An output head that the base ties to its embedding becomes a separate tensor if the adapter
+        changes one use of that weight and not the other. Raises InputError if a tensor matches none
+        or several of the base, or does not fit in shape.
         """
         where, specs, config = str(self.file.path), dict(base_specs), dict(config)
         origins: dict[str, str] = {}
         tied = any(map(is_vocabulary, self._names)) and is_tied(specs, config)
         heads = list(filter(is_head, self._names))
-        if tied and self._parts_ends(heads):
-            specs, origins = with_a_head(specs, where, *heads[:1])
+        if tied and self._separates_head(heads):
+            specs, origins = with_separate_head(specs, where, *heads[:1])
             config = untied(config, where)
         places = find_places(self._names, specs, where)
         if tied and not origins:
@@ -96,21 +96,21 @@ class Adapter:
 
     @property
     def _names(self) -> list[str]:
-        """The tensors that it changes, by their names in the adapted model."""
+        """Return the adapted model's names of the tensors that the adapter changes."""
         weights = [f"{module}.weight" for module in self.updates]
         biases = [f"{module}.bias" for module, parts in self.updates.items() if _BIAS in parts]
         return [*weights, *biases, *self.saved]
 
-    def _parts_ends(self, heads: Collection[str]) -> bool:
-        """Whether it changes an embedding and the head tied to it in two ways.
+    def _separates_head(self, heads: Collection[str]) -> bool:
+        """Return whether the adapter changes an embedding and the head tied to it differently.
 
-        `ensure_weight_tying` is to change both in one. Without it a copy of either that is trained
-        (`modules_to_save`), or an update, is of that use alone; but rows of tokens are of both,
-        unless the head has rows that are not the embedding's.
+        With `ensure_weight_tying`, both change together. Without it, a trained copy of either
+        (`modules_to_save`) or an update applies to that use alone; trained token rows apply to
+        both, unless the head has rows that differ from the embedding's.
         """
         ends = [module for module in self.updates if is_vocabulary(f"{module}.weight")]
         if self.config.ensure_weight_tying:
-            # DoRA scales the rows of the one, the columns of the other
+            # DoRA scales the rows of one, the columns of the other
             scales = {self.config.scale(module) for module in ends}
             return len(scales) > 1 or any(_MAGNITUDE in self.updates[module] for module in ends)
         if any(is_vocabulary(name) and self._saves(name) for name in self.saved):
@@ -129,7 +129,7 @@ class Adapter:
         config: dict[str, Any],
         origins: Mapping[str, str],
     ) -> BoundAdapter:
-        """The adapter with a place for each of its names, checked against the specs."""
+        """Build the bound adapter from the place of each name, checked against the specs."""
         for place in places.values():
             if not is_float(specs[place].dtype):
                 raise InputError(
@@ -144,12 +144,12 @@ class Adapter:
         if any(map(is_vocabulary, copies)):
             config = {**config, "vocab_size": self._vocabulary(specs)}
 
-        updated: dict[str, str] = {}  # by which module
+        updated: dict[str, str] = {}  # tensor to the module that updates it
         for module in sorted(self.updates, key=lambda module: is_head(f"{module}.weight")):
             place = places[f"{module}.weight"]
             edits[place].append(self._update(module, place, specs[place], config))
             if (first := updated.setdefault(place, module)) != module:
-                edits[place][-1] = self._again(first, module)
+                edits[place][-1] = self._equal_updates(first, module)
             if bias := self.updates[module].get(_BIAS):
                 place = places[f"{module}.bias"]
                 self._check_shape(bias, specs[place].shape, place)
@@ -159,10 +159,10 @@ class Adapter:
     def _copies(
         self, places: Mapping[str, str], origins: Mapping[str, str]
     ) -> dict[str, list[str]]:
-        """The keys of the tensors that the adapter holds whole, by their places.
+        """Return the keys of the full tensors that the adapter holds, by the tensor they replace.
 
-        A copy of an end of the model that was not trained, as peft keeps it once the vocabulary
-        has grown, is of both ends that part.
+        peft keeps an untrained copy of one end of the model once the vocabulary has grown; where
+        embedding and head are separated, it serves for both.
         """
         copies: dict[str, list[str]] = defaultdict(list)
         for name, key in self.saved.items():
@@ -176,19 +176,19 @@ class Adapter:
             copies |= {end: kept for end in ends if kept and end not in copies}
         return dict(copies)
 
-    def _again(self, first: str, second: str) -> SaidTwice:
-        """The update of an embedding once more, as that of the head tied to it."""
+    def _equal_updates(self, first: str, second: str) -> EqualUpdates:
+        """Build the check that a tied head's update equals the embedding's."""
         one, other = self.updates[first], self.updates[second]
         if _TOKENS in one:
-            return SaidTwice(((one[_TOKENS], other[_TOKENS]),), transposed=False)
+            return EqualUpdates(((one[_TOKENS], other[_TOKENS]),), transposed=False)
         pairs = zip(_EMBEDDING_FACTORS, reversed(_LINEAR_FACTORS), strict=True)
-        return SaidTwice(tuple((one[a], other[b]) for a, b in pairs), transposed=True)
+        return EqualUpdates(tuple((one[a], other[b]) for a, b in pairs), transposed=True)
 
     def _saves(self, name: str) -> bool:
         return name in self.saved and self.config.saves(name.rpartition(".")[0])
 
     def _copied(self, place: str, keys: Sequence[str], base: TensorSpec) -> TensorSpec:
-        """Spec of a tensor that the adapter holds whole, which may have another vocabulary."""
+        """Return the spec of a full tensor in the adapter, whose vocabulary may have grown."""
         shape = base.shape
         if is_vocabulary(place):
             shape = self.file.specs[keys[0]].shape[:1] + shape[1:]
@@ -197,7 +197,7 @@ class Adapter:
         return TensorSpec(base.dtype, shape)
 
     def _vocabulary(self, specs: Mapping[str, TensorSpec]) -> int:
-        """Number of tokens of the input embedding and the output head, which must agree."""
+        """Return the vocabulary size, which input embedding and output head must agree on."""
         rows = {spec.shape[0] for name, spec in specs.items() if is_vocabulary(name)}
         if len(rows) > 1:
             raise InputError(
@@ -209,7 +209,7 @@ class Adapter:
     def _update(
         self, module: str, place: str, spec: TensorSpec, config: Mapping[str, Any]
     ) -> LowRank | ReplaceRows:
-        """The update of `module`, whose weight is `place`, checked against its spec."""
+        """Build the update of `module`, whose weight is `place`, checked against its spec."""
         parts = self.updates[module]
         if len(spec.shape) != 2:
             raise InputError(
@@ -295,6 +295,6 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def _is_second_copy(key: str, keys: Container[str]) -> bool:
-    """Whether peft wrote this tensor beside itself, as it does after a vocabulary has grown."""
+    """Return whether peft wrote this tensor twice, as it does after a vocabulary has grown."""
     plain = _SECOND_COPY.sub("", key)
     return plain != key and plain in keys

@@ -1,4 +1,4 @@
-"""An adapter on its base, folded into one tensor at a time."""
+"""Fold an adapter that is matched with its base into one tensor at a time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from recall_jax.errors import InputError
 
 @dataclass
 class BoundAdapter:
-    """An adapter on its base: which tensors it changes, what they are afterwards, and how.
+    """Hold which tensors of the base an adapter changes, what they become, and how.
 
     `specs` and `config` are the folded checkpoint's, in the dtypes of the base: a vocabulary may
-    have grown, and an output head that parts from the embedding it was tied to is a tensor of its
-    own. `edits` gives, for each tensor that is touched, the steps to it in their order; `origins`
-    the tensor that one which the base lacks begins as.
+    have grown, and an output head may be separated from its embedding. `edits` maps each changed
+    tensor to its steps in order; `origins` maps a tensor that the base lacks to the one it starts
+    as.
     """
 
     file: SafetensorsFile
@@ -30,20 +30,21 @@ class BoundAdapter:
     bytes_read: int = 0
 
     def touches(self, name: str) -> bool:
-        """Whether folding changes the tensor `name`, or adds it."""
+        """Return whether folding changes the tensor `name`, or adds it."""
         return name in self.edits or name in self.origins
 
     def source(self, name: str) -> str | None:
-        """The base's tensor that a touched `name` begins as; None if the adapter has it whole."""
+        """Return the base tensor that `name` starts as; None if the adapter holds all of it."""
         if isinstance(next(iter(self.edits.get(name, ())), None), Replace):
             return None
         return self.origins.get(name, name)
 
     def fold(self, name: str, array: np.ndarray | None) -> np.ndarray:
-        """The folded tensor of a touched `name`, from the `array` of its source, None without one.
+        """Fold the adapter into the changed tensor `name`, given the `array` of its source, if any.
 
-        In the dtype that it is computed in, `folded_dtype` of that in `specs`. InputError if it is
-        not finite though the `array` is; what the base has of that is found where it is merged.
+        The result has the dtype of the computation, `folded_dtype` of that in `specs`. Raises
+        InputError if it is not finite although `array` is; values of the base that are not finite
+        are reported where they are merged.
         """
         wide = folded_dtype(self.specs[name].dtype)
 
@@ -71,5 +72,5 @@ class BoundAdapter:
 
 
 def folded_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of a folded tensor that its base stores in `dtype`: float32, or float64 of one."""
+    """Return the dtype of a folded tensor: float64 for a float64 base, else float32."""
     return np.promote_types(dtype, np.float32)

@@ -1,7 +1,7 @@
-"""adapter_config.json of a PEFT LoRA adapter: what it says about the weights, and what we refuse.
+"""Read adapter_config.json of a PEFT LoRA adapter, and refuse what we cannot fold.
 
-peft writes every option it knows. Those that only steer training are listed here and ignored; any
-other that is set and that we do not read could change the weights, so it is refused by name.
+peft writes every option it knows. Those that only affect training are listed here and ignored; any
+other option that is set and that we do not read could change the weights, so it is refused by name.
 """
 
 import math
@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 
 from recall_jax.errors import InputError, shown
 from recall_jax.files.json_objects import read_json_object
-from recall_jax.foreign.process import ForeignError, ask
+from recall_jax.foreign.process import ForeignError, run_limited
 from recall_jax.foreign.worker import matching
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _T = TypeVar("_T")
-_REPEATS = set("*+?{|")  # with these a match may take any time
+_REPEATS = set("*+?{|")  # patterns with these may take unlimited time
 
 # The other initialisations (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) subtract B A from the base first,
 # so that the adapter fits weights which the checkpoint does not hold.
@@ -56,7 +56,7 @@ _WITHOUT_EFFECT_ON_THE_WEIGHTS = frozenset(
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """The options that decide what an adapter's tensors mean, under peft's names."""
+    """Hold the options that decide what an adapter's tensors mean, under peft's names."""
 
     r: int
     lora_alpha: float
@@ -65,15 +65,15 @@ class LoraConfig:
     lora_bias: bool
     fan_in_fan_out: bool
     ensure_weight_tying: bool
-    rank_pattern: Mapping[str, int]  # by regular expressions, or once `of` has matched them
-    alpha_pattern: Mapping[str, float]  # by the modules themselves
+    rank_pattern: Mapping[str, int]  # keys are patterns, or module names
+    alpha_pattern: Mapping[str, float]  # once `of` has matched them
     modules_to_save: tuple[str, ...]
     trainable_token_indices: Mapping[str, tuple[int, ...]]
 
     def of(self, modules: Collection[str], where: Path) -> "LoraConfig":
-        """The options of an adapter of these modules; `where` is for InputError.
+        """Resolve the patterns for these modules.
 
-        Raises it where matching the patterns takes too long.
+        Raises InputError, which names `where`, if matching the patterns takes too long.
         """
         return replace(
             self,
@@ -82,31 +82,31 @@ class LoraConfig:
         )
 
     def rank(self, module: str) -> int:
-        """Rank r of the update of `module`, a dotted path within the base model."""
+        """Return the rank r of the update of `module`, a dotted path within the base model."""
         return self.rank_pattern.get(module, self.r)
 
     def scale(self, module: str) -> float:
-        """Factor of B A: alpha / r, or alpha / sqrt(r) under rsLoRA (arXiv:2312.03732)."""
+        """Return the factor of B A: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv:2312.03732)."""
         alpha = self.alpha_pattern.get(module, self.lora_alpha)
         rank = self.rank(module)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def saves(self, module: str) -> bool:
-        """Whether peft trained a copy of `module` of its own (`modules_to_save`)."""
+        """Return whether peft trained a full copy of `module` (`modules_to_save`)."""
         return module.endswith(self.modules_to_save)
 
     def token_indices(self, module: str) -> tuple[int, ...]:
-        """Rows of the embedding `module` that were trained; empty if it is not listed."""
+        """Return the trained rows of the embedding `module`; empty if it is not listed."""
         listed = self.trainable_token_indices
-        if len(listed) == 1:  # it also stands for an output head tied to the one that is listed
+        if len(listed) == 1:  # it also applies to an output head tied to the listed embedding
             return next(iter(listed.values()))
         return next((rows for name, rows in listed.items() if module.endswith(name)), ())
 
 
 def base_of(path: Path) -> tuple[str | None, str | None]:
-    """The model that an adapter was trained on, and which of its revisions, by its config's word.
+    """Return the base model that an adapter's config names, and its revision.
 
-    InputError if it cannot be read, or names something else than a model.
+    Raises InputError if the config cannot be read, or a name is not a string.
     """
     options = read_json_object(path)
     base, revision = (options.get(key) for key in ("base_model_name_or_path", "revision"))
@@ -126,7 +126,7 @@ def read_lora_config(path: Path) -> LoraConfig:
     _refuse_other_kinds(options, path)
 
     def take(key: str, fits: Callable[[Any], bool], expected: str, default: Any = None) -> Any:
-        """Remove `key`; `default` where it is absent or null, as from a peft that lacked it."""
+        """Remove `key` and return its value, or `default` if null or absent, as in older peft."""
         value = options.pop(key, None)
         if value is None:
             value = default
@@ -174,14 +174,14 @@ def _refuse_other_kinds(options: dict[str, Any], path: Path) -> None:
 
 
 def _by_module(patterns: Mapping[str, _T], modules: Collection[str], where: str) -> dict[str, _T]:
-    """The values of the modules that a pattern matches, by the first one that does, as in peft."""
+    """Map each module that a pattern matches to the value of the first such pattern, as in peft."""
     whole = [_whole(pattern) for pattern in patterns]
     if any(_REPEATS & set(pattern) for pattern in patterns):
         try:
-            found = ask("matching", patterns=whole, names=list(modules))
+            found = run_limited("matching", patterns=whole, names=list(modules))
         except ForeignError as error:
             raise InputError(f"{where} cannot be matched: {error}") from error
-    else:  # then it takes no longer than the patterns are
+    else:  # without repetitions the time is bounded
         found = matching()(whole, list(modules))
     values = list(patterns.values())
     return {
@@ -192,7 +192,7 @@ def _by_module(patterns: Mapping[str, _T], modules: Collection[str], where: str)
 
 
 def _whole(pattern: str) -> str:
-    """The regular expression by which peft matches a module's whole name."""
+    """Return the regular expression by which peft matches a module's full name."""
     return rf"(.*\.)?({pattern})$"
 
 
@@ -215,7 +215,7 @@ def _are_token_indices(value: Any) -> bool:
 
 
 def _maps_patterns(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """A check of mappings from regular expressions to values that fit."""
+    """Return a check for mappings from regular expressions to values that fit."""
 
     def check(value: Any) -> bool:
         return isinstance(value, dict) and all(
@@ -227,7 +227,7 @@ def _maps_patterns(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 def _is_pattern(text: str) -> bool:
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what may change in Python one day
+        with warnings.catch_warnings(action="ignore"):  # such as a FutureWarning about syntax
             re.compile(_whole(text))
     except (re.error, RecursionError, OverflowError):
         return False

@@ -1,7 +1,7 @@
-"""The arithmetic of an adapter: each step from a base tensor to the folded one.
+"""Compute an adapter's changes: each step from a base tensor to the folded one.
 
 A step takes the tensor, float32 (float64 for a float64 base), and a function that reads tensors of
-the adapter in the same dtype. It may write into neither.
+the adapter in the same dtype. It must not modify either.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ Edit = Callable[[np.ndarray, Read], np.ndarray]
 
 @dataclass(frozen=True)
 class Replace:
-    """The whole tensor as the adapter holds it, under more than one key where weights are tied."""
+    """Replace a tensor by the adapter's full copy, which tied weights store under several keys."""
 
     keys: tuple[str, ...]
 
     def __call__(self, tensor: np.ndarray, read: Read) -> np.ndarray:
-        """The adapter's tensor; InputError if its copies differ."""
+        """Return the adapter's tensor; InputError if its copies differ."""
         first, *others = map(read, self.keys)
         if any(not np.array_equal(first, other) for other in others):
             raise InputError(f"{' and '.join(self.keys)} are one tied weight, but differ")
@@ -31,30 +31,30 @@ class Replace:
 
 @dataclass(frozen=True)
 class ReplaceRows:
-    """Trained rows of an embedding (V, E); the adapter holds them as (len(rows), E)."""
+    """Replace rows of an embedding (V, E) by trained ones, which are (len(rows), E)."""
 
     key: str
     rows: tuple[int, ...]
 
     def __call__(self, tensor: np.ndarray, read: Read) -> np.ndarray:
-        """The embedding with those rows in place."""
+        """Return the embedding with the trained rows in place."""
         tensor = tensor.copy()
         tensor[list(self.rows)] = read(self.key)
         return tensor
 
 
 @dataclass(frozen=True)
-class SaidTwice:
-    """A change of a tied weight that is there for its other use too: the same, or `transposed`.
+class EqualUpdates:
+    """Check that the updates of the two uses of a tied weight agree.
 
-    `pairs` are the keys of the one and the other.
+    `pairs` are the keys of one update and the other, which is stored `transposed` or not.
     """
 
     pairs: tuple[tuple[str, str], ...]
     transposed: bool
 
     def __call__(self, tensor: np.ndarray, read: Read) -> np.ndarray:
-        """The tensor as it is; InputError if the two changes differ."""
+        """Return the tensor unchanged; InputError if the two updates differ."""
         for one, other in self.pairs:
             again = read(other)
             if not np.array_equal(read(one), again.T if self.transposed else again):
@@ -64,19 +64,19 @@ class SaidTwice:
 
 @dataclass(frozen=True)
 class AddBias:
-    """The bias of lora_B (out,), scaled as B A is."""
+    """Add the bias of lora_B (out,), scaled as B A is."""
 
     key: str
     scale: float
 
     def __call__(self, tensor: np.ndarray, read: Read) -> np.ndarray:
-        """b + scale * bias."""
+        """Return b + scale * bias."""
         return tensor + read(self.key) * self.scale
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """W + scale B A for A (r, in), B (out, r), and a W (out, in), or (in, out) if `transposed`.
+    """Compute W + scale B A, A (r, in), B (out, r), W (out, in) or, if `transposed`, (in, out).
 
     With a `magnitude` m (out,), DoRA (arXiv:2402.09353, eq. 5): m (W + scale B A) over the norm of
     W + scale B A, taken along the inputs of each output. An embedding (V, E) is a transposed layer
@@ -90,7 +90,7 @@ class LowRank:
     transposed: bool
 
     def __call__(self, tensor: np.ndarray, read: Read) -> np.ndarray:
-        """The updated weight; not finite where DoRA divides by the norm of a zero output."""
+        """Return the updated weight; not finite where DoRA divides by the norm of a zero output."""
         a, b = read(self.a), read(self.b)
         folded = a.T @ b.T if self.transposed else b @ a
         folded *= self.scale

@@ -1,7 +1,7 @@
-"""Where the tensors of an adapter belong in a checkpoint, by their names alone.
+"""Match the tensor names of an adapter with those of a checkpoint.
 
-A base checkpoint may have been saved from another wrapper of the model than the one that was
-adapted, so its names may have, or lack, a prefix (`model.`, `transformer.`).
+A base checkpoint may have been saved from another wrapper class than the adapted model, so its
+names may have, or lack, a prefix (`model.`, `transformer.`).
 """
 
 from collections import defaultdict
@@ -15,8 +15,10 @@ _SHOWN = 3
 def find_places(
     wanted: Iterable[str], base_names: Collection[str], where: str
 ) -> dict[str, str | None]:
-    """For each wanted name the tensor of the base: its namesake, else the one with more or less
-    of a prefix, else None. InputError if a name fits several tensors, or a tensor several names.
+    """Map each wanted name to a tensor of the base, or to None if there is none.
+
+    The base's tensor has the same name, or one with more or less of a prefix. Raises InputError if
+    a name fits several tensors, or a tensor several names.
     """
     by_tail = defaultdict(list)
     for name in base_names:
@@ -36,7 +38,7 @@ def find_places(
 
 
 def refuse_missing(places: Mapping[str, str | None], where: str) -> dict[str, str]:
-    """`places`, if each name has one; else InputError that gives the first that have none."""
+    """Return `places` if every name has a tensor; else raise InputError with the first without."""
     missing = [name for name, place in places.items() if place is None]
     if missing:
         fitting = len(places) - len(missing)
@@ -49,6 +51,6 @@ def refuse_missing(places: Mapping[str, str | None], where: str) -> dict[str, st
 
 
 def _tails(name: str) -> list[str]:
-    """`b.c.d` and `c.d` of `a.b.c.d`: what is left without a prefix and still names a module."""
+    """Return the name without one or more prefixes: `b.c.d` and `c.d` for `a.b.c.d`."""
     parts = name.split(".")
     return [".".join(parts[start:]) for start in range(1, len(parts) - 1)]

@@ -17,7 +17,7 @@ from recall_jax.files.json_objects import write_json_object
 
 
 class Factors(NamedTuple):
-    """The update of one linear layer, scale * B A: `a` (r, in), `b` (out, r)."""
+    """Hold the update of one linear layer, scale * B A: `a` (r, in), `b` (out, r)."""
 
     a: np.ndarray
     b: np.ndarray
@@ -33,10 +33,11 @@ def save_adapter(
     dropout: float,
     use_rslora: bool,
 ) -> None:
-    """Write both files into `folder`, which exists; `files.output` makes it appear complete.
+    """Write both files into `folder`, which exists.
 
-    `base_model` is a path, or a hub id, alone or with "@" and a revision behind it. `factors` are
-    by the dotted paths of their layers in it, such as `model.layers.0.self_attn.q_proj`.
+    Use `files.output` to make the folder appear complete. `base_model` is a path, or a hub id with
+    or without "@" and a revision. `factors` are keyed by the dotted path of their layer in it, such
+    as `model.layers.0.self_attn.q_proj`.
     """
     tensors = {}
     for module, (a, b) in factors.items():
@@ -49,7 +50,7 @@ def save_adapter(
         **_base(base_model),
         "inference_mode": True,
         "r": r,
-        # where it can be the integer that peft declares it to be
+        # peft declares it an integer
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": dropout,
         "target_modules": sorted({module.rpartition(".")[2] for module in factors}),
@@ -66,7 +67,7 @@ def save_adapter(
 
 
 def _base(model: str) -> dict[str, str | None]:
-    """A base as peft names it: a revision of a hub model stands apart."""
+    """Return the base as peft names it, with the revision of a hub model as a separate key."""
     if not is_repository_id(model):
         return {"base_model_name_or_path": model, "revision": None}
     name, _, revision = model.partition("@")

@@ -1,4 +1,4 @@
-"""What a user names as a model: the folders it is made of, a base and the adapters on it."""
+"""Resolve a model name given by the user into the folders of a base and its adapters."""
 
 import os
 from collections.abc import Collection
@@ -12,38 +12,38 @@ from recall_jax.errors import InputError, shown
 
 
 class Part(NamedTuple):
-    """A base or an adapter: its folder, and a name by which it is found from anywhere."""
+    """Hold the folder of a base or an adapter, and its absolute path or hub id."""
 
     name: str
     folder: Path
 
 
 def find_parts(spec: str) -> list[Part]:
-    """Base and adapters of `folder` or `folder+adapter[+adapter…]`, each a path or a hub id.
+    """Resolve `folder` or `folder+adapter[+adapter…]`, each a path or a hub id, into its parts.
 
-    A hub id is `org/name` or `org/name@revision`. A folder that exists by the whole name is meant
-    as it stands, '+' and all. An adapter in the place of the base stands on the base that its own
-    config names. InputError if anything is not there.
+    A hub id is `org/name` or `org/name@revision`. A folder that exists under the full name is taken
+    as such, even if the name contains '+'. An adapter in the place of the base is folded into the
+    base that its config names. Raises InputError if a part does not exist.
     """
     base, *adapters = map(_locate, _split(spec))
     return [*_on_its_base(base, ()), *adapters]
 
 
 def find_adapter(spec: str) -> Path | None:
-    """The folder of an adapter that is named alone, None of any other model."""
+    """Return the folder of an adapter that is named alone, None for any other model."""
     parts = _split(spec)
     folder = _locate(parts[0]).folder
     return folder if len(parts) == 1 and is_adapter(folder) else None
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no model, whatever else training has left there."""
+    """Return whether a folder holds an adapter and no model weights."""
     has_weights = any((folder / name).is_file() for name in WEIGHTS)
     return (folder / ADAPTER_CONFIG).is_file() and not has_weights
 
 
 def _on_its_base(part: Part, above: Collection[Path]) -> list[Part]:
-    """The part, an adapter with the parts it was trained on before it."""
+    """Return the part; for an adapter, the parts it was trained on come first."""
     if not is_adapter(part.folder):
         return [part]
     advice = f"write BASE+{part.folder} to fold it in"
@@ -64,7 +64,7 @@ def _on_its_base(part: Part, above: Collection[Path]) -> list[Part]:
 
 
 def _split(spec: str) -> list[str]:
-    """Base and adapters; the longest beginning that is a folder is the base."""
+    """Split into base and adapters; the base is the longest prefix that is a folder."""
     parts = spec.split("+")
     beginnings = ((end, "+".join(parts[:end])) for end in range(len(parts), 1, -1))
     end, base = next((found for found in beginnings if os.path.isdir(found[1])), (1, parts[0]))

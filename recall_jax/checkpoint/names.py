@@ -1,6 +1,7 @@
-"""Names of tensors and leaves that came from outside: what they may be, whatever the format.
+"""Check the names of tensors and leaves that come from outside, whatever the format.
 
-Some formats make paths of them, trees are built by them, and all are shown and written again.
+Some formats turn names into file paths, trees are built from them, and all are displayed and
+written again.
 """
 
 import re
@@ -16,10 +17,10 @@ _NO_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def check_name(name: str, where: Path | str) -> None:
-    """Raise InputError unless `name` is a path that stays below where it begins.
+    """Raise InputError unless `name` is a relative path that stays below its root.
 
-    One of words between slashes: none empty, `.` or `..`, no control characters or lone surrogates,
-    at most 1000 characters in all. `where` is for the message.
+    Its components, separated by slashes, may not be empty, `.` or `..`; it may not contain control
+    characters or lone surrogates, nor more than 1000 characters. `where` begins the message.
     """
     if len(name) > MOST_CHARACTERS:
         fault = f"has {len(name)} characters, over {MOST_CHARACTERS}"
@@ -35,7 +36,7 @@ def check_name(name: str, where: Path | str) -> None:
 
 
 def check_leaves(names: Iterable[str], where: Path | str) -> None:
-    """Raise InputError unless all are names, no two the same, and none a folder of another."""
+    """Raise InputError unless all names are valid and distinct, and none is a parent of another."""
     leaves: set[str] = set()
     folders: set[str] = set()
     for name in names:

@@ -1,6 +1,6 @@
-"""Trees in .npz files, each leaf an array by its path, as big_vision keeps them.
+"""Read and write trees in .npz files, each leaf an array under its path, as in big_vision.
 
-numpy writes what it does not know, such as bfloat16, as raw bytes: two of them are a bfloat16.
+numpy stores dtypes that it does not know as raw bytes: two-byte raw values are read as bfloat16.
 """
 
 import os
@@ -16,7 +16,7 @@ from recall_jax.checkpoint.names import check_leaves
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, reading, shown, storage_faults
 
-NPZ_NAME = "tree.npz"  # in a folder of ours
+NPZ_NAME = "tree.npz"  # within a folder that we write
 _BFLOAT16, _RAW = np.dtype(ml_dtypes.bfloat16), np.dtype("V2")
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -24,15 +24,15 @@ _HEADERS = {
 }
 _SUFFIX = ".npy"
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's
-_MOST_DEFLATED = 1032  # bytes that one of deflate can stand for
-_END_BYTES, _IN_ZIP64 = 22, 0xFFFF  # of the last record, and its count of more members than it can
+_MOST_DEFLATED = 1032  # the highest compression ratio of deflate
+_END_BYTES, _IN_ZIP64 = 22, 0xFFFF  # size of the last record; its count if zip64 has the true one
 
 
 class NpzTree:
-    """The leaves of a .npz file, read one at a time; nothing in it is run."""
+    """Read the leaves of a .npz file one at a time, without running any code in it."""
 
     def __init__(self, name: str, path: Path) -> None:
-        """Read what leaves there are; `name` is the user's. InputError if damaged, or objects."""
+        """Read the headers; `name` is the user's. InputError if damaged, or not all are numbers."""
         self.name, self.path, self.bytes_read = name, path, 0
         with reading(str(path)), zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -52,7 +52,7 @@ class NpzTree:
             raise InputError(f"{path} holds no arrays: save it with numpy.savez")
 
     def read(self, name: str) -> np.ndarray:
-        """One leaf, C-contiguous; KeyError if unknown, InputError if its bytes are damaged."""
+        """Read one leaf, C-contiguous; KeyError if unknown, InputError if its bytes are damaged."""
         spec = self.specs[name]
         with (
             reading(f"{name} of {self.path}"),
@@ -60,13 +60,13 @@ class NpzTree:
             archive.open(name + _SUFFIX) as file,
         ):
             array = np.lib.format.read_array(file, allow_pickle=False)
-            if file.read(1):  # at the end zipfile holds what was read to its checksum
+            if file.read(1):  # at the end of the member, zipfile compares the checksum
                 raise ValueError("more bytes than its shape has")
         self.bytes_read += spec.nbytes
         return np.asarray(array, order="C").view(spec.dtype)
 
     def _spec(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> TensorSpec:
-        """What the leaf's header says, held to the bytes that the file has for it."""
+        """Return the spec in a leaf's header, checked against its size in the file."""
         with reading(f"{name} of {self.path}"), archive.open(entry) as file:
             version = np.lib.format.read_magic(file)
             if version not in _HEADERS:
@@ -93,7 +93,7 @@ class NpzTree:
 
 
 def _counted(path: Path, archive: zipfile.ZipFile) -> int:
-    """How many members the end of a zip file says there are, which zipfile does not compare."""
+    """Return the number of members by the end record, which zipfile does not compare."""
     with path.open("rb") as file:
         file.seek(-_END_BYTES - len(archive.comment), os.SEEK_END)
         count = int.from_bytes(file.read(_END_BYTES)[10:12], "little")
@@ -104,7 +104,7 @@ def write_npz(path: Path, leaves: Iterable[tuple[str, np.ndarray]]) -> None:
     """Write leaves as they come, uncompressed; the same leaves give the same bytes."""
     with storage_faults(f"write {path}"), zipfile.ZipFile(path, "w") as archive:
         for name, array in leaves:
-            entry = zipfile.ZipInfo(name + _SUFFIX)  # without the time of day
+            entry = zipfile.ZipInfo(name + _SUFFIX)  # has a constant date
             with archive.open(entry, "w", force_zip64=True) as file:
                 _write_array(file, array)
 

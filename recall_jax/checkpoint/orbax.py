@@ -1,6 +1,6 @@
-"""Trees on disk in Orbax's format: ours in `FOLDER/tree/`, and those of anyone else.
+"""Read and write trees in Orbax's format: our own in `FOLDER/tree/`, and any other.
 
-The caller owns the folder and what else stands in it.
+The caller is responsible for the folder and the other files in it.
 """
 
 import logging
@@ -22,14 +22,14 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import InputError, StorageError
 
 TREE_NAME = "tree"
-_STATE = "state"  # Orbax's name for the only tree of a checkpoint
+_STATE = "state"  # Orbax's name for a single tree
 _TREE_FILE = "_METADATA"  # in every folder that holds a tree
-# Where Flax's NNX boxes a leaf, Orbax keeps it under this key.
+# Flax NNX wraps a leaf in a box, which Orbax stores under this key.
 _BOX = "value"
 
 
 def is_orbax(folder: Path) -> bool:
-    """Whether `folder` holds a tree as `save_orbax` writes it."""
+    """Return whether `folder` holds a tree written by `save_orbax`."""
     # ocp.is_orbax_checkpoint says yes to an empty folder
     return os.path.isfile(folder / TREE_NAME / "_CHECKPOINT_METADATA")
 
@@ -37,8 +37,8 @@ def is_orbax(folder: Path) -> bool:
 def save_orbax(folder: Path, tree: Any, part: str = _STATE) -> None:
     """Write a tree of numpy or jax arrays under `folder`, every dtype bit for bit.
 
-    `part` names the tree inside of the checkpoint. All processes must call this. InputError if an
-    array has no elements: Orbax cannot store it. StorageError if the disk fails.
+    `part` names the tree within the checkpoint. Every process must call this. Raises InputError if
+    an array has no elements, which Orbax cannot store; StorageError if the disk fails.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if np.size(leaf) == 0:
@@ -46,7 +46,7 @@ def save_orbax(folder: Path, tree: Any, part: str = _STATE) -> None:
     try:
         with _quiet():
             ocp.save_checkpointables(folder.absolute() / TREE_NAME, {part: tree})
-    except ValueError as error:  # TensorStore's, whatever the system said
+    except ValueError as error:  # TensorStore raises it for any OSError
         if (code := re.search(r"os_error_code='(\d+)'", str(error))) is None:
             raise
         reason = os.strerror(int(code.group(1)))
@@ -54,31 +54,31 @@ def save_orbax(folder: Path, tree: Any, part: str = _STATE) -> None:
 
 
 def load_orbax(folder: Path) -> Any:
-    """The tree under `folder`, whatever devices it was saved from, as numpy arrays.
+    """Load the tree under `folder` as numpy arrays, whatever devices it was saved from.
 
-    Dicts stay dicts; lists and tuples become lists. InputError if there is no tree, or a damaged
-    one.
+    Dicts stay dicts; lists and tuples become lists. Raises InputError if the tree is missing or
+    damaged.
     """
     path = folder.absolute() / TREE_NAME
     if not is_orbax(folder):
         raise InputError(f"{folder} is no Orbax folder: it lacks a tree in {TREE_NAME}/")
     with _damage(path):
-        # asked for as numpy arrays, it comes without the sharding it was saved with
+        # loading as numpy arrays ignores the saved sharding
         metadata = ocp.metadata(path).metadata
         _check_names(metadata, path)
         return ocp.load(path, jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata))
 
 
 def find_orbax(folder: Path) -> tuple[Path, str] | None:
-    """The checkpoint at `folder` and the name of its tree ("" where it is all there is), if any.
+    """Return the checkpoint at `folder` and the name of its tree, "" for a single one; else None.
 
-    `folder` is the checkpoint, one of the trees in it, or holds it as `tree`. InputError where it
-    holds several, trees or steps, of which one is to be named.
+    `folder` may be the checkpoint, one of its trees, or a folder that holds it as `tree`. Raises
+    InputError if it holds several trees or steps, one of which must be named.
     """
     if is_orbax(folder):
         return find_orbax(folder / TREE_NAME)
     if os.path.isfile(folder / _TREE_FILE):
-        # a tree of a checkpoint of several has no metadata of its own
+        # one of several trees in a checkpoint has no metadata file
         inside = not os.path.isfile(folder / "_CHECKPOINT_METADATA")
         return (folder.parent, folder.name) if inside else (folder, "")
     if not os.path.isdir(folder):
@@ -95,19 +95,19 @@ def find_orbax(folder: Path) -> tuple[Path, str] | None:
 
 
 class OrbaxTree:
-    """A checkpoint's leaves by path, read a few at a time; a box of NNX's is no part of a path.
+    """Read a checkpoint's leaves by path, a few at a time; NNX's boxes are not part of a path.
 
-    `others` are leaves that are no arrays, as they are. Lists and tuples are lists.
+    `others` holds the leaves that are not arrays. Lists and tuples are lists.
     """
 
     def __init__(self, name: str, path: Path, part: str) -> None:
-        """Read what leaves there are; `path` and `part` as `find_orbax` gives them."""
+        """Read the metadata; `path` and `part` are as `find_orbax` gives them."""
         self.name, self.path, self.part = name, path.absolute(), part
         self.bytes_read = 0
         self._asked = {"checkpointable_name": part} if part else {}
         with _damage(self.path):
             metadata = ocp.metadata(self.path, **self._asked).metadata
-        if metadata is None:  # which is how Orbax says that it cannot read what is there
+        if metadata is None:  # Orbax's way to report metadata it cannot read
             raise InputError(f"{path} is damaged (its metadata cannot be read): save it again")
         leaves, self._structure = jax.tree.flatten(metadata)
         _check_names(metadata, path)
@@ -126,9 +126,9 @@ class OrbaxTree:
     def read(
         self, names: Collection[str], shardings: Mapping[str, Sharding]
     ) -> dict[str, np.ndarray | jax.Array]:
-        """These leaves, as jax arrays where they have a sharding, else as numpy arrays.
+        """Read leaves as jax arrays if they have a sharding, else as numpy arrays.
 
-        Of a sharded leaf each process reads what its devices hold. All processes must call this.
+        Each process reads only its own shards of a sharded leaf. Every process must call this.
         """
         specs = {name: self.specs[name] for name in names}
         self.bytes_read += sum(_own_bytes(spec, shardings.get(n)) for n, spec in specs.items())
@@ -142,7 +142,7 @@ class OrbaxTree:
         )
 
     def nest(self, leaves: Mapping[str, Any], *, boxed: bool) -> Any:
-        """The containers of the checkpoint, with these leaves; without NNX's boxes if asked."""
+        """Put leaves into the containers of the checkpoint, with or without NNX's boxes."""
         tree = jax.tree.unflatten(self._structure, [leaves[name] for name in self.names])
         return tree if boxed else _unboxed(tree)
 
@@ -156,18 +156,18 @@ class OrbaxTree:
 
 
 def _names(tree: Any) -> list[str]:
-    """The paths of the leaves, in their order."""
+    """Return the paths of the leaves, in order."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
 
 
 def _check_names(metadata: Any, path: Path) -> None:
-    """Refuse names that lead elsewhere: Orbax makes paths of files of them."""
+    """Refuse names that lead elsewhere: Orbax turns them into file paths."""
     check_leaves(_names(metadata), path)
 
 
 def _own_bytes(spec: TensorSpec, sharding: Sharding | None) -> int:
-    """What this process reads of a leaf: the parts that its devices hold, each once."""
+    """Return the bytes that this process reads of a leaf: each distinct local shard once."""
     if sharding is None:
         return spec.nbytes
     parts = set(map(str, sharding.addressable_devices_indices_map(spec.shape).values()))
@@ -189,13 +189,13 @@ def _damage(path: Path) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except Exception as error:  # Orbax and TensorStore raise what they like on damaged files
+    except Exception as error:  # Orbax and TensorStore raise any exception for damaged files
         raise InputError(f"{path} is damaged ({type(error).__name__}): save it again") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    log = logging.getLogger("absl")  # where Orbax's threads print the tracebacks of what is raised
+    log = logging.getLogger("absl")  # where Orbax's threads print tracebacks
     was_disabled, log.disabled = log.disabled, True
     try:
         yield

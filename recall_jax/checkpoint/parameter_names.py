@@ -1,7 +1,7 @@
-"""What the names of a checkpoint's tensors tell: which are no parameters, which mean the same.
+"""Interpret tensor names: which are no parameters, and which mean the same parameter.
 
-A checkpoint may have been saved with buffers that its code computes anyway, and under the names of
-another wrapper of the same model; transformers loads it all the same, and so is it merged.
+A checkpoint may hold buffers that the model's code computes anyway, or names from another wrapper
+class of the same model. transformers loads both, and we merge both.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from recall_jax.checkpoint.tensors import TensorSpec
 
-# Computed from the config by every loader, or counted for nobody. Old checkpoints hold them.
+# Every loader computes these from the config, or nobody uses them. Old checkpoints hold them.
 _BUFFER = re.compile(
     r"(?:^|\.)(?:"
     r"\w*inv_freq|(?:cos|sin)_cached?|cached_(?:cos|sin)|freqs_(?:cis|cos|sin)"
@@ -17,40 +17,40 @@ _BUFFER = re.compile(
     r"|position_ids|token_type_ids|relative_position_index"
     r"|masked_bias|causal_mask|attn_mask|attn\.embed_positions|embed_positions\.weights"
     r"|num_batches_tracked"
-    r"|EncDecAttention\.relative_attention_bias\.weight"  # of T5, of layers that have no such bias
+    r"|EncDecAttention\.relative_attention_bias\.weight"  # in T5 layers that have no such bias
     r")$"
 )
-# `attn.bias` of GPT-2, `attention.bias` of GPT-NeoX: as a parameter's, but of another shape.
+# `attn.bias` of GPT-2, `attention.bias` of GPT-NeoX: a parameter's name with another shape.
 _MASK = re.compile(r"(?:^|\.)(?:\w*attn|\w*attention)\.bias$")
 _BARE_DECODER = {"embed_tokens", "layers", "norm"}
 
 
 def is_buffer(name: str, spec: TensorSpec) -> bool:
-    """Whether a tensor carries no parameter: an attention mask, position ids, a rotary cache.
+    """Return whether a tensor is no parameter: an attention mask, position ids, a rotary cache.
 
-    No model needs it stored, and what it holds says nothing of the model.
+    No model needs it stored, and its values say nothing about the model.
     """
     if _MASK.search(name):
         return len(spec.shape) == 4 and spec.shape[:2] == (1, 1) and spec.shape[2] == spec.shape[3]
     return _BUFFER.search(name) is not None
 
 
-def with_prefix(names: Collection[str]) -> dict[str, str]:
-    """The names that a decoder saved without its output head has within the model with one.
+def decoder_prefixes(names: Collection[str]) -> dict[str, str]:
+    """Rename the tensors of a decoder saved without its output head as in the full model.
 
-    AutoModel calls `layers.0` what AutoModelForCausalLM calls `model.layers.0`, and each loads what
-    the other saved. Empty for all other models.
+    AutoModel calls `layers.0` what AutoModelForCausalLM calls `model.layers.0`; each loads what the
+    other saved. Returns an empty mapping for any other model.
     """
     if {name.partition(".")[0] for name in names} != _BARE_DECODER:
         return {}
     return {name: f"model.{name}" for name in names}
 
 
-def namesakes(names: Collection[str], others: Collection[str]) -> dict[str, str]:
-    """For those of `names` that mean a tensor of `others`, its name there.
+def match_names(names: Collection[str], others: Collection[str]) -> dict[str, str]:
+    """Map those of `names` that mean a tensor of `others` to its name there.
 
-    The two may differ by one prefix, such as `model.` or `transformer.`: the one, or none, by which
-    most fit.
+    The two may differ by one prefix, such as `model.` or `transformer.`; the prefix, or none, that
+    matches most names is used.
     """
     best = {name: name for name in names if name in others}
     if len(best) == len(names):

@@ -1,4 +1,4 @@
-"""PyTorch weight files (`pytorch_model.bin`), read by torch without running what is in them."""
+"""Read PyTorch weight files (`pytorch_model.bin`) by torch, without running code in them."""
 
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -16,9 +16,9 @@ from recall_jax.files.identity import FileIdentity, OpenedFile
 
 
 class PytorchFile:
-    """One .bin file: `specs` in the order of its mapping, `read(name)` for one tensor.
+    """Read one .bin file: `specs` in the order of its mapping, `read(name)` for one tensor.
 
-    `opened` is the file as it was then. It has no header: `header_hash` is None.
+    `opened` is the state of the file when it was opened. It has no header: `header_hash` is None.
     """
 
     header_hash: None = None
@@ -40,22 +40,22 @@ class PytorchFile:
             raise InputError(f"{path} is damaged: its tensors are not what it has bytes for")
 
     def read(self, name: str) -> np.ndarray:
-        """Tensor `name`, C-contiguous and read-only; a copy only if it is stored otherwise."""
+        """Return tensor `name`, C-contiguous and read-only; copied only if stored otherwise."""
         return _as_numpy(self._tensors[name], self.specs[name].dtype)
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """As `read`, rows `start` to `stop` of tensor `name` alone; a scalar is one row, (1,)."""
+        """Read rows `start` to `stop` of tensor `name` like `read`; a scalar is one row, (1,)."""
         tensor = self._tensors[name]
         rows = tensor if tensor.ndim else tensor.reshape(1)
         return _as_numpy(rows[start:stop], self.specs[name].dtype)
 
     def drop(self, name: str) -> None:
-        """Nothing: torch keeps the whole file mapped, and the system drops no mapped page."""
+        """Do nothing: torch keeps the file mapped, and the system drops no mapped page."""
 
 
 def _as_numpy(tensor: Any, dtype: np.dtype[Any]) -> np.ndarray:
     tensor = tensor.detach().resolve_neg().contiguous()
-    if dtype == ml_dtypes.bfloat16:  # which torch does not give to numpy
+    if dtype == ml_dtypes.bfloat16:  # torch cannot convert it to numpy
         import torch
 
         tensor = tensor.view(torch.int16)
@@ -73,7 +73,7 @@ def _load(path: Path, *, mapped: bool) -> dict[str, Any]:
         ) from error
     try:
         content = torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
-    except Exception as error:  # torch raises what it likes on a file that is not as it should be
+    except Exception as error:  # torch raises any exception for a damaged file
         raise InputError(
             f"{path} is damaged, or holds more than tensors and is not loaded for safety "
             f"({type(error).__name__}); convert it to safetensors where you trust it"
@@ -87,12 +87,12 @@ def _load(path: Path, *, mapped: bool) -> dict[str, Any]:
 
 
 def _stored_sizes(path: Path) -> list[int] | None:
-    """Bytes of the storages in a file that can be mapped, ascending, those of none left out.
+    """Return the sizes of the non-empty storages in a file that can be mapped, ascending.
 
-    None for one that torch must read: in the format before zip files, or compressed, which torch
-    would map as it is. What is no storage is held to its checksum here, as torch does not.
+    Returns None for a file that torch must read: in the format before zip files, or compressed,
+    which torch would wrongly map. Verifies the checksum of the other members, which torch does not.
     """
-    with reading(str(path)):  # to tell whether it is a zip file may fail too
+    with reading(str(path)):  # is_zipfile may fail too
         if not zipfile.is_zipfile(path):
             return None
     with reading(str(path)), zipfile.ZipFile(path) as archive:
@@ -107,7 +107,7 @@ def _stored_sizes(path: Path) -> list[int] | None:
 
 
 def _held_sizes(tensors: Iterable[Any]) -> list[int]:
-    """Bytes of the storages that tensors are views of, each once, as `_stored_sizes` has them."""
+    """Return the sizes of the distinct storages behind tensors, as `_stored_sizes` does."""
     storages = [tensor.untyped_storage() for tensor in tensors]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     return sorted(filter(None, sizes.values()))
@@ -122,7 +122,7 @@ def _spec(tensor: Any, file_bytes: int, where: str) -> TensorSpec:
     if tensor.device.type != "cpu":
         raise InputError(f"{where}: holds no data (device {tensor.device})")
     spec = TensorSpec(dtype, tuple(tensor.shape))
-    if spec.nbytes > file_bytes:  # an expanded tensor shows the same bytes again and again
+    if spec.nbytes > file_bytes:  # an expanded tensor repeats the same bytes
         raise InputError(
             f"{where}: its shape {list(spec.shape)} stands for {spec.nbytes} bytes, in a file of "
             f"{file_bytes}: save it contiguous"

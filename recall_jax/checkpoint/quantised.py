@@ -1,8 +1,8 @@
-"""What tells that the weights of a model are quantised.
+"""Detect whether the weights of a model are quantised.
 
-Their integers mean nothing without the scales and codes beside them, which each method has in a
-form of its own: the mean of two is no model. They are known by what the config says, and where it
-is silent by the tensors. (Floats of 8 bits and less no reader takes.)
+Quantised integers mean nothing without their scales and codes, which each method stores in a
+different form: the mean of two is no model. They are recognized by the config, or else by the
+tensors. (No reader accepts floats of 8 bits or less.)
 """
 
 import re
@@ -13,18 +13,18 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.errors import shown
 
 KEYS = ("quantization_config", "compression_config")
-"""The attributes that say it; the second is of older llm-compressor."""
-# What gptq, awq, bitsandbytes, quanto, hqq, aqlm, mxfp4 and their like call integers; blocks that
-# are numbered are none of them.
+"""The config keys that declare it; older versions of llm-compressor write the second."""
+# Names of integer tensors in gptq, awq, bitsandbytes, quanto, hqq, aqlm, mxfp4 and similar;
+# numbered blocks are not among them.
 _PACKED = re.compile(
     r"(?:^|[._:])(?:q?weight|qzeros|W_q|qdata|codes|blocks|packed)(?:[._:][a-z_]\w*)*$"
 )
 
 
 def quantised_by(config: Mapping[str, Any]) -> str | None:
-    """The method that a config.json, or a part of it, names, such as "gptq"; None if none does.
+    """Return the method that a config.json or a part of it names, such as "gptq"; else None.
 
-    An object that is empty, or of bitsandbytes with both kinds off, quantises nothing.
+    An empty object, or one of bitsandbytes with both kinds off, quantises nothing.
     """
     for key in KEYS:
         if (stated := config.get(key)) and (method := _method(stated)):
@@ -34,7 +34,7 @@ def quantised_by(config: Mapping[str, Any]) -> str | None:
 
 
 def quantised_tensor(specs: Mapping[str, TensorSpec]) -> str | None:
-    """The first tensor of integers that are weights, and its dtype; None if there is none."""
+    """Return the first integer weight tensor with its dtype, or None."""
     for name, spec in specs.items():
         if spec.dtype.kind in "iu" and _PACKED.search(name):
             return f"{name}, {spec.dtype.name}"

@@ -1,8 +1,8 @@
-"""Safetensors files, read through the operating system's memory map without any other package.
+"""Read safetensors files through a memory map, without the safetensors package.
 
 A file is an 8-byte little-endian length, a JSON header of that length, and the tensors' bytes:
-https://github.com/huggingface/safetensors#format. The header is validated whole when the file is
-opened, so that reading a tensor afterwards cannot leave it.
+https://github.com/huggingface/safetensors#format. Opening a file validates the complete header, so
+that no tensor can reach beyond the file.
 """
 
 import ctypes
@@ -28,23 +28,24 @@ from recall_jax.errors import InputError, StorageError, shown, storage_faults
 from recall_jax.files.identity import FileIdentity, OpenedFile
 from recall_jax.files.json_objects import MAX_BYTES, parse_json_object
 
-MAX_HEADER_BYTES = MAX_BYTES  # the limit of the safetensors package too
+MAX_HEADER_BYTES = MAX_BYTES  # also the limit of the safetensors package
 _LENGTH_BYTES = 8
 _MAX_DIMENSIONS = 64  # numpy's
-_POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which Python's mmap does not name yet
-# Where off_t of sys/mman.h is known to have 64 bits.
+_POPULATE_READ = 22  # MADV_POPULATE_READ (Linux 5.14), missing in Python's mmap
+# Systems whose off_t in sys/mman.h is known to have 64 bits.
 _MAPS_BY_CTYPES = sys.platform in ("linux", "darwin") and sys.maxsize > 2**32
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class SafetensorsFile:
-    """One safetensors file: `specs` in the order of the bytes, `read(name)` for one tensor.
+    """Read one safetensors file: `specs` in byte order, `read(name)` for one tensor.
 
-    `opened` is the file as it was then, `header_hash` the sha256 of its header, hex.
+    `opened` is the state of the file when it was opened, `header_hash` the hex sha256 of its
+    header.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open and validate; InputError names the file and the tensor at fault."""
+        """Open and validate the file; InputError names the file and the tensor at fault."""
         self.path = path
         with storage_faults(f"read {path}"), path.open("rb") as file:
             self.opened = OpenedFile(path, FileIdentity.of(file.fileno()))
@@ -57,25 +58,25 @@ class SafetensorsFile:
         self._starts = {name: data_start + begin for name, begin in offsets.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """A read-only view of tensor `name`, mapped for as long as the array lives.
+        """Return a read-only view of tensor `name`, mapped for as long as the array lives.
 
-        Each tensor has a map of its own, so its pages leave the process when the array does; no
-        file stays open for it. Where the system can (Linux 5.14) its bytes are in memory by then:
-        it is this thread that waits for the disk, and what the disk refuses is a StorageError here,
-        not a SIGBUS where the array is used. Bytes that are not aligned for their dtype are copied.
-        InputError if the file is no longer the one that was opened.
+        Each tensor has a separate map, so its pages leave the process with the array; no file stays
+        open. On Linux 5.14 or later its bytes are loaded before this returns: this thread waits for
+        the disk, and a read error is a StorageError here, not a SIGBUS where the array is used.
+        Bytes not aligned for their dtype are copied. Raises InputError if the file has changed
+        since it was opened.
         """
         return self._view(self.specs[name], self._starts[name])
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """As `read`, rows `start` to `stop` of tensor `name` alone; a scalar is one row, (1,)."""
+        """Read rows `start` to `stop` of tensor `name` like `read`; a scalar is one row, (1,)."""
         spec = self.specs[name]
         rows, *rest = spec.shape or (1,)
         cut = TensorSpec(spec.dtype, (len(range(rows)[start:stop]), *rest))
         return self._view(cut, self._starts[name] + start * spec.nbytes // max(rows, 1))
 
     def _view(self, spec: TensorSpec, start: int) -> np.ndarray:
-        """What lies from byte `start` of the file on."""
+        """Map a tensor that begins at byte `start` of the file."""
         if spec.nbytes == 0:
             return np.empty(spec.shape, spec.dtype)
         page = start - start % mmap.ALLOCATIONGRANULARITY
@@ -84,14 +85,14 @@ class SafetensorsFile:
             length = start - page + spec.nbytes
             mapped = _map(file.fileno(), page, length)
             fault = _populate(mapped)
-            self._refuse_changed(file)  # first of all the reasons why bytes may be missing
+            self._refuse_changed(file)  # the most likely reason for missing bytes
             if fault:
                 raise StorageError(f"cannot read {self.path}: {os.strerror(fault)}")
         view: np.ndarray = np.ndarray(spec.shape, spec.dtype, mapped, start - page)
         return view if view.flags.aligned else view.copy()
 
     def drop(self, name: str) -> None:
-        """Tell the system that it need not keep the bytes of tensor `name` in its cache.
+        """Tell the system that it need not cache the bytes of tensor `name`.
 
         Pages that an array still maps stay.
         """
@@ -110,7 +111,7 @@ class SafetensorsFile:
 
 
 class _Pages:
-    """Mapped memory, as numpy takes it: read-only bytes at an address."""
+    """Expose mapped memory to numpy as read-only bytes at an address."""
 
     def __init__(self, address: int, length: int) -> None:
         self.__array_interface__ = {
@@ -122,10 +123,10 @@ class _Pages:
 
 
 def _map(descriptor: int, start: int, length: int) -> np.ndarray:
-    """Bytes of a file, shape (length,), that are unmapped with the last array on them.
+    """Map bytes of a file as an array (length,); they are unmapped with the last array on them.
 
-    Python's own map keeps the file open, which one map for each of thousands of tensors cannot: a
-    process may have 256 open files on macOS, 1024 on most of Linux. The system needs it no longer.
+    Python's mmap keeps the file open, which is too many files for thousands of tensors: a process
+    may have 256 open files on macOS, 1024 on most Linux systems. The system needs no open file.
     """
     if not _MAPS_BY_CTYPES:
         kept = mmap.mmap(descriptor, length, access=mmap.ACCESS_READ, offset=start)
@@ -137,30 +138,30 @@ def _map(descriptor: int, start: int, length: int) -> np.ndarray:
         raise OSError(code, os.strerror(code))
     pages = _Pages(address, length)
     unmap = weakref.finalize(pages, library.munmap, address, length)
-    unmap.atexit = False  # then other threads may still compute with them
+    unmap.atexit = False  # at exit other threads may still use them
     return np.asarray(pages)
 
 
 def _populate(mapped: np.ndarray) -> int:
-    """Read and map every page of a map now: 0, or the errno of a read that failed.
+    """Load every page of a map now; return 0, or the errno of a failed read.
 
-    Through ctypes, as mmap.madvise would hold the interpreter's lock until the disk has answered.
+    Uses ctypes, because mmap.madvise would hold the interpreter's lock while it waits for the disk.
     """
     if sys.platform != "linux":
         return 0
     madvise, address, length = _libc().madvise, mapped.ctypes.data, mapped.size
-    madvise(address, length, mmap.MADV_WILLNEED)  # all at once, not a window after another
+    madvise(address, length, mmap.MADV_WILLNEED)  # read ahead everything, not window by window
     if madvise(address, length, _POPULATE_READ) == 0:
         return 0
     code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS):  # an older kernel: pages come as they are touched
+    if code in (errno.EINVAL, errno.ENOSYS):  # an older kernel loads pages on first use
         return 0
-    return errno.EIO if code == errno.EFAULT else code  # where a touch would raise SIGBUS
+    return errno.EIO if code == errno.EFAULT else code  # an access would raise SIGBUS
 
 
 @cache
 def _libc() -> ctypes.CDLL:
-    """The system's C library, with the signatures of sys/mman.h."""
+    """Return the system's C library with the signatures of sys/mman.h."""
     library, size = ctypes.CDLL(None, use_errno=True), ctypes.c_size_t
     library.mmap.restype = ctypes.c_void_p
     library.mmap.argtypes = [ctypes.c_void_p, size, *[ctypes.c_int] * 3, ctypes.c_int64]
@@ -170,7 +171,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def _read_header(file: BinaryIO, file_bytes: int, path: Path) -> bytes:
-    """The text of the header; the tensors' bytes begin behind it."""
+    """Return the text of the header; the tensors' bytes follow it."""
     if file_bytes < _LENGTH_BYTES:
         raise InputError(f"{path} is truncated: {file_bytes} bytes are no safetensors file")
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -187,7 +188,7 @@ def _read_header(file: BinaryIO, file_bytes: int, path: Path) -> bytes:
 def _layout(
     header: dict[str, Any], data_bytes: int, path: Path
 ) -> tuple[dict[str, TensorSpec], dict[str, int]]:
-    """Specs and start offsets by tensor name; the tensors must tile the data exactly."""
+    """Return specs and start offsets by tensor name; the tensors must tile the data exactly."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise InputError(f"the header of {path}: __metadata__ must map strings to strings")
@@ -213,7 +214,7 @@ def _layout(
 
 
 def _entry(value: Any, where: str) -> tuple[int, int, TensorSpec]:
-    """Begin, end and spec of one header entry, each checked against the others."""
+    """Return begin, end and spec of a header entry, checked against each other."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: its header entry is not an object")
     dtype_name = value.get("dtype")
@@ -224,7 +225,7 @@ def _entry(value: Any, where: str) -> tuple[int, int, TensorSpec]:
     shape = _sizes(value.get("shape"))
     if shape is None or len(shape) > _MAX_DIMENSIONS:
         raise InputError(f"{where}: shape {shown(value.get('shape'))} is not a list of sizes")
-    # an empty array too must have sizes that numpy can multiply
+    # numpy multiplies the sizes of an empty array too
     if math.prod(size or 1 for size in shape) * dtype.itemsize >= 2**63:
         raise InputError(f"{where}: shape {shown(list(shape))} is too large")
     offsets = _sizes(value.get("data_offsets"))
@@ -243,7 +244,7 @@ def _entry(value: Any, where: str) -> tuple[int, int, TensorSpec]:
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:
-    """`value` as a tuple if it is a list of non-negative integers."""
+    """Return `value` as a tuple if it is a list of non-negative integers, else None."""
     if isinstance(value, list) and all(type(item) is int and item >= 0 for item in value):
         return tuple(value)
     return None

@@ -1,4 +1,4 @@
-"""What a tensor on disk is, whichever format holds it: a dtype, a shape, and a way to read it."""
+"""Define a tensor on disk in any format: its dtype and shape, and how to read it."""
 
 import math
 from collections.abc import Mapping
@@ -10,38 +10,38 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Dtype and shape of one tensor."""
+    """Hold the dtype and shape of one tensor."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes of the elements, C-contiguous."""
+        """Return the size in bytes of the elements."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def shapes_of(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[int, ...]]:
-    """The shapes alone, by name."""
+    """Return the shape of each tensor by name."""
     return {name: spec.shape for name, spec in specs.items()}
 
 
 class TensorSource(Protocol):
-    """Named arrays on disk, read one at a time."""
+    """Define a reader of named arrays on disk."""
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """Dtype and shape of every tensor, in file order."""
+        """Return the dtype and shape of every tensor, in file order."""
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of the weight byte ranges asked for so far."""
+        """Return the number of weight bytes read so far."""
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, C-contiguous, possibly a read-only view of the file; KeyError if unknown."""
+        """Read one tensor, C-contiguous, possibly a read-only view; KeyError if unknown."""
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of a tensor along its first axis; a scalar is one row, (1,)."""
+        """Read rows `start` to `stop` along the first axis; a scalar is one row, (1,)."""
 
     def drop(self, name: str) -> None:
-        """Tell the system that it need not keep the bytes of a tensor in its cache."""
+        """Tell the system that it need not cache the bytes of a tensor."""

@@ -1,8 +1,8 @@
-"""Whether the output head of a model is its input embedding: its config says, its weights decide.
+"""Decide whether a model's output head is tied to its input embedding.
 
-Where a config ties the two and the files hold both, a model of which they differ has a head of its
-own, whatever its config says: so transformers 5 reads it, and so peft with transformers 4 leaves
-models whose head was trained apart.
+If the config ties them but the files hold two that differ, the model has a separate head.
+transformers 5 reads such a model this way; peft with transformers 4 writes one when the head was
+trained separately.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,27 +16,27 @@ from recall_jax.errors import InputError
 _KEY = "tie_word_embeddings"
 _HEADS = ("lm_head", "embed_out", "output_layer", "output", "decoder")
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared")
-# What the head reads is divided by the root of its width where the config ties head and embedding.
+# These families scale the head's input by 1/sqrt(width) if the config ties the two.
 _SCALED_WHERE_TIED = ("t5", "longt5", "umt5", "switch_transformers", "udop", "pop2piano")
 
 
 def is_head(name: str) -> bool:
-    """Whether `name` is the weight of an output head."""
+    """Return whether `name` is the weight of an output head."""
     return _is_weight_of(name, _HEADS) and unit_of_tensor(name) == HEAD
 
 
 def is_embedding(name: str) -> bool:
-    """Whether `name` is the weight of an input embedding of tokens."""
+    """Return whether `name` is the weight of an input embedding of tokens."""
     return _is_weight_of(name, _EMBEDDINGS) and unit_of_tensor(name) == EMBED
 
 
 def is_vocabulary(name: str) -> bool:
-    """Whether `name` is a weight with a row per token: of the input embedding or output head."""
+    """Return whether `name` is a weight with one row per token: input embedding or output head."""
     return is_head(name) or is_embedding(name)
 
 
 def input_embedding(names: Iterable[str], where: str) -> str:
-    """Name of the input embedding's weight; InputError if there is none, or more than one."""
+    """Return the name of the input embedding's weight; InputError if there is not exactly one."""
     found = list(filter(is_embedding, names))
     if len(found) != 1:
         raise InputError(f"{where}: which is the base's input embedding? It has {found or 'none'}")
@@ -44,15 +44,15 @@ def input_embedding(names: Iterable[str], where: str) -> str:
 
 
 def is_tied(names: Collection[str], config: Mapping[str, Any]) -> bool:
-    """Whether input embedding and output head are one weight, of a model with these tensors.
+    """Return whether a model with these tensors ties its output head to its input embedding.
 
-    Where neither the config nor the class of its family knows, the weights tell.
+    Its tensors decide if neither the config nor the config class of its family knows.
     """
     return bool(attribute(config, _KEY, not any(map(is_head, names))))
 
 
 def stored_twice(names: Collection[str], config: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-    """The head of a model that ties it, and the embeddings that it may be, where all are stored."""
+    """Return a tied model's head and candidate embeddings if the files hold them all, else None."""
     heads, embeddings = list(filter(is_head, names)), list(filter(is_embedding, names))
     if len(heads) != 1 or not embeddings or attribute(config, _KEY) is not True:
         return None
@@ -60,9 +60,9 @@ def stored_twice(names: Collection[str], config: Mapping[str, Any]) -> tuple[str
 
 
 def shared_embedding(names: Collection[str]) -> tuple[str, list[str]] | None:
-    """The embedding that an encoder and a decoder share, and those that may be the same once more.
+    """Return the embedding that encoder and decoder share, and those that may be copies of it.
 
-    None of a model that has none by such a name.
+    Returns None if the model has no embedding of such a name.
     """
     embeddings = list(filter(is_embedding, names))
     shared = [name for name in embeddings if _is_weight_of(name, ("shared",))]
@@ -72,9 +72,9 @@ def shared_embedding(names: Collection[str]) -> tuple[str, list[str]] | None:
 
 
 def untied(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The config of the same model with a head of its own.
+    """Return the config of the same model with a separate head.
 
-    InputError for the families in which the tie says more than that.
+    Raises InputError for families whose config says more by the tie.
     """
     if (model_type := config.get("model_type")) in _SCALED_WHERE_TIED:
         raise InputError(
@@ -89,12 +89,12 @@ def untied(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {**config, **parts, _KEY: False}
 
 
-def with_a_head(
+def with_separate_head(
     specs: Mapping[str, TensorSpec], where: str, head: str = LM_HEAD
 ) -> tuple[dict[str, TensorSpec], dict[str, str]]:
-    """The tensors of a tied model with the `head` apart, and what that begins as: the embedding.
+    """Add a separate `head` to the tensors of a tied model; map it to the embedding it starts as.
 
-    InputError if it is not clear which tensor the embedding is.
+    Raises InputError if the embedding is ambiguous.
     """
     embedding = input_embedding(specs, where)
     return {**specs, head: specs[embedding]}, {head: embedding}

@@ -1,4 +1,4 @@
-"""Units: the pieces in which a model is compared and merged.
+"""Name the units of a model, by which models are compared and merged.
 
 A model of L layers has U = L + 2 units: `embed`, `layers.0` … `layers.{L-1}`, `head` (final norm
 and output projection).
@@ -12,7 +12,7 @@ HEAD = "head"
 LM_HEAD = "lm_head.weight"
 
 _LAYER = re.compile(r"((?:^|.*?\.)(?:h|\w*layers?|\w*blocks?))\.(\d{1,9})\.")
-# Before embeddings, among whose names some of these would be.
+# Matched before embeddings, whose pattern would match some of these.
 _OUTPUT = re.compile(
     r"(?:^|\.)(?:head|lm_head|embed_out|unembed\w*|output\w*|score|classifier)\.", re.IGNORECASE
 )
@@ -22,20 +22,20 @@ _EMBEDDING = re.compile(
 
 
 def layer_unit(index: int) -> str:
-    """Name of the unit of transformer block `index` (zero-based)."""
+    """Return the unit name of transformer block `index` (zero-based)."""
     return f"layers.{index}"
 
 
 def unit_names(num_hidden_layers: int) -> tuple[str, ...]:
-    """Names of the U = num_hidden_layers + 2 units, in the order of the forward pass."""
+    """Return the names of the U = num_hidden_layers + 2 units, in the order of the forward pass."""
     return (EMBED, *(layer_unit(index) for index in range(num_hidden_layers)), HEAD)
 
 
 def unit_of_tensor(name: str) -> str:
-    """Unit of a tensor by its Hugging Face name, for any model that numbers its layers.
+    """Return the unit of a tensor by its Hugging Face name, for any model with numbered layers.
 
-    A name with a layer number belongs to the layer of the first such number, the input's embedding
-    with its norms and projections to `embed`, all else to `head`.
+    The first layer number in a name decides; the input embedding with its norms and projections
+    belongs to `embed`, everything else to `head`.
     """
     if match := _LAYER.match(name):
         return layer_unit(int(match.group(2)))
@@ -43,10 +43,10 @@ def unit_of_tensor(name: str) -> str:
 
 
 def stacks_of(names: Iterable[str]) -> tuple[str, ...]:
-    """The stacks of numbered layers among tensors' names, by what stands before the number.
+    """Return the stacks of numbered layers among tensor names, by the prefix of the number.
 
-    One in a decoder; an encoder or a vision tower beside it is another, whose layers have the same
-    numbers and so the same units.
+    A decoder has one stack. An encoder or a vision tower in the same model is another, whose layers
+    share the numbers and so the units.
     """
     found = (match.group(1) for name in names if (match := _LAYER.match(name)))
     return tuple(dict.fromkeys(found))

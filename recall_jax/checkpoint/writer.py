@@ -1,8 +1,8 @@
 """Write weights as Hugging Face does: safetensors shards of limited size, and their index.
 
-The plan is fixed by the specs before the first byte; the tensors then stream through in that
-order, each written once, whole or in pieces. Marks taken on the way let another process go on
-after a kill. The folder is the caller's: `recall_jax.files.output` makes it appear whole.
+The specs fix the plan before the first byte; the tensors are then written in that order, each once,
+as a whole or in pieces. Marks recorded on the way let another process continue after a kill. The
+caller provides the folder; `recall_jax.files.output` makes it appear complete.
 """
 
 import json
@@ -31,11 +31,11 @@ from recall_jax.files.json_objects import json_text
 CHECKSUMS_NAME = "checksums.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 INDEX_NAME = "model.safetensors.index.json"
-_ALIGNMENT = 64  # of the first tensor, so that jax can take a mapped array without a copy
+_ALIGNMENT = 64  # of the first tensor, so that jax can use a mapped array without a copy
 
 
 class Mark(NamedTuple):
-    """How far the writing has come, after a tensor: all bytes before it are vouched for.
+    """Record how far the writing has come after a tensor, with a checksum of all bytes before.
 
     `crc32` (8 hex digits) runs over the current shard so far and then over the checksums, in hex
     digits, of the shards before it; in the first shard it is simply that of the file.
@@ -49,23 +49,23 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of the plan, before its first byte."""
+    """Hold the header and layout of one planned file."""
 
     header: bytes
     ends: Mapping[str, int]  # position in the file after each tensor, in order
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """Return the size of the file in bytes."""
         return max(self.ends.values())
 
 
 class ShardedWriter:
-    """Context manager that streams tensors into safetensors shards in `folder`.
+    """Stream tensors into safetensors shards in `folder`, as a context manager.
 
-    StorageError if the disk is full or fails, InputError if a file cannot be written otherwise (no
-    permission); a tensor out of order, left out, or unlike its spec is the caller's fault:
-    ValueError.
+    Raises StorageError if the disk is full or fails, InputError if a file cannot be written for
+    another reason (no permission). A tensor out of order, left out, or unlike its spec is the
+    caller's mistake: ValueError.
     """
 
     def __init__(
@@ -74,41 +74,41 @@ class ShardedWriter:
         specs: Mapping[str, TensorSpec],
         shard_bytes: int = DEFAULT_SHARD_BYTES,
     ) -> None:
-        """Plan: tensors in the order of `specs`, a new shard where `shard_bytes` would be passed.
+        """Plan the shards: tensors in the order of `specs`, at most `shard_bytes` in a shard.
 
-        A tensor larger than `shard_bytes` has a shard of its own.
+        A tensor larger than `shard_bytes` gets a separate shard.
         """
         self._folder = folder
         self._specs = specs
         self._shards = _plan(specs, shard_bytes)
         self._order = [(name, file) for file, shard in self._shards.items() for name in shard.ends]
         self._finished = 0  # tensors
-        self._filled = 0  # bytes of the tensor that is due
+        self._filled = 0  # bytes written of the next tensor
         self._file: ChecksummedFile | None = None
         self._checksums: dict[str, FileChecksum] = {}
         self._bytes_written = 0
 
     @property
     def checksums(self) -> Mapping[str, FileChecksum]:
-        """Of every file finished so far, by file name; of all after the block."""
+        """Return the checksum of every finished file by file name; of all files after the block."""
         return self._checksums
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of the tensors written so far by this writer, headers not counted."""
+        """Return the tensor bytes written so far by this writer, without headers."""
         return self._bytes_written
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Write the whole tensor that is due; without a copy if `array` is C-contiguous."""
+        """Write the next tensor in full, without a copy if `array` is C-contiguous."""
         spec = self._specs.get(name)
         if spec is not None and array.shape != spec.shape:
             raise ValueError(f"tensor {name!r} is {array.dtype} {array.shape}, planned as {spec}")
         self.write_piece(name, np.ascontiguousarray(array).reshape(-1))
 
     def write_piece(self, name: str, piece: np.ndarray) -> None:
-        """Write the next elements, (n,) and contiguous, of the tensor that is due.
+        """Write the next elements, (n,) and contiguous, of the next tensor.
 
-        It is finished when all its elements are there; one without elements, by an empty piece.
+        The tensor is finished with its last element; one without elements, with an empty piece.
         """
         due, file_name = self._due()
         if name != due:
@@ -128,17 +128,17 @@ class ShardedWriter:
             self._filled = 0
 
     def takes(self, name: str) -> bool:
-        """Every tensor is written here."""
+        """Return True: this writer writes every tensor."""
         return True
 
     def finish_unit(self, note: Callable[[Mark], None]) -> None:
-        """After the last tensor of a unit: `note` is given where the writing stands."""
+        """Pass the current mark to `note` after the last tensor of a unit."""
         note(self.mark())
 
     def mark(self) -> Mark:
-        """Where the writing stands, after a finished tensor.
+        """Return the current mark, after a finished tensor.
 
-        Its bytes are with the operating system: the death of this process does not lose them.
+        The bytes before it are with the operating system: they survive the death of this process.
         """
         if self._file is None or self._filled:
             raise ValueError("a mark stands after a finished tensor")
@@ -146,11 +146,12 @@ class ShardedWriter:
         return Mark(self._finished, self._file.path.name, size, chained_crc(crc, self._checksums))
 
     def resume(self, marks: Sequence[Mark]) -> int:
-        """Go on in a folder that another writer has left, before the first write.
+        """Continue in a folder that another writer has left; call it before the first write.
 
-        Reads back what it wrote and returns how many leading marks stand; the writing goes on after
-        the last of them, and what lies beyond is removed. Where none stands, or the plan is not
-        the one they were taken of, that is everything. The end result is the same in every byte.
+        Reads back what that writer wrote and returns how many leading marks are valid; writing
+        continues after the last of them, and everything beyond is removed. With no valid mark, or
+        marks of another plan, that is everything. The result is the same in every byte as without
+        the interruption.
         """
         if self._file is not None:
             raise ValueError("resume comes before the first write")
@@ -168,7 +169,7 @@ class ShardedWriter:
         return len(standing)
 
     def __enter__(self) -> Self:
-        """Nothing is created before the first tensor."""
+        """Return the writer; it creates no file before the first tensor."""
         return self
 
     def __exit__(
@@ -192,7 +193,7 @@ class ShardedWriter:
             self._checksums[INDEX_NAME] = write_index(self._folder, size, dict(self._order))
 
     def _due(self) -> tuple[str | None, str]:
-        """Name and file of the tensor that is due; None after the last."""
+        """Return the name and file of the next tensor; None after the last."""
         return self._order[self._finished] if self._finished < len(self._order) else (None, "")
 
     def _finish_file(self) -> None:
@@ -217,14 +218,14 @@ def read_back(
     order: Sequence[tuple[str, str]],
     marks: Sequence[Mark],
 ) -> Iterator[dict[str, FileChecksum]]:
-    """For each leading mark that stands, the checksums up to it: of whole shards, then of a part.
+    """Yield, for each leading mark that is valid, the checksums of the shards up to it.
 
-    Every byte is read once.
+    The last shard is partial. Every byte is read once.
     """
     coming = iter(shards.items())
     whole: dict[str, FileChecksum] = {}
     current, size, crc, tensors = "", 0, 0, 0
-    with suppress(OSError):  # what cannot be read back does not stand
+    with suppress(OSError):  # a mark whose bytes cannot be read back is not valid
         for mark in marks:
             if not tensors < mark.tensors <= len(order):
                 return
@@ -248,13 +249,13 @@ def read_back(
 
 
 def chained_crc(crc: int, before: Mapping[str, FileChecksum]) -> str:
-    """The checksum of a mark: of its shard so far, then of the shards before it."""
+    """Combine the checksum of the current shard with those of the shards before it."""
     digits = "".join(checksum["crc32"] for checksum in before.values())
     return f"{zlib.crc32(digits.encode(), crc):08x}"
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """One file of arrays that are all in memory, in their order."""
+    """Write one file of arrays that are all in memory, in their order."""
     shard = shard_of({name: TensorSpec(array.dtype, array.shape) for name, array in arrays.items()})
     file = ChecksummedFile(path, shard.size)
     file.write(shard.header)
@@ -264,7 +265,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def write_index(folder: Path, total_size: int, weight_map: Mapping[str, str]) -> FileChecksum:
-    """Write the index of shards: which file each tensor is in, and the bytes of all tensors."""
+    """Write the index of shards: the file of each tensor, and the bytes of all tensors."""
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(weight_map)}
     file = ChecksummedFile(folder / INDEX_NAME)
     file.write(json_text(index, indent=2).encode())
@@ -272,9 +273,9 @@ def write_index(folder: Path, total_size: int, weight_map: Mapping[str, str]) ->
 
 
 def write_checksums(folder: Path, known: Mapping[str, FileChecksum] | None = None) -> None:
-    """Write `checksums.json` over every file under `folder`, by its path relative to it.
+    """Write `checksums.json` for every file under `folder`, keyed by relative path.
 
-    `known` spares the reading of files whose checksum was taken while they were written.
+    Files in `known`, whose checksum was taken while they were written, are not read again.
     """
     content = {"format": 1, "algorithm": "crc32", "files": checksums_of(folder, known or {})}
     file = ChecksummedFile(folder / CHECKSUMS_NAME)
@@ -283,7 +284,7 @@ def write_checksums(folder: Path, known: Mapping[str, FileChecksum] | None = Non
 
 
 def checksums_of(folder: Path, known: Mapping[str, FileChecksum]) -> dict[str, FileChecksum]:
-    """Of every file under `folder` but `checksums.json` itself, by its path relative to it."""
+    """Return the checksum of every file under `folder` but `checksums.json`, by relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     return {
@@ -294,7 +295,7 @@ def checksums_of(folder: Path, known: Mapping[str, FileChecksum]) -> dict[str, F
 
 
 def _plan(specs: Mapping[str, TensorSpec], shard_bytes: int) -> dict[str, Shard]:
-    """The shards by file name, in order."""
+    """Return the shards by file name, in order."""
     if not specs:
         raise ValueError("a checkpoint without tensors")
     shards = split(specs, shard_bytes)
@@ -304,7 +305,7 @@ def _plan(specs: Mapping[str, TensorSpec], shard_bytes: int) -> dict[str, Shard]
 
 
 def split(specs: Mapping[str, TensorSpec], shard_bytes: int) -> list[dict[str, TensorSpec]]:
-    """The tensors of each shard; one that is larger than `shard_bytes` has its own."""
+    """Divide the tensors into shards; one larger than `shard_bytes` gets a separate shard."""
     shards: list[dict[str, TensorSpec]] = []
     filled = 0
     for name, spec in specs.items():
@@ -317,7 +318,7 @@ def split(specs: Mapping[str, TensorSpec], shard_bytes: int) -> list[dict[str, T
 
 
 def numbered(shards: Sequence[Mapping[str, TensorSpec]]) -> dict[str, Shard]:
-    """Shards by the file names that an index refers to."""
+    """Return the shards by the file names that an index refers to."""
     return {
         f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard_of(shard)
         for number, shard in enumerate(shards, start=1)
@@ -325,7 +326,7 @@ def numbered(shards: Sequence[Mapping[str, TensorSpec]]) -> dict[str, Shard]:
 
 
 def shard_of(specs: Mapping[str, TensorSpec]) -> Shard:
-    """Length and JSON header of one file, padded with spaces to the alignment, and what follows."""
+    """Build the length, JSON header (padded to the alignment) and tensor positions of one file."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     ends: dict[str, int] = {}
     position = 0

@@ -8,7 +8,7 @@ import numpy as np
 
 from recall_jax.checkpoint.dtypes import DTYPES, is_float
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from recall_jax.checkpoint.parameter_names import namesakes
+from recall_jax.checkpoint.parameter_names import match_names
 from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
 from recall_jax.checkpoint.ties import is_tied
 from recall_jax.checkpoint.units import EMBED, HEAD, unit_of_tensor
@@ -80,7 +80,7 @@ def open_models(specs: Sequence[str]) -> list[Checkpoint]:
     models = [open_checkpoint(spec) for spec in specs]
     newest = models[-1]
     for model in models:
-        model.rename(namesakes(model.specs, newest.specs))
+        model.rename(match_names(model.specs, newest.specs))
         mine, its = newest.config.get("model_type"), model.config.get("model_type")
         if mine != its:
             raise InputError(

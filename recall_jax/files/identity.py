@@ -23,7 +23,7 @@ class FileIdentity:
 
     @classmethod
     def of(cls, file: Path | int) -> Self:
-        """Read the identity of the file at a path or behind a descriptor; OSError if there is none."""
+        """Read the identity of the file at a path or behind a descriptor; OSError if missing."""
         status = os.stat(file)
         return cls(
             status.st_dev,

@@ -26,7 +26,7 @@ class Records:
     identity: Mapping[str, Any]
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Append a record, after the identity if it is the first. StorageError if the disk fails."""
+        """Append a record, after the identity if it is the first; StorageError if writing fails."""
         if self.path is not None:
             append_record(self.path, record, {"identity": self.identity})
 

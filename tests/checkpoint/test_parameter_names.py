@@ -11,7 +11,7 @@ import safetensors.numpy
 import torch
 
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.checkpoint.parameter_names import is_buffer, namesakes
+from recall_jax.checkpoint.parameter_names import is_buffer, match_names
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.plan import open_models
@@ -86,11 +86,11 @@ def test_what_transformers_does_not_store_is_a_buffer(kind):
 
 def test_names_meet_those_of_another_wrapper():
     bare, wrapped = ["wte", "h.0.a", "ln_f"], ["model.wte", "model.h.0.a", "model.ln_f", "head"]
-    assert namesakes(bare, wrapped) == dict(zip(bare, wrapped[:3], strict=True))
-    assert namesakes(wrapped, bare) == dict(zip(wrapped[:3], bare, strict=True))
-    assert namesakes(["a.x", "b.x"], ["x"]) == {"a.x": "x"}
-    assert namesakes(["encoder.w", "decoder.w"], ["encoder.w"]) == {"encoder.w": "encoder.w"}
-    assert namesakes(["x"], ["y"]) == {}
+    assert match_names(bare, wrapped) == dict(zip(bare, wrapped[:3], strict=True))
+    assert match_names(wrapped, bare) == dict(zip(wrapped[:3], bare, strict=True))
+    assert match_names(["a.x", "b.x"], ["x"]) == {"a.x": "x"}
+    assert match_names(["encoder.w", "decoder.w"], ["encoder.w"]) == {"encoder.w": "encoder.w"}
+    assert match_names(["x"], ["y"]) == {}
 
 
 # ------------------------------------------------------------------------------------ whole models
