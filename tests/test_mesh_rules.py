@@ -19,7 +19,7 @@ from recall_jax.models.forward import init_params
 from recall_jax.parallel.mesh import (
     AXES,
     choose_mesh,
-    describe,
+    format_mesh,
     gathered,
     make_mesh,
     parameter_shardings,
@@ -200,8 +200,8 @@ def test_a_chosen_mesh_fits_and_none_has_less_tensor_or_then_fsdp(
 def test_a_mesh_is_read_and_said():
     sizes = parse_mesh(" fsdp = 4 ,data=2")
     assert sizes == {"model": 1, "data": 2, "fsdp": 4, "tensor": 1}
-    assert describe(sizes) == "data=2,fsdp=4,tensor=1"
-    assert parse_mesh(describe(sizes | {"model": 2})) == sizes | {"model": 2}
+    assert format_mesh(sizes) == "data=2,fsdp=4,tensor=1"
+    assert parse_mesh(format_mesh(sizes | {"model": 2})) == sizes | {"model": 2}
     mesh = make_mesh({"tensor": 4})
     assert (mesh.axis_names, dict(mesh.shape)) == (AXES, parse_mesh("tensor=4"))
 

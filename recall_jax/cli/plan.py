@@ -153,13 +153,13 @@ def _record(work: "Work", cost: "Cost", storage: int) -> dict[str, Any]:
 
 
 def _show(recipe: "Recipe", work: "Work", cost: "Cost", storage: int) -> None:
-    from recall_jax.parallel.mesh import describe
+    from recall_jax.parallel.mesh import format_mesh
 
     machine, flops = cost.machine, cost.flops
     print(
         f"{recipe.merge_method} of {work.models} models on {machine.name}: "
         f"{_count(machine.devices, 'device')} of {_count(machine.hosts, 'host')}, "
-        f"mesh {describe(cost.mesh)}"
+        f"mesh {format_mesh(cost.mesh)}"
     )
     print(
         f"{_size(cost.bytes_read)} read ({_size(cost.bytes_read / machine.hosts)} by each host), "

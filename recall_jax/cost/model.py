@@ -26,7 +26,7 @@ from recall_jax.engine.memory import (
 )
 from recall_jax.engine.stream import BACKLOG
 from recall_jax.errors import InputError
-from recall_jax.parallel.mesh import AXES, DATA, FSDP, MODEL, TENSOR, describe
+from recall_jax.parallel.mesh import AXES, DATA, FSDP, MODEL, TENSOR, format_mesh
 
 Mesh = Mapping[str, int]
 _FLOAT32 = 4
@@ -85,7 +85,7 @@ def plan_cost(
         mesh = _chosen(work, machine)
     if math.prod(mesh.values()) != machine.devices:
         raise InputError(
-            f"mesh {describe(mesh)} has {math.prod(mesh.values())} devices and {machine.name} "
+            f"mesh {format_mesh(mesh)} has {math.prod(mesh.values())} devices and {machine.name} "
             f"{machine.devices}: give one of as many"
         )
     if work.models % mesh[MODEL]:

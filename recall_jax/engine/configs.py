@@ -7,7 +7,7 @@ from recall_jax.checkpoint.tensors import shapes_of
 from recall_jax.engine.plan import ConfiguredModel
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
-from recall_jax.models.differences import config_differences, told
+from recall_jax.models.differences import config_differences, describe_differences
 from recall_jax.models.shapes import check_shapes, check_sizes
 
 
@@ -33,7 +33,9 @@ def config_warnings(
     return [
         f"{line}: the merged model computes with the latter"
         for name, config in older
-        for line in told(config_differences(config, its, ignore_config), name, newest)
+        for line in describe_differences(
+            config_differences(config, its, ignore_config), name, newest
+        )
     ]
 
 

@@ -34,7 +34,7 @@ from recall_jax.inputs.vocabularies import tokenizer_differences
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import check_tensors
-from recall_jax.models.differences import architecture_differences, told
+from recall_jax.models.differences import architecture_differences, describe_differences
 from recall_jax.models.shapes import check_sizes
 from recall_jax.representations.typical import Typical, every_row
 
@@ -52,7 +52,9 @@ def common_architecture(
     ]
     expected = architectures[-1]
     for model, arch, found in zip(models, architectures, shapes, strict=True):
-        if lines := told(architecture_differences(arch, expected), model.name, models[-1].name):
+        if lines := describe_differences(
+            architecture_differences(arch, expected), model.name, models[-1].name
+        ):
             raise InputError(f"{'; '.join(lines)}: merge models of one architecture")
         check_tensors(arch, found, model.name)
     return expected

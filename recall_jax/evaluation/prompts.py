@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from recall_jax.errors import InputError, brief, some
-from recall_jax.foreign.process import ForeignError, ask
+from recall_jax.foreign.process import ForeignError, run_limited
 
 
 def check_template(text: str) -> str:
     """`text`, if it is a Jinja template, else ValueError."""
     try:
-        ask("rendered", template=text, row=None)
+        run_limited("rendered", template=text, row=None)
     except ForeignError as error:
         raise ValueError(f"is no Jinja template: {brief(error)}") from error
     return text
@@ -22,7 +22,7 @@ def check_template(text: str) -> str:
 def check_expression(text: str) -> str:
     """`text`, if it is a Jinja expression, else ValueError."""
     try:
-        ask("evaluated", expression=text, row=None)
+        run_limited("evaluated", expression=text, row=None)
     except ForeignError as error:
         raise ValueError(f"is no Jinja expression: {brief(error)}") from error
     return text
@@ -31,7 +31,7 @@ def check_expression(text: str) -> str:
 def render(template: str, row: Mapping[str, Any], where: str, key: str) -> str:
     """The text that a template makes of a row's fields; `where` and `key` are for InputError."""
     try:
-        return str(ask("rendered", template=template, row=row))
+        return str(run_limited("rendered", template=template, row=row))
     except ForeignError as error:  # whatever a row that is not as expected makes it raise
         raise _fault(error, row, where, key) from error
 
@@ -39,7 +39,7 @@ def render(template: str, row: Mapping[str, Any], where: str, key: str) -> str:
 def evaluate(expression: str, row: Mapping[str, Any], where: str, key: str) -> Any:
     """The value of an expression, such as `answers.text`, of a row's fields, or InputError."""
     try:
-        return ask("evaluated", expression=expression, row=row)
+        return run_limited("evaluated", expression=expression, row=row)
     except ForeignError as error:  # as above
         raise _fault(error, row, where, key) from error
 

@@ -23,7 +23,7 @@ class ForeignError(Exception):
     """Report, in one line, that a pattern or template raised an error or ran over its limits."""
 
 
-def ask(call: str, **arguments: Any) -> Any:
+def run_limited(call: str, **arguments: Any) -> Any:
     """Call a function of `foreign.worker` in the other process and return its value, which is JSON.
 
     Arguments that are not JSON values are passed as text. Raises ForeignError if the call fails,

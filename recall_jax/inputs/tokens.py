@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from recall_jax.checkpoint.companions import has_tokenizer
 from recall_jax.errors import InputError, brief, reading
 from recall_jax.files.json_objects import read_json_object
-from recall_jax.foreign.process import ForeignError, ask
+from recall_jax.foreign.process import ForeignError, run_limited
 from recall_jax.inputs.panics import unheard_panics
 
 
@@ -275,7 +275,7 @@ class _AutoTokenizer:
         tokenizer = self._tokenizer
         try:
             template, tokens = tokenizer.get_chat_template(), tokenizer.special_tokens_map
-            return ask(call, template=template, tokens=tokens, **arguments)
+            return run_limited(call, template=template, tokens=tokens, **arguments)
         # of several templates none is the default, or it refuses messages that it does not expect
         except (ValueError, ForeignError) as error:
             message = f"the chat template of {self._folder} failed: {brief(error)}"

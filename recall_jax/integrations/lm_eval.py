@@ -23,7 +23,7 @@ from recall_jax.errors import InputError, brief
 from recall_jax.evaluation.likelihood import log_likelihoods, token_nll
 from recall_jax.evaluation.resident import load_resident
 from recall_jax.evaluation.stop_strings import before_any, stops_at
-from recall_jax.foreign.process import ForeignError, ask
+from recall_jax.foreign.process import ForeignError, run_limited
 from recall_jax.generation.generate import generate
 
 try:
@@ -94,7 +94,7 @@ class RecallLM(TemplateLM):
     ) -> str:
         """Messages as one text; without a generation prompt the last of them is to go on."""
         try:
-            text = ask(
+            text = run_limited(
                 "chat",
                 template=self.tokenizer.get_chat_template(),
                 tokens=self.tokenizer.special_tokens_map,

@@ -35,7 +35,7 @@ from recall_jax.models.architecture import Architecture
 from recall_jax.models.convert import from_flax, tensor_shapes, to_flax
 from recall_jax.models.forward import Params
 from recall_jax.parallel.machine import device, peak_memory_bytes, versions
-from recall_jax.parallel.mesh import BATCH_ROWS, MODEL, describe, make_mesh, parse_mesh
+from recall_jax.parallel.mesh import BATCH_ROWS, MODEL, format_mesh, make_mesh, parse_mesh
 from recall_jax.report.training_card import training_card
 from recall_jax.training.checkpoints import Checkpoints, History
 from recall_jax.training.ewc import online, save_anchor
@@ -286,7 +286,7 @@ def _describe(settings: Settings, method: Method, data: _Data, plan: Plan, mesh:
     rows = plan.batch_size * plan.accumulate
     devices = f"{mesh.size} of {len(jax.devices())} devices ({device()})"
     if mesh.size > 1:
-        devices += f", {describe(mesh.shape)}"
+        devices += f", {format_mesh(mesh.shape)}"
     return (
         f"{settings.method}: {_size(method.trainable):,} parameters to train on "
         f"{len(data.examples):,} rows{held_out}, {plan.steps:,} steps of {rows} rows, on {devices}"

@@ -1,4 +1,4 @@
-"""Decoders in Flax Linen, one unit at a time: `embed`, `block`, `head`.
+"""Run decoders in Flax Linen, one unit at a time: `embed`, `block`, `head`.
 
 `config` reads a config.json into an `Architecture`; `convert` maps Hugging Face tensor names to the
 parameter tree; `forward` holds the pure functions that run it. A new family is one file in

@@ -1,18 +1,18 @@
-"""What a decoder computes: all in a config that affects the forward pass, and nothing else."""
+"""Describe what a decoder computes: every config value that affects the forward pass, no other."""
 
 from dataclasses import dataclass
 
 from recall_jax.checkpoint.units import unit_names
 
 LAYERS = "layers"
-"""Where a parameter tree keeps its blocks, stacked on axis 0, between `embed` and `head`."""
+"""The key of the blocks in a parameter tree, stacked on axis 0, between `embed` and `head`."""
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding.
+    """Describe a rotary position embedding.
 
     kind is one of ROPE_KINDS; the fields below theta are those of the kind's equation in
     `rope.inverse_frequencies`, and stay at their defaults elsewhere.
@@ -32,7 +32,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder-only transformer: pre-norm RMSNorm, rotary attention, gated MLP.
+    """Describe a decoder-only transformer: pre-norm RMSNorm, rotary attention, gated MLP.
 
     Hashable, so that it can be a static argument of `jax.jit`. hidden_act is one of ACTIVATIONS;
     `windows[i]` is the number of latest tokens, itself included, that a token sees in layer i, or
@@ -59,5 +59,5 @@ class Architecture:
 
     @property
     def units(self) -> tuple[str, ...]:
-        """Names of the U = num_hidden_layers + 2 units, in the order of the forward pass."""
+        """Return the names of the U = num_hidden_layers + 2 units, in forward order."""
         return unit_names(self.num_hidden_layers)

@@ -1,4 +1,4 @@
-"""Checked reading of the attributes in a config.json."""
+"""Read the attributes of a config.json with checks."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -7,15 +7,15 @@ from typing import Any
 from recall_jax.errors import InputError, brief, shown
 
 _REQUIRED = object()
-_MOST_NAMES = 20  # of attributes, in a message
+_MOST_NAMES = 20  # attributes listed in a message
 _LARGEST = 2**31 - 1  # of an axis, and of a position
 
 
 class Attributes:
-    """Attributes of one JSON object: each is checked as it is taken, what is left is unknown."""
+    """Read the attributes of one JSON object; those that nobody reads are unknown."""
 
     def __init__(self, attributes: Mapping[str, Any], where: str) -> None:
-        """`where` names the file, and the object in it, in errors."""
+        """Read from `attributes`; `where` names the file, and the object in it, in errors."""
         self.remaining = dict(attributes)
         self.where = where
 
@@ -32,13 +32,16 @@ class Attributes:
         return value
 
     def error(self, name: str, value: Any, what: str) -> InputError:
-        """The error that `name` has a value it cannot have; `what` says what it must be."""
+        """Return the error that `name` has the invalid `value`; `what` describes a valid one."""
         return InputError(f"{self.where}: {name} is {shown(value)}, and must be {what}")
 
     def integer(
         self, name: str, default: Any = _REQUIRED, *, minimum: int = 1, null: bool = False
     ) -> Any:
-        """An integer from `minimum` on; null where `null`, or where the default is None."""
+        """Read an integer of at least `minimum`.
+
+        Null is allowed if `null`, or if the default is None.
+        """
         what = f"an integer of at least {minimum}"
         value = self._take(name, default, int, what, null)
         if value is not None and value > _LARGEST:
@@ -48,7 +51,7 @@ class Attributes:
         return value
 
     def number(self, name: str, default: Any = _REQUIRED, minimum: float = 0.0) -> Any:
-        """A finite number above zero and no less than `minimum`; null where the default is None."""
+        """Read a finite number above zero and at least `minimum`; null if the default is None."""
         what = f"a number of at least {minimum:g}" if minimum else "a number above zero"
         value = self._take(name, default, (int, float), what)
         if value is not None and not (math.isfinite(value) and value > 0 and value >= minimum):
@@ -56,11 +59,11 @@ class Attributes:
         return None if value is None else float(value)
 
     def flag(self, name: str, default: Any = _REQUIRED) -> Any:
-        """True or false."""
+        """Read true or false."""
         return self._take(name, default, bool, "true or false")
 
     def choice(self, name: str, choices: Collection[str], default: Any = _REQUIRED) -> Any:
-        """One of a few words; null where the default is None."""
+        """Read one of a few words; null is allowed if the default is None."""
         what = "one of " + ", ".join(choices)
         value = self._take(name, default, str, what)
         if value is not None and value not in choices:
@@ -68,25 +71,25 @@ class Attributes:
         return value
 
     def object(self, name: str) -> dict[str, Any]:
-        """A JSON object, empty if absent or null."""
+        """Read a JSON object, empty if absent or null."""
         return self._take(name, None, dict, "an object or null") or {}
 
     def words(self, name: str) -> list[str] | None:
-        """A list of strings, or None if absent or null."""
+        """Read a list of strings, or None if absent or null."""
         value = self._take(name, None, list, "a list of strings or null")
         if value is not None and not all(isinstance(word, str) for word in value):
             raise self.error(name, value, "a list of strings or null")
         return value
 
     def drop(self, harmless: Collection[str] = (), inert: Mapping[str, Any] | None = None) -> None:
-        """Forget attributes that change nothing: null, by name, or by name and value."""
+        """Forget attributes without effect: null, by name, or by name and value."""
         for name, value in list(self.remaining.items()):
             same = inert is not None and name in inert and value == inert[name]
             if value is None or name in harmless or same:
                 del self.remaining[name]
 
     def finish(self, flag_prefix: str = "") -> None:
-        """Refuse what nobody took."""
+        """Refuse the attributes that nobody has read."""
         if self.remaining:
             some = [brief(name, 80) for name in sorted(self.remaining)[:_MOST_NAMES]]
             rest = f" and {len(self.remaining) - len(some)} more" * (

@@ -1,8 +1,8 @@
-"""What each dimension of a parameter counts: one description, from which every sharding derives.
+"""Name the logical axis of each dimension of a parameter; every sharding derives from them.
 
-The axes are those of the Flax parameters, (in, out): `embed` the hidden size, `heads` the heads of
-attention times their width, `mlp` the intermediate size, `vocab` the vocabulary, `layers` the
-stacked blocks. None is a dimension that is never cut.
+The axes are those of the Flax parameters, (in, out): `embed` the hidden size, `heads` the attention
+heads times their width, `mlp` the intermediate size, `vocab` the vocabulary, `layers` the stacked
+blocks. None is a dimension that is never sharded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Axes = tuple[str | None, ...]
 
 VOCAB, HEADS, MLP, HIDDEN = "vocab", "heads", "mlp", "embed"
 
-# Of a matrix (in, out), by the name of its module.
+# The axes of a matrix (in, out), by the name of its module.
 _KERNELS: Mapping[str, tuple[str, str]] = {
     "q_proj": (HIDDEN, HEADS),
     "k_proj": (HIDDEN, HEADS),
@@ -29,10 +29,11 @@ _HEAD_NORMS = ("q_norm", "k_norm")
 
 
 def logical_axes(path: Sequence[str]) -> Axes | None:
-    """The axes of the Flax parameter at a path such as ("layers", "mlp", "up_proj", "kernel").
+    """Return the axes of a Flax parameter; None if the path is not that of a parameter.
 
-    Paths may begin with anything, as those of an optimizer's moments do; LoRA's factors `a` (in, r)
-    and `b` (r, out) are cut as their layer is. None for a path that is no parameter's.
+    A path is such as ("layers", "mlp", "up_proj", "kernel"), with any prefix, as the paths of an
+    optimizer's moments have. LoRA's factors `a` (in, r) and `b` (r, out) are sharded as their layer
+    is.
     """
     stacked: Axes = (LAYERS,) if LAYERS in path else ()
     if not path:
@@ -55,7 +56,7 @@ def logical_axes(path: Sequence[str]) -> Axes | None:
 
 
 def tensor_axes(family: str, name: str) -> Axes:
-    """The axes of a tensor as on disk, (out, in), by its Hugging Face name; one layer's alone."""
+    """Return the axes of one layer's tensor on disk, (out, in), by its Hugging Face name."""
     path = flax_path(family, name)
     axes = logical_axes(path.split("/"))
     assert axes is not None, name

@@ -1,4 +1,4 @@
-"""Keys and values of what a batch has read, so that a new token costs one token's work."""
+"""Keep the keys and values of the tokens read, so that a new token costs one token's work."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,11 +14,11 @@ Array = jax.Array
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of all layers, in S slots that every row of a batch fills alike.
+    """Hold the keys and values of all layers in S slots, which every row of a batch fills alike.
 
-    keys and values (L, B, S, heads, D) in the compute dtype, keys rotated. padding (B,) int32 is
-    the number of slots at a row's start that hold no token; length () int32 that of filled slots;
-    layer () int32 the layer that reads and extends the cache next.
+    keys and values (L, B, S, heads, D) are in the compute dtype, keys rotated. padding (B,) int32
+    is the number of slots at a row's start that hold no token; length () int32 the number of filled
+    slots; layer () int32 the layer that reads and extends the cache next.
     """
 
     keys: Array
@@ -29,7 +29,7 @@ class Cache:
 
     @property
     def is_token(self) -> Array:
-        """bool (B, S): False on padding; slots that are still empty count as tokens to come."""
+        """Return bool (B, S), False on padding; empty slots count as tokens to come."""
         slots = jnp.arange(self.keys.shape[2], dtype=jnp.int32)
         return slots[None, :] >= self.padding[:, None]
 
@@ -48,7 +48,7 @@ class Cache:
 
 
 def empty_cache(arch: Architecture, padding: Array, capacity: int, dtype: Any) -> Cache:
-    """A cache of `capacity` slots for rows that start with `padding` (B,) slots of padding."""
+    """Return a cache of `capacity` slots for rows that start with `padding` (B,) empty slots."""
     heads, head_dim = arch.num_key_value_heads, arch.head_dim
     shape = (arch.num_hidden_layers, len(padding), capacity, heads, head_dim)
     zero = jnp.int32(0)

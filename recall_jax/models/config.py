@@ -1,4 +1,4 @@
-"""From a Hugging Face config.json to an `Architecture`; what is not known is refused by name."""
+"""Convert a Hugging Face config.json to an `Architecture`; unknown attributes are refused."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -46,10 +46,10 @@ INERT: Mapping[str, Any] = {
 def read_architecture(
     config: Mapping[str, Any], *, ignore: Collection[str] = (), where: str = "config.json"
 ) -> Architecture:
-    """Architecture that a config.json, written by transformers 4 or 5, describes.
+    """Return the Architecture that a config.json, written by transformers 4 or 5, describes.
 
     Absent attributes take the defaults of the family's class in transformers. Names in `ignore` are
-    read as absent; those inside the rope object are written `rope_scaling.NAME`.
+    treated as absent; those inside the rope object are written `rope_scaling.NAME`.
 
     Raises:
         InputError: for an unsupported model_type, a value of the wrong kind, or an attribute that
@@ -66,14 +66,14 @@ def read_architecture(
     if quantised_by(config) is None:
         harmless |= {*KEYS}
     reader.drop(harmless, INERT)
-    if reader.remaining:  # what the class has anyway, it has whether the file says it or not
+    if reader.remaining:  # the class's defaults apply whether the file states them or not
         reader.drop(inert=completed({"model_type": model_type}))
     reader.finish()
     return architecture
 
 
 def without(config: Mapping[str, Any], ignore: Collection[str]) -> dict[str, Any]:
-    """`config` less the names in `ignore`, "outer.inner" reaching into an object."""
+    """Return `config` without the names in `ignore`; "outer.inner" removes from an inner object."""
     kept = {}
     for name, value in config.items():
         if isinstance(value, Mapping):

@@ -1,7 +1,6 @@
-"""Hugging Face tensor names <-> Flax parameters, by transpose alone, so that no bit can change.
+"""Convert Hugging Face tensors to Flax parameters and back, by transposes only: bits are kept.
 
-The names come from the family's table; which parameters a model has, and their shapes, `shapes`
-says.
+The names come from the family's table; `shapes` defines which parameters a model has.
 """
 
 import functools
@@ -21,7 +20,7 @@ from recall_jax.models.shapes import group_shapes
 
 
 def tensor_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
-    """Shape on disk of every parameter, by Hugging Face name, in the order of the units."""
+    """Return the shape on disk of every parameter by Hugging Face name, in the units' order."""
     shapes: dict[str, tuple[int, ...]] = {}
     for unit in arch.units:
         group = unit if unit in (EMBED, HEAD) else LAYERS
@@ -31,19 +30,20 @@ def tensor_shapes(arch: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def unit_tensors(arch: Architecture, unit: str) -> tuple[str, ...]:
-    """Hugging Face names of the parameters of `unit`; a tied lm_head has none."""
+    """Return the Hugging Face names of the parameters of `unit`, without a tied lm_head."""
     return tuple(name for name, _ in _names(arch, unit))
 
 
 def state_tensors(arch: Architecture, unit: str) -> tuple[str, ...]:
-    """Those of `unit_tensors` that hidden states depend on: all but the output projection."""
+    """Return the `unit_tensors` that hidden states depend on: all but the output projection."""
     return tuple(name for name in unit_tensors(arch, unit) if name != LM_HEAD)
 
 
 def linear_inputs(arch: Architecture, unit: str) -> dict[str, str]:
-    """Hugging Face name of the weight of each linear layer of `unit` -> path of what it reads.
+    """Map the weight of each linear layer of `unit` to the path of the layer's input.
 
-    The paths are those of `forward.block_with_inputs`, and "lm_head" for the output projection.
+    Weights have Hugging Face names; paths are those of `forward.block_with_inputs`, and "lm_head"
+    for the output projection.
     """
     kernels = {
         name: path.removesuffix("/kernel")
@@ -54,16 +54,16 @@ def linear_inputs(arch: Architecture, unit: str) -> dict[str, str]:
 
 
 def flax_path(family: str, name: str) -> str:
-    """Path within its unit, such as "mlp/up_proj/kernel", of a parameter by Hugging Face name."""
+    """Return the path of a parameter within its unit, such as "mlp/up_proj/kernel"."""
     unit = unit_of_tensor(name)
     group = unit if unit in (EMBED, HEAD) else LAYERS
     return FAMILIES[family].tensors[group][name.removeprefix(f"model.{unit}.")]
 
 
 def unit_params(arch: Architecture, unit: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Flax parameters of `unit` from Hugging Face arrays (numpy or jax); traceable, no copy.
+    """Build the Flax parameters of `unit` from Hugging Face arrays (numpy or jax).
 
-    `tensors` may leave out the output projection, which then the parameters lack too.
+    Traceable, no copy. Without the output projection in `tensors`, the parameters lack it too.
     """
     params: dict[str, Any] = {}
     for name, path in _names(arch, unit):
@@ -76,7 +76,7 @@ def unit_params(arch: Architecture, unit: str, tensors: Mapping[str, Any]) -> di
 
 
 def to_flax(arch: Architecture, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole tree, on the host in numpy: {"embed", "layers" stacked on axis 0, "head"}.
+    """Build the full tree on the host in numpy: {"embed", "layers" stacked on axis 0, "head"}.
 
     Raises:
         InputError: if the tensors are not those of `arch`.
@@ -89,7 +89,7 @@ def to_flax(arch: Architecture, tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_flax(arch: Architecture, tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `to_flax`: C-contiguous numpy arrays in the order of `tensor_shapes`."""
+    """Invert `to_flax`: return C-contiguous numpy arrays in the order of `tensor_shapes`."""
     leaves = {
         group: {path: np.asarray(leaf) for path, leaf in flatten_dict(tree[group], sep="/").items()}
         for group in (EMBED, LAYERS, HEAD)
@@ -104,12 +104,12 @@ def from_flax(arch: Architecture, tree: Mapping[str, Any]) -> dict[str, np.ndarr
 
 
 def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Hold the tensors that `where` has against those that its config implies.
+    """Compare the tensors in `where` with those that its config implies.
 
-    The lm_head of a tied model may be there or not.
+    The lm_head of a tied model is optional.
 
     Raises:
-        InputError: with what is missing, unexpected and of another shape.
+        InputError: lists the missing and unexpected tensors, and those of another shape.
     """
     expected = tensor_shapes(arch)
     allowed = dict(expected)
@@ -134,7 +134,7 @@ def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], whe
 
 
 def _names(arch: Architecture, unit: str) -> Iterator[tuple[str, str]]:
-    """(Hugging Face name, Flax path) of the parameters of `unit`."""
+    """Yield (Hugging Face name, Flax path) for each parameter of `unit`."""
     group = unit if unit in (EMBED, HEAD) else LAYERS
     prefix = "" if group == unit else f"model.{unit}."
     for name, path in FAMILIES[arch.family].tensors[group].items():
@@ -143,5 +143,8 @@ def _names(arch: Architecture, unit: str) -> Iterator[tuple[str, str]]:
 
 
 def _transposed(path: str, array: Any) -> Any:
-    """Between (out, in) on disk and (in, out) in Flax, for kernels; all else stays as it is."""
+    """Transpose a kernel between (out, in) on disk and (in, out) in Flax.
+
+    Return others unchanged.
+    """
     return array.T if path.endswith("kernel") else array

@@ -1,8 +1,8 @@
-"""The three units of a decoder as Linen modules: `Embed`, `Block`, `Head`.
+"""Define the three units of a decoder as Linen modules: `Embed`, `Block`, `Head`.
 
-Parameters keep their own dtype and are cast to `dtype`, the compute dtype, where they are used;
-RMSNorm statistics, rotations and softmax are float32 always. In float32 every product runs at the
-highest precision, because the default on GPU and TPU is lower.
+Parameters keep their dtype and are cast to `dtype`, the compute dtype, where they are used; RMSNorm
+statistics, rotations and softmax are always float32. In float32 every product runs at the highest
+precision, because the default on GPU and TPU is lower.
 """
 
 from dataclasses import dataclass
@@ -36,16 +36,16 @@ SAME_INPUTS = {
     "self_attn/v_proj": "self_attn/q_proj",
     "mlp/up_proj": "mlp/gate_proj",
 }
-"""Linear layers of a block that read what another one reads, by their paths."""
+"""Maps the path of a linear layer to that of another layer in the block with the same input."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Context:
-    """What every block of a batch needs besides its hidden states.
+    """Hold what every block of a batch needs in addition to its hidden states.
 
-    cos and sin (B, T, D / 2) float32, of the tokens' positions; is_token (B, T) bool, False on
-    padding.
+    cos and sin (B, T, D / 2) float32 are those of the tokens' positions; is_token (B, T) bool is
+    False on padding.
     """
 
     cos: Array
@@ -54,7 +54,7 @@ class Context:
 
 
 class Embed(nn.Module):
-    """Token embeddings; for tied models the output projection too."""
+    """Embed tokens; in tied models also project onto the vocabulary."""
 
     arch: Architecture
     dtype: Any = jnp.float32
@@ -65,17 +65,17 @@ class Embed(nn.Module):
         self.embedding = self.param("embedding", INIT, shape)
 
     def __call__(self, input_ids: Array) -> Array:
-        """(B, T) ids to (B, T, E); an id outside the vocabulary gives NaN."""
+        """Map ids (B, T) to (B, T, E); an id outside the vocabulary gives NaN."""
         return jnp.take(self.embedding, input_ids, axis=0).astype(self.dtype)
 
     def attend(self, normed: Array) -> Array:
-        """Final-norm output (B, T, E) to logits (B, T, V)."""
+        """Map the final norm's output (B, T, E) to logits (B, T, V)."""
         embedding = self.embedding.astype(self.dtype)
         return jnp.einsum("bte,ve->btv", normed, embedding, precision=_precision(self.dtype))
 
 
 class Block(nn.Module):
-    """Pre-norm attention and gated MLP, each added to the residual stream."""
+    """Apply pre-norm attention and a gated MLP, each added to the residual stream."""
 
     arch: Architecture
     dtype: Any = jnp.float32
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Array, context: Context, window: Array) -> Array:
-        """(B, T, E) to (B, T, E); `window` is traced, so that all layers are one program."""
+        """Map (B, T, E) to (B, T, E); `window` is traced, so that all layers share one program."""
         arch, dtype, lora = self.arch, self.dtype, self.lora
         normed = RMSNorm(arch.rms_norm_eps, dtype, name="input_layernorm")(hidden)
         hidden = hidden + Attention(arch, dtype, lora, name="self_attn")(normed, context, window)
@@ -92,31 +92,32 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Final norm and, unless tied to the embedding, the output projection."""
+    """Apply the final norm and, unless tied to the embedding, the output projection."""
 
     arch: Architecture
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        """Declare both parts, so that either can run without the other's parameters."""
+        """Declare both parts, so that each can run without the other's parameters."""
         self.norm = RMSNorm(self.arch.rms_norm_eps, self.dtype)
         if not self.arch.tie_word_embeddings:
             self.lm_head = Linear(self.arch.vocab_size, False, self.dtype)
 
     def __call__(self, hidden: Array) -> Array:
-        """Final-norm output (B, T, E)."""
+        """Return the final norm's output (B, T, E)."""
         return self.norm(hidden)
 
     def logits(self, normed: Array) -> Array:
-        """Final-norm output (B, T, E) to logits (B, T, V), for untied models."""
+        """Map the final norm's output (B, T, E) to logits (B, T, V), for untied models."""
         return self.lm_head(normed)
 
 
 class Attention(nn.Module):
-    """Causal attention; a key-value head serves a group of adjacent query heads.
+    """Apply causal attention; each key-value head serves a group of adjacent query heads.
 
-    Where the variables hold a `Cache`, in the collection `cache` under `seen`, queries see the keys
-    in its slots, to which those of `hidden` are added; `context.is_token` is then of the slots.
+    If the variables hold a `Cache`, in the collection `cache` under `seen`, the keys and values of
+    `hidden` are appended to it and queries see all its slots; `context.is_token` then refers to
+    slots.
     """
 
     arch: Architecture
@@ -125,7 +126,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Array, context: Context, window: Array) -> Array:
-        """(B, T, E) to (B, T, E)."""
+        """Map (B, T, E) to (B, T, E)."""
         arch, dtype, lora = self.arch, self.dtype, self.lora
         batch, tokens, _ = hidden.shape
         heads, head_dim = arch.num_key_value_heads, arch.head_dim
@@ -152,7 +153,7 @@ class Attention(nn.Module):
             self.put_variable("cache", "seen", cache)
 
         def attend(rows: tuple[Array, Array]) -> Array:
-            """Queries (B, t, heads, groups, D) that see keys (B, t, T): their mixed values."""
+            """Attend from queries (B, t, heads, groups, D), masked by visible keys (B, t, T)."""
             queries, visible = rows
             scores = jnp.einsum(
                 "bthgd,bshd->bhgts",
@@ -169,7 +170,7 @@ class Attention(nn.Module):
 
         visible = visible_keys(index, context.is_token, window)
         if tokens > QUERY_BLOCK and tokens % QUERY_BLOCK == 0:
-            # A block of queries at a time, so that no (B, heads, T, T) scores exist.
+            # One block of queries at a time, so that no (B, heads, T, T) scores are allocated.
             blocks = (_in_blocks(query), _in_blocks(visible))
             mixed = jnp.moveaxis(jax.lax.map(attend, blocks), 0, 1)
         else:
@@ -180,13 +181,13 @@ class Attention(nn.Module):
 
 
 def _in_blocks(states: Array) -> Array:
-    """(B, T, …) to (T / QUERY_BLOCK, B, QUERY_BLOCK, …)."""
+    """Reshape (B, T, …) to (T / QUERY_BLOCK, B, QUERY_BLOCK, …)."""
     batch, _, *rest = states.shape
     return jnp.moveaxis(states.reshape(batch, -1, QUERY_BLOCK, *rest), 1, 0)
 
 
 class MLP(nn.Module):
-    """down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+    """Compute down(act(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
     arch: Architecture
     dtype: Any = jnp.float32
@@ -194,7 +195,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Array) -> Array:
-        """(B, T, E) to (B, T, E)."""
+        """Map (B, T, E) to (B, T, E)."""
         arch = self.arch
 
         def linear(features: int, name: str) -> Linear:
@@ -207,10 +208,10 @@ class MLP(nn.Module):
 
 
 class Linear(nn.Module):
-    """x W + c; where the variables hold a `lora` collection, + scale dropout(x) A B as well.
+    """Compute x W + c, plus scale dropout(x) A B if the variables hold a `lora` collection.
 
-    Hu et al. 2021 (arXiv:2106.09685), section 4.1. Without a `dropout` key nothing is dropped.
-    Where `intermediates` are asked for, x is among them, under `inputs`.
+    Hu et al. 2021 (arXiv:2106.09685), section 4.1. Without a `dropout` key nothing is dropped. If
+    `intermediates` are mutable, x is recorded there under `inputs`.
     """
 
     features: int
@@ -220,7 +221,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """(…, in) to (…, out)."""
+        """Map (…, in) to (…, out)."""
 
         def product(states: Array, matrix: Array) -> Array:
             return jnp.dot(states, matrix.astype(self.dtype), precision=_precision(self.dtype))
@@ -239,14 +240,14 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis (Zhang and Sennrich 2019)."""
+    """Compute x / sqrt(mean(x^2) + eps) * scale over the last axis (Zhang and Sennrich 2019)."""
 
     epsilon: float
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, states: Array) -> Array:
-        """Statistics in float32, the result in `dtype`, any shape."""
+        """Normalize states of any shape, with float32 statistics, and return them in `dtype`."""
         scale = self.param("scale", nn.initializers.ones, (states.shape[-1],))
         wide = states.astype(jnp.float32)
         normal = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
@@ -255,9 +256,10 @@ class RMSNorm(nn.Module):
 
 
 def visible_keys(queries: Array, is_token: Array, window: Array) -> Array:
-    """Which keys (B, S) each query sees: tokens only, none later, the last `window`.
+    """Return which keys (B, S) each query sees: tokens, none later, within the last `window`.
 
-    `queries` (t,) int32 are the queries' own places among the keys; the result is bool (B, t, S).
+    `queries` (t,) int32 are the positions of the queries among the keys; the result is bool (B, t,
+    S).
     """
     keys = jnp.arange(is_token.shape[1], dtype=jnp.int32)
     distance = queries[:, None] - keys[None, :]

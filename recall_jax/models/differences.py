@@ -1,4 +1,4 @@
-"""In what two configs of one family make models that do not compute the same."""
+"""Find the differences between two configs that change what their models compute."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -12,9 +12,9 @@ from recall_jax.models.architecture import Architecture
 from recall_jax.models.config import HARMLESS, read_architecture, without
 
 Differences = dict[str, tuple[Any, Any]]
-"""The values in both by the names of the attributes; None is no value."""
+"""Maps an attribute to its values in the two configs; None if it has none."""
 
-# In other families than those read here: training, tokens, and how a library does its work.
+# Harmless in families that we do not read: training, tokens, and library implementation.
 _HARMLESS = re.compile(
     r"^_|drop|initializer|init_std|_loss|_token_ids?$|_token_index$|^unsloth_|^auto_map$|"
     r"_implementation$|_impl$|^output_|checkpointing|^quantization_config$|^processor_class$"
@@ -25,10 +25,11 @@ _MATTERS = {"add_cross_attention", "is_decoder", "is_encoder_decoder", "tie_enco
 def config_differences(
     one: Mapping[str, Any], other: Mapping[str, Any], ignore: Collection[str] = ()
 ) -> Differences:
-    """What differs between two configs and may change what is computed, whichever version wrote it.
+    """Return the differences between two configs that may change what is computed.
 
-    Of a family that is read here, what an `Architecture` holds; of another all attributes but those
-    known to be harmless. Names in `ignore` are left out, as by `read_architecture`.
+    The version of transformers that wrote them does not matter. For a family that we read, these
+    are differences between the `Architecture`s; for another, all attributes but those known to be
+    harmless. Names in `ignore` are left out, as by `read_architecture`.
     """
     if is_safe(one) and is_safe(other):
         with suppress(InputError):
@@ -38,12 +39,12 @@ def config_differences(
 
 
 def architecture_differences(one: Architecture, other: Architecture) -> Differences:
-    """The fields in which two architectures differ, those of rope by `rope_NAME`."""
+    """Return the fields in which two architectures differ; rope fields are called `rope_NAME`."""
     return _differences(_fields(one), _fields(other))
 
 
-def told(differences: Differences, one: str, other: str) -> list[str]:
-    """A line on each difference: "rope_theta is 10000.0 in ONE and 1000000.0 in OTHER"."""
+def describe_differences(differences: Differences, one: str, other: str) -> list[str]:
+    """Describe each difference: "rope_theta is 10000.0 in ONE and 1000000.0 in OTHER"."""
     return [
         f"{name} is {_said(mine)} in {one} and {_said(its)} in {other}"
         for name, (mine, its) in differences.items()
@@ -70,7 +71,7 @@ def _fields(arch: Architecture) -> dict[str, Any]:
 def _alike_in_form(
     one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The attributes of both that may matter; as their class completes them where they differ."""
+    """Return the attributes that may matter, completed by their class unless they are equal."""
     as_written = dict(_leaves(one)), dict(_leaves(other))
     if as_written[0] == as_written[1]:
         return as_written
@@ -81,7 +82,7 @@ def _alike_in_form(
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What is not harmless; "outer.inner" of what lies inside of an object."""
+    """Yield the attributes not known to be harmless; "outer.inner" for those in an object."""
     for name, value in config.items():
         if name in HARMLESS - _MATTERS or _HARMLESS.search(name):
             continue
@@ -92,7 +93,10 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _rope_together(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with its rope in one object, as version 5 writes it, `default` by its absence."""
+    """Collect rope attributes in one object, as transformers 5 does.
+
+    The default kind is omitted.
+    """
     outer = {name: config.get(name) for name in ("rope_theta", "partial_rotary_factor")}
     inner = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(inner, Mapping):

@@ -1,7 +1,7 @@
-"""The forward pass as pure functions of (architecture, parameters, inputs).
+"""Run the forward pass as pure functions of (architecture, parameters, inputs).
 
 A block called alone and the same block inside the scan of `forward` are one computation, so the
-streamed engine and the resident one see the same hidden states. `arch` is static under `jax.jit`.
+streamed and the resident engine see the same hidden states. `arch` is static under `jax.jit`.
 """
 
 import functools
@@ -29,14 +29,14 @@ FULL_ATTENTION = np.iinfo(np.int32).max
 
 
 def attention_windows(arch: Architecture) -> np.ndarray:
-    """The `window` of each layer's `block`, int32 (L,); full attention is a window without end."""
+    """Return the `window` of each layer's `block`, int32 (L,); full attention is FULL_ATTENTION."""
     return np.asarray([window or FULL_ATTENTION for window in arch.windows], np.int32)
 
 
 def context(arch: Architecture, attention_mask: Array, positions: Array | None = None) -> Context:
-    """What the blocks need to know of a batch; compute it once.
+    """Compute what the blocks need of a batch, once for all of them.
 
-    attention_mask (B, T), non-zero on tokens, padded on either side. positions (B, T) default to
+    attention_mask (B, T) is non-zero on tokens, padded on either side. positions (B, T) default to
     0 … T-1 in every row, as in transformers.
     """
     chex.assert_rank(attention_mask, 2)
@@ -49,7 +49,7 @@ def context(arch: Architecture, attention_mask: Array, positions: Array | None =
 
 
 def embed(arch: Architecture, params: Params, input_ids: Array, dtype: Any = jnp.float32) -> Array:
-    """Unit `embed`: ids (B, T) to hidden states (B, T, E) in the compute dtype."""
+    """Run unit `embed`: ids (B, T) to hidden states (B, T, E) in the compute dtype."""
     chex.assert_rank(input_ids, 2)
     return Embed(arch, dtype).apply({"params": params}, input_ids)
 
@@ -65,10 +65,10 @@ def block(
     lora_spec: LoraSpec | None = None,
     dropout_key: Array | None = None,
 ) -> Array:
-    """Unit `layers.i`: hidden states (B, T, E) to the raw output of the block, in the same dtype.
+    """Run unit `layers.i`: hidden states (B, T, E) to the block's raw output, in the same dtype.
 
-    `window` is this layer's entry of `attention_windows`, `lora` its low-rank factors; for the
-    rest see `forward`.
+    `window` is this layer's entry of `attention_windows`, `lora` its low-rank factors; the other
+    arguments are as in `forward`.
     """
     chex.assert_shape(hidden, (*context.is_token.shape, arch.hidden_size))
     variables = {"params": params} if lora is None else {"params": params, "lora": lora}
@@ -80,9 +80,9 @@ def block(
 def block_with_inputs(
     arch: Architecture, params: Params, hidden: Array, context: Context, window: Array | int
 ) -> tuple[Array, dict[str, Array]]:
-    """As `block`, and beside its output what its linear layers read: (B, T, in) by their paths.
+    """Run `block`, and return also the input (B, T, in) of each linear layer, by path.
 
-    Layers that read the same are there once, under the path that `decoder.SAME_INPUTS` gives them.
+    Layers with the same input appear once, under the path given by `decoder.SAME_INPUTS`.
     """
     chex.assert_shape(hidden, (*context.is_token.shape, arch.hidden_size))
     module = Block(arch, hidden.dtype)
@@ -97,12 +97,15 @@ def block_with_inputs(
 
 
 def head(arch: Architecture, params: Params, hidden: Array) -> Array:
-    """Unit `head`: the last block's output (B, T, E) to final-norm output; needs only the norm."""
+    """Run unit `head`: the last block's output (B, T, E) to the final norm's.
+
+    Needs only the norm.
+    """
     return Head(arch, hidden.dtype).apply({"params": params}, hidden)
 
 
 def logits(arch: Architecture, tree: Params, normed: Array) -> Array:
-    """Final-norm output (B, T, E) to float32 logits (B, T, V), tied or not."""
+    """Map the final norm's output (B, T, E) to float32 logits (B, T, V), tied or not."""
     if arch.tie_word_embeddings:
         unit, method = Embed(arch, normed.dtype), Embed.attend
         scores = unit.apply({"params": tree[EMBED]}, normed, method=method)
@@ -126,23 +129,23 @@ def forward(
     dropout_key: Array | None = None,
     rows: NamedSharding | None = None,
 ) -> tuple[tuple[Any, ...], Array]:
-    """Run all units: (what `observe` makes of each of the U outputs, final-norm output (B, T, E)).
+    """Run all units: (`observe` of each of the U outputs, final norm's output (B, T, E)).
 
     `tree` has its layers stacked on axis 0. `observe` maps (B, T, E) to any pytree and runs inside
-    the scan over layers, so with one that pools, hidden states of one unit at a time exist. With
-    `remat`, a backward pass keeps the blocks' inputs alone and runs each block again.
+    the scan over layers; one that pools keeps the hidden states of only one unit in memory at a
+    time. With `remat`, a backward pass keeps only the blocks' inputs and runs each block again.
 
     `lora` has the low-rank factors of an adapter, {"layers": {path of a linear layer: {"a" (L, in,
     r), "b" (L, r, out)}}}, and `lora_spec` their scale; without `dropout_key` nothing is dropped.
 
-    On a mesh `rows` says where hidden states (B, T, E) live.
+    On a mesh, `rows` is the sharding of the hidden states (B, T, E).
     """
     chex.assert_equal_shape([input_ids, attention_mask])
     if (lora is None) != (lora_spec is None):
         raise ValueError("lora and lora_spec go together")
     batch = context(arch, attention_mask)
     hidden = embed(arch, tree[EMBED], input_ids, dtype)
-    if rows is not None:  # or XLA would cut them as the embedding is, and have all rows everywhere
+    if rows is not None:  # else XLA shards them like the embedding, with all rows on every device
         hidden = jax.lax.with_sharding_constraint(hidden, rows)
     first = observe(hidden)
 
@@ -166,7 +169,10 @@ def forward(
 
 @functools.partial(jax.jit, static_argnames=("arch", "dtype"))
 def init_params(arch: Architecture, key: Array, dtype: Any = jnp.float32) -> Params:
-    """Random parameters laid out as by `convert.to_flax`: normal(0.02), norms one, biases zero."""
+    """Return random parameters as laid out by `convert.to_flax`.
+
+    Weights are normal(0.02), norms one, biases zero.
+    """
     keys = jax.random.split(key, arch.num_hidden_layers + 2)
     ids = jnp.zeros((1, 1), jnp.int32)
     hidden = jnp.zeros((1, 1, arch.hidden_size))

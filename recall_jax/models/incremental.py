@@ -1,4 +1,4 @@
-"""The forward pass over some tokens at a time, each seeing those before it through a cache."""
+"""Run the forward pass on a few tokens at a time, with a cache of those before them."""
 
 from dataclasses import replace
 from typing import Any
@@ -25,15 +25,15 @@ def prefill(
     capacity: int,
     dtype: Any = jnp.float32,
 ) -> tuple[Array, Cache]:
-    """Read prompts (B, T), padded on either side: (final-norm output of the last tokens, cache).
+    """Read prompts (B, T): (final norm's output (B, E) of the last tokens, cache).
 
-    The output is (B, E); `capacity` counts T and the tokens to come. Positions count the tokens of
-    each row from 0. The output of a row without tokens means nothing.
+    Rows may be padded on either side; `capacity` counts T and the tokens to come. Positions count
+    the tokens of each row from 0. The output of a row without tokens is meaningless.
     """
     is_token = attention_mask != 0
     lengths = is_token.sum(axis=1, dtype=jnp.int32)
     padding = is_token.shape[1] - lengths
-    # Stable: padding first, then the tokens in their order, so that all rows end in one slot.
+    # Stable: padding first, then the tokens in order, so that all rows end in the same slot.
     order = jnp.argsort(is_token, axis=1, stable=True)
     input_ids = jnp.take_along_axis(input_ids, order, axis=1)
     normed, cache = extend(arch, tree, input_ids, empty_cache(arch, padding, capacity, dtype))
@@ -41,11 +41,11 @@ def prefill(
 
 
 def extend(arch: Architecture, tree: Params, input_ids: Array, cache: Cache) -> tuple[Array, Cache]:
-    """Read the next tokens (B, t) of each row: (final-norm output (B, t, E), cache).
+    """Read the next tokens (B, t) of each row: (final norm's output (B, t, E), cache).
 
-    With dynamic rope scaling the frequencies are those of a row's length after these tokens; keys
-    read before keep the frequencies of their time, as in transformers. Whoever calls sees to it
-    that t slots are free.
+    With dynamic rope scaling, the frequencies are those of a row's length after these tokens;
+    earlier keys keep the frequencies they were rotated by, as in transformers. The caller must
+    leave t free slots.
     """
     tokens = input_ids.shape[1]
     places = cache.length + jnp.arange(tokens, dtype=jnp.int32)
@@ -65,7 +65,7 @@ def extend(arch: Architecture, tree: Params, input_ids: Array, cache: Cache) -> 
         return (hidden, after["cache"]["self_attn"]["seen"]), None
 
     windows = jnp.asarray(attention_windows(arch))
-    # Carried, not scanned over: only the new slots are written, and in place.
+    # The cache is carried, not scanned over: only new slots are written, in place.
     (hidden, cache), _ = jax.lax.scan(step, (hidden, cache), (tree[LAYERS], windows))
     cache = replace(cache, length=cache.length + tokens, layer=jnp.int32(0))
     return head(arch, tree[HEAD], hidden), cache

@@ -1,6 +1,6 @@
-"""Low-rank updates of a decoder's linear layers (LoRA, Hu et al. 2021, arXiv:2106.09685).
+"""Describe low-rank updates of linear layers (LoRA, Hu et al. 2021, arXiv:2106.09685).
 
-A `LoraSpec` says which layers have one; `decoder.Linear` adds it where its variables hold the two
+A `LoraSpec` lists the layers that have one; `decoder.Linear` adds it if its variables hold the two
 factors: y = W x + scale B A dropout(x).
 """
 
@@ -13,16 +13,16 @@ from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.families import FAMILIES
 
 ALL_LINEAR = "all-linear"
-"""As a target module: every linear layer of every block, as in peft."""
+"""The target module that stands for every linear layer of every block, as in peft."""
 _WEIGHT, _KERNEL = ".weight", "/kernel"
 
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """What an adapter is, apart from its numbers; the defaults are those of the RECALL paper.
+    """Describe an adapter without its numbers; the defaults are those of the RECALL paper.
 
     target_modules are names of linear layers (`q_proj`), or `all-linear`. `dropout` is the share of
-    a layer's inputs that training hides from its update; evaluation hides none.
+    a layer's inputs that is dropped from its update in training; none in evaluation.
     """
 
     r: int = 8
@@ -32,7 +32,7 @@ class LoraSpec:
     use_rslora: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values out of range; names are checked where an architecture is known."""
+        """Refuse values out of range; names are checked by `adapted_modules`."""
         if type(self.r) is not int or self.r < 1:
             raise InputError(f"LoRA: r must be a positive integer, not {shown(self.r)}")
         if not _is_number(self.alpha) or self.alpha <= 0:
@@ -49,17 +49,17 @@ class LoraSpec:
 
     @property
     def scale(self) -> float:
-        """Factor of the update: alpha / r, or alpha / sqrt(r) under rsLoRA (arXiv:2312.03732)."""
+        """Return the update's factor: alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv:2312.03732)."""
         return self.alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
 
 def adapted_modules(arch: Architecture, spec: LoraSpec) -> dict[str, str]:
-    """Flax path within a block of each adapted layer -> its Hugging Face name there.
+    """Map the Flax path of each adapted layer in a block to its Hugging Face name there.
 
-    A target fits a name that is it or ends in a dot and it, as in peft.
+    A target matches a name that equals it or ends in a dot and it, as in peft.
 
     Raises:
-        InputError: naming the targets that the architecture does not have.
+        InputError: names the targets that the architecture does not have.
     """
     linear = {
         path.removesuffix(_KERNEL): name.removesuffix(_WEIGHT)

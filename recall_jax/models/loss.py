@@ -1,4 +1,4 @@
-"""The cross-entropy of next tokens, from the final norm's output."""
+"""Compute the cross-entropy of next tokens from the final norm's output."""
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,20 @@ from recall_jax.models.forward import Params, logits
 Array = jax.Array
 
 TOKENS_AT_ONCE = 128
-"""So many tokens of each row have logits at a time."""
+"""Logits are computed for this many tokens of each row at a time."""
 
 
 def next_token_loss(
     arch: Architecture, params: Params, normed: Array, input_ids: Array, counted: Array
 ) -> tuple[Array, Array]:
-    """Summed cross-entropy, in nats, of the tokens where `counted` is 1, and their number; float32.
+    """Return the summed cross-entropy, in nats, of the counted tokens, and their number.
 
-    `normed` (B, T, E) is the final norm's output on `input_ids` (B, T); `params` need hold no more
-    than the output projection. A row's first token follows nothing and never counts. Logits are
-    float32, and in a backward pass computed again.
+    `normed` (B, T, E) is the final norm's output for `input_ids` (B, T); tokens count where
+    `counted` (B, T) is 1, except a row's first, which has no prediction. `params` need only hold
+    the output projection. Both results are float32 scalars; logits are float32, and recomputed in a
+    backward pass.
     """
-    # Predictions and their targets keep the length T, which blocks divide; the last predicts none.
+    # Predictions and targets keep length T, which blocks divide; the last predicts nothing.
     targets = jnp.roll(input_ids, -1, axis=1)
     counted = jnp.roll(counted.at[:, 0].set(0), -1, axis=1).astype(jnp.float32)
 
@@ -33,7 +34,7 @@ def next_token_loss(
 
     tokens = input_ids.shape[1]
     if tokens > TOKENS_AT_ONCE and tokens % TOKENS_AT_ONCE == 0:
-        # Logits, (B, T, V), are the largest array of all: of a block of tokens at a time.
+        # Logits (B, T, V) are the largest array: compute them for one block of tokens at a time.
         blocks = tuple(map(in_blocks, (normed, targets, counted)))
         losses = jax.lax.map(lambda block: jax.checkpoint(summed)(*block), blocks)
         return jnp.sum(losses), jnp.sum(counted)
@@ -41,6 +42,6 @@ def next_token_loss(
 
 
 def in_blocks(states: Array) -> Array:
-    """(B, T, …) to (T / 128, B, 128, …)."""
+    """Reshape (B, T, …) to (T / 128, B, 128, …)."""
     batch, _, *rest = states.shape
     return jnp.moveaxis(states.reshape(batch, -1, TOKENS_AT_ONCE, *rest), 1, 0)

@@ -1,7 +1,7 @@
-"""Rotary position embeddings (Su et al. 2021, arXiv 2104.09864) and their scaled kinds.
+"""Compute rotary position embeddings (Su et al. 2021, arXiv 2104.09864) and their scaled kinds.
 
 The static kinds are constants of the architecture, computed in numpy while tracing, in float32 and
-in the order of operations of transformers, which the weights were trained with.
+in transformers' order of operations, with which the weights were trained.
 """
 
 import math
@@ -16,10 +16,10 @@ Array = jax.Array
 
 
 def cos_sin(arch: Architecture, positions: Array, lengths: Array) -> tuple[Array, Array]:
-    """Cosines and sines by which to rotate, float32 (B, T, D / 2), from int32 positions (B, T).
+    """Return the cosines and sines to rotate by, float32 (B, T, D / 2), at int32 positions (B, T).
 
     `lengths` (B,) are the numbers of real tokens, which dynamic scaling depends on. Both results
-    carry the kind's attention factor.
+    include the kind's attention factor.
     """
     frequencies = inverse_frequencies(arch.rope, arch.head_dim, lengths)
     angles = positions[:, :, None].astype(jnp.float32) * frequencies[:, None, :]
@@ -28,7 +28,7 @@ def cos_sin(arch: Architecture, positions: Array, lengths: Array) -> tuple[Array
 
 
 def inverse_frequencies(rope: Rope, head_dim: int, lengths: Array) -> Array:
-    """theta^(-2i/D) as the kind scales it, float32 (B, D / 2), or (1, D / 2) where all rows agree.
+    """Return theta^(-2i/D), scaled by kind, float32 (B, D / 2), or (1, D / 2) if equal in all rows.
 
     Linear: Chen et al. 2023, arXiv 2306.15595. Dynamic: NTK-aware scaling of theta by the row's
     length beyond the trained one. Llama3: long wavelengths divided by the factor, short ones kept,
@@ -84,7 +84,7 @@ def _yarn(rope: Rope, unscaled: np.ndarray) -> np.ndarray:
     half = len(unscaled)
 
     def index_of(turns: float) -> float:
-        """The frequency's (fractional) index that makes so many turns within the trained length."""
+        """Return the fractional index of the frequency with so many turns in the trained length."""
         return half * math.log(trained / (turns * 2 * math.pi)) / math.log(rope.theta)
 
     low, high = index_of(rope.beta_fast), index_of(rope.beta_slow)

@@ -1,7 +1,7 @@
-"""Shapes of parameters on disk, by arithmetic on the config alone, and what is held to them.
+"""Derive the shapes of parameters on disk from the config, and check tensors against them.
 
-A merge that runs no model needs no more, and so loads none of the modules that a model is made of;
-tests hold these shapes to theirs.
+A merge that runs no model needs nothing else, so this imports none of the modules that make up a
+model; tests compare these shapes with theirs.
 """
 
 import functools
@@ -13,7 +13,7 @@ from recall_jax.errors import InputError, shown, some
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.families import FAMILIES
 
-# Attributes that are the length of an axis of some tensor, or a divisor of it.
+# Attributes that equal the length of an axis of some tensor, or divide it.
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -26,7 +26,7 @@ _SIZES = (
 
 @functools.lru_cache(maxsize=32)
 def group_shapes(arch: Architecture) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Shape on disk by Flax path of all parameters: of `embed`, of one layer, of `head`."""
+    """Return the shapes on disk by Flax path: of `embed`, of one layer, and of `head`."""
     width, inner = arch.hidden_size, arch.intermediate_size
     queries = arch.num_attention_heads * arch.head_dim
     keys = arch.num_key_value_heads * arch.head_dim
@@ -59,14 +59,14 @@ def check_sizes(
     where: str,
     most_layers: int | None = None,
 ) -> None:
-    """Hold the sizes that a config gives to the tensors, before anything of these sizes is made.
+    """Compare a config's sizes with the tensors, before anything of these sizes is allocated.
 
-    For the families here. There are at most as many layers as tensors, or `most_layers`.
+    Applies to the families here. There are at most as many layers as tensors, or `most_layers`.
 
     Raises:
-        InputError: if the config asks for more layers, or more along any axis, than there is.
+        InputError: if the config asks for more layers, or more along any axis, than there are.
     """
-    if config.get("model_type") not in [*FAMILIES]:  # it may be of any kind
+    if config.get("model_type") not in [*FAMILIES]:  # a list, as the value may be unhashable
         return
     if most_layers is None:
         most_layers = len(shapes)
@@ -81,10 +81,10 @@ def check_sizes(
 
 
 def check_shapes(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Hold each tensor that has a name of `arch` against the shape that its config implies.
+    """Compare each tensor named in `arch` with the shape that its config implies.
 
-    For models that need not be whole, nor without tensors of their own; layers, where there are
-    any, must be as many as the config says. Raises InputError with what is otherwise.
+    The model may be incomplete or have additional tensors; its layers, if any, must be as many as
+    the config says. Raises InputError that lists the differences.
     """
     known = group_shapes(arch)
     said = []

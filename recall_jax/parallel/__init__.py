@@ -1,1 +1,1 @@
-"""Several devices and processes: the mesh, processes that work together, and their watch."""
+"""Run on several devices and processes: the mesh, communication, and failure detection."""

@@ -1,4 +1,4 @@
-"""What a run computes with: its processor and device, the versions of its packages, its memory."""
+"""Describe the machine of a run: processor, device, package versions, memory."""
 
 import os
 import platform
@@ -13,18 +13,18 @@ import jax
 
 @cache
 def versions() -> dict[str, str]:
-    """Of Python and of the packages whose arithmetic is in a result, by their names."""
+    """Return the versions of Python and of the packages that compute a result, by name."""
     packages = ("recall-jax", "jax", "jaxlib", "flax", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def device() -> str:
-    """The name that JAX gives to what runs the models."""
+    """Return JAX's name for the kind of device that runs the models."""
     return jax.devices()[0].device_kind
 
 
 def processor() -> str:
-    """The processor, as the system names it, and its cores."""
+    """Return the processor's name, as the system gives it, and its number of cores."""
     name = platform.processor() or platform.machine()
     table = Path("/proc/cpuinfo")
     if table.exists():
@@ -34,6 +34,6 @@ def processor() -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process in bytes, mapped input files included."""
+    """Return the peak resident memory of this process in bytes, mapped input files included."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

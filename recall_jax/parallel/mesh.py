@@ -1,9 +1,9 @@
-"""The mesh of devices, and where each parameter lives on it.
+"""Build the device mesh, and shard parameters and batches over it.
 
-A mesh has four axes. Along `model` whole models lie side by side; along `data` the rows of a batch
-are spread; along `fsdp` the rows too, and every parameter, which is gathered where it is used (Zhao
-et al. 2023, arXiv:2304.11277); along `tensor` the heads, the MLP and the vocabulary, which compute
-apart (Shoeybi et al. 2019, arXiv:1909.08053). XLA puts in the collectives.
+A mesh has four axes. Along `model`, different models are on different devices; along `data`, the
+rows of a batch are sharded; along `fsdp`, the rows and every parameter, which is gathered where it
+is used (Zhao et al. 2023, arXiv:2304.11277); along `tensor`, the heads, the MLP and the vocabulary,
+which are computed separately (Shoeybi et al. 2019, arXiv:1909.08053). XLA inserts the collectives.
 """
 
 import math
@@ -20,15 +20,15 @@ from recall_jax.models.axes import HEADS, HIDDEN, MLP, VOCAB, Axes, logical_axes
 MODEL, DATA, FSDP, TENSOR = "model", "data", "fsdp", "tensor"
 AXES = (MODEL, DATA, FSDP, TENSOR)
 
-# Which axis of the mesh cuts which axis of a parameter.
+# The mesh axis that shards each logical axis of a parameter.
 RULES: Mapping[str | None, str] = {VOCAB: TENSOR, HEADS: TENSOR, MLP: TENSOR, HIDDEN: FSDP}
 
 BATCH_ROWS = (DATA, FSDP)
-"""The axes of the mesh over which the rows of a batch are spread."""
+"""The axes of the mesh over which the rows of a batch are sharded."""
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Sizes of all axes in a text such as `data=2,fsdp=4`, 1 where left out; or InputError."""
+    """Parse a text such as `data=2,fsdp=4` into the sizes of all axes; InputError if malformed."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = (word.strip() for word in part.partition("="))
@@ -39,14 +39,19 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """A mesh of the first devices of all processes, or InputError where it does not fit them."""
+    """Build a mesh of the first devices of all processes.
+
+    InputError if there are too few or many.
+    """
     shape = [sizes.get(name, 1) for name in AXES]
     devices, needed = jax.devices(), math.prod(shape)
     if needed > len(devices):
-        raise InputError(f"mesh {describe(sizes)} needs {needed} devices; there are {len(devices)}")
+        raise InputError(
+            f"mesh {format_mesh(sizes)} needs {needed} devices; there are {len(devices)}"
+        )
     if needed < len(devices) and jax.process_count() > 1:
         raise InputError(
-            f"mesh {describe(sizes)} takes {needed} of the {len(devices)} devices of "
+            f"mesh {format_mesh(sizes)} takes {needed} of the {len(devices)} devices of "
             f"{jax.process_count()} processes: with several processes it must take them all"
         )
     return jax.make_mesh(
@@ -55,15 +60,16 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 
 
 def named_mesh(text: str) -> Mesh:
-    """The mesh of a text for `parse_mesh`; of "auto", one of all devices, each with a part of all.
+    """Build the mesh that a text for `parse_mesh` describes, or one of all devices for "auto".
 
-    For whoever does not know what is to fit; who does has `choose_mesh`. Raises as `make_mesh`.
+    "auto" shards over `fsdp` alone, for callers that do not know what must fit; others use
+    `choose_mesh`. Raises InputError as `make_mesh` does.
     """
     return make_mesh({FSDP: jax.device_count()} if text == "auto" else parse_mesh(text))
 
 
-def describe(sizes: Mapping[str, int]) -> str:
-    """Such as `data=2,fsdp=4,tensor=1`; models side by side are named where there are any."""
+def format_mesh(sizes: Mapping[str, int]) -> str:
+    """Format sizes as `data=2,fsdp=4,tensor=1`, with `model` only if it is above 1."""
     return ",".join(
         f"{name}={sizes.get(name, 1)}" for name in AXES if name != MODEL or sizes.get(name, 1) > 1
     )
@@ -72,20 +78,20 @@ def describe(sizes: Mapping[str, int]) -> str:
 def choose_mesh(
     devices: int, *, parameters: int, gathered: int, memory: int, rows: int
 ) -> dict[str, int]:
-    """Sizes of the axes of a mesh of all `devices`: as much `data` as fits, then `fsdp`.
+    """Choose the axis sizes of a mesh of all `devices`: as much `data` as fits, then `fsdp`.
 
-    `parameters` are the bytes that all devices hold together of one copy, as computed with: those
-    of the largest unit. `gathered` of them, the largest block, are together at a time over `fsdp`.
-    A device then holds
+    `parameters` are the bytes of one copy of the largest unit, in the compute dtype, sharded over
+    all devices. The largest block, `gathered` bytes of them, is gathered over `fsdp` at a time. A
+    device then holds
 
         parameters / (fsdp * tensor) + (gathered / tensor where fsdp > 1)
 
-    bytes, which is to be at most `memory`, what one has left beside its hidden states. `tensor` is
-    the smallest with which data * fsdp is at most `rows`, the rows of a batch, so that no device
-    is idle, or larger where nothing else fits; `fsdp` is the smallest that fits.
+    bytes, which must not exceed `memory`, what is left beyond its hidden states. `tensor` is the
+    smallest size for which data * fsdp is at most `rows`, the rows of a batch, so that no device is
+    idle, or larger if nothing else fits; `fsdp` is the smallest that fits.
 
     Raises:
-        InputError: where no mesh of so many devices fits.
+        InputError: if no mesh of that many devices fits.
     """
     divisors = [size for size in range(1, devices + 1) if devices % size == 0]
     for tensor, fsdp in product(divisors, divisors):
@@ -100,11 +106,11 @@ def choose_mesh(
 
 
 def partition_spec(axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Which axes of the mesh cut which dimension of a parameter.
+    """Return the mesh axes that shard each dimension of a parameter.
 
-    By RULES; an axis of the mesh that does not divide its dimension (a vocabulary of 50,257, seven
-    heads) cuts the longest other one that it divides once the rest is cut, stacked layers aside.
-    Where it divides none, the parameter is repeated along it.
+    RULES decide. If a mesh axis does not divide its dimension (a vocabulary of 50,257, seven
+    heads), it shards the longest other dimension that it divides, except that of stacked layers. If
+    it divides none, the parameter is replicated along it.
     """
     cuts: list[list[str]] = [[] for _ in shape]
 
@@ -125,9 +131,9 @@ def partition_spec(axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh) 
 
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for each leaf of a tree of parameters, or of anything laid out like them.
+    """Return a NamedSharding for each leaf of a tree of parameters, or of one laid out like it.
 
-    Whatever is not known to be a parameter is repeated on every device.
+    Leaves that are not recognized as parameters are replicated on every device.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -140,13 +146,13 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def put_parameters(tree: Any, mesh: Mesh) -> Any:
-    """The tree on the devices of the mesh, in buffers of its own."""
-    # no alias, as a donated buffer is written
+    """Copy the tree onto the devices of the mesh; no buffer is shared with the input."""
+    # no alias, because a donated buffer is overwritten
     return jax.device_put(tree, parameter_shardings(tree, mesh), may_alias=False)
 
 
 def gathered(tree: Any, mesh: Mesh) -> Any:
-    """Inside a program: the parameters whole along `fsdp`, to be computed with."""
+    """Gather parameters along `fsdp` within a program, so that they can be computed with."""
     shardings = jax.tree.map(
         lambda cut: NamedSharding(mesh, without_fsdp(cut.spec)), parameter_shardings(tree, mesh)
     )
@@ -154,28 +160,28 @@ def gathered(tree: Any, mesh: Mesh) -> Any:
 
 
 def without_fsdp(spec: PartitionSpec) -> PartitionSpec:
-    """The cuts that are left of a parameter gathered along `fsdp`."""
+    """Return the sharding of a parameter once it is gathered along `fsdp`."""
     cuts = (by if isinstance(by, tuple) else (by,) for by in spec)
     left = (tuple(name for name in by if name not in (FSDP, None)) for by in cuts)
     return PartitionSpec(*(by or None for by in left))
 
 
 def rows_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Rows, which are on `axis`, spread over `data` and `fsdp`."""
+    """Return the sharding of rows, which are on `axis`, over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_ROWS))
 
 
 def put_rows(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
-    """A batch on the devices, its rows, which are on `axis`, spread over `data` and `fsdp`."""
+    """Put a batch on the devices, its rows, on `axis`, sharded over `data` and `fsdp`."""
     return jax.device_put(batch, rows_sharding(mesh, axis))
 
 
 def spread_over_all(
     shape: Sequence[int], mesh: Mesh, *, stacked: int | None = None
 ) -> NamedSharding:
-    """Over all devices of a mesh, by the longest dimension that they divide, layers aside.
+    """Shard over all devices of a mesh along the longest dimension that they divide.
 
-    `stacked` is the dimension of the layers. Where they divide none, every device has it all.
+    The dimension of the layers, `stacked`, is left out. Replicated if they divide no dimension.
     """
     fitting = [
         dimension

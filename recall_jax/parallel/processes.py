@@ -1,7 +1,7 @@
-"""The processes of a pod: how they find each other, and what they tell each other beside programs.
+"""Connect the processes of a pod, and exchange small values outside of programs.
 
-JAX's coordination service, which runs in process 0, holds short texts by key. Any thread may use
-it while programs run; what is large, or an array, goes through programs instead.
+JAX's coordination service, which runs in process 0, stores short texts by key. Any thread may use
+it while programs run; large values and arrays are exchanged by programs instead.
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from recall_jax.errors import InputError
 
-# How long a process may be silent before it counts as lost. Shorter, a machine that swaps or is
-# moved would be taken for dead; longer, the others wait for nothing.
+# How long a process may be silent before it counts as lost. If shorter, a machine that swaps or
+# migrates would count as dead; if longer, the others would wait in vain.
 HEARTBEAT_TIMEOUT = 20  # seconds
 CONNECT_TIMEOUT = 300  # seconds until all processes of a pod have been started
 
@@ -29,24 +29,27 @@ _CURE = (
 )
 
 
-class Board(Protocol):
-    """Texts by key, seen by all processes. A key is written once and then stands."""
+class KeyValueStore(Protocol):
+    """Store texts by key, visible to all processes. A key is written once."""
 
     def put(self, key: str, text: str) -> bool:
-        """Write; False, and nothing is changed, where the key is there already."""
+        """Write a text; return False, without a change, if the key exists already."""
 
     def get(self, key: str) -> str | None:
-        """The text of a key, None where there is none yet."""
+        """Return the text of a key, or None if it does not exist yet."""
 
     def under(self, folder: str) -> dict[str, str]:
-        """All texts whose keys start with `folder/`, by the rest of their keys."""
+        """Return all texts whose keys start with `folder/`, by the rest of their keys."""
 
     def alive(self) -> set[int]:
-        """The processes that live; waits for all of those to ask."""
+        """Return the processes that are alive; waits until all of those have called it."""
 
 
-class _OwnBoard:
-    """The board of a single process, where what is written last stands: runs follow each other."""
+class _LocalStore:
+    """Store the texts of a single process.
+
+    A key may be written again, as runs follow each other.
+    """
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
@@ -66,11 +69,12 @@ class _OwnBoard:
         return {0}
 
 
-class _Service:
-    """JAX's coordination service as a board.
+class _CoordinationStore:
+    """Store texts in JAX's coordination service.
 
-    Its client is private to jax. There is no public way to it, nor another that needs no program
-    and is open to any thread; jax's own libraries for many hosts, Orbax among them, use it so.
+    Its client is private to jax. There is no public access to it, and no alternative that needs no
+    program and can be used from any thread; jax's libraries for several hosts, Orbax among them,
+    use it in the same way.
     """
 
     def __init__(self, count: int) -> None:
@@ -111,56 +115,56 @@ class _Service:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, and which of them this is; by default the only one.
+    """Represent the processes of a run, and which of them this is; by default the only one.
 
-    Whatever waits goes on waiting until `check` raises, which it does once another process has
-    ended. Values are JSON. Every key is written once in a run.
+    Every wait continues until `check` raises, which it does once another process has ended. Values
+    are JSON. Every key is written once in a run.
     """
 
     index: int = 0
     count: int = 1
-    board: Board = field(default_factory=_OwnBoard, repr=False)
+    store: KeyValueStore = field(default_factory=_LocalStore, repr=False)
     check: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def publish(self, key: str, value: Any) -> None:
-        """Let all processes know a value."""
-        if not self.board.put(f"{_PREFIX}/{key}", json.dumps(value)):
+        """Make a value known to all processes."""
+        if not self.store.put(f"{_PREFIX}/{key}", json.dumps(value)):
             raise ValueError(f"key {key!r} is published already")
 
     def wait(self, key: str) -> Any:
-        """A value that some process publishes, as soon as it is there."""
-        return json.loads(self._await(lambda: self.board.get(f"{_PREFIX}/{key}")))
+        """Wait for a value that some process publishes, and return it."""
+        return json.loads(self._await(lambda: self.store.get(f"{_PREFIX}/{key}")))
 
     def broadcast(self, key: str, make: Callable[[], Any]) -> Any:
-        """What process 0 makes, for all; as JSON gives it back, so that all have the same."""
-        if self.count == 1:  # then a key may come again, as in a program of many merges
+        """Return the value that process 0 makes; all processes get it as read back from JSON."""
+        if self.count == 1:  # a key may then be used again, as in a program of many merges
             return make()
         if self.index == 0:
             self.publish(key, make())
         return self.wait(key)
 
     def exchange(self, key: str, value: Any) -> list[Any]:
-        """What every process gives, in their order, once all have given it."""
+        """Return the values of all processes, in their order, once all have given theirs."""
         if self.count == 1:
             return [value]
         self.publish(f"{key}/{self.index}", value)
 
         def all_of_them() -> dict[str, str] | None:
-            texts = self.board.under(f"{_PREFIX}/{key}")
+            texts = self.store.under(f"{_PREFIX}/{key}")
             return texts if len(texts) == self.count else None
 
         texts = self._await(all_of_them)
         return [json.loads(texts[str(index)]) for index in range(self.count)]
 
     def barrier(self, name: str) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have reached this call."""
         self.exchange(name, None)
 
     def _await(self, look: Callable[[], Any]) -> Any:
         pause = 0.001
         while (found := look()) is None:
             self.check()
-            time.sleep(pause)  # and here the main thread hears of signals
+            time.sleep(pause)  # the main thread handles signals here
             pause = min(2 * pause, 0.05)
         return found
 
@@ -176,13 +180,13 @@ def connect(
     timeout: int = CONNECT_TIMEOUT,
     failed: Callable[[], str | None] = lambda: None,
 ) -> Processes:
-    """Join the other processes of this run; before anything of jax but its import.
+    """Connect to the other processes of this run; call it before using jax other than by import.
 
-    `address` is host:port of process 0. What is left out is taken from the environment
-    (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), else from the cluster, where jax
-    knows it: TPU pods, SLURM, Open MPI, Kubernetes. jax aborts where it cannot connect: `failed`
-    says why, once a handler has caught that. Raises InputError where something is missing or
-    wrong, or not all have come in `timeout` seconds.
+    `address` is host:port of process 0. Omitted arguments are taken from the environment
+    (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), else from the cluster if jax
+    recognizes it: TPU pods, SLURM, Open MPI, Kubernetes. jax aborts if it cannot connect: `failed`
+    returns the reason, once a handler has caught the abort. Raises InputError if something is
+    missing or wrong, or not all processes have connected in `timeout` seconds.
     """
     import jax
 
@@ -190,13 +194,13 @@ def connect(
     count = _number(NUMBER) if count is None else count
     index = _number(INDEX) if index is None else index
     _check(address, count, index)
-    # A loss is then told by the board, so that it can be named, instead of by an abort; only
-    # that of process 0, where the board is, still aborts.
+    # A lost process is then reported by the store, so that we can name it, instead of by an abort.
+    # Only the loss of process 0, which has the store, still aborts.
     jax.config.update("jax_enable_recoverability", True)
-    # Would take SIGTERM away from the command line.
+    # It would handle SIGTERM in place of the command line.
     jax.config.update("jax_enable_preemption_service", False)
-    # Programs that run side by side on the CPU could start their collectives in another order in
-    # each process.
+    # Programs that run concurrently on the CPU could start their collectives in a different order
+    # in each process.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     began = time.monotonic()
     if address is not None and index is not None:
@@ -216,7 +220,7 @@ def connect(
         except Exception as error:
             errors.append(error)
 
-    joining = threading.Thread(target=join, daemon=True)  # the main thread hears of signals
+    joining = threading.Thread(target=join, daemon=True)  # the main thread handles signals
     joining.start()
     while joining.is_alive() and failed() is None:
         joining.join(0.05)
@@ -231,7 +235,7 @@ def connect(
     from jax._src.distributed import global_state
 
     index, count = global_state.process_id, global_state.num_processes
-    return Processes(index, count, _Service(count))
+    return Processes(index, count, _CoordinationStore(count))
 
 
 def _number(name: str) -> int | None:
@@ -260,7 +264,7 @@ def _check(address: str | None, count: int | None, index: int | None) -> None:
 
 
 def _in_cluster() -> bool:
-    """Whether jax can find out by itself which processes there are."""
+    """Return whether jax can detect the processes by itself."""
     from jax._src.clusters import ClusterEnv
 
     return any(
@@ -271,13 +275,13 @@ def _in_cluster() -> bool:
 
 
 def _port(address: str) -> int:
-    """0 where there is none."""
+    """Return the port of host:port, or 0 if there is none."""
     host, _, port = address.rpartition(":")
     return int(port) if host and port.isdecimal() and int(port) < 1 << 16 else 0
 
 
 def _reach(address: str, index: int, timeout: int) -> None:
-    """Find out what would crash jax: a port that is taken, or a process 0 that is not there."""
+    """Detect what would crash jax: a port in use, or a process 0 that does not answer."""
     port = _port(address)
     if index == 0:
         try:

@@ -1,7 +1,7 @@
-"""The runtime below Python: what it prints, and how it aborts.
+"""Hide what the runtime below Python prints, and catch its aborts.
 
-Where processes are joined, C++ threads of jaxlib print their own affairs on both standard streams,
-and when process 0 is lost they abort the others. Here that is heard, and becomes words of ours.
+When processes are connected, C++ threads of jaxlib print messages on both standard streams, and
+abort the other processes when process 0 is lost. This module catches both and reports in our words.
 """
 
 import ctypes
@@ -17,30 +17,30 @@ from typing import Any, TextIO
 
 from recall_jax.errors import escaped
 
-_TOLD = 1 << 16  # the last bytes of what the runtime has said are enough to know its reason
-# What absl writes where the coordination service is gone.
+_TOLD = 1 << 16  # the last bytes of the runtime's output, enough to find its reason
+# absl writes this when the coordination service is lost.
 _SERVICE_LOST = "JAX distributed service detected fatal errors"
 
-_kept: list[Any] = []  # a handler is lost when Python forgets it
+_kept: list[Any] = []  # keeps handlers from being garbage-collected
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where our own words go, and where the runtime's are kept; nowhere, if they are not hidden."""
+    """Hold descriptors: where our messages go, and where the runtime's are hidden, if they are."""
 
     stderr: int
     chatter: int | None = None
 
     def say(self, line: str) -> None:
-        """One line on stderr, from any thread, past all buffers."""
+        """Write one line to stderr, from any thread, past all buffers."""
         os.write(self.stderr, f"{escaped(line)}\n".encode())
 
     def has_lost_service(self) -> bool:
-        """Whether an abort was for the loss of process 0, and not a crash of another kind."""
+        """Return whether the runtime aborted because process 0 was lost, not in another crash."""
         return self.chatter is None or _SERVICE_LOST in self._told()
 
     def last_words(self) -> str:
-        """Why the runtime has aborted, in a line."""
+        """Return the reason of the runtime's abort in one line."""
         lines = [line.strip() for line in self._told().splitlines() if line.strip()]
         fatal = next((line for line in reversed(lines) if line.startswith("F")), "")
         reason = fatal.rpartition("absl::Status: ")[2] or (lines[-1] if lines else "")
@@ -55,9 +55,9 @@ class Runtime:
 
 
 def hide_chatter() -> Runtime:
-    """Let what is printed past Python go to a file that nobody sees, for the rest of the process.
+    """Redirect output that bypasses Python to a hidden file, for the rest of the process.
 
-    `sys.stdout` and `sys.stderr` still lead to where they did.
+    `sys.stdout` and `sys.stderr` still write where they did.
     """
     logging.getLogger("jax").setLevel(logging.CRITICAL)
     with tempfile.TemporaryFile(buffering=0) as file:
@@ -68,14 +68,14 @@ def hide_chatter() -> Runtime:
 
 
 def _moved(stream: TextIO, number: int, chatter: int) -> tuple[TextIO, int]:
-    """A stream on a duplicate of its file, and the duplicate; its number is for the chatter now."""
+    """Move a stream to a duplicate of its descriptor, and redirect the original to `chatter`."""
     stream.flush()
     try:
         kept = os.dup(number)
-    except OSError:  # closed by whoever started us
+    except OSError:  # closed by the parent process
         kept = os.open(os.devnull, os.O_WRONLY)
     os.dup2(chatter, number)
-    # By line: what is said must not be lost where the process ends at once.
+    # Line-buffered, so that nothing is lost if the process ends at once.
     moved = open(  # noqa: SIM115
         kept, "w", buffering=1, encoding=stream.encoding, errors=stream.errors, closefd=False
     )
@@ -83,9 +83,9 @@ def _moved(stream: TextIO, number: int, chatter: int) -> tuple[TextIO, int]:
 
 
 def catch_abort(heard: Callable[[], None]) -> None:
-    """Call `heard` in the thread that aborts, which then stands still for ever.
+    """Call `heard` in the thread that aborts, and then stop that thread for ever.
 
-    Python's own handlers run in the main thread, after an abort; this one stands in for it.
+    Python's signal handlers would only run in the main thread, after the abort.
     """
 
     def stand_still(number: int) -> None:

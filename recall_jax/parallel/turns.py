@@ -1,4 +1,4 @@
-"""One program at a time, where two would wait for each other."""
+"""Run one program at a time where two could deadlock."""
 
 import functools
 from collections.abc import Callable
@@ -11,9 +11,9 @@ _Result = TypeVar("_Result")
 
 
 def in_turn(program: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """A program over a mesh whose results, on CPU, are there when it returns.
+    """Make a program over a mesh wait for its results on CPU before it returns.
 
-    The devices of a CPU share a few threads. Of two programs in which data pass between devices,
+    The devices of a CPU share a few threads. Of two programs that exchange data between devices,
     each could hold the threads that the other waits for; XLA gives up after a minute.
     """
 

@@ -1,13 +1,14 @@
-"""One for all: where a process of a pod ends, all end, each with one line and within a minute.
+"""End all processes of a pod when one ends, each with one line and within a minute.
 
-What can happen, and how the others hear of it:
+How the others notice:
 
-- a process fails, or is interrupted: it says so on the board, and waits until it is heard;
-- a process dies or is silent: the coordination service misses its heartbeats, and a thread of each
-  other process asks for them; where a program breaks because of it, a roll call finds it sooner;
-- process 0 dies, and the service with it: the runtime aborts, which a handler hears.
+- a process that fails, or is interrupted, writes this to the store and waits until it is seen;
+- if a process dies or is silent, the coordination service misses its heartbeats, and a thread of
+  each other process asks for them; if a program breaks because of it, a roll call is faster;
+- if process 0 dies, and the service with it, the runtime aborts, and a handler catches that.
 
-A main thread that is waiting unwinds; one that is stuck in a program is ended from outside.
+A main thread that is waiting raises an error; one that is stuck in a program is ended by another
+thread.
 """
 
 import json
@@ -31,9 +32,9 @@ from recall_jax.parallel.runtime import Runtime, catch_abort, hide_chatter
 
 ADVICE = "what is done is kept: start all processes again with --resume to go on"
 
-_LOOK = 0.25  # seconds between two looks at the board
-_ROLL_CALL = 4.0  # seconds in which a living process answers
-_GRACE = 3.0  # seconds for a main thread to unwind, and for the others to hear of an end
+_LOOK = 0.25  # seconds between two reads of the store
+_ROLL_CALL = 4.0  # seconds within which a live process answers
+_GRACE = 3.0  # seconds for a main thread to unwind, and for the others to notice an end
 
 _ENDED, _SEEN, _CALL, _HERE = "watch/ended", "watch/seen", "watch/call", "watch/here"
 _SIGNALS = {129: "was hung up", 130: "was interrupted", 143: "was terminated"}
@@ -41,15 +42,16 @@ _SIGNALS = {129: "was hung up", 130: "was interrupted", 143: "was terminated"}
 
 @dataclass(frozen=True)
 class Ending:
-    """That a run is over because of one process, in words for the others."""
+    """Record which process ended the run, and the line that the others print."""
 
     process: int
     line: str
 
     def error(self) -> UnfinishedError:
-        """To be raised in the other processes, in which nothing is wrong with what is done.
+        """Return the error to raise in the other processes, whose results so far are good.
 
-        Even where that one's input is: it may be its machine's alone, as a disk not mounted.
+        It is an UnfinishedError even if that process blames its input: the fault may be its
+        machine's alone, such as a disk that is not mounted.
         """
         return UnfinishedError(self.line)
 
@@ -58,13 +60,13 @@ class Ending:
 def joined(
     *, advice: str = ADVICE, debug: bool = False, timeout: int = CONNECT_TIMEOUT
 ) -> Iterator[Processes]:
-    """The processes of this run, connected, until all of them have ended their blocks.
+    """Yield the connected processes of this run, until all of them have ended their blocks.
 
     If the block of one fails, or a process is lost, the blocks of the others raise UnfinishedError
-    with one line that names it; where they cannot, being stuck in a program, the line is printed
-    and the process ends with status 2. `advice` is for work that can go on. Once in a process; what
-    the runtime prints is hidden from then on, unless `debug`.
-    Raises InputError where the processes do not find each other, as `connect`.
+    with one line that names it; if a block is stuck in a program, the line is printed and the
+    process exits with status 2. `advice` tells the user how to resume. Call it once in a process;
+    the runtime's output is hidden from then on, unless `debug`. Raises InputError if the processes
+    do not find each other, as `connect` does.
     """
     runtime = Runtime(2) if debug else hide_chatter()
     connecting = _Connecting(runtime)
@@ -90,14 +92,14 @@ def joined(
                 told.add_note(note)
         raise told from (error if debug else None)
     watch.leave()
-    # Process 0 has the board: it goes last.
+    # Process 0 has the store, so it ends last.
     _try(lambda: processes.publish(f"left/{processes.index}", None))
     if processes.index == 0:
-        _wait(lambda: len(processes.board.under("recall/left")) == processes.count)
+        _wait(lambda: len(processes.store.under("recall/left")) == processes.count)
 
 
 def _agree(processes: Processes) -> None:
-    """Raise InputError where process 0 was told of another number of processes."""
+    """Raise InputError if process 0 was started with another number of processes."""
     count = processes.broadcast("count", lambda: processes.count)
     if count != processes.count:
         raise InputError(
@@ -107,7 +109,7 @@ def _agree(processes: Processes) -> None:
 
 
 class _Connecting:
-    """Who hears of an abort: the watch, once there is one."""
+    """Pass an abort to the watch, or keep its reason until there is a watch."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.watch: _Watch | None = None
@@ -115,68 +117,68 @@ class _Connecting:
         self._why: str | None = None
 
     def heard(self) -> None:
-        """In the thread that aborts."""
+        """Handle an abort, in the thread that aborts."""
         if self.watch is None:
             self._why = self._runtime.last_words()
         else:
             self.watch.heard_abort()
 
     def failed(self) -> str | None:
-        """Why the runtime has aborted, if it has."""
+        """Return why the runtime has aborted, or None."""
         return self._why
 
 
 class _Watch:
-    """Threads that look after the other processes."""
+    """Watch the other processes in threads."""
 
     def __init__(self, processes: Processes, runtime: Runtime, advice: str) -> None:
-        self._processes, self._board = processes, processes.board
+        self._processes, self._store = processes, processes.store
         self._runtime, self._advice = runtime, advice
         self._lock = threading.Lock()
-        self._left = False  # the main thread has: no other thread may end the process any more
+        self._left = False  # the main thread ends by itself: no other thread may end the process
         self.ending: Ending | None = None
 
     def start(self) -> None:
-        """Both threads; they end with the process."""
+        """Start both threads, which end with the process."""
         for work in (self._look, self._count):
             threading.Thread(target=work, daemon=True).start()
 
     def check(self) -> None:
-        """Raise where another process has ended."""
+        """Raise an error if another process has ended."""
         if self.ending is not None:
             raise self.ending.error()
 
     def leave(self) -> None:
-        """From here on the main thread speaks for itself."""
+        """Stop other threads from ending the process: the main thread does it from now on."""
         with self._lock:
             self._left = True
         if self.ending is not None:
             self._wait_for_others(self.ending.process)
 
     def ending_behind(self, error: BaseException) -> Ending | None:
-        """What other process is behind an error of this one, if any is.
+        """Return the ending of another process that caused `error` here, if any.
 
-        A program that breaks tells only that one of the others is gone: they are called. A signal
-        to this process is its own, though all may have got it.
+        A broken program only shows that one of the others is gone, so a roll call finds out which.
+        A signal concerns only this process, even if all have received it.
         """
         if not isinstance(error, Exception):
             return None
         if self.ending is None and _is_broken_program(error):
             try:
                 self._call_the_roll()
-            except Exception:  # the board is gone: an abort is to come, and says so
+            except Exception:  # the store is lost: an abort will follow and report it
                 _wait(lambda: self.ending is not None, HEARTBEAT_TIMEOUT + _GRACE)
         return self.ending
 
     def tell(self, error: BaseException) -> None:
-        """Let the others know of an end of our own, and wait until they do."""
+        """Report that this process ends, and wait until the others know."""
         index = self._processes.index
         ending = Ending(index, self._in_words(error))
-        _try(lambda: self._board.put(_ENDED, json.dumps(asdict(ending))))
+        _try(lambda: self._store.put(_ENDED, json.dumps(asdict(ending))))
         self._wait_for_others(index)
 
     def heard_abort(self) -> None:
-        """In the thread that aborts; the board does not answer any more, nor ever return."""
+        """Report an abort, in the thread that aborts; the store does not answer any more."""
         with self._lock:
             if self._left:
                 return
@@ -188,40 +190,40 @@ class _Watch:
             self._speak((self.ending and self.ending.line) or line)
 
     def _look(self) -> None:
-        """At the board, for the end of another process, and for a roll call."""
+        """Poll the store for the end of another process, and for a roll call."""
         here = f"{_HERE}/{self._processes.index}"
         answered = False
         while not self._left:
-            with suppress(Exception):  # the service is gone: the abort is on its way
-                if text := self._board.get(_ENDED):
+            with suppress(Exception):  # the service is lost: the abort will follow
+                if text := self._store.get(_ENDED):
                     self._end(Ending(**json.loads(text)))
                     return
-                if not answered and self._board.get(_CALL) is not None:
-                    answered = self._board.put(here, "")
+                if not answered and self._store.get(_CALL) is not None:
+                    answered = self._store.put(here, "")
             time.sleep(_LOOK)
 
     def _count(self) -> None:
-        """Those whose heartbeats are missed."""
+        """Poll the service for processes whose heartbeats are missing."""
         everyone = set(range(self._processes.count))
         while not self._left:
             with suppress(Exception):
-                if lost := everyone - self._board.alive():
+                if lost := everyone - self._store.alive():
                     self._find(self._lost(min(lost)))
             time.sleep(1)
 
     def _find(self, ending: Ending) -> None:
-        """Say on the board what was found here, unless something has been said before."""
+        """Write an ending found here to the store, unless it holds one already."""
         with suppress(Exception):
-            self._board.put(_ENDED, json.dumps(asdict(ending)))
-            if text := self._board.get(_ENDED):
+            self._store.put(_ENDED, json.dumps(asdict(ending)))
+            if text := self._store.get(_ENDED):
                 ending = Ending(**json.loads(text))
         self.ending = self.ending or ending
 
     def _end(self, ending: Ending) -> None:
-        """The run is over: let the main thread unwind, or end it."""
+        """End the run: let the main thread raise, or else end the process."""
         self.ending = self.ending or ending
         with suppress(Exception):
-            self._board.put(f"{_SEEN}/{self._processes.index}", "")
+            self._store.put(f"{_SEEN}/{self._processes.index}", "")
         _wait(lambda: self._left)
         with self._lock:
             if self._left:
@@ -230,25 +232,25 @@ class _Watch:
             self._speak(self.ending.line)
 
     def _speak(self, line: str) -> NoReturn:
-        """For a main thread that cannot."""
+        """Print a line and exit, in place of a main thread that cannot."""
         self._runtime.say(f"recall: {line}")
         os._exit(2)
 
     def _wait_for_others(self, ended: int) -> None:
-        """In process 0, until the others have seen why: the board goes with it."""
+        """Wait, in process 0, until the others have seen the ending: the store ends with it."""
         if self._processes.index:
             return
         others = self._processes.count - 1 - (ended != 0)
         with suppress(Exception):
-            _wait(lambda: len(set(self._board.under(_SEEN)) - {"0", str(ended)}) >= others)
+            _wait(lambda: len(set(self._store.under(_SEEN)) - {"0", str(ended)}) >= others)
 
     def _call_the_roll(self) -> None:
-        """Find who does not answer."""
-        self._board.put(_CALL, "")
+        """Find a process that does not answer."""
+        self._store.put(_CALL, "")
         others = set(range(self._processes.count)) - {self._processes.index}
 
         def missing() -> set[int]:
-            return others - set(map(int, self._board.under(_HERE)))
+            return others - set(map(int, self._store.under(_HERE)))
 
         _wait(lambda: self.ending is not None or not missing(), _ROLL_CALL)
         if self.ending is None and (lost := missing()):
@@ -274,17 +276,17 @@ class _Watch:
 
 
 def _is_users(error: BaseException) -> bool:
-    """Whether an input is wrong, so that nothing is worth keeping."""
+    """Return whether an input is wrong, so that no result is worth keeping."""
     return isinstance(error, InputError) and not isinstance(error, UnfinishedError)
 
 
 def _is_broken_program(error: BaseException) -> bool:
-    """Whether the runtime may have failed, which it tells in errors of several kinds."""
+    """Return whether the runtime may have failed, which raises errors of several kinds."""
     return not (isinstance(error, InputError | OSError) or is_out_of_memory(error))
 
 
 def _try(work: Callable[[], object]) -> None:
-    """Do something on the board that may be gone by now, and then does not answer."""
+    """Call `work` on a store that may be lost, and then does not answer."""
 
     def attempt() -> None:
         with suppress(Exception):
@@ -296,7 +298,7 @@ def _try(work: Callable[[], object]) -> None:
 
 
 def _wait(until: Callable[[], bool], seconds: float = _GRACE) -> None:
-    """For something to become true, but no longer than that."""
+    """Wait until a condition is true, or for `seconds`."""
     deadline = time.monotonic() + seconds
     while not until() and time.monotonic() < deadline:
         time.sleep(0.02)

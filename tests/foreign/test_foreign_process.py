@@ -9,7 +9,7 @@ import pytest
 from toys import make_tokenizer
 
 from recall_jax.foreign import process
-from recall_jax.foreign.process import ForeignError, ask
+from recall_jax.foreign.process import ForeignError, run_limited
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -17,7 +17,7 @@ MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": 
 
 
 def render(template: str) -> str:
-    return ask("chat", template=template, tokens={}, messages=MESSAGES, prompt=False)
+    return run_limited("chat", template=template, tokens={}, messages=MESSAGES, prompt=False)
 
 
 def test_a_template_that_goes_on_is_ended():
@@ -50,15 +50,15 @@ def test_a_template_that_grows_is_refused(template):
 def test_the_templates_of_tasks_are_held_to_the_same_limits():
     for asked in ({"template": "{{ 'x' * 10 ** 10 }}"}, {"expression": "'x' * 10 ** 10"}):
         with pytest.raises(ForeignError, match="more than"):
-            ask("rendered" if "template" in asked else "evaluated", row={}, **asked)
+            run_limited("rendered" if "template" in asked else "evaluated", row={}, **asked)
 
 
 def test_what_a_pattern_matches_is_what_python_matches():
     patterns, names = ["(a|b)+$", "x"], ["ab", "abc", "xyz", "b"]
-    assert ask("matching", patterns=patterns, names=names) == [0, None, 1, 0]
+    assert run_limited("matching", patterns=patterns, names=names) == [0, None, 1, 0]
     with pytest.raises(ForeignError, match="recursion"):
-        ask("matching", patterns=["(" * 5000], names=names)
-    assert ask("matching", patterns=["((a{1000}){1000}){1000}"], names=names) == [None] * 4
+        run_limited("matching", patterns=["(" * 5000], names=names)
+    assert run_limited("matching", patterns=["((a{1000}){1000}){1000}"], names=names) == [None] * 4
 
 
 @pytest.mark.parametrize("options", [{}, {"prompt": True}, {"open_end": True}])
@@ -76,7 +76,9 @@ def test_a_chat_is_what_transformers_makes_of_it(options):
     )
     tokens = tokenizer.special_tokens_map
     asked = {"prompt": False, **options}
-    ours = ask("chat", template=tokenizer.chat_template, tokens=tokens, messages=MESSAGES, **asked)
+    ours = run_limited(
+        "chat", template=tokenizer.chat_template, tokens=tokens, messages=MESSAGES, **asked
+    )
     assert ours == theirs and "hi<eos>" in ours
 
 
@@ -108,8 +110,8 @@ def test_a_question_that_is_given_up_is_not_answered_later(monkeypatch):
 
 def test_nothing_is_left_when_we_end():
     program = (
-        "from recall_jax.foreign.process import ask, _worker\n"
-        "ask('matching', patterns=['a'], names=['a'])\n"
+        "from recall_jax.foreign.process import _worker, run_limited\n"
+        "run_limited('matching', patterns=['a'], names=['a'])\n"
         "print(_worker()._process.pid)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from recall_jax.checkpoint.class_defaults import completed
-from recall_jax.models.differences import config_differences, told
+from recall_jax.models.differences import config_differences, describe_differences
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
 
@@ -38,7 +38,7 @@ def as_version_5(config, tmp_path):
 def test_of_families_read_here_what_their_architecture_holds(one, other, name, values):
     found = config_differences(LLAMA | one, LLAMA | other)
     assert found[name] == values
-    assert told({name: values}, "a", "b") == [
+    assert describe_differences({name: values}, "a", "b") == [
         f"{name} is {values[0]!r} in a and {values[1]!r} in b"
     ]
 
@@ -167,7 +167,9 @@ def test_of_families_that_nobody_knows_the_rope_is_brought_together():
         "rope_parameters.factor": (None, 2),
         "deep.eps": (None, 1e-5),
     }
-    assert told({"size": (None, 3)}, "a", "b") == ["size is not given in a and 3 in b"]
+    assert describe_differences({"size": (None, 3)}, "a", "b") == [
+        "size is not given in a and 3 in b"
+    ]
     odd = one | {"rope_scaling": [1]}
     assert config_differences(one, odd)["rope_scaling"] == (None, [1])
 

@@ -7,7 +7,7 @@ from recall_jax.errors import InputError
 from recall_jax.parallel.processes import Processes
 
 
-class Board:
+class Store:
     """What several threads share as processes share the coordination service."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Board:
 
 def together(count, work):
     """`work(processes)` of each process, in a thread of its own."""
-    board = Board()
+    store = Store()
     failed = threading.Event()
 
     def check():
@@ -39,7 +39,7 @@ def together(count, work):
 
     def run(index):
         try:
-            return work(Processes(index, count, board, check))
+            return work(Processes(index, count, store, check))
         except BaseException:
             failed.set()
             raise

@@ -21,7 +21,7 @@ from recall_jax.engine.pod.programs import Spread
 from recall_jax.engine.pod.rows import read_rows_layout
 from recall_jax.methods.methods import Kernel
 from recall_jax.models.architecture import Architecture
-from recall_jax.parallel.mesh import FSDP, TENSOR, describe
+from recall_jax.parallel.mesh import FSDP, TENSOR, format_mesh
 
 _REMEMBERED = 16  # tensors: more than may wait for a writer
 
@@ -39,7 +39,7 @@ class Sharded:
         """The mesh, and whose devices it has."""
         processes = len({device.process_index for device in self.mesh.devices.flat})
         return (
-            f"mesh {describe(self.mesh.shape)}: {self.mesh.size} "
+            f"mesh {format_mesh(self.mesh.shape)}: {self.mesh.size} "
             f"device{'s' * (self.mesh.size > 1)} of {processes} process{'es' * (processes > 1)}"
         )
 

@@ -1,4 +1,4 @@
-"""The families of decoders, by `model_type`. Adding one is a file here and a line below."""
+"""Register the families of decoders by `model_type`. A new one is a file here and a line below."""
 
 from recall_jax.models.families.family import Family
 from recall_jax.models.families.llama import LLAMA

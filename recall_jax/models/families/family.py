@@ -1,4 +1,4 @@
-"""What a family says of itself, and the tensor names that Llama and its descendants share."""
+"""Define a family, and the tensor names that Llama and its descendants share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from recall_jax.models.attributes import Attributes
 
 @dataclass(frozen=True)
 class Family:
-    """One `model_type`: how its config becomes an Architecture, and what its tensors are called."""
+    """Describe one `model_type`: how to read its config, and the names of its tensors."""
 
     model_type: str
     architecture: Callable[[Attributes], Architecture]
@@ -44,5 +44,5 @@ LLAMA_TENSORS: Mapping[str, Mapping[str, str]] = {
 """Hugging Face name -> Flax path of every parameter that any of the four families may have.
 
 Names in a layer follow "model.layers.N.". A path that ends in "kernel" is the transpose; all others
-are the tensor as it is. Which of them a model has, its `Architecture` says.
+are the tensor unchanged. The `Architecture` of a model decides which of them it has.
 """

@@ -1,4 +1,4 @@
-"""Llama 1 to 3, and the many checkpoints that carry its model_type."""
+"""Read Llama 1 to 3, and the many checkpoints with the same model_type."""
 
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.attributes import Attributes
@@ -7,7 +7,10 @@ from recall_jax.models.families.shared import read_shared
 
 
 def architecture(config: Attributes) -> Architecture:
-    """Defaults of `transformers.LlamaConfig`; attention_bias covers all four projections."""
+    """Read the config with the defaults of `transformers.LlamaConfig`.
+
+    attention_bias applies to all four projections.
+    """
     attention_bias = config.flag("attention_bias", False)
     shared = read_shared(
         config,

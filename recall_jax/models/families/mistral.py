@@ -1,4 +1,4 @@
-"""Mistral: Llama without biases, every layer under one sliding window (or none)."""
+"""Read Mistral: Llama without biases, with the same sliding window in every layer, or none."""
 
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.attributes import Attributes
@@ -7,7 +7,7 @@ from recall_jax.models.families.shared import read_shared
 
 
 def architecture(config: Attributes) -> Architecture:
-    """Defaults of `transformers.MistralConfig`."""
+    """Read the config with the defaults of `transformers.MistralConfig`."""
     shared = read_shared(
         config,
         vocab_size=32_000,

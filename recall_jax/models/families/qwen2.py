@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: Llama with biases on query, key and value, and optional window layers."""
+"""Read Qwen2 and Qwen2.5: Llama with biases on query, key and value, and optional window layers."""
 
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.attributes import Attributes
@@ -7,7 +7,7 @@ from recall_jax.models.families.shared import read_layer_windows, read_shared
 
 
 def architecture(config: Attributes) -> Architecture:
-    """Defaults of `transformers.Qwen2Config`."""
+    """Read the config with the defaults of `transformers.Qwen2Config`."""
     shared = read_shared(
         config,
         vocab_size=151_936,

@@ -1,4 +1,4 @@
-"""Qwen3: Llama with RMSNorm on each query and key head, and optional window layers."""
+"""Read Qwen3: Llama with RMSNorm on each query and key head, and optional window layers."""
 
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.attributes import Attributes
@@ -7,7 +7,10 @@ from recall_jax.models.families.shared import read_layer_windows, read_shared
 
 
 def architecture(config: Attributes) -> Architecture:
-    """Defaults of `transformers.Qwen3Config`; attention_bias covers all four projections."""
+    """Read the config with the defaults of `transformers.Qwen3Config`.
+
+    attention_bias applies to all four projections.
+    """
     attention_bias = config.flag("attention_bias", False)
     shared = read_shared(
         config,
