@@ -1,1 +1,1 @@
-"""Inputs: files of rows, and tokenizers that make batches of them."""
+"""Read files of rows, and turn them into batches of tokens."""

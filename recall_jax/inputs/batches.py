@@ -1,4 +1,4 @@
-"""Batches of few fixed shapes, so that few programs are compiled."""
+"""Make batches of a few fixed shapes, so that few programs are compiled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ import numpy as np
 
 
 class Batch(NamedTuple):
-    """Right-padded tokens: `input_ids` and `attention_mask` are (B, T) int32."""
+    """Hold right-padded tokens: `input_ids` and `attention_mask` are (B, T) int32."""
 
     input_ids: np.ndarray
     attention_mask: np.ndarray
 
     def as_dict(self) -> dict[str, np.ndarray]:
-        """The batch as an `apply_fn` of `recall_jax.extract` takes it."""
+        """Return the batch as an `apply_fn` of `recall_jax.extract` takes it."""
         return self._asdict()
 
 
 @dataclass(frozen=True)
 class Batches:
-    """n tokenised rows as batches of B rows, one of them filled with empty rows where n needs it.
+    """Hold n tokenised rows in batches of B rows, one of which has empty rows if n requires it.
 
-    `order[i]` is where row i stands when the batches are laid end to end, fillers included.
+    `order[i]` is the position of row i in the concatenated batches, empty rows included.
     """
 
     batches: tuple[Batch, ...]
@@ -30,32 +30,32 @@ class Batches:
 
     @property
     def num_rows(self) -> int:
-        """Number of rows n, fillers left out."""
+        """Return the number n of rows, without the empty ones."""
         return len(self.order)
 
     @property
     def num_tokens(self) -> int:
-        """Number of real tokens in all rows."""
+        """Return the number of real tokens in all rows."""
         return sum(int(batch.attention_mask.sum()) for batch in self.batches)
 
     @property
     def padded_tokens(self) -> int:
-        """Number of positions computed, padding included."""
+        """Return the number of positions computed, padding included."""
         return sum(batch.input_ids.size for batch in self.batches)
 
 
 def padded_length(length: int) -> int:
-    """The length that a row of `length` tokens is padded to: 16, 32, 64, 128, then steps of 128."""
+    """Return the padded length for `length` tokens: 16, 32, 64, 128, then multiples of 128."""
     if length <= 128:
         return max(16, 1 << (length - 1).bit_length())
     return -(-length // 128) * 128
 
 
 def make_batches(token_ids: Sequence[Sequence[int]], batch_size: int) -> Batches:
-    """Right-padded batches of `batch_size` rows of similar length.
+    """Make right-padded batches of `batch_size` rows of similar length.
 
-    Padding is on the right, so that a causal model never sees it from a real token. The fillers
-    are in the first batch, where rows are shortest and cost least.
+    Padding is on the right, where a causal model never sees it from a real token. Empty rows are in
+    the first batch, whose rows are the shortest and cost least.
     """
     by_length = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
     missing = -len(token_ids) % batch_size

@@ -1,4 +1,4 @@
-"""Data files: rows of text, as many as are asked for, within a budget of memory."""
+"""Read some or all rows of a data file, within a memory budget."""
 
 import json
 import sys
@@ -15,9 +15,9 @@ _MIB = 1 << 20
 
 
 def read_rows(path: Path, *, memory: int | None = None) -> list[Row]:
-    """All rows of a file, as `iterate_rows` gives them.
+    """Read all rows of a file, as `iterate_rows` yields them.
 
-    Raises InputError too where they take over `memory` bytes.
+    Raises InputError also if they take more than `memory` bytes.
     """
     return list(_within(memory, iterate_rows(path), path, "give fewer rows"))
 
@@ -25,10 +25,10 @@ def read_rows(path: Path, *, memory: int | None = None) -> list[Row]:
 def draw_rows(
     path: Path, pool: int, seed: int, *, columns: Columns | None = None, memory: int | None = None
 ) -> tuple[np.ndarray, list[Row]]:
-    """At most `pool` rows drawn by `seed` without replacement, and their numbers, which ascend.
+    """Draw at most `pool` rows by `seed` without replacement.
 
-    No more than these are in memory, of Parquet only the `columns` asked for; but for that rows
-    outside the draw are looked at too. Raises InputError as `read_rows`.
+    Return row numbers, ascending, and rows. Only these rows are held in memory, of Parquet only
+    their `columns`, but the other rows are checked too. Raises InputError as `read_rows` does.
     """
     total = count_rows(path)
     chosen = draw(total, pool, seed) if total > pool else None
@@ -41,20 +41,20 @@ def draw_rows(
 
 
 def draw(total: int, most: int, seed: int) -> np.ndarray:
-    """At most so many of `total` numbers from 0, drawn by `seed` without replacement, ascending."""
+    """Draw at most `most` of the numbers below `total` by `seed` without replacement, ascending."""
     if total <= most:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
 
 
 def rows_at(path: Path, indices: np.ndarray) -> list[Row]:
-    """The rows with these numbers, which ascend, whole."""
+    """Read the rows with these ascending numbers, with all their fields."""
     return list(iterate_rows(path, chosen=indices))
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as JSON lines; values that JSON lacks, such as dates of Parquet, as text."""
-    # Half a surrogate pair, which UTF-8 lacks, becomes the escape that JSON has for it.
+    """Write rows as JSON lines; values that JSON lacks, such as Parquet's dates, become text."""
+    # A lone surrogate, which UTF-8 lacks, is written as JSON's escape.
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
@@ -73,7 +73,7 @@ def _within(memory: int | None, rows: Iterator[Row], path: Path, advice: str) ->
 
 
 def _bytes_of(value: Any) -> int:
-    """What a value takes in memory, with all that it holds."""
+    """Return the memory that a value takes, with everything it contains."""
     size = sys.getsizeof(value)
     if isinstance(value, dict):
         return size + sum(_bytes_of(each) for pair in value.items() for each in pair)

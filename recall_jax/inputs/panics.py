@@ -1,4 +1,4 @@
-"""Libraries in Rust print past Python: whenever they panic, and of options they do not know."""
+"""Suppress what Rust libraries print past Python when they panic or meet unknown options."""
 
 import os
 import tempfile
@@ -12,9 +12,9 @@ _alone = threading.RLock()  # the process has one stderr
 
 @contextmanager
 def unheard_panics() -> Iterator[None]:
-    """Drop what is printed past Python, on stderr only if the block ends in a panic's exception.
+    """Drop output that bypasses Python: all on stdout, and on stderr if the block ends in a panic.
 
-    All else that comes on stderr meanwhile, from this thread or another, is heard at the end.
+    Any other output on stderr, from this thread or another, is written at the end.
     """
     held = _held()
     with _alone:
@@ -36,7 +36,7 @@ def unheard_panics() -> Iterator[None]:
 
 @contextmanager
 def _led_to(descriptor: int, stream: int) -> Iterator[None]:
-    """Let a stream lead to an open file; a stream that is closed stays so."""
+    """Redirect a stream to an open file; a closed stream stays closed."""
     try:
         before = os.dup(stream)
     except OSError:
@@ -57,7 +57,7 @@ def _nowhere() -> int:
 
 @cache
 def _held() -> int:
-    """A file without a name for what is printed meanwhile, open as long as the process."""
+    """Open an unnamed file for the output, for the lifetime of the process."""
     descriptor, name = tempfile.mkstemp()
     os.unlink(name)
     return descriptor

@@ -1,7 +1,7 @@
-"""Rows as chains of parts, each counted or not, and as token ids of which some count.
+"""Split rows into parts that count or not, and into token ids that count or not.
 
-A prompt does not count and its completion does; of messages the assistant's turns do; a plain text
-does, whole.
+A completion counts and its prompt does not; in a chat the assistant's turns count; a plain text
+counts as a whole.
 """
 
 from itertools import accumulate, chain
@@ -17,17 +17,17 @@ Part = tuple[str, bool]  # a text, and whether it counts
 
 
 class Parts(NamedTuple):
-    """The parts of a row, and whether a chat template wrote them."""
+    """Hold the parts of a row, and whether a chat template wrote them."""
 
     parts: list[Part]
     is_chat: bool
 
 
 def row_parts(row: Row, where: str, tokenizer: Tokenizer, fields: Fields = USUAL) -> Parts:
-    """The parts of a row of data, at `where`; `fields` names those that hold its text.
+    """Return the parts of a row of data; `fields` names the fields that hold its text.
 
-    Raises InputError for a row without a text, and where the chat template refuses its messages or
-    does not tell the assistant's turns from the others.
+    Raises InputError, which begins with `where`, for a row without a text, and if the chat template
+    refuses its messages or does not separate the assistant's turns from the others.
     """
     content = row_content(row, where, fields)
     if isinstance(content, Pair):
@@ -47,11 +47,11 @@ def tokenize_parts(
     end_of_text: int | None = None,
     max_tokens: int = UNLIMITED,
 ) -> tuple[list[int], list[int]]:
-    """Token ids of the joined parts, cut to `max_tokens`, and 1 on those that count.
+    """Return the token ids of the joined parts, at most `max_tokens`, and 1 for each that counts.
 
-    The token id `end_of_text`, where given, ends all but chats, and counts. Where a token would
-    reach over the border of two parts they are tokenised apart, as a model that generates sees the
-    prompt. Raises InputError for a row that tokenises to nothing.
+    The token `end_of_text`, if given, is appended to all but chats, and counts. Where a token would
+    cross the border of two parts they are tokenised separately, because a model that generates sees
+    only the prompt. Raises InputError for a row that tokenises to nothing.
     """
     parts, is_chat = _beginning(row.parts, most_characters(max_tokens)), row.is_chat
     if is_chat:
@@ -85,7 +85,7 @@ def tokenize_parts(
 
 
 def _beginning(parts: list[Part], most: int) -> list[Part]:
-    """The parts without what stands beyond `most` characters."""
+    """Truncate the parts to `most` characters in total."""
     kept = []
     for text, counts in parts:
         kept.append((text[:most], counts))
@@ -94,7 +94,7 @@ def _beginning(parts: list[Part], most: int) -> list[Part]:
 
 
 def _chat_parts(chat: Chat, tokenizer: Tokenizer) -> list[Part]:
-    """The chat template's text with the assistant's turns counted, but for those of a prompt."""
+    """Return the chat template's text; the assistant's turns count, except those of the prompt."""
     text = tokenizer.chat_text(chat.messages)
     parts, end = [], 0
     for turn in assistant_turns(chat.messages, text, tokenizer, chat.given):

@@ -1,4 +1,4 @@
-"""Files of rows in the formats people keep them in, read a piece at a time."""
+"""Read files of rows in the usual formats, a piece at a time."""
 
 import codecs
 import csv
@@ -17,25 +17,25 @@ import numpy as np
 from recall_jax.errors import InputError, brief, reading, shown
 
 Row = dict[str, Any]
-# Which of the fields that a file has are asked for.
+# Selects the needed fields from those of a file.
 Columns = Callable[[Sequence[str]], Sequence[str]]
 
-LARGEST_ROW = 1 << 26  # characters; without an end to it a row could be all that a .gz unpacks to
+LARGEST_ROW = 1 << 26  # characters; without a limit a row could be everything in a .gz
 _PIECE = 1 << 18
-_NEARLY_ALL = 8  # characters of a piece that a word of JSON, cut off, may begin before its end
+_NEARLY_ALL = 8  # a JSON word that is cut off begins at most this many characters before
 _GZIP = ".gz"
-_BATCH = 64  # rows of a Parquet file that are unpacked at a time
+_BATCH = 64  # rows of a Parquet file decoded at a time
 
 
 def iterate_rows(
     path: Path, *, columns: Columns | None = None, chosen: np.ndarray | None = None
 ) -> Iterator[Row]:
-    """The rows of a file, blank lines not counted; of `chosen`, which ascend, only these.
+    """Yield the rows of a file, without blank lines, or only those numbered in `chosen`, ascending.
 
-    A line of .txt is a row with the field `text`; .json holds a list of objects, or one after the
-    other; .gz is unpacked. Of a .parquet file only the fields that `columns` picks are read, and
-    what Python has no value for comes as text. Raises InputError for a missing, unreadable,
-    malformed or empty file, with the line where there is one.
+    A line of .txt is a row with the field `text`; .json holds a list of objects, or a sequence of
+    them; .gz is decompressed. Of a .parquet file, only the fields selected by `columns` are read,
+    and values without a Python type become text. Raises InputError for a missing, unreadable,
+    malformed or empty file, with the line if there is one.
     """
     kind = _kind(path)
     with _faults_of(path):
@@ -52,7 +52,10 @@ def iterate_rows(
 
 
 def count_rows(path: Path) -> int:
-    """The number of rows, each of them looked at unless the file says. Raises as `iterate_rows`."""
+    """Count the rows; reads all of them unless the file states it.
+
+    Raises as `iterate_rows` does.
+    """
     if _kind(path) == ".parquet":
         with _faults_of(path), _parquet(path) as file:
             if count := int(file.metadata.num_rows):
@@ -61,7 +64,7 @@ def count_rows(path: Path) -> int:
 
 
 def _kind(path: Path) -> str:
-    """The ending that says how the rows are kept; InputError for another one, or for no file."""
+    """Return the suffix that tells the format; InputError if it is unknown, or there is no file."""
     name = path.with_suffix("") if path.suffix.lower() == _GZIP else path
     kind = name.suffix.lower()
     if kind not in _READERS and (kind != ".parquet" or name is not path):
@@ -105,7 +108,7 @@ def _open(path: Path) -> Any:
 
 
 def _fault(path: Path) -> int:
-    """Where the first byte stands that is not UTF-8."""
+    """Return the position of the first byte that is not UTF-8."""
     decoder, done = codecs.getincrementaldecoder("utf-8")(), 0
     with _open(path) as file:
         for piece in iter(lambda: file.read(_PIECE), b""):
@@ -119,7 +122,7 @@ def _fault(path: Path) -> int:
 
 
 def _read_text(path: Path, reader: Callable[[TextIO, str], Iterator[Row]]) -> Iterator[Row]:
-    # csv knows its own line ends
+    # csv handles line ends itself
     newline = "" if reader is _read_csv else None
     with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline=newline) as text:
         yield from reader(text, str(path))
@@ -154,7 +157,7 @@ def _read_jsonl(file: TextIO, where: str) -> Iterator[Row]:
 
 
 def _read_json(file: TextIO, where: str) -> Iterator[Row]:
-    """Objects in a list, or one after the other."""
+    """Yield the objects in a list, or those of a sequence."""
     scanner = _Scanner(file, where)
     first = scanner.next_character()
     if first == "":
@@ -180,14 +183,14 @@ def _read_json(file: TextIO, where: str) -> Iterator[Row]:
 
 
 class _Scanner:
-    """Values of JSON in a file of which only a piece is in memory."""
+    """Scan JSON values in a file of which only a piece is in memory."""
 
     def __init__(self, file: TextIO, where: str) -> None:
         self._file, self._where = file, where
         self._text, self._place, self._passed = "", 0, 0
 
     def next_character(self) -> str:
-        """The next one that is no white space, "" at the end; it is not passed."""
+        """Return the next character that is not white space, "" at the end, without skipping it."""
         while True:
             while self._place < len(self._text):
                 if (character := self._text[self._place]) not in " \t\n\r":
@@ -197,11 +200,11 @@ class _Scanner:
                 return ""
 
     def skip(self) -> None:
-        """Pass the next character."""
+        """Skip the next character."""
         self._place += 1
 
     def value(self) -> Any:
-        """The next value, whatever it is."""
+        """Read the next value of any type."""
         self.next_character()
         while True:
             try:
@@ -212,7 +215,7 @@ class _Scanner:
                     raise _json_fault(error, self._where, self._passed) from error
 
     def fault(self, said: str) -> InputError:
-        """An error at the next character."""
+        """Return an error about the next character."""
         return InputError(f"{self._where} is not JSON: {said} at character {self._at}")
 
     @property
@@ -220,7 +223,7 @@ class _Scanner:
         return self._passed + self._place
 
     def _is_cut(self, error: Exception) -> bool:
-        """Whether a value may only seem wrong because the rest of it is not read yet."""
+        """Return whether a value may seem wrong only because the rest of it is not read yet."""
         if not isinstance(error, json.JSONDecodeError):
             return False
         if len(self._text) - self._place > LARGEST_ROW:
@@ -228,7 +231,7 @@ class _Scanner:
         return "Unterminated" in error.msg or error.pos > len(self._text) - _NEARLY_ALL
 
     def _more(self) -> bool:
-        """Read on, twice as much of a value that is large; False at the end of the file."""
+        """Read the next piece, doubling for a large value; return False at the end of the file."""
         piece = self._file.read(max(_PIECE, len(self._text) - self._place))
         if not piece:
             return False
@@ -262,7 +265,7 @@ def _parquet(path: Path) -> Iterator[Any]:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:  # the system's, not of what stands there
+        if getattr(error, "errno", None) is not None:  # a failure of the system, not of the content
             raise
         raise InputError(f"{path} is not a Parquet file: {brief(error)}") from error
 
@@ -281,19 +284,19 @@ def _read_parquet(path: Path, columns: Columns | None, chosen: np.ndarray | None
                 first, last = np.searchsorted(chosen, [start, start + len(batch)])
                 own, start = chosen[first:last] - start, start + len(batch)
                 batch = batch.take(pyarrow.array(own))
-            with warnings.catch_warnings(action="error"):  # of what a value would lose
+            with warnings.catch_warnings(action="error"):  # a value that would lose digits
                 values = [list(map(_cell, column)) for column in batch.columns]
             for row in zip(*values, strict=True):
                 yield dict(zip(batch.schema.names, row, strict=True))
 
 
 def _cell(scalar: Any) -> Any:
-    """The value of a cell; as text where Python has none for it, such as nanoseconds."""
+    """Return the value of a cell, as text if Python has no type for it, such as nanoseconds."""
     import pyarrow
 
     try:
         return scalar.as_py()
-    except Exception:  # each type has its own
+    except Exception:  # each type raises a different one
         if isinstance(scalar, pyarrow.StructScalar):
             return {name: _cell(inner) for name, inner in scalar.items()}
         if isinstance(scalar, pyarrow.ListScalar):
@@ -305,11 +308,11 @@ def _cell(scalar: Any) -> Any:
 
 
 def _json_fault(error: Exception, where: str, passed: int = 0) -> InputError:
-    """What is wrong with a text whose first character is that number `passed` of the file."""
+    """Describe what is wrong with a text that starts at character `passed` of the file."""
     if isinstance(error, json.JSONDecodeError):
         place = f"{error.msg} at character {passed + error.pos}"
         return InputError(f"{where} is not JSON: {place}")
-    # numbers of thousands of digits, deep nesting
+    # numbers with thousands of digits, deep nesting
     return InputError(f"{where} cannot be read as JSON: {brief(error)}")
 
 

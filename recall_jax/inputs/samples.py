@@ -1,4 +1,4 @@
-"""Samples: rows of a data file as token ids, ready for a forward pass."""
+"""Read samples: rows of a data file as token ids, ready for a forward pass."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -16,14 +16,14 @@ from recall_jax.inputs.shapes import USUAL, Chat, Fields, row_content, used_colu
 from recall_jax.inputs.tokens import Tokenizer
 from recall_jax.inputs.vocabularies import Difference
 
-INPUT_IDS = "input_ids"  # of a row that is known by its tokens
+INPUT_IDS = "input_ids"  # the field of a row that is given by its tokens
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """n rows of a data file: which rows (zero-based, ascending), as they were, and as token ids.
+    """Hold n rows of a data file: their numbers (zero-based, ascending), fields, and token ids.
 
-    Of a `source` the rows have only the fields that were used.
+    If `source` is set, rows have only the fields that were used.
     """
 
     indices: np.ndarray  # (n,) int64
@@ -33,7 +33,7 @@ class Tokenized:
     source: Path | None = None
 
     def take(self, places: Sequence[int] | np.ndarray) -> "Tokenized":
-        """The rows at these places, in this order."""
+        """Select the rows at these positions, in this order."""
         return Tokenized(
             self.indices[places],
             tuple(self.rows[place] for place in places),
@@ -43,14 +43,14 @@ class Tokenized:
         )
 
     def digest(self) -> str:
-        """A checksum of the rows' numbers and token ids."""
+        """Return a checksum of the row numbers and token ids."""
         ids = np.concatenate([np.asarray(row, np.int64) for row in self.token_ids])
         lengths = np.asarray([len(row) for row in self.token_ids], np.int64)
         content = b"".join(array.tobytes() for array in (self.indices, lengths, ids))
         return hashlib.sha256(content).hexdigest()
 
     def typical_rows(self) -> list[dict[str, Any]]:
-        """The rows as `typical.jsonl` holds them: as they were, plus their number."""
+        """Return the rows as in `typical.jsonl`: all their fields, and their number as `row`."""
         rows = self.rows if self.source is None else rows_at(self.source, self.indices)
         return [{**row, "row": int(index)} for row, index in zip(rows, self.indices, strict=True)]
 
@@ -65,9 +65,9 @@ def read_pool(
     seed: int,
     memory: int | None = None,
 ) -> Tokenized:
-    """At most `pool` rows of a data file, drawn by `seed` without replacement, tokenised.
+    """Draw at most `pool` rows of a data file by `seed` without replacement, and tokenise them.
 
-    Raises InputError where they take more than `memory` bytes, as they are read.
+    Raises InputError if they take more than `memory` bytes before tokenisation.
     """
     columns = partial(used_columns, fields=fields)
     indices, rows = draw_rows(path, pool, seed, columns=columns, memory=memory)
@@ -83,11 +83,11 @@ def read_typical(
     max_tokens: int,
     memory: int | None = None,
 ) -> Tokenized:
-    """All rows of a file of typical samples, tokenised.
+    """Tokenise all rows of a file of typical samples.
 
-    Their numbers are their `row` fields where every row has a different one, as `recall select`
-    writes them, else their places in this file. A row's `input_ids` stand for its text: rows that
-    were drawn have them where the text has other tokens. Raises InputError as `read_pool`.
+    Their numbers are their `row` fields if these are all different, as `recall select` writes them,
+    else their positions in this file. A row's `input_ids` replace its text: rows that were drawn
+    have them if the text tokenises differently. Raises InputError as `read_pool` does.
     """
     rows = read_rows(path, memory=memory)
     numbers = [row.get("row") for row in rows]
@@ -111,7 +111,7 @@ def check_vocabulary(samples: Tokenized, vocab_size: int, model: str) -> None:
 
 
 def check_readers(samples: Tokenized, differences: Iterable[Difference]) -> None:
-    """Raise InputError if the samples are other texts to a model whose tokenizer differs."""
+    """Raise InputError if the samples are different texts for a model whose tokenizer differs."""
     used = {token for ids in samples.token_ids for token in ids}
     for difference in differences:
         difference.check(used)
@@ -142,7 +142,7 @@ def _tokenize(
         if by_ids and INPUT_IDS in row:
             ids = _given_ids(row[INPUT_IDS], where)[:max_tokens]
         else:
-            # A chat template writes the special tokens itself.
+            # A chat template includes the special tokens.
             ids = tokenizer.encode(text, max_tokens, not is_chat)
         if not ids:
             raise InputError(f"{where} tokenises to nothing: remove it or give it text")

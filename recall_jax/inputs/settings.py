@@ -1,4 +1,4 @@
-"""The settings of samples: where their rows come from, and how these are read."""
+"""Define the settings of samples: where their rows come from, and how they are read."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,12 +9,12 @@ from recall_jax.files.schema import Schema, validate
 from recall_jax.inputs.shapes import Fields
 
 Count = Annotated[int, Strict(), Field(ge=1)]
-FIELD_KEYS = ("field", "prompt_field", "completion_field")  # which name fields of rows
+FIELD_KEYS = ("field", "prompt_field", "completion_field")  # each names a field of the rows
 UNNAMED = "give samples.data (rows to choose from) or samples.typical (rows as given)"
 
 
 class Samples(Schema):
-    """The typical samples: chosen from `data`, given as `typical`, or of another `source`.
+    """Configure the typical samples: from `data`, given as `typical`, or of another `source`.
 
     The other sources need no data: rows `generated` by the models, from `prompts` if given, or of
     `random` tokens.
@@ -56,17 +56,17 @@ class Samples(Schema):
 
     @property
     def fields(self) -> Fields:
-        """The fields of the rows that hold their text."""
+        """Return the names of the fields that hold a row's text."""
         return Fields(self.field, self.prompt_field, self.completion_field)
 
     @property
     def are_named(self) -> bool:
-        """Whether the newest model's samples are named, or need no name."""
+        """Return whether the newest model's samples are specified, or need no specification."""
         return self.source != "data" or self.data is not None or self.typical is not None
 
 
 def make_samples(values: dict[str, Any]) -> Samples:
-    """A recipe's `samples` on their own, or InputError."""
+    """Build the settings from a recipe's `samples` alone; InputError if they are invalid."""
     samples = validate(Samples, values, "samples")
     if not samples.are_named:
         raise InputError(UNNAMED)

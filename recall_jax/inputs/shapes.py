@@ -1,4 +1,4 @@
-"""What a row says: a text, a prompt with its completion, or a chat, in the shapes that data has."""
+"""Interpret a row of data as a text, a prompt with its completion, or a chat."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Fields:
-    """The names of the fields of a row, where they are not the usual ones.
+    """Name the fields of a row that have unusual names.
 
-    Either of the one with its text or messages, or of its prompt and completion.
+    Either the field with its text or messages, or those of its prompt and completion.
     """
 
     text: str | None = None
@@ -23,12 +23,12 @@ class Fields:
 
     @property
     def names_pair(self) -> bool:
-        """Whether the names are of a prompt and its completion."""
+        """Return whether the names are those of a prompt and its completion."""
         return self.prompt is not None or self.completion is not None
 
     @property
     def named(self) -> tuple[str, ...]:
-        """The fields that a row must have by these names."""
+        """Return the named fields, which a row must have."""
         if self.text is not None:
             return (self.text,)
         if self.names_pair:
@@ -40,20 +40,20 @@ USUAL = Fields()
 
 
 class Pair(NamedTuple):
-    """A prompt, and the completion that follows it as it stands."""
+    """Hold a prompt, and the completion that follows it without a separator."""
 
     prompt: str
     completion: str
 
 
 class Chat(NamedTuple):
-    """Messages for a chat template, of which the first `given` are the prompt of the others."""
+    """Hold messages for a chat template; the first `given` are the prompt of the others."""
 
     messages: list[Message]
     given: int = 0
 
 
-# The first of which a row has all fields.
+# The first of these that a row has all fields of is used.
 _SHAPES = (
     ("text",),
     ("prompt", "completion"),
@@ -61,8 +61,8 @@ _SHAPES = (
     ("conversations",),
     ("instruction", "output"),
 )
-_INPUT = "input"  # what an Alpaca instruction is about, where it is about something
-_SHOWN = 20  # fields of a row in a message
+_INPUT = "input"  # the optional context of an Alpaca instruction
+_SHOWN = 20  # fields of a row listed in a message
 # As published: https://github.com/tatsu-lab/stanford_alpaca
 _ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes "
@@ -73,7 +73,7 @@ _ALPACA_WITH_INPUT = (
     "context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
     "{instruction}\n\n### Input:\n{input}\n\n### Response:"
 )
-# Who speaks in ShareGPT's conversations, as chat templates call them.
+# The speakers of ShareGPT's conversations, by the roles that chat templates use.
 _SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -91,11 +91,12 @@ _SPEAKERS = {
 
 
 def row_content(row: Mapping[str, Any], where: str, fields: Fields = USUAL) -> str | Pair | Chat:
-    """What a row says, in the `fields` named, else in the first of these shapes that it has.
+    """Return the content of a row from the given `fields`, else from the first shape that fits.
 
-    `text`; `prompt` and `completion`, texts or lists of messages; `messages`; ShareGPT's
-    `conversations`; Alpaca's `instruction`, `input` and `output`, in its published prompt. Raises
-    InputError, which begins with `where`, for a row without any of them or with no text there.
+    The shapes: `text`; `prompt` and `completion`, texts or lists of messages; `messages`;
+    ShareGPT's `conversations`; Alpaca's `instruction`, `input` and `output`, in its published
+    prompt. Raises InputError, which begins with `where`, if none of them fits or a field holds no
+    text.
     """
     names = _shape(row, fields)
     if missing := [name for name in names if name not in row]:
@@ -120,10 +121,10 @@ def row_content(row: Mapping[str, Any], where: str, fields: Fields = USUAL) -> s
 
 
 def used_columns(names: Sequence[str], fields: Fields = USUAL) -> Sequence[str]:
-    """Of the fields that a file's rows have, those that `row_content` looks at."""
+    """Return those of a file's fields that `row_content` reads."""
     used = _shape(names, fields)
     if not used or not set(used) <= set(names):
-        return names  # of which an error is to tell
+        return names  # for the error message
     return [name for name in names if name in (*used, _INPUT)]
 
 
@@ -157,7 +158,7 @@ def _messages(row: Mapping[str, Any], field: str, where: str) -> list[Message]:
 
 
 def _message(message: Any, where: str) -> Message:
-    """A message as chat templates take it; of ShareGPT's it is `value` that `from` says."""
+    """Return a message as chat templates take it; ShareGPT's has `from` and `value`."""
     if not isinstance(message, dict):
         raise InputError(f"{where} is no object with role and content")
     if "role" in message or "from" not in message:

@@ -1,7 +1,7 @@
-"""Tokenizers: texts to token ids with the reference model's tokenizer and its own special tokens.
+"""Tokenise texts with the reference model's tokenizer and its special tokens.
 
-A tokenizer.json is read by the `tokenizers` library where that is known to give the same ids as
-transformers does; all others go through transformers' AutoTokenizer, which takes seconds to import.
+The `tokenizers` library reads a tokenizer.json if it is known to give the same ids as transformers;
+all other tokenizers use transformers' AutoTokenizer, which takes seconds to import.
 """
 
 import re
@@ -21,13 +21,13 @@ from recall_jax.inputs.panics import unheard_panics
 
 @dataclass(frozen=True)
 class _Pipeline:
-    """What a class of transformers makes of vocabulary and merges, whatever tokenizer.json says.
+    """Describe the tokenizer that a class of transformers builds, whatever tokenizer.json says.
 
-    The model's options are those that are set; `tokens` are added where the file lacks them.
+    `model` has the options that are set; `tokens` are added if the file lacks them.
     """
 
     normalizer: Any
-    pre_tokenizers: Sequence[Any]  # any of these: they differ in offsets, not in ids
+    pre_tokenizers: Sequence[Any]  # alternatives that differ in offsets, not in ids
     model: Mapping[str, Any]
     add_prefix_space: bool
     tokens: frozenset[str]
@@ -76,7 +76,7 @@ _LLAMA = _Pipeline(
 )
 
 # By model type and the class that tokenizer_config.json names: the pipeline that transformers
-# builds, or None where it takes that of tokenizer.json. For qwen2 it never believes the class.
+# builds, or None if it takes that of tokenizer.json. For qwen2 it always ignores the class.
 _GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _LLAMA_NAMES = ("LlamaTokenizer", "LlamaTokenizerFast")
 _QWEN2_NAMES = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
@@ -86,7 +86,7 @@ _LIGHT: dict[str, dict[str, _Pipeline | None]] = {
     "qwen2": dict.fromkeys(_GENERIC + _QWEN2_NAMES, _QWEN2),
     "qwen3": dict.fromkeys(_GENERIC) | dict.fromkeys(_QWEN2_NAMES, _QWEN2),
 }
-# With any of these set, transformers changes what tokenizer.json says, or reads another file.
+# If any of these is set, transformers deviates from tokenizer.json, or reads another file.
 _CHANGES = (
     "add_bos_token",
     "add_eos_token",
@@ -95,50 +95,50 @@ _CHANGES = (
     "fast_tokenizer_files",
     "auto_map",
 )
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # around what the assistant says
-_MISTRAL_S_OWN = "tekken.json"  # where its library is installed, transformers prefers this file
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # encloses the assistant's text
+_MISTRAL_S_OWN = "tekken.json"  # transformers prefers this file if mistral-common is installed
 
 
-# As `max_tokens`: no text is cut. The largest that a tokenizer takes.
+# As `max_tokens`: no truncation. The largest value that a tokenizer accepts.
 UNLIMITED = 2**31 - 1
-# A token is of fewer characters than these, but for a run of white space, and a text has so many
-# beside: what stands beyond is not among its tokens. Tokenising takes 200 bytes a character.
+# A token has fewer characters than this, except in runs of white space, for which a text has a
+# margin: characters beyond both cannot affect its tokens. Tokenising takes 200 bytes a character.
 _MOST_OF_A_TOKEN, _MOST_BESIDE = 128, 1 << 16
 
 
 class Tokenizer(Protocol):
-    """What the samples need of a tokenizer."""
+    """Define what the samples need of a tokenizer."""
 
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
-        """Token ids of `text`, with the tokenizer's own special tokens if asked, cut to fit."""
+        """Return at most `max_tokens` token ids of `text`, with the special tokens if asked."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """Return the text of token ids, without special tokens."""
 
     def chat_text(self, messages: list[Any], add_generation_prompt: bool = False) -> str:
-        """Messages as one text by the chat template; InputError without one.
+        """Render messages as one text by the chat template; InputError if there is none.
 
         With `add_generation_prompt`, the beginning of the assistant's next turn follows.
         """
 
     def marked_answers(self, messages: list[Any]) -> list[tuple[int, int]] | None:
-        """Where in their `chat_text` the template marks what the assistant says.
+        """Return the parts of `chat_text` that the template marks as the assistant's.
 
-        In characters, start and end; None where it has no `{% generation %}`.
+        Each is (start, end) in characters. Returns None if the template has no `{% generation %}`.
         """
 
 
 def most_characters(max_tokens: int) -> int:
-    """As many characters of a text as can matter where it is cut to so many tokens."""
+    """Return how many characters of a text can affect its first `max_tokens` tokens."""
     return _MOST_BESIDE + _MOST_OF_A_TOKEN * max_tokens
 
 
 def load_tokenizer(
     folders: Sequence[Path], model_type: str, others: Sequence[Path] = ()
 ) -> Tokenizer:
-    """The tokenizer of the first folder that has one, as transformers loads it, or InputError.
+    """Load the tokenizer of the first folder that has one, as transformers does, or InputError.
 
-    The folders of `others` stand in where the model's own have none.
+    The folders in `others` are tried last, if the model's have none.
     """
     for folder in (*folders, *others):
         if has_tokenizer(folder):
@@ -152,13 +152,13 @@ def load_tokenizer(
 
 @contextmanager
 def _reading_of(folder: Path) -> Iterator[None]:
-    """For whatever the libraries do with a folder's files, which may be wrong in any way."""
+    """Report whatever the libraries raise for a folder's files, which may be wrong in any way."""
     with reading(f"the tokenizer of {folder}"), unheard_panics():
         yield
 
 
 def _light_tokenizer(folder: Path, model_type: str) -> Tokenizer | None:
-    """tokenizer.json on its own, or None where transformers would make something else of it."""
+    """Load tokenizer.json alone, or return None if transformers would deviate from it."""
     config = _read_object(folder / "tokenizer_config.json")
     classes, named = _LIGHT.get(model_type, {}), str(config.get("tokenizer_class"))
     if (
@@ -176,7 +176,7 @@ def _light_tokenizer(folder: Path, model_type: str) -> Tokenizer | None:
 
 
 def _is_built(pipeline: _Pipeline, folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether tokenizer.json, which `tokenizers` has read, says what transformers would build."""
+    """Return whether tokenizer.json describes the tokenizer that transformers would build."""
     content = read_json_object(folder / "tokenizer.json")
     options = {
         key: value
@@ -195,12 +195,12 @@ def _is_built(pipeline: _Pipeline, folder: Path, config: Mapping[str, Any]) -> b
         and config.get("add_prefix_space") in (None, pipeline.add_prefix_space)
         and not config.get("legacy")
         and same_tokens
-        and sorted(tokens, key=int) == list(tokens)  # they get their ids in this order
+        and sorted(tokens, key=int) == list(tokens)  # ids are assigned in this order
     )
 
 
 def _special_tokens(folder: Path, config: Mapping[str, Any]) -> set[str]:
-    """The tokens that transformers adds to those of tokenizer.json where it lacks them."""
+    """Return the tokens that transformers adds to tokenizer.json if it lacks them."""
     kinds = ("_token", "_special_tokens", "added_tokens_decoder")
     named = [value for key, value in config.items() if key.endswith(kinds)]
     named += _read_object(folder / "special_tokens_map.json").values()
@@ -208,7 +208,7 @@ def _special_tokens(folder: Path, config: Mapping[str, Any]) -> set[str]:
 
 
 def _contents(tokens: Any) -> Iterator[str]:
-    """The texts in any nesting of tokens, each a string or an object with its `content`."""
+    """Yield the texts of nested tokens, each a string or an object with `content`."""
     if isinstance(tokens, str):
         yield tokens
     elif isinstance(tokens, dict) and "content" in tokens:
@@ -219,13 +219,13 @@ def _contents(tokens: Any) -> Iterator[str]:
 
 
 def _part(text: str, max_tokens: int, cut_side: str) -> str:
-    """What of a text can be among its first tokens, or where it is cut on the left, its last."""
+    """Truncate a text to what can affect its first tokens, or its last if truncated on the left."""
     most = most_characters(max_tokens)
     return text[-most:] if cut_side == "left" else text[:most]
 
 
 class _AutoTokenizer:
-    """transformers' own."""
+    """Tokenise with transformers."""
 
     def __init__(self, folder: Path) -> None:
         import transformers
@@ -235,7 +235,7 @@ class _AutoTokenizer:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # whatever a malformed file makes the library raise
+        except Exception as error:  # a malformed file can raise anything
             raise InputError(f"cannot load the tokenizer of {folder}: {brief(error)}") from error
 
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
@@ -271,19 +271,19 @@ class _AutoTokenizer:
         return [(start, end) for start, end in self._by_template("marked", messages=given)]
 
     def _by_template(self, call: str, **arguments: Any) -> Any:
-        """What the chat template makes of messages, in the process for what others wrote."""
+        """Call the chat template with messages, in the process for code from others."""
         tokenizer = self._tokenizer
         try:
             template, tokens = tokenizer.get_chat_template(), tokenizer.special_tokens_map
             return run_limited(call, template=template, tokens=tokens, **arguments)
-        # of several templates none is the default, or it refuses messages that it does not expect
+        # several templates without a default, or unexpected messages
         except (ValueError, ForeignError) as error:
             message = f"the chat template of {self._folder} failed: {brief(error)}"
             raise InputError(message) from error
 
 
 class _LightTokenizer:
-    """tokenizer.json through `tokenizers` alone; transformers only for a chat template."""
+    """Tokenise with `tokenizers` alone; transformers is loaded only for a chat template."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         import tokenizers

@@ -1,9 +1,9 @@
-"""Where the assistant's words stand in the text that a chat template writes.
+"""Locate the assistant's turns in the text that a chat template writes.
 
-A template that marks them, with `{% generation %}`, is believed. Else they are located by what it
-writes of the messages before a turn, with the beginning of an answer, and after it. Some templates
-write earlier turns otherwise once others follow, as Qwen3's, which drops their reasoning: there a
-turn is what moves where its content is another one.
+If the template marks them, with `{% generation %}`, the marks are used. Else turns are located by
+rendering the messages before a turn, with the beginning of an answer, and those up to it. Some
+templates change earlier turns once others follow, such as Qwen3's, which drops their reasoning:
+then the text that changes when the content is replaced is the turn.
 """
 
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from recall_jax.errors import InputError
 from recall_jax.inputs.tokens import Tokenizer
 
-_OTHER = "\U0010a17e"  # stands in for a content: a character of private use, on the last plane
+_OTHER = "\U0010a17e"  # replaces a content: a private-use character on the last plane
 
 
 class Turn(NamedTuple):
-    """A stretch of a text, in characters."""
+    """Hold the start and end of a span of text, in characters."""
 
     start: int
     end: int
@@ -24,11 +24,11 @@ class Turn(NamedTuple):
 def assistant_turns(
     messages: list[Any], text: str, tokenizer: Tokenizer, given: int = 0
 ) -> list[Turn]:
-    """The assistant's turns in `text`, which the chat template writes of `messages`, in order.
+    """Return the assistant's turns in `text`, which the chat template renders from `messages`.
 
-    Those among the first `given` messages are left out. A turn has the token that ends it, and all
-    that the model writes before the content, reasoning and calls of tools too. Raises InputError
-    where a turn cannot be located.
+    Turns among the first `given` messages are left out. A turn includes the token that ends it, and
+    everything that the model writes before the content, such as reasoning and tool calls. Raises
+    InputError if a turn cannot be located.
     """
     marked = tokenizer.marked_answers(messages)
     if marked is not None:
@@ -60,9 +60,9 @@ def _is_answer(message: Any) -> bool:
 def _locate(
     messages: list[Any], index: int, text: str, begin: int, tokenizer: Tokenizer
 ) -> Turn | None:
-    """The turn at `index`, which begins at `begin` or later, or None."""
+    """Return the turn of message `index`, which begins at `begin` or later, or None."""
     answered = tokenizer.chat_text(messages[: index + 1])
-    # Templates do not write the beginning of an answer to nothing.
+    # Templates cannot render the beginning of an answer without messages.
     prompt = tokenizer.chat_text(messages[:index], add_generation_prompt=True) if index else None
     follows = prompt is not None and answered.startswith(prompt)
     if prompt is not None and follows and text.startswith(answered):
@@ -81,13 +81,13 @@ def _locate(
     place = text.rfind(opening, begin, content.start) if 0 < len(opening) < len(prompt) else -1
     if place >= 0:
         return Turn(place + len(opening), end)
-    # Without such a beginning, as Mistral's: what stands before the content in the answer alone.
+    # Without such a beginning, as in Mistral's: the text before the content in the answer.
     lead = answered[len(prompt) : alone.start] if follows else ""
     return Turn(content.start - len(lead) * text.endswith(lead, begin, content.start), end)
 
 
 def _moving(messages: list[Any], index: int, text: str, tokenizer: Tokenizer) -> Turn | None:
-    """What of `text` is another one where the content of a message is, or None."""
+    """Return the span of `text` that changes when a message's content is replaced, or None."""
     content: Any = _OTHER
     if isinstance(messages[index].get("content"), list):
         content = [{"type": "text", "text": _OTHER}]

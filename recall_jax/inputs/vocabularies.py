@@ -1,6 +1,6 @@
-"""Vocabularies: whether the tokenizers of several models mean the same by the same token ids.
+"""Compare whether the tokenizers of several models mean the same by the same token ids.
 
-Known from their files alone; files that are the same byte for byte are not parsed.
+Only their files are read; files that are equal byte for byte are not parsed.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.errors import InputError, escaped, reading, shown
 from recall_jax.files.json_objects import read_json_object
 
-_WHOLE = "tokenizer.json"  # holds all that other files hold
+_WHOLE = "tokenizer.json"  # contains everything in the other files
 _MERGES = "merges.txt"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The id of each token, and a digest of what decides how a text is split into them."""
+    """Hold the id of each token, and a digest of the rules that split a text into tokens."""
 
     ids: Mapping[str, int]
     splits: str = ""
@@ -31,12 +31,12 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Difference:
-    """How a model's tokenizer differs from that of the model whose tokenizer reads the texts.
+    """Describe how a model's tokenizer differs from the reader's, which tokenises the texts.
 
-    `moved` are tokens of both with the two ids, `unknown` those that the model does not know, by
-    the reader's id, and `more` those that it has beyond the reader's, all in the order of ids.
-    `splits`: both have the same tokens, and split texts by other rules. `unread` is why they could
-    not be compared.
+    `moved` maps tokens of both to the two ids; `unknown` maps the reader's ids to tokens that the
+    model lacks; `more` maps tokens that the reader lacks to the model's ids; all are in the order
+    of ids. `splits` says that both have the same tokens but split texts by different rules.
+    `unread` is the reason why they could not be compared.
     """
 
     model: str
@@ -48,7 +48,7 @@ class Difference:
     unread: str | None = None
 
     def warnings(self) -> list[str]:
-        """What to say of it where the models are merged, the gravest alone."""
+        """Return warnings for a merge of the models, or only the most serious one."""
         if self.unread is not None:
             return [
                 f"the tokenizers of {self.model} and {self.reader} are different files and were "
@@ -75,7 +75,7 @@ class Difference:
         return lines
 
     def check(self, used: Iterable[int]) -> None:
-        """Raise InputError where `used`, ids by the reader, are other tokens to the model."""
+        """Raise InputError if `used`, token ids of the reader, mean other tokens to the model."""
         cure = (
             "take models of one tokenizer, or pass --ignore-tokenizers (in a recipe, "
             "ignore_tokenizers: true)"
@@ -100,9 +100,10 @@ class Difference:
 
 
 def tokenizer_differences(reader: Checkpoint, models: Sequence[Checkpoint]) -> list[Difference]:
-    """How the tokenizers of models differ from that of `reader`, one of them; none that do not.
+    """Return how the tokenizers of models differ from that of `reader`, one of them.
 
-    A reader without a tokenizer takes that of the newest of the models that has one.
+    Models without a difference are left out. A reader without a tokenizer uses that of the newest
+    model that has one.
     """
     folders: dict[str, Sequence[Path]] = {model.name: model.tokenizer_folders for model in models}
     folders[reader.name] = (*reader.tokenizer_folders, *older_folders([*models, reader]))
@@ -110,10 +111,10 @@ def tokenizer_differences(reader: Checkpoint, models: Sequence[Checkpoint]) -> l
 
 
 def compare_vocabularies(reader: str, folders: Mapping[str, Sequence[Path]]) -> list[Difference]:
-    """As `tokenizer_differences`, of models or trees by their names.
+    """Return the `tokenizer_differences` of models or trees by name.
 
-    `folders` are those in which each model's tokenizer is looked for, by the model's name. Models
-    without a tokenizer are passed over.
+    `folders` maps each name to the folders in which its tokenizer may be. Models without a
+    tokenizer are skipped.
     """
     found = {name: next(filter(has_tokenizer, its), None) for name, its in folders.items()}
     mine = found[reader]
@@ -151,7 +152,7 @@ def _compare(model: str, one: Vocabulary, reader: str, other: Vocabulary) -> Dif
 
 
 def _same_bytes(one: Path, other: Path) -> bool:
-    """Whether what two tokenizers are made of is the same, as far as both have it."""
+    """Return whether the files of two tokenizers are equal, as far as both have them."""
     shared = [name for name in (*vocabulary_files(one), _MERGES) if (other / name).is_file()]
     names = [_WHOLE] if _WHOLE in shared else [name for name in shared if (one / name).is_file()]
     with reading(f"the tokenizers in {one} and {other}"):
@@ -163,14 +164,14 @@ def _is_readable(folder: Path) -> bool:
 
 
 def _read_vocabulary(folder: Path) -> Vocabulary:
-    """Of a tokenizer.json, else of the older files of a vocabulary; InputError for other kinds."""
+    """Read tokenizer.json, or older vocabulary files; InputError for other kinds."""
     if (path := folder / _WHOLE).is_file():
         content = read_json_object(path)
         with reading(str(path)):
             model = content["model"]
             vocabulary = model["vocab"]
             splits: Sequence[Any] = model.get("merges") or ()
-            if isinstance(vocabulary, list):  # of pieces with their scores
+            if isinstance(vocabulary, list):  # pairs of a piece and its score
                 splits = [str(score) for _, score in vocabulary]
                 vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
             added = {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
@@ -192,7 +193,7 @@ def _read_vocabulary(folder: Path) -> Vocabulary:
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:
-    """Those that transformers adds from the small files beside a vocabulary."""
+    """Return the tokens that transformers adds from the small files next to a vocabulary."""
     found: dict[str, int] = {}
     if (path := folder / "added_tokens.json").is_file():
         found |= read_json_object(path)
@@ -205,7 +206,7 @@ def _added_tokens(folder: Path) -> dict[str, int]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text, if there is one, without the comment at the head of merges."""
+    """Return the lines of a text file without the header of merges; empty if it is missing."""
     if not path.is_file():
         return []
     with reading(str(path)):
