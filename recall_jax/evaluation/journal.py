@@ -13,15 +13,15 @@ from recall_jax.evaluation.metrics import Estimate
 from recall_jax.files.checksums import FileChecksum, file_checksum
 from recall_jax.files.results import Records, same_identity
 
-Results = dict[tuple[int, str], dict[str, Estimate]]
+TaskMetrics = dict[tuple[int, str], dict[str, Estimate]]
 """The metrics by name, of each pair of a model's index and a task's name."""
 
 
 @dataclass
-class Journal(Records):
+class EvaluationJournal(Records):
     """What is finished, here and, where there is a path, on disk."""
 
-    results: Results = field(default_factory=dict)
+    results: TaskMetrics = field(default_factory=dict)
     answers: dict[tuple[int, str], FileChecksum] = field(default_factory=dict)
 
     def record(
@@ -40,12 +40,12 @@ class Journal(Records):
                 del self.results[pair]
 
 
-def resume_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
+def resume_journal(path: Path, identity: Mapping[str, Any]) -> EvaluationJournal:
     """The journal of an interrupted evaluation, empty if there is none to be read.
 
     Raises UnfinishedError where it is of another evaluation. A line cut short is removed.
     """
-    journal = Journal(path, identity)
+    journal = EvaluationJournal(path, identity)
     for record in journal.resume(same_identity("evaluation")):
         if record.keys() != {"model", "task", "metrics", "answers"}:  # a whole line, but not ours
             break

@@ -21,7 +21,7 @@ from recall_jax.checkpoint.folder import Checkpoint, file_warnings, open_checkpo
 from recall_jax.engine.inputs import compute_dtype
 from recall_jax.errors import InputError, shown, storage_faults
 from recall_jax.evaluation.examples import Example, make_examples
-from recall_jax.evaluation.journal import Journal, Results, resume_journal
+from recall_jax.evaluation.journal import EvaluationJournal, TaskMetrics, resume_journal
 from recall_jax.evaluation.lengths import check_memory, count_too_long
 from recall_jax.evaluation.metrics import BLEU, check_metrics
 from recall_jax.evaluation.resident import Resident, with_weights, without_weights
@@ -199,11 +199,11 @@ def _answers(
 @contextmanager
 def _kept(
     out: Path | None, checkpoints: Sequence[Checkpoint], asked: Sequence[Asked], options: Options
-) -> Iterator[tuple[Path | None, Journal]]:
+) -> Iterator[tuple[Path | None, EvaluationJournal]]:
     """The folder that becomes `out`, and the journal of what is done; neither without `out`."""
     identity = _identity(checkpoints, asked, options)
     if out is None:
-        yield None, Journal(None, identity)
+        yield None, EvaluationJournal(None, identity)
         return
     inputs = [path for each in asked for path in each.files]
     inputs += [path for model in checkpoints for path in (model.folder, *model.adapters)]
@@ -211,7 +211,7 @@ def _kept(
         if options.resume:
             yield work.folder, resume_journal(work.journal, identity)
         else:
-            yield work.folder, Journal(work.journal, identity)
+            yield work.folder, EvaluationJournal(work.journal, identity)
 
 
 def _identity(
@@ -231,7 +231,7 @@ def _record(
     models: Sequence[str],
     names: Sequence[str],
     asked: Sequence[Asked],
-    results: Results,
+    results: TaskMetrics,
     options: Options,
 ) -> dict[str, Any]:
     return {

@@ -19,7 +19,7 @@ from recall_jax.cli.main import main
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.evaluation import lengths, scoring
 from recall_jax.evaluation.examples import Example, make_examples
-from recall_jax.evaluation.journal import Journal, resume_journal
+from recall_jax.evaluation.journal import EvaluationJournal, resume_journal
 from recall_jax.evaluation.lengths import check_memory, count_too_long
 from recall_jax.evaluation.likelihood import log_likelihoods
 from recall_jax.evaluation.metrics import Estimate, squad_f1
@@ -178,7 +178,7 @@ def test_an_interrupted_evaluation_goes_on(evaluated, tmp_path, monkeypatch):
 
 def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path):
     path, identity = tmp_path / "journal.jsonl", {"models": ["é"]}
-    whole = Journal(path, identity)
+    whole = EvaluationJournal(path, identity)
     for task in ("a", "b"):
         whole.record(0, task, {"accuracy": Estimate(50.0, None, 4)})
     content = path.read_bytes()

@@ -1,6 +1,6 @@
 """Writes mergekit_reference.npz with mergekit 0.1.5's own functions, where that is installed.
 
-    python tests/merging/make_mergekit_reference.py
+    python tests/methods/make_mergekit_reference.py
 
 A case is a method and its parameters: `CASES[name]` in the file, as JSON; its result is `name`.
 """

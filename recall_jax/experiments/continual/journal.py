@@ -14,17 +14,17 @@ from recall_jax.errors import UnfinishedError
 from recall_jax.files.journal_lines import changed_input, valid_records
 from recall_jax.files.results import Records
 
-Results = dict[str, dict[str, Any]]
+ModelResults = dict[str, dict[str, Any]]
 """An evaluation task's metrics by name, each as `evaluation.json` holds it."""
 
 _ADVICE = "or run without --resume to start afresh"
 
 
 @dataclass
-class Journal(Records):
+class ContinualJournal(Records):
     """What is known of each model by its name, here and on disk."""
 
-    results: dict[str, Results] = field(default_factory=dict)
+    results: dict[str, ModelResults] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
 
@@ -33,7 +33,7 @@ class Journal(Records):
         record = {"made": model, "seconds": seconds, "warnings": list(warnings)}
         self._keep(record)
 
-    def record_results(self, model: str, results: Results) -> None:
+    def record_results(self, model: str, results: ModelResults) -> None:
         """Note what a model scored."""
         record = {"evaluated": model, "results": results}
         self._keep(record)
@@ -62,13 +62,13 @@ class Journal(Records):
             self.results[record["evaluated"]] = record["results"]
 
 
-def open_journal(path: Path, identity: Mapping[str, Any]) -> Journal:
+def open_journal(path: Path, identity: Mapping[str, Any]) -> ContinualJournal:
     """The journal of the run that was interrupted, or a new one.
 
     Raises UnfinishedError where what it depends on has changed, or can no longer be read, as the
     models that were made are kept; strategies, orders and seeds may.
     """
-    journal = Journal(path, identity)
+    journal = ContinualJournal(path, identity)
     if path.exists() and path.stat().st_size and not valid_records(path)[0]:
         raise UnfinishedError(f"{path}, of the interrupted run, is damaged: {_ADVICE[3:]}")
     for record in journal.resume(_check_same):

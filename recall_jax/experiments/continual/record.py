@@ -8,7 +8,7 @@ import numpy as np
 from recall_jax.evaluation.metrics import OF_TEXTS
 from recall_jax.evaluation.scoring import headline
 from recall_jax.evaluation.task import Task
-from recall_jax.experiments.continual.journal import Journal, Results
+from recall_jax.experiments.continual.journal import ContinualJournal, ModelResults
 from recall_jax.experiments.continual.lineage import Merged, Model, Tuned, ancestry, definition
 from recall_jax.experiments.continual.metrics import Summary, measure, summarise
 from recall_jax.experiments.continual.plan import Run
@@ -20,14 +20,14 @@ BITS = "bits_per_byte"
 MATRICES, MODELS = "matrices", "models"
 
 
-def score_of(task: Task, results: Results) -> float:
+def score_of(task: Task, results: ModelResults) -> float:
     """A task's first metric; of texts minus the bits per byte. Higher is better."""
     metrics = headline(task)
     name, sign = (BITS, -1) if metrics == OF_TEXTS else (metrics[0], 1)
     return sign * float(results[task.task][name]["value"])
 
 
-def scores(columns: Mapping[str, Task], order: Sequence[str], results: Results) -> list[float]:
+def scores(columns: Mapping[str, Task], order: Sequence[str], results: ModelResults) -> list[float]:
     """A row of R: the tasks of the order, then all others."""
     return [score_of(columns[name], results) for name in in_order(columns, order)]
 
@@ -42,7 +42,7 @@ def make_record(
     runs: Sequence[Run],
     columns: Mapping[str, Task],
     kept: Mapping[str, Model],
-    journal: Journal,
+    journal: ContinualJournal,
 ) -> dict[str, Any]:
     """What `continual.json` holds; `kept` are the final models left, by the name of the run."""
     told = [_run(run, columns, kept.get(run.name), journal) for run in runs]
@@ -92,7 +92,7 @@ def make_record(
 
 
 def _run(
-    run: Run, columns: Mapping[str, Task], kept: Model | None, journal: Journal
+    run: Run, columns: Mapping[str, Task], kept: Model | None, journal: ContinualJournal
 ) -> dict[str, Any]:
     """A run: its matrix R, rows by stage, and its metrics."""
     missing = [None] * len(columns)

@@ -13,7 +13,7 @@ from recall_jax.engine.inputs import compute_dtype
 from recall_jax.errors import storage_faults
 from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
-from recall_jax.experiments.continual.journal import Journal, Results
+from recall_jax.experiments.continual.journal import ContinualJournal, ModelResults
 from recall_jax.experiments.continual.lineage import (
     Given,
     Merged,
@@ -41,7 +41,7 @@ class Workshop:
     """
 
     folder: Path
-    journal: Journal
+    journal: ContinualJournal
     asked: Sequence[Asked]
     options: Options
     progress: Progress
@@ -55,7 +55,7 @@ class Workshop:
         """Whether a model's own folder is there."""
         return isinstance(model, Given) or (self.folder / model.name).is_dir()
 
-    def results(self, model: Model) -> Results:
+    def results(self, model: Model) -> ModelResults:
         """What a model answers to all tasks; it is made and asked once."""
         if model.name not in self.journal.results:
             self.make(model)
@@ -117,12 +117,12 @@ class Workshop:
         )
         return list(report["warnings"])
 
-    def _ask(self, model: Model) -> Results:
+    def _ask(self, model: Model) -> ModelResults:
         checkpoint = open_checkpoint(self.spec(model))
         resident = with_weights(without_weights(checkpoint, self.options.ignore_config), checkpoint)
         resident = replace(resident, params=jax.device_put(resident.params))  # once for all tasks
         dtype = compute_dtype(self.options.compute_dtype, checkpoint)
-        results: Results = {}
+        results: ModelResults = {}
         for done, each in enumerate(self.asked):
             self.progress(each.task.task, done, len(self.asked))
             scored = score(
