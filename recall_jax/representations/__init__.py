@@ -1,1 +1,1 @@
-"""Representations: pooled hidden states, and the typical samples among them."""
+"""Extract pooled hidden states, and choose the typical samples among them."""

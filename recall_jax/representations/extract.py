@@ -1,8 +1,8 @@
-"""Extraction: pooled hidden states of every unit, pooled inside the compiled program.
+"""Extract pooled hidden states of every unit, pooled inside the compiled program.
 
-Three backends run the same program: `jit` on one device, `shard_map` over the data axis of a
-mesh, `pmap` over all local devices. A batch that does not divide is filled with empty rows, which
-are dropped again, so that every backend takes any number of rows.
+Three backends run the same program: `jit` on one device, `shard_map` over the data axis of a mesh,
+`pmap` over all local devices. A batch that the devices do not divide is padded with empty rows,
+which are dropped from the result, so that every backend takes any number of rows.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,20 +31,20 @@ def extract(
     backend: Backend = "jit",
     mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """Pooled hidden states (U, n, E) float32 of all rows of `batches`, in their order.
+    """Return pooled hidden states (U, n, E) float32 of all rows of `batches`, in their order.
 
-    `apply_fn(params, batch)` returns U arrays, each (B, T, E_u) or already pooled (B, E_u);
-    units narrower than the widest are padded with zeros, which changes no distance and no inner
-    product. A batch is {"input_ids", "attention_mask"}, both (B, T), or any pytree whose leaves
-    start with B; then `mask(batch)` gives the (B, T) mask. Nothing of size (U, n, T, E) exists.
-    `mesh` is for `shard_map`: its first axis is the data axis (default: all local devices). With
-    `jit` it is the one that `params` are spread over, by several processes too.
+    `apply_fn(params, batch)` returns U arrays, each (B, T, E_u) or already pooled (B, E_u); units
+    narrower than the widest are padded with zeros, which changes no distance and no inner product.
+    A batch is {"input_ids", "attention_mask"}, both (B, T), or any pytree whose leaves start with
+    B; then `mask(batch)` returns the (B, T) mask. No array of size (U, n, T, E) is allocated. For
+    `shard_map`, the first axis of `mesh` is the data axis (default: all local devices). For `jit`,
+    `mesh` is the one over which `params` are sharded, possibly by several processes.
 
-    Raises InputError where there is no batch, or shapes do not fit.
+    Raises InputError if there is no batch, or shapes do not match.
     """
     program = _program(apply_fn, mask, backend, mesh)
-    if mesh is None or backend != "jit":  # else they are spread already
-        params = jax.device_put(params, program.params_sharding)  # once, not with every batch
+    if mesh is None or backend != "jit":  # else they are sharded already
+        params = jax.device_put(params, program.params_sharding)  # once for all batches
     rows_per_batch = 0
     pending: tuple[jax.Array, int] | None = None
     pieces = []
@@ -52,7 +52,7 @@ def extract(
         rows = num_rows(batch)
         rows_per_batch = max(rows_per_batch, -(-rows // program.devices) * program.devices)
         pooled = program.run(params, _fill_rows(batch, rows_per_batch))
-        # One batch behind: the device works on this batch while the last one is copied.
+        # Copy the previous batch's result while the device computes this one.
         if pending is not None:
             pieces.append(np.asarray(pending[0])[:, : pending[1]])
         pending = pooled, rows
@@ -63,7 +63,7 @@ def extract(
 
 
 def _pooled_units(apply_fn: ApplyFn, mask: MaskOf | None, params: Any, batch: Any) -> jax.Array:
-    """(U, B, E) float32, the narrower units padded with zeros."""
+    """Return pooled states (U, B, E) float32, with narrower units padded with zeros."""
     if mask is not None:
         attention_mask = mask(batch)
     else:
@@ -77,11 +77,11 @@ def _pooled_units(apply_fn: ApplyFn, mask: MaskOf | None, params: Any, batch: An
 
 class _Program(NamedTuple):
     run: Callable[[Any, Any], jax.Array]
-    devices: int  # that share a batch
+    devices: int  # number of devices that share a batch
     params_sharding: NamedSharding | None
 
 
-# The models that one apply_fn serves share its compiled program.
+# Models with the same apply_fn share its compiled program.
 @lru_cache(maxsize=8)
 def _program(
     apply_fn: ApplyFn, mask: MaskOf | None, backend: Backend, mesh: Mesh | None
@@ -103,7 +103,7 @@ def _program(
             mesh=mesh,
             in_specs=(PartitionSpec(), PartitionSpec(axis)),
             out_specs=PartitionSpec(None, axis),
-            # The check refuses a scan of apply_fn's that starts from zeros, as a recurrence does.
+            # The check would refuse an apply_fn whose scan starts from zeros, as a recurrence does.
             check_vma=False,
         )
         return _Program(jax.jit(sharded), mesh.shape[axis], replicated)
@@ -113,7 +113,7 @@ def _program(
 
 
 def _pmapped(function: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], jax.Array]:
-    """`function` with the rows of a batch split over the local devices."""
+    """Map `function` over the local devices, with the rows of a batch split between them."""
     num_devices = jax.local_device_count()
     parallel = jax.pmap(function, in_axes=(None, 0), out_axes=1)
 
@@ -126,7 +126,7 @@ def _pmapped(function: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], 
 
 
 def num_rows(batch: Any) -> int:
-    """Number of rows B that every leaf of a batch starts with, or InputError."""
+    """Return the number of rows B that every leaf of a batch starts with, or raise InputError."""
     rows = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(rows) != 1 or rows == {()}:
         raise InputError("the leaves of a batch must all start with the same number of rows")
@@ -134,7 +134,7 @@ def num_rows(batch: Any) -> int:
 
 
 def _fill_rows(batch: Any, rows: int) -> Any:
-    """The batch with zero rows added at the end up to `rows`."""
+    """Append zero rows to the batch until it has `rows`."""
 
     def fill(leaf: Any) -> Any:
         missing = rows - leaf.shape[0]

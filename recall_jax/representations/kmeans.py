@@ -1,9 +1,9 @@
-"""K-means on one device, in blocks of rows: no (n, k, E) array at any time.
+"""Cluster by k-means on one device, in blocks of rows: no (n, k, E) array is allocated.
 
-Greedy k-means++ seeding (Arthur & Vassilvitskii 2007), several starts, Lloyd's iterations.
-Distances that decide which centroid is nearest take the Gram form: the points are centred, the
-product runs at full float32 precision and the result is clipped at zero. It loses the digits of a
-tight cluster far from the mean, so distances to the own centroid are taken directly.
+Uses greedy k-means++ seeding (Arthur & Vassilvitskii 2007), several starts, and Lloyd's iterations.
+Distances that decide which centroid is nearest use the Gram form: the points are centred, the
+product runs at full float32 precision and the result is clipped at zero. This form loses the digits
+of a tight cluster far from the mean, so distances to the assigned centroid are computed directly.
 """
 
 from collections.abc import Callable
@@ -18,32 +18,32 @@ from recall_jax.errors import InputError
 
 BLOCK_ROWS = 2048
 MAX_ITERATIONS = 300
-# Lloyd stops when the centroids' total squared movement is below this share of the mean variance.
+# Lloyd stops when the centroids' total squared movement is below this fraction of the variance.
 TOLERANCE = 1e-4
-# Members this near to each other's squared distance tie, and the first row counts as the nearest:
-# two rows that make a cluster are equally near, and rounding must not choose between them. Nor
-# between rows of one text, all at the centroid but for rounding: distances below this share of the
-# points' spread tie at zero.
+# Members tie if their squared distances differ by less than this fraction, and the first row counts
+# as the nearest: the two rows of a cluster are equally near, and rounding must not choose between
+# them. Distances below this fraction of the points' spread tie at zero, because rows with equal
+# texts are at the centroid up to rounding.
 TIE = 1e-4
-# Where no point is farther from the mean than this share of their values, all are one point: a
+# If no point is farther from the mean than this fraction of the largest value, all are equal: a
 # spread that small is rounding.
 ROUNDING = 1e-5
 
 
 class Clustering(NamedTuple):
-    """k clusters of n points: which point is where, and the member nearest to each centroid."""
+    """Hold k clusters of n points, and the member nearest to each centroid."""
 
     centroids: np.ndarray  # (k, E) float32
     assignments: np.ndarray  # (n,) int32
     nearest: np.ndarray  # (k,) int32 rows; -1 for an empty cluster
     sizes: np.ndarray  # (k,) int32
-    inertia: float  # sum of squared distances to the own centroid
+    inertia: float  # sum of squared distances to the assigned centroid
 
 
 def kmeans(points: np.ndarray, num_clusters: int, *, seed: int = 0, starts: int = 10) -> Clustering:
-    """Best of `starts` runs of k-means over `points` (n, E) float32, for 1 <= num_clusters <= n.
+    """Return the best of `starts` runs of k-means over `points` (n, E) float32.
 
-    Deterministic for a seed. Raises InputError for more clusters than points.
+    Deterministic for a seed. Raises InputError unless 1 <= num_clusters <= n.
     """
     n, width = points.shape
     if not 1 <= num_clusters <= n:
@@ -72,8 +72,8 @@ def _largest(values: np.ndarray) -> float:
     return max(float(values.max()), -float(values.min()))
 
 
-class _Look(NamedTuple):
-    """What stands at the end: all points beside their centroids."""
+class _Run(NamedTuple):
+    """Hold the centroids of one run, and how all points relate to them."""
 
     centroids: jax.Array
     assignments: jax.Array
@@ -83,34 +83,35 @@ class _Look(NamedTuple):
 
 
 @partial(jax.jit, static_argnames="k")
-def _best_of(keys: jax.Array, blocks: jax.Array, valid: jax.Array, k: int) -> _Look:
+def _best_of(keys: jax.Array, blocks: jax.Array, valid: jax.Array, k: int) -> _Run:
     variance = jnp.sum(blocks**2) / (jnp.sum(valid) * blocks.shape[-1]).astype(jnp.float32)
-    # The seeds of all starts share their products with the points. Each start then iterates for
-    # itself, and stops for itself.
+    # The seedings of all starts share their products with the points. Each start then iterates and
+    # stops separately.
     seeds = jax.vmap(_plus_plus, in_axes=(0, None, None, None))(keys, blocks, valid, k)
     runs = jax.lax.map(
-        lambda seed: _look(_lloyd(seed, blocks, valid, variance), blocks, valid, variance), seeds
+        lambda seed: _evaluate(_lloyd(seed, blocks, valid, variance), blocks, valid, variance),
+        seeds,
     )
     best = jnp.argmin(runs.inertia)
     return jax.tree.map(lambda x: x[best], runs)
 
 
 def _squared_distances(points: jax.Array, centroids: jax.Array) -> jax.Array:
-    """(rows, k) squared distances, Gram form."""
+    """Return squared distances (rows, k), in the Gram form."""
     product = jnp.matmul(points, centroids.T, precision="highest")
     norms = jnp.sum(points**2, axis=1)[:, None] + jnp.sum(centroids**2, axis=1)[None, :]
     return jnp.maximum(norms - 2.0 * product, 0.0)
 
 
 def _plus_plus(key: jax.Array, blocks: jax.Array, valid: jax.Array, k: int) -> jax.Array:
-    """Greedy k-means++: of several candidates drawn by distance, keep the one that helps most."""
+    """Seed by greedy k-means++: of several candidates drawn by distance, keep the best."""
     points = blocks.reshape(-1, blocks.shape[-1])
-    # As many candidates as clusters, not the usual 2 + log k: on 20 blobs that takes the share of
-    # starts that end in the best clustering from a third to nine in ten.
+    # As many candidates as clusters, not the usual 2 + log k: on 20 blobs this raises the fraction
+    # of starts that end in the best clustering from a third to nine in ten.
     candidates = max(k, 2)
 
     def draw(key: jax.Array, weights: jax.Array, number: int) -> jax.Array:
-        """Points (number, E), by the weights of all points."""
+        """Draw points (number, E) with these weights."""
         below = jnp.cumsum(weights.reshape(-1))
         places = jnp.searchsorted(
             below, below[-1] * jax.random.uniform(key, (number,)), side="right"
@@ -120,7 +121,7 @@ def _plus_plus(key: jax.Array, blocks: jax.Array, valid: jax.Array, k: int) -> j
     def with_each(
         centers: jax.Array, closest: jax.Array, reduce: Callable[[jax.Array], jax.Array]
     ) -> jax.Array:
-        """`reduce` of (rows, c): every point's distance, with each center added alone."""
+        """Apply `reduce` to (rows, c): each point's distance if only that one center is added."""
 
         def one_block(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
             block, closest = inputs
@@ -152,7 +153,7 @@ def _plus_plus(key: jax.Array, blocks: jax.Array, valid: jax.Array, k: int) -> j
 def _lloyd(
     centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: jax.Array
 ) -> jax.Array:
-    """Centroids (k, E) moved to the means of their points until they stay."""
+    """Move centroids (k, E) to the means of their points until they stop moving."""
     k = len(centroids)
 
     def means(centroids: jax.Array) -> jax.Array:
@@ -162,7 +163,7 @@ def _lloyd(
             totals: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array]
         ) -> tuple[tuple[jax.Array, jax.Array], None]:
             points, real = inputs
-            # The point's own norm makes no difference to which centroid is nearest.
+            # The norm of a point does not affect which centroid is nearest.
             products = jnp.matmul(points, centroids.T, precision="highest")
             assigned = jnp.argmin(half_norms[None, :] - products, axis=1)
             member = jax.nn.one_hot(jnp.where(real, assigned, k), k, axis=0)
@@ -189,10 +190,12 @@ def _lloyd(
     return jax.lax.while_loop(moving, step, (jnp.int32(0), jnp.float32(jnp.inf), centroids))[2]
 
 
-def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: jax.Array) -> _Look:
+def _evaluate(
+    centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: jax.Array
+) -> _Run:
     k, width = centroids.shape
     num_blocks, block, _ = blocks.shape
-    zero = TIE**2 * variance * width  # of squared distances
+    zero = TIE**2 * variance * width  # squared distances below this tie at zero
 
     def one_block(
         totals: tuple[Any, ...], inputs: tuple[jax.Array, jax.Array, jax.Array]
@@ -224,16 +227,16 @@ def _look(centroids: jax.Array, blocks: jax.Array, valid: jax.Array, variance: j
     starts = jnp.arange(num_blocks, dtype=jnp.int32) * block
     totals, assignments = jax.lax.scan(one_block, totals, (blocks, valid, starts))
     sizes, inertia, nearest, _ = totals
-    return _Look(centroids, assignments, nearest, sizes, inertia)
+    return _Run(centroids, assignments, nearest, sizes, inertia)
 
 
 def mean_silhouette(
     points: np.ndarray, assignments: np.ndarray, *, seed: int = 0, max_rows: int = 2000
 ) -> float | None:
-    """Mean silhouette in [-1, 1] (Rousseeuw 1987) on at most `max_rows` seeded rows.
+    """Return the mean silhouette in [-1, 1] (Rousseeuw 1987) of at most `max_rows` drawn rows.
 
-    Euclidean distances; a point alone in its cluster scores 0. None where the rows are all in one
-    cluster or each in its own, for which the silhouette is not defined.
+    Uses Euclidean distances; a single point in a cluster scores 0. Returns None if the rows are all
+    in one cluster or each in a different one, for which the silhouette is not defined.
     """
     if len(points) > max_rows:
         rows = np.random.default_rng(seed).choice(len(points), max_rows, replace=False)
@@ -248,7 +251,7 @@ def mean_silhouette(
 @partial(jax.jit, static_argnames="num_labels")
 def _silhouette(points: jax.Array, labels: jax.Array, num_labels: int) -> jax.Array:
     n = points.shape[0]
-    # A point's distance to itself is zero, which the Gram form only nears.
+    # A point's distance to itself is zero; the Gram form only comes near.
     others = 1.0 - jnp.eye(n, dtype=jnp.float32)
     distances = jnp.sqrt(_squared_distances(points, points)) * others
     member = jax.nn.one_hot(labels, num_labels)

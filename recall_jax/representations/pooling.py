@@ -1,4 +1,4 @@
-"""Pooling: one vector per sample and unit."""
+"""Pool hidden states to one vector per sample and unit."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ from recall_jax.errors import InputError
 
 
 def masked_mean(hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Array:
-    """Mean of `hidden` over the tokens that `attention_mask` marks, special tokens included.
+    """Return the mean of `hidden` over the tokens in `attention_mask`, special tokens included.
 
     `hidden` is (B, T, E) of any float dtype and `attention_mask` (B, T), nonzero on real tokens;
-    the result is (B, E) float32, zero for a row without tokens. A (B, E) `hidden` is pooled
-    already and only cast.
+    the result is (B, E) float32, zero for a row without tokens. A (B, E) `hidden` is already pooled
+    and only cast. Raises InputError for other shapes, or if the mask is missing.
     """
     if hidden.ndim == 2:
         return hidden.astype(jnp.float32)
@@ -30,6 +30,6 @@ def masked_mean(hidden: jax.Array, attention_mask: jax.Array | None) -> jax.Arra
             "the first two dimensions must agree"
         )
     real = attention_mask.astype(bool)[:, :, None]
-    # where, not a product: a padding position may hold anything, even NaN.
+    # where, not a product: a padding position may have any value, even NaN.
     total = jnp.sum(jnp.where(real, hidden.astype(jnp.float32), 0.0), axis=1)
     return total / jnp.maximum(jnp.sum(real, axis=1), 1).astype(jnp.float32)

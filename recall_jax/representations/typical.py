@@ -1,4 +1,4 @@
-"""Typical samples: the member nearest to each centroid of the newest task's data."""
+"""Choose the typical samples: the row nearest to each centroid of the newest task's data."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,22 +7,22 @@ import numpy as np
 
 from recall_jax.representations.kmeans import kmeans, mean_silhouette
 
-# Below this mean silhouette the clusters overlap so much that "typical" says little.
+# Below this mean silhouette the clusters overlap so much that typical rows represent little.
 POOR_SILHOUETTE = 0.05
 
 
 @dataclass(frozen=True)
 class Typical:
-    """The m typical rows, ascending and distinct, with the size of the cluster each stands for."""
+    """Hold the m typical rows, ascending and distinct, and the size of each one's cluster."""
 
     rows: np.ndarray  # (m,) int64, indices into the points
     cluster_sizes: np.ndarray  # (m,) int64
     inertia: float
     silhouette: float | None = None
-    clusters: int = 0  # that were sought, where there was a choice
+    clusters: int = 0  # number requested; 0 if every row is typical
 
     def summary(self) -> dict[str, Any]:
-        """The `typical` entry of the report."""
+        """Return the `typical` entry of the report."""
         return {
             "cluster_sizes": self.cluster_sizes.tolist(),
             "inertia": self.inertia,
@@ -30,10 +30,10 @@ class Typical:
         }
 
     def warnings(self) -> list[str]:
-        """What speaks against the choice, one line each.
+        """Return one line for each reason to doubt the choice.
 
-        Rows alike make fewer clusters than were sought. A low silhouette is the paper's sign that
-        RECALL may fail.
+        Similar rows give fewer clusters than requested. According to the paper, RECALL may fail if
+        the silhouette is low.
         """
         lines = []
         if len(self.rows) < self.clusters:
@@ -51,10 +51,11 @@ class Typical:
 
 
 def select_typical(points: np.ndarray, count: int, *, seed: int = 0) -> Typical:
-    """Typical rows of `points` (n, E) float32: k-means with `count` clusters, nearest members.
+    """Choose typical rows of `points` (n, E) float32: the nearest members of `count` k-means
+    clusters.
 
-    With no more rows than clusters every row is typical, a cluster of its own. Rows that
-    coincide may leave clusters empty; then there are fewer typical rows than clusters.
+    If there are no more rows than clusters, every row is typical. Equal rows may leave clusters
+    empty; then there are fewer typical rows than clusters.
     """
     if len(points) <= count:
         return every_row(len(points))
@@ -71,5 +72,5 @@ def select_typical(points: np.ndarray, count: int, *, seed: int = 0) -> Typical:
 
 
 def every_row(num_rows: int) -> Typical:
-    """All rows as typical, each a cluster of its own."""
+    """Return all rows as typical, each in a separate cluster."""
     return Typical(np.arange(num_rows), np.ones(num_rows, np.int64), 0.0)
