@@ -1,1 +1,1 @@
-"""Generation: the tokens that a model goes on with, chosen or drawn."""
+"""Generate the tokens with which a model continues a prompt."""

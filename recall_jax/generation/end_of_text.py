@@ -1,4 +1,4 @@
-"""Which tokens begin and end a model's texts."""
+"""Find the tokens that begin and end a model's texts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from recall_jax.inputs.tokens import Tokenizer
 
 
 def end_of_text(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """The token ids that end a text, of the generation config or else the config.
+    """Return the token ids that end a text, from the generation config or else the config.
 
     Raises:
         InputError: if neither has any.
@@ -26,10 +26,10 @@ def end_of_text(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 
 def start_of_text(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
-    """The token ids that a text begins with.
+    """Return the token ids that a text begins with.
 
-    Those that the tokenizer puts before every text, else the config's bos_token_id, else the token
-    that ends the text before. Raises InputError where there is none of them.
+    These are the ones that the tokenizer puts before every text, else the config's bos_token_id,
+    else the token that ends a text. Raises InputError if there is none of them.
     """
     if before := encode_prompt(tokenizer, ""):
         return before
@@ -39,7 +39,7 @@ def start_of_text(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
 
 
 def _configs(checkpoint: Checkpoint) -> list[Mapping[str, Any]]:
-    """The generation config, where there is one, and the config."""
+    """Return the generation config, if there is one, and the config."""
     generation = checkpoint.folder / "generation_config.json"
     own = [read_json_object(generation)] if generation.is_file() else []
     return [*own, checkpoint.config]

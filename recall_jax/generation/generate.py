@@ -1,4 +1,4 @@
-"""The new tokens of each prompt, greedily chosen or drawn, with a cache of keys."""
+"""Generate new tokens for each prompt, greedily or by sampling, with a key-value cache."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -25,9 +25,10 @@ STEPS_BETWEEN_STOPS = 16
 
 
 class _State(NamedTuple):
-    """A batch half-way: tokens (B, N) so far, their number in each row (B,), who is done (B,).
+    """Hold the state of a batch: tokens (B, N) so far, their counts (B,), and which rows are done
+    (B,).
 
-    `is_nan` (B,) says which rows have met logits that are NaN; they are done too.
+    `is_nan` (B,) marks the rows that had NaN logits; they are done too.
     """
 
     tokens: Array
@@ -53,25 +54,25 @@ def generate(
     dtype: DTypeLike = jnp.float32,
     stop: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, greedy at temperature 0, else drawn.
+    """Return the new tokens of each prompt, greedy at temperature 0, else sampled.
 
-    `params` has its layers stacked; the forward runs in `dtype`. A row ends before the first of
-    `eos_token_ids`, which is left out; or with the first token after which `stop` says yes of its
-    new tokens, which must then be its answer for all that could follow; or after `max_new_tokens`.
-    top_k and top_p are as in `sampling.filtered`. What is drawn depends on `seed`, on the prompt
-    and on its place among `prompts`, and not on the batch. One program for each padded length of
-    the prompts, which models of one architecture share.
+    `params` has its layers stacked; the forward pass runs in `dtype`. A row ends before the first
+    of `eos_token_ids`, which is left out; or with the first token after which `stop` returns true
+    for its new tokens, and must then do so for every continuation; or after `max_new_tokens`. top_k
+    and top_p are as in `sampling.filtered`. A sample depends on `seed`, the prompt and its index in
+    `prompts`, not on the batch. Models of one architecture share one program for each padded prompt
+    length.
 
     Raises:
-        InputError: for a prompt without tokens or with one out of the vocabulary, a number out of
-            range, or a model whose logits are NaN.
+        InputError: for a prompt without tokens or with a token outside the vocabulary, a number out
+            of range, or a model whose logits are NaN.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     sampling = Sampling(temperature, top_k, top_p)
     check_token_ids(arch, prompts, "prompt")
     batches = make_batches(prompts, batch_size)
-    order = np.full(len(batches.batches) * batch_size, len(prompts))  # fillers share a key
+    order = np.full(len(batches.batches) * batch_size, len(prompts))  # empty rows share a key
     order[batches.order] = np.arange(len(prompts))
     params, ends = jax.device_put((params, np.asarray(eos_token_ids, np.int32)))
     keys = _row_keys(jax.random.key(seed), order)
@@ -167,7 +168,7 @@ def _chosen(
     normed: Array,
     state: _State,
 ) -> _State:
-    """With the token that follows final-norm output (B, E)."""
+    """Add the token that follows the final norm's output (B, E)."""
     scores = logits(arch, params, normed[:, None])[:, 0]
     at_step = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state.step)
     token = choose(sampling, scores, at_step)
@@ -185,7 +186,7 @@ def _chosen(
 def _until_stopped(
     choosing: tuple[Any, ...], state: _State, stop: Callable[[list[int]], bool]
 ) -> _State:
-    """Run to the end, asking `stop` of every row again after some steps."""
+    """Generate to the end, and call `stop` for every row again after some steps."""
     limit = state.tokens.shape[1]
     settled = np.zeros(len(state.done), bool)
     while True:

@@ -1,10 +1,10 @@
-"""Prompts as tokens: texts that are to go on."""
+"""Encode prompts as tokens, to be continued."""
 
 from recall_jax.inputs.tokens import UNLIMITED, Tokenizer
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a text, with the special tokens that the tokenizer puts before it.
+    """Return the token ids of a text, with the special tokens that the tokenizer puts before it.
 
     Those that it puts after it, which would end the text, are left out.
     """

@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits: the likeliest, or one drawn."""
+"""Choose the next token from the logits: the most likely one, or a sample."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature, 0 for the likeliest token, and what is left to draw from: see `filtered`."""
+    """Hold the temperature, 0 for the most likely token, and the filters of `filtered`."""
 
     temperature: float
     top_k: int | None = None
@@ -31,7 +31,9 @@ class Sampling:
 
 
 def choose(sampling: Sampling, logits: Array, keys: Array) -> Array:
-    """The next token of each row, int32 (B,), from float32 logits (B, V) and a key of each row."""
+    """Return the next token of each row, int32 (B,), from float32 logits (B, V) and one key per
+    row.
+    """
     if not sampling.temperature:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     left = filtered(logits / sampling.temperature, sampling.top_k, sampling.top_p)
@@ -39,11 +41,11 @@ def choose(sampling: Sampling, logits: Array, keys: Array) -> Array:
 
 
 def filtered(logits: Array, top_k: int | None, top_p: float | None) -> Array:
-    """Logits (B, V) with -inf for what is not drawn, as transformers filters them.
+    """Set logits (B, V) that may not be drawn to -inf, as transformers does.
 
-    First all but the top_k likeliest; then, of those left, all but the fewest of the likeliest
-    whose probabilities add up to top_p (Holtzman et al. 2020, arXiv 1904.09751). Tokens as likely
-    as the last that stays all stay.
+    First all but the top_k most likely; then, of the remaining ones, all but the smallest set of
+    the most likely whose probabilities sum to top_p (Holtzman et al. 2020, arXiv 1904.09751).
+    Tokens as likely as the last one kept are all kept.
     """
     if top_k is None and top_p is None:
         return logits
