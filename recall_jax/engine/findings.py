@@ -14,7 +14,7 @@ from recall_jax.similarity.compare import (
     check_representations,
     check_sigma,
     compare_unit,
-    own_bandwidth,
+    unit_bandwidth,
 )
 from recall_jax.similarity.diagnostics import weight_rises_with_depth
 from recall_jax.similarity.paired import paired_rbf
@@ -84,7 +84,7 @@ def adjacent_similarities(
     if not comparison.takes_sigma:
         if len(model[0]) < 2:
             return None
-        sigma = np.stack([own_bandwidth(jnp.asarray(unit)) for unit in model[:-2]])
+        sigma = np.stack([unit_bandwidth(jnp.asarray(unit)) for unit in model[:-2]])
         if not (sigma > 0).all():
             return None
     pairs = zip(model[:-2], model[1:-1], sigma, strict=False)

@@ -1,4 +1,4 @@
-"""Similarity of representations: measures between two models, and the comparison of K of them."""
+"""Measure the similarity of representations, between two models or across K of them."""
 
 from recall_jax.similarity.cca import mean_cca, pwcca, svcca
 from recall_jax.similarity.centred import hsic

@@ -1,4 +1,4 @@
-"""Domain alignment: bringing two models' representations into one frame before comparing them."""
+"""Align two models' representations before they are compared."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 
 def center(X: jax.Array) -> jax.Array:
-    """X (n, E) without its mean over the samples; exactly zero where a column is constant."""
+    """Subtract from X (n, E) its mean over the samples; exactly zero for a constant column."""
     moved = X - X[:1]
     return moved - jnp.mean(moved, axis=0, keepdims=True)
 
 
 def procrustes(X: jax.Array, Y: jax.Array) -> jax.Array:
-    """X (n, E) rotated onto Y (n, E): X R with R the orthogonal matrix that minimises ||X R - Y||.
+    """Rotate X (n, E) onto Y (n, E): X R, where R is the orthogonal matrix minimising ||X R - Y||.
 
     R = U V^T from the SVD of X^T Y (Schönemann 1966). The factorisations run on the thin QR factors
     of X^T and Y^T, so that the cost is n^2 E and not E^3.
@@ -25,7 +25,7 @@ def procrustes(X: jax.Array, Y: jax.Array) -> jax.Array:
         return r_x.T @ left @ right @ q_y.T
 
 
-# Each takes a model's representations and the reference's, and gives the model's, aligned.
+# Each maps a model's representations and the reference's to the model's, aligned.
 ALIGNMENTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "none": lambda X, Y: X,
     "center": lambda X, Y: center(X),

@@ -1,4 +1,4 @@
-"""Measures as a user writes them: `cka,mutual_knn(k=5),rsa(rdm=euclidean,compare=pearson)`."""
+"""Parse measures such as `cka,mutual_knn(k=5),rsa(rdm=euclidean,compare=pearson)`."""
 
 import inspect
 import re
@@ -16,34 +16,34 @@ _ITEM = re.compile(r"\s*([^\s,()=]+)\s*(?:\(([^()]*)\)\s*)?(,|$)")
 
 @dataclass(frozen=True)
 class Asked:
-    """A measure by its name in the registry, and the options that were written."""
+    """Hold a measure's name in the registry, and the options that the user gave."""
 
     name: str
     options: Mapping[str, Any]
 
     @property
     def measure(self) -> Measure:
-        """What the registry has of it."""
+        """Return the measure of that name."""
         return MEASURES[self.name]
 
     @property
     def label(self) -> str:
-        """As one would write it: `mutual_knn(k=5)`."""
+        """Return the measure as a user would write it: `mutual_knn(k=5)`."""
         written = ",".join(f"{name}={_written(value)}" for name, value in self.options.items())
         return f"{self.name}({written})" if written else self.name
 
     @property
     def slug(self) -> str:
-        """The label for a file's name: `mutual_knn-k-5`."""
+        """Return the label in a form for file names: `mutual_knn-k-5`."""
         pairs = [f"-{name}-{_written(value)}" for name, value in self.options.items()]
         return self.name + "".join(pairs)
 
 
 def parse_measures(text: str) -> tuple[Asked, ...]:
-    """The measures that `text` names, `all` for every one of the registry.
+    """Parse the measures in `text`; `all` stands for the entire registry.
 
-    Raises InputError for text that is no such list, a name or an option that does not exist, a
-    value that the option does not take, and a measure asked for twice.
+    Raises InputError for text that is no such list, an unknown name or option, a value that the
+    option does not accept, and a measure given twice.
     """
     if text.strip() == "all":
         return tuple(Asked(name, {}) for name in MEASURES)
@@ -68,7 +68,7 @@ def parse_measures(text: str) -> tuple[Asked, ...]:
 
 
 def _options(name: str, text: str) -> dict[str, Any]:
-    """Options `k=5,normalize=false` of the measure, in the order of its signature."""
+    """Parse the options `k=5,normalize=false` of a measure, in the order of its signature."""
     known = dict(list(inspect.signature(MEASURES[name].function).parameters.items())[2:])
     takes = ", ".join(known) or "none"
     found: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def _options(name: str, text: str) -> dict[str, Any]:
 
 
 def _value(where: str, text: str, parameter: inspect.Parameter) -> Any:
-    """An option's value, of the kind that its default has."""
+    """Convert the text of an option to the type of its default."""
     if isinstance(default := parameter.default, bool):
         if text not in ("true", "false"):
             raise InputError(f"{where} is {shown(text)}: write true or false")

@@ -1,4 +1,4 @@
-"""Work over blocks of samples, so that what takes n x n or more never stands in memory whole."""
+"""Process samples in blocks, so that no array of n x n or more is in memory at once."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 _Tree = TypeVar("_Tree")
-_DIGIT = 16  # bits of a number that one pass of `order_statistics` settles
+_DIGIT = 16  # bits of a number that one pass of `order_statistics` determines
 
 
 def map_blocks(function: Callable[[jax.Array], _Tree], num_samples: int, block_size: int) -> _Tree:
-    """`function` of blocks of sample indices (b,), its results (b, ...) put together (n, ...)."""
+    """Apply `function` to blocks of sample indices (b,); concatenate its results to (n, ...)."""
     if block_size >= num_samples:
         return function(jnp.arange(num_samples))
     full = num_samples - num_samples % block_size
@@ -25,11 +25,11 @@ def map_blocks(function: Callable[[jax.Array], _Tree], num_samples: int, block_s
 
 
 def sum_blocks(function: Callable[[jax.Array], _Tree], num_samples: int, block_size: int) -> _Tree:
-    """The sum of `function` over blocks of sample indices (b,)."""
+    """Return the sum of `function` over blocks of sample indices (b,)."""
     if block_size >= num_samples:
         return function(jnp.arange(num_samples))
     full = num_samples - num_samples % block_size
-    # The last block, which may be shorter, stands outside of the loop.
+    # The last block, which may be shorter, is computed outside of the loop.
     rest = full if full < num_samples else full - block_size
     total = function(jnp.arange(rest, num_samples))
 
@@ -45,10 +45,11 @@ def order_statistics(
     block_size: int,
     ranks: Sequence[int | jax.Array],
 ) -> jax.Array:
-    """The numbers (r,) at these ranks, from zero, among all `values(index)` (b, m), none negative.
+    """Return the numbers (r,) at these ranks, from zero, among all `values(index)` (b, m) >= 0.
 
-    Exact, and none is kept: each pass settles sixteen more bits of every answer by counting the
-    numbers that begin with the bits found so far (such numbers are ordered as their bits are).
+    The result is exact, and no value is stored: each pass determines sixteen more bits of every
+    answer by counting the numbers that begin with the bits found so far (non-negative floats are
+    ordered as their bits are).
     """
     dtype = values(jnp.arange(1)).dtype
     keys = jnp.uint64 if dtype.itemsize == 8 else jnp.uint32
@@ -72,22 +73,22 @@ def order_statistics(
 
 
 def count_dtype() -> np.dtype:
-    """The widest unsigned integers that JAX is set up for."""
+    """Return the widest unsigned integer dtype that JAX is configured for."""
     return jax.dtypes.canonicalize_dtype(np.uint64)
 
 
 def condense(X: jax.Array, Y: jax.Array, block_size: int) -> tuple[jax.Array, jax.Array]:
-    """Few rows with the same centred products: (E1 + E2 + 1, E1) for X and (.., E2) for Y.
+    """Return few rows with the same centred products: (E1 + E2 + 1, E1) for X and (.., E2) for Y.
 
-    The triangular factor of [1 X Y], brought up to date block by block: its first row and column
-    hold the means, and the rest has the Gram matrix of the centred columns. A reflection then turns
-    the rest so that its columns are centred too. Orthogonal transformations throughout: nothing is
+    Updates the triangular factor of [1 X Y] block by block: its first row and column hold the
+    means, and the rest has the Gram matrix of the centred columns. A reflection then transforms the
+    rest so that its columns are centred too. All transformations are orthogonal: nothing is
     squared, so no digits are lost.
     """
     n, width = len(X), 1 + X.shape[1] + Y.shape[1]
 
     def update(R: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        points = [X[index] - X[:1], Y[index] - Y[:1]]  # a constant column is exactly zero
+        points = [X[index] - X[:1], Y[index] - Y[:1]]  # exactly zero for a constant column
         block = jnp.concatenate([jnp.ones_like(points[0][:, :1]), *points], axis=1)
         return jnp.linalg.qr(jnp.concatenate([R, block]), mode="r"), None
 

@@ -1,9 +1,10 @@
-"""Canonical correlation analysis (CCA): the angles between what two sides' features span.
+"""Canonical correlation analysis (CCA) measures the angles between the spans of two sides.
 
 The canonical correlations are the singular values of the product of two orthonormal bases, one of
-each side's span. A centred side with as many features as samples, or more, spans all there is: to
-every other side its correlations are one, whatever they hold. Then mean CCA says nothing, and SVCCA
-with enough components kept little; CKA and Procrustes do not saturate so.
+each side's span. A centred side with at least as many features as samples spans the whole space:
+its correlations with any other side are one, whatever the values are. Then mean CCA is
+uninformative, and so is SVCCA if it keeps enough components; CKA and Procrustes do not saturate in
+this way.
 """
 
 from typing import Literal, NamedTuple
@@ -15,17 +16,17 @@ from recall_jax.errors import InputError
 from recall_jax.similarity.alignment import center as centred
 from recall_jax.similarity.factors import Components, components
 from recall_jax.similarity.kernels import inner_products, unit_norm
-from recall_jax.similarity.measure import Sides, checked
+from recall_jax.similarity.measure import SidePair, checked
 
 
 @checked(static=("center", "squared"))
 def mean_cca(X: jax.Array, Y: jax.Array, center: bool = True, squared: bool = False) -> jax.Array:
     """Mean canonical correlation, or mean squared one, over as many as the smaller rank.
 
-    Range [0, 1]; 0 where a side is constant, and 1 wherever a centred side has n - 1 independent
-    features. Invariant to invertible linear maps and translation. Differentiable where n > E is of
-    full rank: at a lower one the value jumps. Source: Hotelling 1936; Raghu et al. 2017; Kornblith
-    et al. 2019. Cost n E min(n, E) for a side and n E1 E2 for a pair; SVDs of both.
+    Range [0, 1]; 0 if a side is constant, and 1 if a centred side has n - 1 independent features.
+    Invariant to invertible linear maps and translation. Differentiable if n > E and the rank is
+    full: at a lower rank the value jumps. Source: Hotelling 1936; Raghu et al. 2017; Kornblith et
+    al. 2019. Cost n E min(n, E) per side and n E1 E2 per pair, with SVDs of both.
     """
     return MEAN_CCA.evaluate(X, Y, center=center, squared=squared)
 
@@ -34,24 +35,25 @@ def mean_cca(X: jax.Array, Y: jax.Array, center: bool = True, squared: bool = Fa
 def svcca(X: jax.Array, Y: jax.Array, variance: float = 0.99) -> jax.Array:
     """Mean canonical correlation of each side's leading principal components.
 
-    As many as together first reach the share `variance` of the side's own; the mean is over the
-    smaller of both numbers. Range [0, 1]; 0 where a side is constant. Invariant to rotation,
-    isotropic scaling and translation. The value jumps where a number changes, and has a gradient
-    elsewhere. Raises InputError for a share above 1. Source: Raghu et al. 2017, arXiv 1706.05806.
-    Cost as `mean_cca`.
+    Each side keeps the fewest components that reach the fraction `variance` of its variance; the
+    mean is over the smaller of both numbers. Range [0, 1]; 0 if a side is constant. Invariant to
+    rotation, isotropic scaling and translation. The value jumps where a number of components
+    changes, and has a gradient elsewhere. Raises InputError for a fraction above 1. Source: Raghu
+    et al. 2017, arXiv 1706.05806. Cost as `mean_cca`.
     """
     return SVCCA.evaluate(X, Y, variance=variance)
 
 
 @checked(static=("weighted_by",))
 def pwcca(X: jax.Array, Y: jax.Array, weighted_by: Literal["x", "y"] = "x") -> jax.Array:
-    """Projection-weighted CCA: the mean canonical correlation, by what each direction bears.
+    """Return the projection-weighted CCA: the mean canonical correlation, weighted by direction.
 
     The weight of a direction is the sum over the features x_j of |<h, x_j>|, where h is its
-    canonical variate, in the span of X; with `weighted_by="y"` all of Y. Range [0, 1]; 0 where a
-    side is constant. Invariant to translation, to invertible maps of the side that does not weigh,
-    and to isotropic scaling and permutation of the one that does. Has no gradient where canonical
-    correlations coincide. Source: Morcos et al. 2018, arXiv 1806.05759. Cost as `mean_cca`.
+    canonical variate, in the span of X; with `weighted_by="y"`, in the span of Y and over its
+    features. Range [0, 1]; 0 if a side is constant. Invariant to translation, to invertible maps of
+    the side that does not weigh, and to isotropic scaling and permutation of the one that does. Has
+    no gradient where canonical correlations coincide. Source: Morcos et al. 2018, arXiv 1806.05759.
+    Cost as `mean_cca`.
     """
     return PWCCA.evaluate(X, Y, weighted_by=weighted_by)
 
@@ -73,15 +75,18 @@ def _leading_correlation(x: Components, y: Components, variance: float = 0.99) -
 
 
 def _leading(side: Components, variance: float) -> Components:
-    """The first components that reach this share of the variance, the others set to zero."""
-    # What a component and those after it bear: small numbers are added before large ones.
+    """Keep the first components that reach this fraction of the variance.
+
+    Set the others to zero.
+    """
+    # The variance of a component and those after it; small numbers are added before large ones.
     rest = jnp.cumsum((side.values * side.values)[::-1])[::-1]
     kept = ~(rest <= (1 - variance) * rest[:1])
     return Components(jnp.where(kept[None, :], side.basis, 0), jnp.where(kept, side.values, 0))
 
 
 class _Weighing(NamedTuple):
-    """The components of a side, and its features (n, E)."""
+    """Hold the components of a side, and its features (n, E)."""
 
     components: Components
     features: jax.Array
@@ -107,6 +112,6 @@ def _weighted_correlation(x: _Weighing, y: _Weighing, weighted_by: str = "x") ->
     return jnp.minimum(mean, 1)
 
 
-MEAN_CCA = Sides(components, _mean_correlation, moments=True)
-SVCCA = Sides(components, _leading_correlation, moments=True)
-PWCCA = Sides(_weighing, _weighted_correlation, moments=True)
+MEAN_CCA = SidePair(components, _mean_correlation, moments=True)
+SVCCA = SidePair(components, _leading_correlation, moments=True)
+PWCCA = SidePair(_weighing, _weighted_correlation, moments=True)

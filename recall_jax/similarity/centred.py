@@ -1,8 +1,8 @@
-"""The Hilbert-Schmidt independence criterion (HSIC): centred kernels over the samples.
+"""Compute the Hilbert-Schmidt independence criterion (HSIC) from centred kernels of the samples.
 
 HSIC (Gretton et al. 2005) is the inner product of two kernel matrices (n, n), each centred; its
-cosine form is CKA, and with distances for kernels it is the distance covariance. The debiased form
-takes the unbiased estimator (Song et al. 2012), which is the inner product of U-centred matrices
+cosine form is CKA, and with distances as kernels it is the distance covariance. The debiased form
+is the unbiased estimator (Song et al. 2012), which is the inner product of U-centred matrices
 (Székely and Rizzo 2014): without the diagonal, every row sums to zero.
 """
 
@@ -18,20 +18,20 @@ from recall_jax.similarity.blocks import map_blocks
 from recall_jax.similarity.kernels import (
     inner_products,
     median_squared_distance,
-    root,
+    safe_sqrt,
     squared_distances,
     unit_norm,
 )
-from recall_jax.similarity.measure import Rows, checked, cosine_score, inner_pairs
+from recall_jax.similarity.measure import SampleSum, checked, cosine_score, inner_pairs
 
 Kernel = Literal["linear", "rbf", "distance"]
 
 
 class CentredKernel(NamedTuple):
-    """What the rows of a centred kernel matrix need of all samples.
+    """Hold what the rows of a centred kernel matrix need from all samples.
 
-    The points (n, E), centred; the squared bandwidth (), one for kernels without; and what is
-    taken off: `offsets` (n,) by row and by column, with `mean` () put back.
+    `points` (n, E) are centred; `squared_sigma` () is the squared bandwidth, one for kernels
+    without it. Centring subtracts `offsets` (n,) by row and by column, and adds `mean` ().
     """
 
     points: jax.Array
@@ -48,9 +48,10 @@ def centred_kernel(
     debiased: bool = False,
     scaled: bool = True,
 ) -> CentredKernel:
-    """Centre a kernel of X (n, E), of points of norm one but for a linear one that is not `scaled`.
+    """Centre a kernel of X (n, E), scaled to norm one unless the kernel is linear and not `scaled`.
 
-    The bandwidth of "rbf" is `threshold` times the root of the median squared distance.
+    The bandwidth of "rbf" is `threshold` times the root of the median squared distance. Raises
+    InputError if `debiased` and n < 4.
     """
     n = len(X)
     points = unit_norm(center(X)) if scaled or kernel != "linear" else center(X)
@@ -64,7 +65,7 @@ def centred_kernel(
     def sums(index: jax.Array) -> jax.Array:
         return jnp.sum(_values(points, index, squared_sigma, kernel), axis=1)
 
-    # Rows of the linear kernel of centred points sum to zero.
+    # The rows of a linear kernel of centred points sum to zero.
     over = jnp.zeros(n, X.dtype) if kernel == "linear" else map_blocks(sums, n, block_size)
     if not debiased:
         return CentredKernel(points, squared_sigma, over / n, jnp.sum(over) / n**2)
@@ -80,7 +81,7 @@ def centred_rows(
     kernel: Kernel,
     debiased: bool = False,
 ) -> jax.Array:
-    """Rows (b, n) of the centred kernel matrix: those of the samples `index` (b,)."""
+    """Return rows (b, n) of the centred kernel matrix, for the samples `index` (b,)."""
     points, squared_sigma, offsets, mean = statistics
     values = _values(points, index, squared_sigma, kernel)
     centred = values - offsets[index][:, None] - offsets[None, :] + mean
@@ -89,14 +90,14 @@ def centred_rows(
     return jnp.where(index[:, None] == jnp.arange(len(points))[None, :], 0, centred)
 
 
-def kernel_rows(kernel: Kernel, debiased: bool = False) -> Rows:
-    """The cosine of two such kernel matrices as a sum over samples."""
-    return Rows(
+def kernel_rows(kernel: Kernel, debiased: bool = False) -> SampleSum:
+    """Return the cosine of two centred kernel matrices as a sum over samples."""
+    return SampleSum(
         partial(centred_kernel, kernel=kernel, debiased=debiased),
         partial(centred_rows, kernel=kernel, debiased=debiased),
         inner_pairs,
         cosine_score,
-        least=4 if debiased else 2,
+        min_samples=4 if debiased else 2,
     )
 
 
@@ -108,13 +109,13 @@ def hsic(
     debiased: bool = False,
     threshold: float = 0.5,
 ) -> jax.Array:
-    """HSIC: tr(K H L H) / (n - 1)^2 of the kernel matrices K and L, with H = I - 1/n.
+    """Return HSIC: tr(K H L H) / (n - 1)^2 of the kernel matrices K and L, with H = I - 1/n.
 
-    `kernel` is "linear" or "rbf" (bandwidth as in `rbf_cka`). `debiased`: the unbiased estimator,
-    whose expectation is zero for independent X and Y. Range [0, inf), debiased down to below zero.
-    Invariant to rotation and translation; with "linear" it grows with the square of either side's
-    scale, and leaves the range of the dtype where ||X||^2 ||Y||^2 does. Source: Gretton et al.
-    2005; Song et al. 2012. Cost n^2 (E1 + E2).
+    `kernel` is "linear" or "rbf" (bandwidth as in `rbf_cka`). `debiased` uses the unbiased
+    estimator, whose expectation is zero for independent X and Y. Range [0, inf), debiased also
+    below zero. Invariant to rotation and translation; with "linear" it grows with the square of
+    either side's scale, and leaves the range of the dtype where ||X||^2 ||Y||^2 does. Source:
+    Gretton et al. 2005; Song et al. 2012. Cost n^2 (E1 + E2).
     """
     return HSIC.evaluate(X, Y, kernel=kernel, debiased=debiased, threshold=threshold)
 
@@ -133,22 +134,22 @@ def _score(
     return xy / (num_samples * (num_samples - 3) if debiased else (num_samples - 1) ** 2)
 
 
-HSIC = Rows(_named_kernel, centred_rows, inner_pairs, _score)
+HSIC = SampleSum(_named_kernel, centred_rows, inner_pairs, _score)
 
 
 def _values(
     points: jax.Array, index: jax.Array, squared_sigma: jax.Array, kernel: Kernel
 ) -> jax.Array:
-    """Kernel values (b, n) of the samples `index` (b,) with all samples, an RBF kernel's less one.
+    """Return kernel values (b, n) of samples `index` (b,) with all samples, minus one for RBF.
 
-    Centring takes a constant out again, and near one there are few digits.
+    Centring removes any constant, and near one there are few digits.
     """
     if kernel == "linear":
         return inner_products(points[index], points)
     squared = squared_distances(points, index)
     if kernel == "distance":
-        return root(squared)
+        return safe_sqrt(squared)
     none = squared_sigma <= 0
     exponent = squared / (2 * jnp.where(none, 1, squared_sigma))
-    # With no bandwidth, equal samples alone are alike.
+    # With zero bandwidth, only equal samples are similar.
     return jnp.where(none, -(squared > 0).astype(points.dtype), jnp.expm1(-exponent))

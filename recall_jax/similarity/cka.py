@@ -1,7 +1,7 @@
-"""Centred kernel alignment (CKA): the cosine of two centred kernels over the samples.
+"""Centred kernel alignment (CKA) is the cosine of two centred kernels over the samples.
 
-Biased CKA grows with width over samples, and nears one for unrelated representations that are much
-wider than they have samples; the debiased forms do not.
+Biased CKA grows with the ratio of width to samples, and approaches one for unrelated
+representations that are much wider than they have samples; the debiased forms do not.
 """
 
 from typing import NamedTuple
@@ -12,16 +12,16 @@ import jax.numpy as jnp
 from recall_jax.similarity.alignment import center
 from recall_jax.similarity.centred import kernel_rows
 from recall_jax.similarity.kernels import inner_products, unit_norm
-from recall_jax.similarity.measure import Sides, checked, cosine_score
+from recall_jax.similarity.measure import SidePair, checked, cosine_score
 
 
 @checked()
 def linear_cka(X: jax.Array, Y: jax.Array) -> jax.Array:
-    """Linear CKA: ||X^T Y||_F^2 / (||X^T X||_F ||Y^T Y||_F), the columns centred.
+    """Linear CKA: ||X^T Y||_F^2 / (||X^T X||_F ||Y^T Y||_F), with centred columns.
 
-    Range [0, 1]; 0 where a side is constant. Invariant to rotation, isotropic scaling and
-    translation. Source: Kornblith et al. 2019, arXiv 1905.00414, eq. 4-5. Cost n E1 E2, or
-    n^2 (E1 + E2) by the Gram matrices where samples are fewer than features.
+    Range [0, 1]; 0 if a side is constant. Invariant to rotation, isotropic scaling and translation.
+    Source: Kornblith et al. 2019, arXiv 1905.00414, eq. 4-5. Cost n E1 E2, or n^2 (E1 + E2) by the
+    Gram matrices if there are fewer samples than features.
     """
     narrow = len(X) > max(X.shape[1], Y.shape[1])
     return (LINEAR_FEATURES if narrow else LINEAR).evaluate(X, Y)
@@ -31,10 +31,10 @@ def linear_cka(X: jax.Array, Y: jax.Array) -> jax.Array:
 def debiased_linear_cka(X: jax.Array, Y: jax.Array) -> jax.Array:
     """Linear CKA from unbiased estimators of HSIC; at least 4 samples.
 
-    Range (-1, 1], near 0 for unrelated representations of any width; 0 where a side is constant,
-    and undefined, so that rounding decides, where all samples of one are equally far apart.
-    Invariances as `linear_cka`. Source: Song et al. 2012; Kornblith's published code. Cost
-    n^2 (E1 + E2): by features it would lose digits to a sample that outweighs the others.
+    Range (-1, 1], near 0 for unrelated representations of any width; 0 if a side is constant, and
+    undefined, so that rounding decides, if all samples of a side are equally far apart. Invariances
+    as `linear_cka`. Source: Song et al. 2012; Kornblith's published code. Cost n^2 (E1 + E2):
+    computed from features, it would lose digits to a sample that outweighs the others.
     """
     return DEBIASED_LINEAR.evaluate(X, Y)
 
@@ -43,8 +43,8 @@ def debiased_linear_cka(X: jax.Array, Y: jax.Array) -> jax.Array:
 def rbf_cka(X: jax.Array, Y: jax.Array, threshold: float = 0.5) -> jax.Array:
     """CKA with the kernel exp(-||x_i - x_j||^2 / (2 sigma^2)).
 
-    sigma is `threshold` times the root of the median squared distance, each side its own, a
-    sample's distance to itself included. Range [0, 1]; 0 where a side is constant. Invariant to
+    sigma is `threshold` times the root of the median squared distance, computed for each side, with
+    each sample's distance to itself included. Range [0, 1]; 0 if a side is constant. Invariant to
     rotation, isotropic scaling and translation. Source: Kornblith et al. 2019. Cost n^2 (E1 + E2).
     """
     return RBF.evaluate(X, Y, threshold=threshold)
@@ -52,16 +52,16 @@ def rbf_cka(X: jax.Array, Y: jax.Array, threshold: float = 0.5) -> jax.Array:
 
 @checked()
 def debiased_rbf_cka(X: jax.Array, Y: jax.Array, threshold: float = 0.5) -> jax.Array:
-    """`rbf_cka` from unbiased estimators of HSIC; range (-1, 1], at least 4 samples.
+    """`rbf_cka` from unbiased estimators of HSIC; at least 4 samples.
 
-    Near 0 for unrelated representations; where undefined, as `debiased_linear_cka`. Source: Song
-    et al. 2012. Cost n^2 (E1 + E2).
+    Range (-1, 1], near 0 for unrelated representations; undefined where `debiased_linear_cka` is.
+    Source: Song et al. 2012. Cost n^2 (E1 + E2).
     """
     return DEBIASED_RBF.evaluate(X, Y, threshold=threshold)
 
 
 class _Features(NamedTuple):
-    """Points (n, E), centred, of norm one, and their kernel's product with itself ()."""
+    """Hold points (n, E), centred, of norm one, and their kernel's product with itself ()."""
 
     points: jax.Array
     own: jax.Array
@@ -73,7 +73,7 @@ def _features(X: jax.Array) -> _Features:
 
 
 def _product(X: jax.Array, Y: jax.Array) -> jax.Array:
-    """||X^T Y||_F^2, the inner product of the linear kernels: no n x n."""
+    """Return ||X^T Y||_F^2, the inner product of the linear kernels, without an n x n array."""
     product = inner_products(X.T, Y.T)
     return jnp.sum(product * product)
 
@@ -83,7 +83,7 @@ def _from_features(x: _Features, y: _Features) -> jax.Array:
 
 
 LINEAR = kernel_rows("linear")
-LINEAR_FEATURES = Sides(_features, _from_features)
+LINEAR_FEATURES = SidePair(_features, _from_features)
 RBF = kernel_rows("rbf")
 DEBIASED_LINEAR = kernel_rows("linear", debiased=True)
 DEBIASED_RBF = kernel_rows("rbf", debiased=True)

@@ -1,7 +1,7 @@
-"""Comparison of K models, unit by unit: S[k, u], how near model k is to the reference in unit u.
+"""Compare K models unit by unit: S[k, u], how close model k is to the reference in unit u.
 
 RECALL (arXiv 2510.20479): S_k = mean over samples of exp(-||r_N - r_k||^2 / (2 sigma^2)). The
-bandwidth, the other measures, their mixes and the alignments are this project's options.
+bandwidth, the other measures, their mixes and the alignments are options of this project.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from recall_jax.similarity.measures import ALIASES, MEASURES
 # The normal numbers of float32.
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
-# What can weigh models: measures that grow with similarity, up to one.
+# Measures that can weight models: those that grow with similarity, up to one.
 COMPARABLE = {
     name: MEASURES[full]
     for name, full in [*ALIASES.items(), *((name, name) for name in MEASURES)]
@@ -34,13 +34,13 @@ Reference = int | Literal["pairwise"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """How models are compared; hashable, so that a compiled program can depend on it.
+    """Configure how models are compared; hashable, so that a compiled program can depend on it.
 
     `similarity` mixes measures by weight (the weights are divided by their sum). `sigma` is
-    "median" (sigma^2 = half the median squared distance of the reference's own sample pairs),
-    "dim" (sigma^2 = E / 2) or a number. `reference` is a model's index, or "pairwise": S_k is then
-    the mean similarity of model k to every other one, and sigma comes from the pairs of all
-    models pooled. `alignment` is "none", "center" or "procrustes".
+    "median" (sigma^2 = half the median squared distance of the reference's sample pairs), "dim"
+    (sigma^2 = E / 2) or a number. `reference` is a model's index, or "pairwise": S_k is then the
+    mean similarity of model k to every other one, and sigma comes from the pairs of all models
+    pooled. `alignment` is "none", "center" or "procrustes".
     """
 
     similarity: tuple[tuple[str, float], ...] = (("rbf", 1.0),)
@@ -49,7 +49,7 @@ class Comparison:
     alignment: str = "none"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be computed, in one line."""
+        """Refuse settings that cannot be computed, with InputError."""
         for name, weight in self.similarity:
             if name not in COMPARABLE:
                 known = ", ".join(COMPARABLE)
@@ -75,22 +75,22 @@ class Comparison:
 
     @property
     def reference_index(self) -> int | None:
-        """The reference's index, None where every model is compared with every other."""
+        """Return the reference's index, or None if every model is compared with every other."""
         return None if self.reference == "pairwise" else self.reference
 
     @property
     def takes_sigma(self) -> bool:
-        """Whether any of the measures has a bandwidth."""
+        """Return whether any of the measures has a bandwidth."""
         return any("sigma" in COMPARABLE[name].options for name, _ in self.similarity)
 
 
 def parse_similarity(value: str | Mapping[str, float]) -> tuple[tuple[str, float], ...]:
-    """`Comparison.similarity` from one name or a mapping of names to weights."""
+    """Build `Comparison.similarity` from one name, or a mapping of names to weights."""
     return ((value, 1.0),) if isinstance(value, str) else tuple(value.items())
 
 
 class UnitSimilarity(NamedTuple):
-    """One unit compared: similarity (K,), and sigma () with NaN where no measure has one."""
+    """Hold one unit's similarity (K,), and sigma (), which is NaN if no measure has one."""
 
     similarity: jax.Array
     sigma: jax.Array
@@ -104,7 +104,7 @@ def compare_unit(reps: jax.Array, comparison: Comparison) -> UnitSimilarity:
     reference = reps[comparison.reference]
     if comparison.alignment != "none":
         aligned = [ALIGNMENTS[comparison.alignment](model, reference) for model in reps]
-        # Rotating the reference onto itself would only add rounding to a similarity of one.
+        # Rotating the reference onto itself would only add rounding errors to a similarity of one.
         anchor = center(reference) if comparison.alignment == "center" else reference
         aligned[comparison.reference] = anchor
         reps, reference = jnp.stack(aligned), anchor
@@ -122,7 +122,7 @@ def compare_units(reps: jax.Array, comparison: Comparison) -> UnitSimilarity:
 def rbf_similarity(
     reps: jax.Array | np.ndarray, *, sigma: Sigma = "median", reference: Reference = -1
 ) -> tuple[jax.Array, jax.Array]:
-    """RECALL's similarity of K models to the reference: S (K, U) in [0, 1] and sigma (U,).
+    """Return RECALL's similarity of K models to the reference, S (K, U) in [0, 1], and sigma (U,).
 
     `reps` is (K, U, n, E) float32 as stacked from `extract`. Raises InputError for other shapes, a
     reference that is not a model, and a median bandwidth that is zero or has no sample pair.
@@ -164,11 +164,11 @@ def check_reference(reference: Reference, num_models: int) -> None:
 
 
 def check_samples(num_samples: int, comparison: Comparison) -> None:
-    """Raise InputError where there are too few samples to compare on."""
+    """Raise InputError if there are too few samples for the comparison."""
     reps = jax.ShapeDtypeStruct((num_samples, 2), jnp.float32)
     for name, _ in comparison.similarity:
         alone = replace(comparison, similarity=((name, 1.0),))
-        try:  # the measure knows; shapes are enough to ask
+        try:  # the measure checks this by shapes alone
             jax.eval_shape(partial(_mix, alone, jnp.float32(1.0)), reps, reps)
         except InputError as error:
             raise InputError(f"similarity {name}: {error}") from error
@@ -180,7 +180,7 @@ def check_samples(num_samples: int, comparison: Comparison) -> None:
 
 
 def check_sigma(sigma: jax.Array | np.ndarray, comparison: Comparison, units: list[str]) -> None:
-    """Raise InputError naming the units (one per entry of `sigma`) whose median is zero."""
+    """Raise InputError that names the units (one per entry of `sigma`) whose median is zero."""
     if comparison.takes_sigma and comparison.sigma == "median":
         values = np.atleast_1d(np.asarray(sigma))
         if zero := [unit for unit, value in zip(units, values, strict=True) if value <= 0]:
@@ -198,8 +198,8 @@ def check_sigma(sigma: jax.Array | np.ndarray, comparison: Comparison, units: li
 
 
 @jax.jit
-def own_bandwidth(X: jax.Array) -> jax.Array:
-    """The median bandwidth () of one model's unit (n, E)."""
+def unit_bandwidth(X: jax.Array) -> jax.Array:
+    """Return the median bandwidth () of one model's unit (n, E)."""
     return median_bandwidth(pair_distances(X))
 
 
@@ -215,7 +215,7 @@ def _pairwise(reps: jax.Array, comparison: Comparison) -> UnitSimilarity:
 
 
 def _bandwidth(models: jax.Array, comparison: Comparison) -> jax.Array:
-    """sigma () from the sample pairs inside each of `models` (k, n, E), pooled."""
+    """Return sigma () from the sample pairs within each of `models` (k, n, E), pooled."""
     if not comparison.takes_sigma:
         return jnp.float32(jnp.nan)
     if comparison.sigma == "dim":
@@ -226,7 +226,7 @@ def _bandwidth(models: jax.Array, comparison: Comparison) -> jax.Array:
 
 
 def _mix(comparison: Comparison, sigma: jax.Array, X: jax.Array, Y: jax.Array) -> jax.Array:
-    """The weighted mix of measures between X and Y."""
+    """Return the weighted mix of measures between X and Y."""
     total = sum(weight for _, weight in comparison.similarity)
     mixed = jnp.float32(0.0)
     for name, weight in comparison.similarity:

@@ -1,9 +1,9 @@
-"""How similarity runs over the depth of models, and whether it runs as RECALL's authors saw it.
+"""Describe how similarity changes with depth, and test the two observations of RECALL's authors.
 
 They report (arXiv 2510.20479) that within one model the similarity of adjacent layers falls sharply
 at the first and the last layers, and that between models of one ancestor similarity falls with
-depth. They give no test for either; the criteria here are ours. A distance counts the other way
-round: where a similarity falls, it rises.
+depth. They give no test for either; the criteria here are ours. A distance has the opposite sign:
+it rises where a similarity falls.
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# What is left of the first observation: two ends, and enough between them to have quartiles.
+# The first observation needs two ends, and enough steps between them for quartiles.
 LEAST_STEPS = 5
 LEAST_DEPTH = 4
 OUTLYING = 1.5  # interquartile ranges beyond a quartile (Tukey 1977)
 STRONG = -0.5  # Spearman's correlation of similarity with depth
-NOTICEABLE = 1e-3  # a fall smaller than this part of the scale is none: it may be rounding
+NOTICEABLE = 1e-3  # a fall below this fraction of the scale may be rounding
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Adjacent similarity at the first and the last step, and the quartiles of those between.
+    """Hold adjacent similarity at the first and the last step, and the quartiles of those between.
 
-    `seen`: both ends fall so far out of the quartiles that a box plot would show them as outliers.
+    `seen` says that both ends fall so far out of the quartiles that a box plot would show outliers.
     """
 
     first: float
@@ -35,9 +35,9 @@ class Ends:
 
 @dataclass(frozen=True)
 class Trend:
-    """Same-depth similarity at the first and the last depth, and its rank correlation with depth.
+    """Hold same-depth similarity at the first and last depth, and its rank correlation with depth.
 
-    `seen`: Spearman's correlation of similarity with depth is below -0.5.
+    `seen` says that Spearman's correlation of similarity with depth is below -0.5.
     """
 
     first: float
@@ -47,24 +47,24 @@ class Trend:
 
 
 def falls_at_both_ends(adjacent: np.ndarray, *, distance: bool, scale: float) -> Ends | None:
-    """The first observation on the steps (m,) of one model; None for too few, or not finite.
+    """Test the first observation on the steps (m,) of one model; None if too few, or not finite.
 
-    `scale`: the largest value of the measure on all these models.
+    `scale` is the largest value of the measure between all these models.
     """
     if len(adjacent) < LEAST_STEPS or not np.isfinite(adjacent).all():
         return None
     ends = adjacent[[0, -1]]
     low, high = np.percentile(adjacent[1:-1], [25, 75])
     falls = ends - high if distance else low - ends
-    least = max(OUTLYING * (high - low), NOTICEABLE * scale)
+    minimum = max(OUTLYING * (high - low), NOTICEABLE * scale)
     first, last = ends.tolist()
-    return Ends(first, last, float(low), float(high), seen=bool((falls > least).all()))
+    return Ends(first, last, float(low), float(high), seen=bool((falls > minimum).all()))
 
 
 def falls_with_depth(same_depth: np.ndarray, *, distance: bool, scale: float) -> Trend | None:
-    """The second observation on the depths (U,) of two models; None for too few, or not finite.
+    """Test the second observation on the depths (U,) of two models; None if too few, or not finite.
 
-    `scale`: the largest value of the measure on all these models.
+    `scale` is the largest value of the measure between all these models.
     """
     if len(same_depth) < LEAST_DEPTH or not np.isfinite(same_depth).all():
         return None
@@ -74,7 +74,7 @@ def falls_with_depth(same_depth: np.ndarray, *, distance: bool, scale: float) ->
 
 
 def spearman_with_depth(values: np.ndarray) -> float:
-    """Spearman's correlation of `values` (U,) with their places; 0 where all are equal.
+    """Return Spearman's correlation of `values` (U,) with their index; 0 if all are equal.
 
     Equal values share their mean rank.
     """
@@ -86,10 +86,10 @@ def spearman_with_depth(values: np.ndarray) -> float:
 
 
 def matching_depths(units: Sequence[str], others: Sequence[str]) -> list[int]:
-    """For each of `units` the place in `others` of the same depth.
+    """Return for each of `units` the index in `others` of the same depth.
 
-    The same place where both have the same names, else that nearest in relative depth; a unit that
-    stands alone is taken for an output.
+    This is the same index if both have the same names, else the nearest in relative depth; a single
+    unit counts as an output.
     """
     if tuple(units) == tuple(others):
         return list(range(len(units)))

@@ -1,4 +1,4 @@
-"""What the similarities say about the merge: signs that it may tell little, or hurt."""
+"""Detect signs in the similarities that a merge may be uninformed, or harmful."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ FAR_APART = 0.1
 def similarity_warnings(
     similarity: np.ndarray | None, units: Sequence[str], reference: int | None
 ) -> list[str]:
-    """Warnings from S (K, U); `reference` is the reference model's index, None for pairwise."""
+    """Return warnings about S (K, U); `reference` is a model's index, or None for pairwise."""
     if similarity is None:
         return []
     num_models = len(similarity)
@@ -43,7 +43,8 @@ def similarity_warnings(
 
 
 def weight_rises_with_depth(weights: np.ndarray) -> bool:
-    """Whether the newest model's mean weight is larger in the last third of the layers than first.
+    """Return whether the newest model's mean weight rises from the first to the last third of
+    layers.
 
     `weights` is (K, U); embed and head are left out. This is the hierarchy that the paper reports:
     shallow layers shared, deep layers specialised.

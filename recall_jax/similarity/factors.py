@@ -1,4 +1,4 @@
-"""Factors of one side: as narrow as it has samples, and into principal components."""
+"""Factor one side: into as many columns as samples, and into principal components."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ from recall_jax.similarity.kernels import inner_products, unit_norm
 
 @jax.custom_jvp
 def gram_factor(X: jax.Array) -> jax.Array:
-    """A factor (n, min(n, E)) with the Gram matrix X X^T of X (n, E); X itself where n >= E.
+    """Return a factor (n, min(n, E)) with the Gram matrix X X^T of X (n, E); X itself if n >= E.
 
-    For functions of that Gram matrix, which a rotation of the factor's columns leaves as they are;
-    of those alone is the gradient right. It exists for X of any rank. Cost n^2 E.
+    It is for functions of that Gram matrix, which do not change when the factor's columns are
+    rotated; only for those is the gradient right. It exists for X of any rank. Cost n^2 E.
     """
     return jnp.linalg.qr(X.T, mode="r").T if X.shape[0] < X.shape[1] else X
 
@@ -33,10 +33,10 @@ def _gram_factor_jvp(
 
 
 class Components(NamedTuple):
-    """Principal components of a side, scaled to norm one: X / ||X|| = basis diag(values) V^T.
+    """Hold principal components of a side scaled to norm one: X / ||X|| = basis diag(values) V^T.
 
-    The basis (n, k) is orthonormal and k = min(n, E); basis and values (k,), in falling order, are
-    zero beyond the numerical rank.
+    The basis (n, k) is orthonormal and k = min(n, E); basis and values (k,), in descending order,
+    are zero beyond the numerical rank.
     """
 
     basis: jax.Array
@@ -44,19 +44,19 @@ class Components(NamedTuple):
 
     @property
     def rank(self) -> jax.Array:
-        """The numerical rank (), a float."""
+        """Return the numerical rank (), as a float."""
         return jnp.sum((self.values > 0).astype(self.values.dtype))
 
 
 def components(X: jax.Array, center: bool = True) -> Components:
-    """Principal components of X (n, E), centred unless told otherwise.
+    """Return the principal components of X (n, E), centred unless `center` is false.
 
-    Singular values count towards the rank above k eps of the largest, k = min(n, E) and at least
-    ten: rounding does not grow with the number of samples. Gradients are finite where the values
-    up to the rank are distinct and n > E is of full rank. Cost n E min(n, E).
+    Singular values count towards the rank above k eps of the largest, where k = min(n, E) but at
+    least ten: rounding does not grow with the number of samples. Gradients are finite if the values
+    up to the rank are distinct, n > E and the rank is full. Cost n E min(n, E).
     """
     points = unit_norm(centred(X) if center else X)
     basis, values, _ = jnp.linalg.svd(gram_factor(points), full_matrices=False)
     floor = jnp.finfo(X.dtype).eps * max(10, *values.shape) * values[:1]
-    kept = ~(values <= floor)  # asked so that NaN stays NaN
+    kept = ~(values <= floor)  # written so that NaN stays NaN
     return Components(jnp.where(kept[None, :], basis, 0), jnp.where(kept, values, 0))

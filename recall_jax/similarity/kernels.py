@@ -1,7 +1,7 @@
-"""Kernels over all pairs of samples: inner products, squared distances and their median.
+"""Compute kernels over all pairs of samples: inner products, squared distances, their median.
 
-Distances take the inner-product form, which is one matrix product, of centred points; what rounding
-makes negative is cut off at zero.
+Distances use the inner-product form of centred points, which is one matrix product; negative values
+due to rounding are clipped at zero.
 """
 
 import jax
@@ -12,7 +12,7 @@ from recall_jax.similarity.blocks import count_dtype, order_statistics
 
 
 def unit_norm(X: jax.Array) -> jax.Array:
-    """X over its Frobenius norm; zeros stay zeros.
+    """Divide X by its Frobenius norm; zeros stay zeros.
 
     The largest entry is divided out first, so that no scale of X leaves the range of its dtype; the
     result does not depend on it, so neither does the gradient.
@@ -23,21 +23,25 @@ def unit_norm(X: jax.Array) -> jax.Array:
     return X / jnp.sqrt(jnp.where(squared > 0, squared, 1))
 
 
-def root(squared: jax.Array) -> jax.Array:
-    """Square root; of zero, and of what rounding made negative, zero with gradient zero."""
-    zero = squared <= 0  # asked so that NaN stays NaN
+def safe_sqrt(squared: jax.Array) -> jax.Array:
+    """Return the square root.
+
+    Zero, with gradient zero, for zero and for negative rounding errors.
+    """
+    zero = squared <= 0  # written so that NaN stays NaN
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squared)))
 
 
 def inner_products(X: jax.Array, Y: jax.Array) -> jax.Array:
-    """X Y^T (n, m), at full precision on every device."""
+    """Return X Y^T (n, m), at full precision on every device."""
     return jnp.matmul(X, Y.T, precision="highest")
 
 
 def squared_distances(X: jax.Array, index: jax.Array) -> jax.Array:
-    """Squared distances (b, n) of the samples `index` (b,) to all of X (n, E), centred.
+    """Return squared distances (b, n) of the samples `index` (b,) to all of X (n, E), centred.
 
-    Exactly zero between a sample and itself, and where rounding cannot tell two samples apart.
+    They are exactly zero between a sample and itself, and where rounding cannot separate two
+    samples.
     """
     norms = jnp.sum(X * X, axis=1)
     total = norms[index][:, None] + norms[None, :]
@@ -47,17 +51,17 @@ def squared_distances(X: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def median_squared_distance(X: jax.Array, block_size: int, *, own: bool) -> jax.Array:
-    """Median () of the squared distances of all ordered pairs of samples of X (n, E), centred.
+    """Return the median () squared distance over all ordered sample pairs of X (n, E), centred.
 
-    `own`: a sample and itself count as a pair. As exact in blocks as at once, but then without a
-    gradient.
+    `own` includes the pairs of a sample with itself. The value in blocks is as exact as at once,
+    but has no gradient. Raises InputError if 32-bit integers cannot count the pairs.
     """
     n = len(X)
     if n >= 2**16 and count_dtype().itemsize < 8:
         raise InputError(
             f"the pairs of {n} samples are more than 32 bits count: turn jax_enable_x64 on"
         )
-    own_pairs = 0 if own else n  # zeros, so the first in order
+    own_pairs = 0 if own else n  # these are zeros, so they have the lowest ranks
     others = n * n - own_pairs
     ranks = (own_pairs + (others - 1) // 2, own_pairs + others // 2)
     if block_size < n:
@@ -65,7 +69,7 @@ def median_squared_distance(X: jax.Array, block_size: int, *, own: bool) -> jax.
         return jnp.mean(middle)
     squared = squared_distances(X, jnp.arange(n))
     fixed = jax.lax.stop_gradient(squared)
-    # Counting is many times as fast as sorting; the gradient is that of the pairs in the middle.
+    # Counting is many times faster than sorting; the gradient is that of the pairs in the middle.
     middle = order_statistics(lambda index: fixed[index], n, n, ranks)
     is_middle = [fixed == one for one in middle]
     return jnp.mean(jnp.stack([jnp.mean(squared, where=where) for where in is_middle]))

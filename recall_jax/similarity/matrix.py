@@ -1,9 +1,9 @@
-"""Matrices of a measure between many sides, with the work of each side done once.
+"""Compute matrices of a measure between many sides, with the work of each side done once.
 
-Measures that add up over samples go through blocks of samples: the block's rows of every side are
+Measures that are sums over samples run on blocks of samples: the block's rows of every side are
 prepared, and all pairs of sides compared on them, by most measures in one matrix product. Other
-measures prepare each side whole and then compare pair by pair. Several devices share the blocks of
-samples, the sides, and the pairs.
+measures prepare each side as a whole and then compare pair by pair. On a mesh, the devices share
+the blocks of samples, the sides, and the pairs.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,42 +20,42 @@ from recall_jax.errors import InputError
 from recall_jax.similarity.blocks import condense, sum_blocks
 from recall_jax.similarity.measure import (
     Measure,
-    Rows,
+    SampleSum,
     Side,
-    Sides,
+    SidePair,
+    accepting,
     as_samples,
     check_options,
     check_pair,
-    taking,
 )
 from recall_jax.similarity.measures import find_measure
 
-# Of the prepared rows of all sides together, where no block size is given.
+# The default size of all sides' prepared rows in one block.
 BLOCK_BYTES = 256 << 20
 
-Samples = jax.Array | np.ndarray
-Options = tuple[tuple[str, Any], ...]
-Groups = tuple[jax.Array, ...]  # sides of one width each: (A, n, E)
+Representations = jax.Array | np.ndarray
+StaticOptions = tuple[tuple[str, Any], ...]
+Groups = tuple[jax.Array, ...]  # each (A, n, E), the sides of one width
 
 
 def similarity_matrix(
-    X: Sequence[Samples] | Samples,
-    Y: Sequence[Samples] | Samples | None = None,
+    X: Sequence[Representations] | Representations,
+    Y: Sequence[Representations] | Representations | None = None,
     *,
     measure: str = "linear_cka",
     block_size: int | None = None,
     mesh: Mesh | None = None,
     **options: Any,
 ) -> jax.Array:
-    """A measure between A and B sides: (A, B), entry [a, b] of X[a] and Y[b].
+    """Return a measure between A and B sides: (A, B), with entry [a, b] for X[a] and Y[b].
 
     X and Y are arrays (A, n, E), or sequences of representations (n, E) of the same n samples, of
-    one width or several; without Y, X is compared with itself. `block_size` samples at a time (by
-    default as many as have 256 MiB of prepared rows, which take two to four times that), on all
-    devices of a `mesh` of one axis, each of which holds all sides: neither changes a value beyond
-    rounding. Options are the measure's own. paired_rbf may do without its sigma: then
+    one width or several; without Y, X is compared with itself. `block_size` samples are processed
+    at a time (by default as many as have 256 MiB of prepared rows, which take two to four times
+    that), on all devices of a `mesh` with one axis, each of which holds all sides: neither changes
+    a value beyond rounding. `options` are the measure's. paired_rbf works without sigma: then
     sigma^2 is half the median squared distance within X[a]. Raises InputError as the measure does,
-    and where a measure that needs all samples at once is given a block size.
+    and if a measure that needs all samples at once is given a block size.
     """
     chosen = find_measure(measure)
     static = tuple(sorted(_complete(options, measure, chosen).items()))
@@ -72,7 +72,7 @@ def similarity_matrix(
     if mesh is not None:
         mesh = _one_axis(mesh)
     parts, num_samples = _cheaper(chosen, x, y), x[0].shape[1]
-    if isinstance(parts, Rows):
+    if isinstance(parts, SampleSum):
         block_size = min(num_samples, block_size or _block_size((*x, *(y or ())), mesh))
         matrix = _by_rows(parts, static, x, y, block_size, mesh)
     else:
@@ -87,12 +87,17 @@ def similarity_matrix(
 
 @partial(jax.jit, static_argnames=("parts", "options", "block_size", "mesh"))
 def _by_rows(
-    parts: Rows, options: Options, x: Groups, y: Groups | None, block_size: int, mesh: Mesh | None
+    parts: SampleSum,
+    options: StaticOptions,
+    x: Groups,
+    y: Groups | None,
+    block_size: int,
+    mesh: Mesh | None,
 ) -> jax.Array:
-    """The matrix of a measure that adds up over samples."""
+    """Compute the matrix of a measure that is a sum over samples."""
     n = x[0].shape[1]
-    statistics = partial(taking(parts.statistics, dict(options)), block_size=block_size)
-    rows = taking(parts.rows, dict(options))
+    statistics = partial(accepting(parts.statistics, dict(options)), block_size=block_size)
+    rows = accepting(parts.rows, dict(options))
     x_statistics, y_statistics = (
         [_each(lambda X, _: statistics(X), group, None, mesh) for group in groups]
         for groups in (x, y or ())
@@ -124,13 +129,13 @@ def _by_rows(
     else:
         sums = _sum_over_devices(part, shared, n, block_size, mesh)
     xy, xx, yy = sums
-    return taking(parts.score, dict(options))(xy, xx[:, None], yy[None, :], n)
+    return accepting(parts.score, dict(options))(xy, xx[:, None], yy[None, :], n)
 
 
 def _sum_over_devices(
     part: Callable[..., Any], shared: Any, n: int, block_size: int, mesh: Mesh
 ) -> Any:
-    """The sum of `part` over blocks of samples, the blocks dealt out to the devices."""
+    """Sum `part` over blocks of samples, with the blocks distributed over the devices."""
     (axis,) = mesh.axis_names
     blocks = n // block_size
     dealt = -(-blocks // mesh.size) * mesh.size
@@ -138,7 +143,7 @@ def _sum_over_devices(
 
     def local(numbers: jax.Array, shared: Any) -> Any:
         def block(number: jax.Array) -> Any:
-            counted = number < blocks  # else it only fills up the last round
+            counted = number < blocks  # else it only pads the last round
             start = jnp.where(counted, number, 0) * block_size
             values = part(start + jnp.arange(block_size), shared)
             return jax.tree.map(lambda value: jnp.where(counted, value, 0), values)
@@ -160,15 +165,15 @@ def _sum_over_devices(
 
 @partial(jax.jit, static_argnames=("parts", "options", "symmetric", "mesh"))
 def _by_sides(
-    parts: Sides,
-    options: Options,
+    parts: SidePair,
+    options: StaticOptions,
     x: Groups,
     y: Groups | None,
     symmetric: bool,
     mesh: Mesh | None,
 ) -> jax.Array:
-    """The matrix of a measure that takes two sides whole."""
-    side, pair = (taking(function, dict(options)) for function in (parts.side, parts.pair))
+    """Compute the matrix of a measure that compares two complete sides."""
+    side, pair = (accepting(function, dict(options)) for function in (parts.side, parts.pair))
     xs = [_each(lambda X, _: side(X), group, None, mesh) for group in x]
     ys = xs if y is None else [_each(lambda X, _: side(X), group, None, mesh) for group in y]
 
@@ -200,7 +205,7 @@ def _by_sides(
 
 
 def _each(function: Callable[[Any, Any], Any], items: Any, shared: Any, mesh: Mesh | None) -> Any:
-    """`function(item, shared)` for each of the stacked items, which the devices share out."""
+    """Return `function(item, shared)` for each stacked item, distributed over the devices."""
     if mesh is None:
         return jax.lax.map(lambda item: function(item, shared), items)
     (axis,) = mesh.axis_names
@@ -220,17 +225,17 @@ def _each(function: Callable[[Any, Any], Any], items: Any, shared: Any, mesh: Me
 
 
 def _evaluate_condensed(
-    X: jax.Array, Y: jax.Array, parts: Sides, options: Options, block_size: int
+    X: jax.Array, Y: jax.Array, parts: SidePair, options: StaticOptions, block_size: int
 ) -> jax.Array:
     return parts.evaluate(*condense(X, Y, block_size), **dict(options))
 
 
-# Sides that are condensed pair by pair before anything else is done with them.
-_CONDENSED = Sides(lambda X: X, _evaluate_condensed)
+# Condenses each pair of sides before it is evaluated.
+_CONDENSED = SidePair(lambda X: X, _evaluate_condensed)
 
 
 def _complete(options: dict[str, Any], name: str, measure: Measure) -> dict[str, Any]:
-    """The options with the measure's defaults; InputError for one that it does not have."""
+    """Add the measure's defaults to the options; InputError for an unknown option."""
     for option in options:
         if option not in measure.options:
             known = ", ".join(measure.options) or "none"
@@ -240,14 +245,16 @@ def _complete(options: dict[str, Any], name: str, measure: Measure) -> dict[str,
 
 
 def _one_axis(mesh: Mesh) -> Mesh:
-    """The mesh with its axis left to the compiler, as it is split by hand here."""
+    """Return the mesh with its axis in automatic mode, because shards are explicit here."""
     if len(mesh.axis_names) != 1:
         raise InputError(f"the mesh has axes {mesh.axis_names}: give one with a single axis")
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def _grouped(X: Sequence[Samples] | Samples, name: str) -> tuple[Groups, np.ndarray]:
-    """Sides stacked by width, and the place of each of them in the order they were given in."""
+def _grouped(
+    X: Sequence[Representations] | Representations, name: str
+) -> tuple[Groups, np.ndarray]:
+    """Stack sides by width; return also the input index of each side."""
     if isinstance(X, str):
         raise InputError(f"{name} is a text: give representations, each (n, E)")
     if isinstance(X, jax.Array | np.ndarray) and X.ndim == 3 and 0 not in X.shape:
@@ -271,8 +278,8 @@ def _grouped(X: Sequence[Samples] | Samples, name: str) -> tuple[Groups, np.ndar
     return groups, np.argsort(widths, kind="stable")
 
 
-def _cheaper(measure: Measure, x: Groups, y: Groups | None) -> Rows | Sides:
-    """The way to the values that takes fewer operations for so many sides, samples and features."""
+def _cheaper(measure: Measure, x: Groups, y: Groups | None) -> SampleSum | SidePair:
+    """Return the form of the measure that takes fewer operations for these sides."""
     if measure.narrow is None:
         return measure.parts
     n = x[0].shape[1]
@@ -286,7 +293,7 @@ def _cheaper(measure: Measure, x: Groups, y: Groups | None) -> Rows | Sides:
 
 
 def _block_size(groups: Groups, mesh: Mesh | None) -> int:
-    """How many samples' rows of all sides fit the block, and no more than a device's share."""
+    """Return how many samples fit in a block, at most a device's share of them."""
     n = groups[0].shape[1]
     row = sum(len(group) * max(n, group.shape[2]) * group.dtype.itemsize for group in groups)
     share = -(-n // mesh.size) if mesh is not None else n

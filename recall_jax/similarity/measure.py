@@ -1,10 +1,11 @@
-"""What a measure of similarity is made of, and the checks at its entrance.
+"""Define the parts of a similarity measure, and check its inputs.
 
-A measure is a pure function of X (n, E1) and Y (n, E2), row i of both from the same sample, that
-gives a scalar. Most of its work concerns one side alone, and comparing many models or layers should
-do that work once per side. So a measure also says how it is cut: either into `Rows`, where the
-value is a sum over the samples (blocks of samples then bound the memory, and all pairs of sides are
-compared on a block at once), or into `Sides`, where each side is factorised whole.
+A measure is a pure function of X (n, E1) and Y (n, E2), where row i of both is from the same
+sample, that returns a scalar. Most of its work concerns one side alone, and when many models or
+layers are compared, that work should be done once per side. So a measure takes one of two forms:
+`SampleSum` for a sum over the samples (blocks of samples then bound the memory, and all pairs of
+sides are compared on a block at once), or `SidePair` for a measure that factorises each side over
+all its samples.
 """
 
 import inspect
@@ -19,96 +20,97 @@ import numpy as np
 
 from recall_jax.errors import InputError
 
-# One side as a measure has prepared it: a pytree of arrays.
+# One side after a measure has prepared it: a pytree of arrays.
 Side = Any
 _Options = ParamSpec("_Options")
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A measure that adds up over samples.
+class SampleSum:
+    """Define a measure that is a sum over samples.
 
-    `statistics(X, block_size)` is what the rows of a side need of all its samples (they are looked
-    at `block_size` at a time); `rows(X, index, statistics)` are the prepared rows of the samples
+    `statistics(X, block_size)` is what the rows of a side need from all its samples (read
+    `block_size` at a time); `rows(X, index, statistics)` are the prepared rows of the samples
     `index` (b,), as a pytree. `pairs(x, y)` takes such rows of A sides and of B sides, stacked, and
-    gives these rows' part (A, B) of the sums. `score(xy, xx, yy, num_samples)` makes the values of
-    the sums over all samples: (A, B) between two sides, (A, 1) and (1, B) of each with itself.
+    returns these rows' contribution (A, B) to the sums. `score(xy, xx, yy, num_samples)` computes
+    the values from the sums over all samples: (A, B) between two sides, (A, 1) and (1, B) of each
+    with itself.
     """
 
     statistics: Callable[..., Any]
     rows: Callable[..., Side]
     pairs: Callable[[Side, Side], jax.Array]
     score: Callable[..., jax.Array]
-    least: int = 2
+    min_samples: int = 2
     same_width: bool = False
 
     def evaluate(self, X: jax.Array, Y: jax.Array, **options: Any) -> jax.Array:
-        """The measure of X and Y, all samples at once."""
+        """Return the measure of X and Y, with all samples at once."""
         check_pair(X.shape, Y.shape, self)
 
         def side(Z: jax.Array) -> Side:
-            statistics = taking(self.statistics, options)(Z, block_size=len(Z))
-            rows = taking(self.rows, options)(Z, jnp.arange(len(Z)), statistics)
+            statistics = accepting(self.statistics, options)(Z, block_size=len(Z))
+            rows = accepting(self.rows, options)(Z, jnp.arange(len(Z)), statistics)
             return jax.tree.map(lambda leaf: leaf[None], rows)
 
         x, y = side(X), side(Y)
         sums = self.pairs(x, y), self.pairs(x, x), self.pairs(y, y)
-        return taking(self.score, options)(*sums, len(X))[0, 0]
+        return accepting(self.score, options)(*sums, len(X))[0, 0]
 
 
 @dataclass(frozen=True)
-class Sides:
-    """A measure of two sides prepared whole: `side(X)`, then `pair(x, y)`, the value.
+class SidePair:
+    """Define a measure of two complete sides: `side(X)` prepares each, `pair(x, y)` is the value.
 
-    `moments` says that the value depends on the centred products X^T X, X^T Y and Y^T Y alone, and
-    not on n beside them, so that more samples than fit can be condensed beforehand.
+    `moments` says that the value depends only on the centred products X^T X, X^T Y and Y^T Y, and
+    not on n otherwise, so that more samples than fit in memory can be condensed beforehand.
     """
 
     side: Callable[..., Side]
     pair: Callable[..., jax.Array]
     moments: bool = False
-    least: int = 2
+    min_samples: int = 2
     same_width: bool = False
 
     def evaluate(self, X: jax.Array, Y: jax.Array, **options: Any) -> jax.Array:
-        """The measure of X and Y."""
+        """Return the measure of X and Y."""
         check_pair(X.shape, Y.shape, self)
-        side = taking(self.side, options)
-        return taking(self.pair, options)(side(X), side(Y))
+        side = accepting(self.side, options)
+        return accepting(self.pair, options)(side(X), side(Y))
 
 
-class Function(Protocol):
-    """A public measure."""
+class MeasureFunction(Protocol):
+    """Define the signature of a public measure."""
 
     def __call__(self, X: jax.Array, Y: jax.Array, /, *args: Any, **options: Any) -> jax.Array:
-        """The similarity or distance () of X (n, E1) and Y (n, E2)."""
+        """Return the similarity or distance () of X (n, E1) and Y (n, E2)."""
         ...
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A line of the registry: the function, how it is cut, and what the callers must know.
+    """Describe a measure of the registry: its function, its form, and its properties.
 
-    `narrow` is another way to the same values, cheaper where samples far outnumber features.
-    `bounds` of the values. `distance`: zero for equal sides and growing, else falling from the
-    upper bound. `symmetric`: whether X and Y can change places.
+    `narrow` is another form with the same values, cheaper if samples far outnumber features.
+    `bounds` limit the values. `distance`: the value is zero for equal sides and grows, else it
+    falls from the upper bound. `symmetric`: X and Y can be exchanged.
     """
 
-    function: Function
-    parts: Rows | Sides
-    narrow: Sides | None = None
+    function: MeasureFunction
+    parts: SampleSum | SidePair
+    narrow: SidePair | None = None
     bounds: tuple[float, float] = (0.0, 1.0)
     distance: bool = False
     symmetric: bool = True
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The names of its options."""
+        """Return the names of the measure's options."""
         return tuple(inspect.signature(self.function).parameters)[2:]
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The options that have a default, with it."""
+        """Return the default of each option that has one."""
         parameters = inspect.signature(self.function).parameters.values()
         return {
             one.name: one.default
@@ -118,12 +120,12 @@ class Measure:
 
 
 def inner_pairs(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Inner products (A, B) of the rows (A, b, m) and (B, b, m), summed over them."""
+    """Return inner products (A, B) of the rows (A, b, m) and (B, b, m), summed over b and m."""
     return jnp.einsum("abm,cbm->ac", x, y, precision="highest")
 
 
 def each_pair(pair: Callable[[Side, Side], jax.Array]) -> Callable[[Side, Side], jax.Array]:
-    """`Rows.pairs` from the part () of one pair of sides."""
+    """Build `SampleSum.pairs` from the contribution () of one pair of sides."""
 
     def pairs(x: Side, y: Side) -> jax.Array:
         return jax.lax.map(lambda one: jax.vmap(partial(pair, one))(y), x)
@@ -132,25 +134,25 @@ def each_pair(pair: Callable[[Side, Side], jax.Array]) -> Callable[[Side, Side],
 
 
 def mean_score(xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int) -> jax.Array:
-    """The mean over samples."""
+    """Return the mean over samples."""
     return xy / num_samples
 
 
 def cosine_score(xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int) -> jax.Array:
-    """xy / sqrt(xx yy), whatever the number of samples; zero where a side is zero."""
-    zero = (xx <= 0) | (yy <= 0)  # asked so that NaN stays NaN
+    """Return xy / sqrt(xx yy), for any number of samples; zero if a side is zero."""
+    zero = (xx <= 0) | (yy <= 0)  # written so that NaN stays NaN
     norms = jnp.sqrt(jnp.where(zero, 1, xx)) * jnp.sqrt(jnp.where(zero, 1, yy))
     return jnp.where(zero, 0, jnp.clip(xy / norms, -1, 1))
 
 
 def default_options(function: Callable[..., Any]) -> dict[str, Any]:
-    """The parameters of `function` that have a default, with it."""
+    """Return the default of each parameter of `function` that has one."""
     parameters = inspect.signature(function).parameters.values()
     return {one.name: one.default for one in parameters if one.default is not one.empty}
 
 
-def taking(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
-    """`function` with those of the options that it takes."""
+def accepting(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """Bind those of the options that `function` takes."""
     known = inspect.signature(function).parameters
     return partial(function, **{name: options[name] for name in options if name in known})
 
@@ -158,12 +160,12 @@ def taking(function: Callable[..., Any], options: dict[str, Any]) -> Callable[..
 def checked(
     *, static: Sequence[str] = ()
 ) -> Callable[[Callable[_Options, jax.Array]], Callable[_Options, jax.Array]]:
-    """Decorator of a measure: checks its inputs, brings them to one dtype, and compiles it.
+    """Decorate a measure: check its inputs, convert them to one dtype, and compile it.
 
-    float64 stays (where JAX has it on), everything narrower becomes float32. Raises InputError for
-    arrays that are not (n, E1) and (n, E2), for values that are not finite, and for options that
-    are numbers but not above zero. Values are looked at where they are known, so not under jit,
-    vmap or grad. Options named in `static` are compiled in.
+    float64 stays (if JAX has it on), everything narrower becomes float32. Raises InputError for
+    arrays that are not (n, E1) and (n, E2), for values that are not finite, and for numeric options
+    that are not above zero. Values are checked if they are known, so not under jit, vmap or grad.
+    Options named in `static` are compiled in.
     """
 
     def decorate(function: Callable[_Options, jax.Array]) -> Callable[_Options, jax.Array]:
@@ -184,7 +186,7 @@ def checked(
 
 
 def as_samples(X: Any, name: str) -> jax.Array:
-    """X as a float array (n, E); InputError if it has another shape or is not finite."""
+    """Return X as a float array (n, E); InputError if it has another shape or is not finite."""
     given = X if isinstance(X, jax.Array) else np.asarray(X)
     if given.ndim != 2 or 0 in given.shape:
         raise InputError(f"{name} has shape {given.shape}: give representations (n, E)")
@@ -199,14 +201,14 @@ def as_samples(X: Any, name: str) -> jax.Array:
     return array
 
 
-def check_pair(X: tuple[int, ...], Y: tuple[int, ...], parts: Rows | Sides) -> None:
+def check_pair(X: tuple[int, ...], Y: tuple[int, ...], parts: SampleSum | SidePair) -> None:
     """Raise InputError unless sides of these shapes can be compared."""
     if X[0] != Y[0]:
         raise InputError(
             f"X has {X[0]} samples and Y {Y[0]}: row i of both must be of the same sample"
         )
-    if X[0] < parts.least:
-        raise InputError(f"{X[0]} samples: this measure takes at least {parts.least}")
+    if X[0] < parts.min_samples:
+        raise InputError(f"{X[0]} samples: this measure takes at least {parts.min_samples}")
     if parts.same_width and X[1] != Y[1]:
         raise InputError(
             f"X has width {X[1]} and Y {Y[1]}: this measure compares sides of one width"
@@ -214,10 +216,10 @@ def check_pair(X: tuple[int, ...], Y: tuple[int, ...], parts: Rows | Sides) -> N
 
 
 def check_options(options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The options as plain Python values; those that are traced stay.
+    """Return the options as plain Python values; traced ones are unchanged.
 
-    Raises InputError for one of another kind than its default, and for a number that is not finite
-    and above zero.
+    Raises InputError if an option has another type than its default, or a number is not finite and
+    above zero.
     """
     return {name: _plain(name, value, defaults.get(name, 0.0)) for name, value in options.items()}
 

@@ -1,4 +1,4 @@
-"""The registry of measures. To add one, write its file in this room, and give it a line here."""
+"""Register the measures. To add one, write its file in this folder, and give it a line here."""
 
 from math import inf, pi, sqrt
 
@@ -51,12 +51,12 @@ MEASURES: dict[str, Measure] = {
     "eigenspace_overlap": Measure(subspace.eigenspace_overlap, subspace.EIGENSPACE_OVERLAP),
     "gulp": Measure(subspace.gulp, subspace.GULP, bounds=(0.0, inf), distance=True),
 }
-# Shorter names that users know.
+# Shorter names in common use.
 ALIASES = {"rbf": "paired_rbf", "cosine": "row_cosine", "cka": "linear_cka"}
 
 
 def find_measure(name: str) -> Measure:
-    """The measure of that name or alias; InputError, listing all, if there is none."""
+    """Return the measure of that name or alias; InputError, which lists all, if there is none."""
     measure = MEASURES.get(ALIASES.get(name, name))
     if measure is None:
         known = ", ".join([*ALIASES, *MEASURES])

@@ -1,7 +1,8 @@
-"""Measures of neighbourhoods: whether samples that are near on one side are near on the other.
+"""Compare neighbourhoods: whether samples that are close on one side are close on the other.
 
-A sample's neighbours are the k others of the largest inner product with it; of equal ones, those of
-the lowest index. Rows of norm one make that the cosine, and a row of zeros has cosine 0 with all.
+A sample's neighbours are the k others with the largest inner product with it; among equal ones,
+those with the lowest index. If rows have norm one this is the cosine, and a row of zeros has cosine
+0 with all others.
 """
 
 from functools import partial
@@ -12,17 +13,17 @@ import jax.numpy as jnp
 
 from recall_jax.errors import InputError
 from recall_jax.similarity.kernels import inner_products, unit_norm
-from recall_jax.similarity.measure import Rows, checked, each_pair, inner_pairs, mean_score
+from recall_jax.similarity.measure import SampleSum, checked, each_pair, inner_pairs, mean_score
 
 
 @checked(static=("k", "normalize"))
 def mutual_knn(X: jax.Array, Y: jax.Array, k: int = 10, normalize: bool = True) -> jax.Array:
-    """Mean over samples of the share of a sample's k nearest neighbours that both sides have.
+    """Mean fraction of a sample's k nearest neighbours that both sides share.
 
-    Neighbours by cosine; `normalize=False`: by inner product of the rows as they are. More than k
-    samples. Range [0, 1]; k / (n - 1) is expected of unrelated sides. Invariant to rotation and
-    isotropic scaling, if normalized to the scale of every row. No gradient. Source: Huh et al.
-    2024, arXiv 2405.07987. Cost n^2 (E1 + E2).
+    Neighbours are by cosine, or with `normalize=False` by inner product of the unscaled rows. Needs
+    more than k samples. Range [0, 1]; k / (n - 1) is expected for unrelated sides. Invariant to
+    rotation and isotropic scaling, if normalized also to the scale of every row. No gradient.
+    Source: Huh et al. 2024, arXiv 2405.07987. Cost n^2 (E1 + E2).
     """
     return MUTUAL_KNN.evaluate(X, Y, k=k, normalize=normalize)
 
@@ -39,20 +40,21 @@ def jaccard_knn(X: jax.Array, Y: jax.Array, k: int = 10, normalize: bool = True)
 
 @checked(static=("k",))
 def second_order_cosine(X: jax.Array, Y: jax.Array, k: int = 10) -> jax.Array:
-    """Mean over samples of the cosine between its similarities to its neighbours, side by side.
+    """Mean over samples of the cosine between the sides' similarities to its neighbours.
 
-    A sample's neighbours are the k nearest on either side, its similarities to them cosines (the
-    ReSi library takes one minus the cosine). More than k samples. Range [-1, 1]; a sample at
-    right angles to all its neighbours counts 0. Invariant to rotation and to the scale of every
-    row. Source: Hamilton et al. 2016, arXiv 1606.02821. Cost n^2 (E1 + E2).
+    A sample's neighbours are the k nearest on either side; its similarities to them are cosines
+    (the ReSi library uses one minus the cosine). Needs more than k samples. Range [-1, 1]; a sample
+    orthogonal to all its neighbours counts 0. Invariant to rotation and to the scale of every row.
+    Source: Hamilton et al. 2016, arXiv 1606.02821. Cost n^2 (E1 + E2).
     """
     return SECOND_ORDER_COSINE.evaluate(X, Y, k=k)
 
 
 def nearest(values: jax.Array, index: jax.Array, k: int) -> jax.Array:
-    """Where the k largest `values` (b, n) of each of the samples `index` (b,) are: ones in (b, n).
+    """Mark the k largest `values` (b, n) of each of the samples `index` (b,) with ones in (b, n).
 
-    A sample's own value is left out; of equal values those of the lowest index come first.
+    A sample's value with itself is left out; of equal values those of the lowest index come first.
+    Raises InputError unless k is a whole number below n.
     """
     rows, n = values.shape
     if not (k == int(k) and k < n):
@@ -71,18 +73,18 @@ def _neighbours(X: jax.Array, index: jax.Array, points: jax.Array, k: int) -> ja
 
 
 def _share(xy: jax.Array, xx: jax.Array, yy: jax.Array, num_samples: int) -> jax.Array:
-    return xy / xx  # the sum of all k
+    return xy / xx  # xx is the sum of all k
 
 
 def _jaccard(x: jax.Array, y: jax.Array) -> jax.Array:
-    """(A, B) from neighbours (A, b, n) and (B, b, n)."""
+    """Return Jaccard sums (A, B) from neighbours (A, b, n) and (B, b, n)."""
     both = jnp.einsum("abm,cbm->bac", x, y, precision="highest")
     number = jnp.sum(x[0, 0])  # k, on either side
     return jnp.sum(both / (2 * number - both), axis=0)
 
 
 class _Similarities(NamedTuple):
-    """Cosines (b, n) with all samples, and ones (b, n) for the neighbours."""
+    """Hold cosines (b, n) with all samples, and ones (b, n) for the neighbours."""
 
     cosines: jax.Array
     near: jax.Array
@@ -94,14 +96,14 @@ def _similarities(X: jax.Array, index: jax.Array, points: jax.Array, k: int) -> 
 
 
 def _second_order(x: _Similarities, y: _Similarities) -> jax.Array:
-    """The sum over these rows."""
+    """Return the sum over these rows."""
     either = jnp.maximum(x.near, y.near)
     directions = [jax.vmap(unit_norm)(side.cosines * either) for side in (x, y)]
     return jnp.vdot(*directions, precision="highest")
 
 
-MUTUAL_KNN = Rows(_points, _neighbours, inner_pairs, _share)
-JACCARD_KNN = Rows(_points, _neighbours, _jaccard, mean_score)
-SECOND_ORDER_COSINE = Rows(
+MUTUAL_KNN = SampleSum(_points, _neighbours, inner_pairs, _share)
+JACCARD_KNN = SampleSum(_points, _neighbours, _jaccard, mean_score)
+SECOND_ORDER_COSINE = SampleSum(
     partial(_points, normalize=True), _similarities, each_pair(_second_order), mean_score
 )

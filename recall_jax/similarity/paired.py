@@ -1,4 +1,4 @@
-"""Measures of corresponding rows, x_i against y_i, in one frame and of one width."""
+"""Compare corresponding rows, x_i with y_i, of sides with the same axes and width."""
 
 from typing import NamedTuple
 
@@ -7,17 +7,17 @@ import jax.numpy as jnp
 
 from recall_jax.similarity.alignment import center
 from recall_jax.similarity.kernels import median_squared_distance, unit_norm
-from recall_jax.similarity.measure import Rows, checked, each_pair, inner_pairs, mean_score
+from recall_jax.similarity.measure import SampleSum, checked, each_pair, inner_pairs, mean_score
 
 
 @checked()
 def paired_rbf(X: jax.Array, Y: jax.Array, sigma: float | jax.Array) -> jax.Array:
-    """Mean over samples of exp(-||x_i - y_i||^2 / (2 sigma^2)); RECALL's measure.
+    """Mean over samples of exp(-||x_i - y_i||^2 / (2 sigma^2)), RECALL's measure.
 
     sigma is a standard deviation in the units of X and Y. Range [0, 1]; 1 for equal sides.
-    Invariant only to what moves both sides alike: a rotation, a translation. Direct differences:
-    the Gram form loses digits exactly where two models nearly agree. Source: RECALL, arXiv
-    2510.20479. Cost n E.
+    Invariant only to a rotation or translation of both sides together. Uses direct differences: the
+    Gram form loses digits exactly where two models nearly agree. Source: RECALL, arXiv 2510.20479.
+    Cost n E.
     """
     return PAIRED_RBF.evaluate(X, Y, sigma=sigma)
 
@@ -33,14 +33,14 @@ def row_cosine(X: jax.Array, Y: jax.Array) -> jax.Array:
 
 
 class _Points(NamedTuple):
-    """Rows (b, E), and the bandwidth () of their side."""
+    """Hold rows (b, E), and the bandwidth () of their side."""
 
     points: jax.Array
     sigma: jax.Array
 
 
 def _bandwidth(X: jax.Array, block_size: int, sigma: float | jax.Array | None = None) -> jax.Array:
-    """sigma (); None: sigma^2 is half the median squared distance of the side's own samples."""
+    """Return sigma (); for None, sigma^2 is half the median squared distance within the side."""
     if sigma is not None:
         return jnp.asarray(sigma, X.dtype)
     points = center(X)
@@ -54,7 +54,7 @@ def _points(X: jax.Array, index: jax.Array, bandwidth: jax.Array) -> _Points:
 
 
 def _rbf(x: _Points, y: _Points) -> jax.Array:
-    """The sum over these rows, in the bandwidth of x."""
+    """Return the sum over these rows, with the bandwidth of x."""
     none = x.sigma <= 0
     # Divided before squaring, so that no small or large sigma leaves the range of float32.
     scaled = (x.points - y.points) / jnp.where(none, 1, x.sigma)
@@ -64,7 +64,7 @@ def _rbf(x: _Points, y: _Points) -> jax.Array:
 
 
 def _directions(X: jax.Array, index: jax.Array, statistics: None) -> jax.Array:
-    """Rows (b, E) of norm one; zeros stay zeros."""
+    """Return rows (b, E) scaled to norm one; zeros stay zeros."""
     return jax.vmap(unit_norm)(X[index])
 
 
@@ -72,5 +72,7 @@ def _none(X: jax.Array, block_size: int) -> None:
     return None
 
 
-PAIRED_RBF = Rows(_bandwidth, _points, each_pair(_rbf), mean_score, least=1, same_width=True)
-ROW_COSINE = Rows(_none, _directions, inner_pairs, mean_score, least=1, same_width=True)
+PAIRED_RBF = SampleSum(
+    _bandwidth, _points, each_pair(_rbf), mean_score, min_samples=1, same_width=True
+)
+ROW_COSINE = SampleSum(_none, _directions, inner_pairs, mean_score, min_samples=1, same_width=True)

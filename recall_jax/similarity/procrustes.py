@@ -1,11 +1,11 @@
-"""Shape measures: how near two sides come once one of them is rotated onto the other.
+"""Compare shapes: how close two sides are once one of them is rotated onto the other.
 
-Under the best orthogonal map, <X R, Y> is the nuclear norm of X^T Y (Schönemann 1966). Of sides
-of two widths the narrower is padded with zeros. A side wider than it has samples is first brought
-down to their number, so that the singular values are of a matrix (min(n, E1), min(n, E2)).
+Under the best orthogonal map, <X R, Y> is the nuclear norm of X^T Y (Schönemann 1966). If the
+sides' widths differ, the narrower is padded with zeros. A side wider than it has samples is first
+reduced to their number, so that the singular values are of a matrix (min(n, E1), min(n, E2)).
 
-The nuclear norm has rounding of its own, which the distances' square root enlarges: equal sides are
-at a distance near the root of eps, 1e-3 in float32.
+The nuclear norm has rounding errors, which the distances' square root enlarges: equal sides are at
+a distance near the root of eps, 1e-3 in float32.
 """
 
 from typing import NamedTuple
@@ -15,17 +15,17 @@ import jax.numpy as jnp
 
 from recall_jax.similarity.alignment import center as centred
 from recall_jax.similarity.factors import gram_factor
-from recall_jax.similarity.kernels import inner_products, root, unit_norm
-from recall_jax.similarity.measure import Sides, checked
+from recall_jax.similarity.kernels import inner_products, safe_sqrt, unit_norm
+from recall_jax.similarity.measure import SidePair, checked
 
 
 @checked(static=("center", "squared"))
 def procrustes_distance(
     X: jax.Array, Y: jax.Array, center: bool = True, squared: bool = False
 ) -> jax.Array:
-    """Procrustes distance: sqrt(2 - 2 ||X^T Y||_*), each side centred and over its norm.
+    """Procrustes distance: sqrt(2 - 2 ||X^T Y||_*), each side centred and of norm one.
 
-    Range [0, sqrt(2)], or [0, 2] if `squared`; the upper end where a side is constant. A metric.
+    Range [0, sqrt(2)], or [0, 2] if `squared`; the upper end if a side is constant. A metric.
     Invariant to rotation, isotropic scaling and translation. Differentiable if squared; else with a
     kink at distance zero, where the gradient is set to zero. Source: Williams et al. 2021, arXiv
     2110.14739; Ding et al. 2021. Cost n E1 E2, or n^2 (E1 + E2), and an SVD.
@@ -35,10 +35,10 @@ def procrustes_distance(
 
 @checked(static=("center",))
 def angular_procrustes(X: jax.Array, Y: jax.Array, center: bool = True) -> jax.Array:
-    """Angle between shapes: arccos ||X^T Y||_*, each side centred and over its norm.
+    """Angle between shapes: arccos ||X^T Y||_*, each side centred and of norm one.
 
-    Range [0, pi / 2]; the upper end where a side is constant. A metric. Invariances, kink, source
-    and cost as `procrustes_distance`.
+    Range [0, pi / 2]; the upper end if a side is constant. A metric. Invariances, kink, source and
+    cost as `procrustes_distance`.
     """
     return ANGLE.evaluate(X, Y, center=center)
 
@@ -47,10 +47,10 @@ def angular_procrustes(X: jax.Array, Y: jax.Array, center: bool = True) -> jax.A
 def size_and_shape_distance(
     X: jax.Array, Y: jax.Array, center: bool = True, squared: bool = False
 ) -> jax.Array:
-    """Procrustes distance without scaling: the least ||X R - Y|| over orthogonal R, centred.
+    """Procrustes distance without scaling: min ||X R - Y|| over orthogonal R, centred.
 
-    sqrt(||X||^2 + ||Y||^2 - 2 ||X^T Y||_*). Range [0, inf); to a constant side the norm of the
-    other. A metric. Invariant to rotation and translation. Kink, source and cost as
+    sqrt(||X||^2 + ||Y||^2 - 2 ||X^T Y||_*). Range [0, inf); the norm of the other side if one is
+    constant. A metric. Invariant to rotation and translation. Kink, source and cost as
     `procrustes_distance`.
     """
     return SIZE_AND_SHAPE.evaluate(X, Y, center=center, squared=squared)
@@ -61,21 +61,21 @@ def aligned_cosine(X: jax.Array, Y: jax.Array) -> jax.Array:
     """Mean over samples of the cosine between x_i R and y_i, R the rotation of X onto Y.
 
     R minimises ||X R - Y||; nothing is centred. Range [-1, 1], 1 for equal shapes; a row of zeros
-    has cosine 0. Invariant to rotation and isotropic scaling. Where X^T Y has a lower rank than
-    both sides there are several such rotations: the value is that of one of them, and the gradient
-    is not defined, though finite. Source: Schönemann 1966; Hamilton et al. 2016, arXiv 1605.09096.
+    has cosine 0. Invariant to rotation and isotropic scaling. If X^T Y has a lower rank than both
+    sides there are several such rotations: the value is that of one of them, and the gradient is
+    not defined, though finite. Source: Schönemann 1966; Hamilton et al. 2016, arXiv 1605.09096.
     Cost as `procrustes_distance`, with singular vectors.
     """
     return ALIGNED_COSINE.evaluate(X, Y)
 
 
 def _shape(X: jax.Array, center: bool = True) -> jax.Array:
-    """Points (n, min(n, E)) of norm one."""
+    """Return points (n, min(n, E)) of norm one."""
     return gram_factor(unit_norm(centred(X) if center else X))
 
 
 class _SizeAndShape(NamedTuple):
-    """Points (n, min(n, E)) of norm one, and the norm () that they had."""
+    """Hold points (n, min(n, E)) of norm one, and the norm () before scaling."""
 
     shape: jax.Array
     size: jax.Array
@@ -84,12 +84,12 @@ class _SizeAndShape(NamedTuple):
 def _size_and_shape(X: jax.Array, center: bool = True) -> _SizeAndShape:
     points = centred(X) if center else X
     shape = unit_norm(points)
-    # As <X, X / ||X||>, which leaves the range of the dtype only where the norm itself does.
+    # Computed as <X, X / ||X||>, which leaves the range of the dtype only if the norm does.
     return _SizeAndShape(gram_factor(shape), jnp.sum(points * shape))
 
 
 def _nuclear_norm(x: jax.Array, y: jax.Array) -> jax.Array:
-    """||x^T y||_*, the sum of the singular values."""
+    """Return ||x^T y||_*, the sum of the singular values."""
     return jnp.sum(jnp.linalg.svd(inner_products(x.T, y.T), compute_uv=False))
 
 
@@ -99,7 +99,7 @@ def _distance(x: jax.Array, y: jax.Array, squared: bool = False) -> jax.Array:
 
 def _angle(x: jax.Array, y: jax.Array) -> jax.Array:
     cosine = _nuclear_norm(x, y)
-    equal = cosine >= 1  # rounding may take it above
+    equal = cosine >= 1  # rounding may give a value above one
     return jnp.where(equal, 0, jnp.arccos(jnp.where(equal, 0, cosine)))
 
 
@@ -113,12 +113,12 @@ def _size_and_shape_distance(
 
 
 def _from_squared(value: jax.Array, squared: bool) -> jax.Array:
-    """The distance to a squared distance, not below zero for rounding."""
-    return jnp.maximum(value, 0) if squared else root(value)
+    """Return the distance for a squared distance, which rounding may have made negative."""
+    return jnp.maximum(value, 0) if squared else safe_sqrt(value)
 
 
 class _Rows(NamedTuple):
-    """Points (n, min(n, E)), and their rows at norm one."""
+    """Hold points (n, min(n, E)), and their rows scaled to norm one."""
 
     points: jax.Array
     directions: jax.Array
@@ -136,7 +136,7 @@ def _aligned_cosine(x: _Rows, y: _Rows) -> jax.Array:
 
 @jax.custom_jvp
 def _rotation(M: jax.Array) -> jax.Array:
-    """The orthogonal factor U V^T (a, b) of M (a, b) = U diag(s) V^T."""
+    """Return the orthogonal factor U V^T (a, b) of M (a, b) = U diag(s) V^T."""
     left, _, right = jnp.linalg.svd(M, full_matrices=False)
     return inner_products(left, right.T)
 
@@ -162,7 +162,7 @@ def _rotation_jvp(
         return left @ right, turned
 
 
-DISTANCE = Sides(_shape, _distance, moments=True)
-ANGLE = Sides(_shape, _angle, moments=True)
-SIZE_AND_SHAPE = Sides(_size_and_shape, _size_and_shape_distance, moments=True)
-ALIGNED_COSINE = Sides(_rows, _aligned_cosine, least=1)
+DISTANCE = SidePair(_shape, _distance, moments=True)
+ANGLE = SidePair(_shape, _angle, moments=True)
+SIZE_AND_SHAPE = SidePair(_size_and_shape, _size_and_shape_distance, moments=True)
+ALIGNED_COSINE = SidePair(_rows, _aligned_cosine, min_samples=1)

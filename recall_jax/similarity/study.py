@@ -1,4 +1,4 @@
-"""A study of similarity: several models, several measures, every layer with every other.
+"""Compare every layer of several models with every other, by several measures.
 
 A side is one unit of one model. The sides of a study are in the order of the models and, within a
 model, of the forward pass; every matrix (A, A) has a row and a column for each.
@@ -29,9 +29,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ModelStates:
-    """What a model made of n samples: states (U, n, E), and the names of the units.
+    """Hold a model's states (U, n, E) of n samples, and the names of the units.
 
-    `whole`: they are all units of the model, none left out.
+    `whole` says that these are all units of the model.
     """
 
     name: str
@@ -41,13 +41,13 @@ class ModelStates:
 
     @property
     def body(self) -> tuple[str, ...]:
-        """The units but for the head, which is no layer: it norms the last layer's output."""
+        """Return the units without the head, which only norms the last layer's output."""
         return self.units[:-1] if self.units[-1] == HEAD and len(self.units) > 1 else self.units
 
 
 @dataclass(frozen=True)
 class SameDepth:
-    """Two models, depth by depth: the row's units, the column's that match them, the values."""
+    """Hold values of two models by depth, with the row's units and the column's matching units."""
 
     row: int
     column: int
@@ -57,13 +57,13 @@ class SameDepth:
 
     @property
     def alike(self) -> bool:
-        """Whether both models have the same units, so that depth means the same in both."""
+        """Return whether both models have the same units, so that depth means the same in both."""
         return self.units == self.matches
 
 
 @dataclass(frozen=True)
 class Result:
-    """One measure between all sides: the matrix (A, A), and the seconds it took."""
+    """Hold one measure between all sides: the matrix (A, A), and the seconds it took."""
 
     asked: Asked
     matrix: np.ndarray
@@ -71,18 +71,18 @@ class Result:
 
     @property
     def distance(self) -> bool:
-        """Whether the measure is zero for equal sides and grows."""
+        """Return whether the measure is a distance: zero for equal sides, and growing."""
         return self.asked.measure.distance
 
     @property
     def scale(self) -> float:
-        """The largest finite value, whatever its sign."""
+        """Return the largest finite absolute value."""
         return float(np.abs(self.matrix[np.isfinite(self.matrix)]).max(initial=0.0))
 
 
 @dataclass(frozen=True)
 class Study:
-    """K models compared on the data rows (n,) by each of the measures asked for."""
+    """Hold K models compared on the data rows (n,) by each of the given measures."""
 
     models: tuple[ModelStates, ...]
     rows: np.ndarray
@@ -91,33 +91,33 @@ class Study:
 
     @property
     def sides(self) -> list[tuple[int, str]]:
-        """Model and unit of every row and column of a matrix."""
+        """Return the model index and unit of every row and column of a matrix."""
         return [(k, unit) for k, model in enumerate(self.models) for unit in model.units]
 
     @property
     def labels(self) -> list[str]:
-        """The sides as `model:unit`."""
+        """Return the sides as `model:unit`."""
         return [f"{self.models[k].name}:{unit}" for k, unit in self.sides]
 
     @property
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """Every pair of different models once, the later model first."""
+        """Yield every pair of different models once, the later model first."""
         return ((row, column) for row in range(len(self.models)) for column in range(row))
 
     def block(self, result: Result, row: int, column: int) -> np.ndarray:
-        """The units of model `row` by those of model `column`: (U1, U2)."""
+        """Return the values (U1, U2) between the units of models `row` and `column`."""
         starts = np.cumsum([0, *(len(model.units) for model in self.models)])
         return result.matrix[starts[row] : starts[row + 1], starts[column] : starts[column + 1]]
 
     def adjacent(self, result: Result, model: int) -> np.ndarray:
-        """Each unit of a model with the next (U - 1,), the head left out."""
+        """Return each unit of a model compared with the next (U - 1,), without the head."""
         steps = len(self.models[model].body) - 1
         return np.diagonal(self.block(result, model, model), offset=1)[:steps]
 
     def same_depth(
         self, result: Result, row: int, column: int, *, heads: bool = False
     ) -> SameDepth:
-        """Two models unit by unit, the heads left out unless wanted."""
+        """Compare two models unit by unit, without the heads unless `heads`."""
         units, others = (
             self.models[k].units if heads else self.models[k].body for k in (row, column)
         )
@@ -126,14 +126,17 @@ class Study:
         return SameDepth(row, column, units, tuple(others[place] for place in places), values)
 
     def ends(self, result: Result, model: int) -> Ends | None:
-        """RECALL's first observation, None where it cannot be asked: few layers, or not all."""
+        """Test RECALL's first observation; None if it does not apply: few layers, or not all."""
         if not self.models[model].whole:
             return None
         steps = self.adjacent(result, model)
         return falls_at_both_ends(steps, distance=result.distance, scale=result.scale)
 
     def trend(self, result: Result, row: int, column: int) -> Trend | None:
-        """RECALL's second observation, None where it cannot be asked: few layers, or unlike."""
+        """Test RECALL's second observation.
+
+        None if it does not apply: few layers, or other units.
+        """
         found = self.same_depth(result, row, column)
         if not found.alike:
             return None
@@ -151,8 +154,9 @@ def compare_all(
 ) -> Study:
     """Compare every unit of every model with every other, by each measure in one matrix.
 
-    `block_size` samples at a time, by default as many as fit. Raises InputError, which names the
-    measure, where one does not take these sides; with `leave_out` that is a warning of the study.
+    `block_size` samples are processed at a time, by default as many as fit. Raises InputError that
+    names a measure if it does not accept these sides; with `leave_out`, the study has a warning
+    instead.
     """
     sides = [unit for model in models for unit in model.states]
     results: list[Result] = []
@@ -177,7 +181,7 @@ def compare_all(
 
 
 def study_record(study: Study) -> dict[str, Any]:
-    """What `similarity.json` holds: all but the matrices, values that are not finite as null."""
+    """Return the content of `similarity.json`: all but the matrices; values not finite are null."""
     return {
         "format": FORMAT,
         "models": [
@@ -197,7 +201,7 @@ def study_record(study: Study) -> dict[str, Any]:
 
 
 def _measure_record(study: Study, result: Result) -> dict[str, Any]:
-    """One measure, its curves over depth, and the two observations by it."""
+    """Return one measure, its curves over depth, and its two observations."""
     asked, models, pairs = result.asked, range(len(study.models)), list(study.pairs)
     curves = [study.same_depth(result, *pair) for pair in pairs]
     ends = [study.ends(result, model) for model in models]
@@ -241,7 +245,7 @@ def _plain(value: float) -> float | None:
 
 
 def _check_widths(asked: Asked, models: Sequence[ModelStates]) -> None:
-    """Raise InputError where a measure that compares sides of one width is given several."""
+    """Raise InputError if a measure that needs sides of one width is given several."""
     first = models[0]
     for model in models:
         mine, its = first.states.shape[2], model.states.shape[2]
@@ -252,7 +256,7 @@ def _check_widths(asked: Asked, models: Sequence[ModelStates]) -> None:
 
 
 def _constant(models: Sequence[ModelStates]) -> Iterator[str]:
-    """A warning where a unit has the same state for every sample."""
+    """Yield a warning for each model with units that have the same state for every sample."""
     for model in models:
         same = (model.states == model.states[:, :1]).all(axis=(1, 2))
         if units := [unit for unit, is_same in zip(model.units, same, strict=True) if is_same]:

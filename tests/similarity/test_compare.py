@@ -18,9 +18,9 @@ from recall_jax.similarity.compare import (
     check_sigma,
     compare_unit,
     compare_units,
-    own_bandwidth,
     parse_similarity,
     rbf_similarity,
+    unit_bandwidth,
 )
 from recall_jax.similarity.measures import ALIASES
 
@@ -124,7 +124,7 @@ def test_the_default_is_recall():
         expected, width = by_definition(reps[:, unit], {"rbf": 1.0}, "median", -1, "none")
         np.testing.assert_allclose(similarity[:, unit], expected, atol=1e-6)
         np.testing.assert_allclose(sigma[unit], width, rtol=1e-6)
-        assert own_bandwidth(reps[-1, unit]) == sigma[unit]
+        assert unit_bandwidth(reps[-1, unit]) == sigma[unit]
     # Models of one ancestor grow apart with depth, and a bandwidth for each unit keeps that.
     means = np.asarray(similarity)[:-1].mean(axis=0)
     assert means[0] > means[1] > means[2]
