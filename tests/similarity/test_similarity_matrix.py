@@ -6,7 +6,7 @@ import pytest
 
 from recall_jax.errors import InputError
 from recall_jax.similarity.matrix import similarity_matrix
-from recall_jax.similarity.measure import Rows
+from recall_jax.similarity.measure import SampleSum
 from recall_jax.similarity.measures import MEASURES
 
 SAMPLES, WIDTHS = 37, (5, 60)
@@ -36,7 +36,7 @@ def mesh():
 def in_blocks(name):
     """Whether the measure goes through blocks of samples."""
     parts = MEASURES[name].parts
-    return isinstance(parts, Rows) or parts.moments
+    return isinstance(parts, SampleSum) or parts.moments
 
 
 def assert_same(name, matrix, expected):
