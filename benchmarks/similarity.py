@@ -161,7 +161,7 @@ def clustering(runs: int) -> list[Row]:
 
 def every_measure(runs: int) -> list[Row]:
     shapes = [Shape(samples, width=1024, layers=4) for samples in (300, 1000)]
-    found = run(list(MEASURES), shapes, repeat=runs, beside=ADAPTERS)
+    found = run(list(MEASURES), shapes, repeat=runs, adapters=ADAPTERS)
     rows: list[Row] = [
         {
             "measure": case.measure,

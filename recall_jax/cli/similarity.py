@@ -90,7 +90,7 @@ def similarity(
     from recall_jax.files.output import output_folder
     from recall_jax.inputs.settings import make_samples
     from recall_jax.jobs.states import choose_units, read_states, states_of_models
-    from recall_jax.similarity.asked import parse_measures
+    from recall_jax.similarity.choice import parse_measures
     from recall_jax.similarity.study import compare_all
 
     asked = parse_measures(measure)
@@ -153,12 +153,12 @@ def _show(study: "Study", result: "Result") -> None:
     last = len(study.models) - 1
     newest = study.models[last]
     if last == 0:
-        title = f"{result.asked.label} of adjacent units"
+        title = f"{result.choice.label} of adjacent units"
         columns = ["unit", "next unit", newest.name]
         steps = zip(newest.body[:-1], newest.body[1:], study.adjacent(result, 0), strict=True)
         rows = [[unit, after, f"{value:.4f}"] for unit, after, value in steps]
     else:
-        title = f"{result.asked.label} with {newest.name}"
+        title = f"{result.choice.label} with {newest.name}"
         curves = [study.same_depth(result, last, other, heads=True) for other in range(last)]
         columns = ["unit", *(model.name for model in study.models[:-1])]
         rows = [

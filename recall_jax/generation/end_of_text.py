@@ -41,5 +41,5 @@ def start_of_text(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[int]:
 def _configs(checkpoint: Checkpoint) -> list[Mapping[str, Any]]:
     """Return the generation config, if there is one, and the config."""
     generation = checkpoint.folder / "generation_config.json"
-    own = [read_json_object(generation)] if generation.is_file() else []
-    return [*own, checkpoint.config]
+    found = [read_json_object(generation)] if generation.is_file() else []
+    return [*found, checkpoint.config]

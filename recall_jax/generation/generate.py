@@ -25,10 +25,9 @@ STEPS_BETWEEN_STOPS = 16
 
 
 class _State(NamedTuple):
-    """Hold the state of a batch: tokens (B, N) so far, their counts (B,), and which rows are done
-    (B,).
+    """Hold the state of a batch: tokens (B, N) so far, and their counts (B,).
 
-    `is_nan` (B,) marks the rows that had NaN logits; they are done too.
+    `done` (B,) marks the rows that have ended, and `is_nan` (B,) those that ended by NaN logits.
     """
 
     tokens: Array

@@ -13,7 +13,8 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _num_special_after(tokenizer: Tokenizer) -> int:
-    whole, bare = (tokenizer.encode("a", UNLIMITED, special) for special in (True, False))
-    starts = range(len(whole) - len(bare) + 1)
-    matches = [start for start in starts if bare and whole[start : start + len(bare)] == bare]
-    return len(whole) - len(bare) - matches[0] if matches else 0
+    """Return how many special tokens the tokenizer puts after a text."""
+    full, bare = (tokenizer.encode("a", UNLIMITED, special) for special in (True, False))
+    starts = range(len(full) - len(bare) + 1)
+    matches = [start for start in starts if bare and full[start : start + len(bare)] == bare]
+    return len(full) - len(bare) - matches[0] if matches else 0

@@ -31,9 +31,7 @@ class Sampling:
 
 
 def choose(sampling: Sampling, logits: Array, keys: Array) -> Array:
-    """Return the next token of each row, int32 (B,), from float32 logits (B, V) and one key per
-    row.
-    """
+    """Choose the next tokens, int32 (B,), from float32 logits (B, V) and keys (B,)."""
     if not sampling.temperature:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     left = filtered(logits / sampling.temperature, sampling.top_k, sampling.top_p)

@@ -103,7 +103,7 @@ def _choose(model: ModelStates, words: Sequence[str]) -> ModelStates:
         model,
         units=tuple(model.units[place] for place in places),
         states=model.states[places],
-        whole=model.whole and len(places) == len(model.units),
+        all_units=model.all_units and len(places) == len(model.units),
     )
 
 

@@ -66,8 +66,8 @@ def draw_map(study: Study, result: Result) -> Markup:
     return matrix_map(
         result.matrix,
         _blocks(study.models),
-        title=f"{result.asked.label} between all units of all models",
-        value_title=f"{result.asked.label}{', bright is near' if result.distance else ''}",
+        title=f"{result.choice.label} between all units of all models",
+        value_title=f"{result.choice.label}{', bright is near' if result.distance else ''}",
         value_range=_round_range(result, finite.tolist() or [0.0, 1.0]),
         reverse=result.distance,
     )
@@ -81,17 +81,17 @@ def first_line(measure: Measure) -> str:
 def _section(study: Study, result: Result) -> Section:
     low, high = (
         f"{bound:.4g}".replace("inf", "∞").replace("-", "−")
-        for bound in result.asked.measure.bounds
+        for bound in result.choice.measure.bounds
     )
     labels = [f"{k + 1} {wording.short_name(study.models[k].name)} {u}" for k, u in study.sides]
     return Section(
-        label=result.asked.label,
-        slug=result.asked.slug,
-        meaning=first_line(result.asked.measure),
+        label=result.choice.label,
+        slug=result.choice.slug,
+        meaning=first_line(result.choice.measure),
         # That of the defaults; an option may change it.
-        range="" if result.asked.options else f"from {low} to {high}",
+        range="" if result.choice.options else f"from {low} to {high}",
         distance=result.distance,
-        symmetric=result.asked.measure.symmetric,
+        symmetric=result.choice.measure.symmetric,
         map=draw_map(study, result),
         reading=reading(result.matrix, _blocks(study.models), labels),
         adjacent=_adjacent(study, result),
@@ -175,12 +175,12 @@ def _both(study: Study, row: int, column: int) -> str:
 
 def _figure(result: Result, title: str, axis: svg.Axis, curves: Sequence[_Curve]) -> Figure:
     values = [float(value) for curve in curves for value in curve.values]
-    best = 0.0 if result.distance else result.asked.measure.bounds[1]
+    best = 0.0 if result.distance else result.choice.measure.bounds[1]
     scale = _round_range(result, [*values, 0.0, *([best] if np.isfinite(best) else [])])
 
     def draw(frame: svg.Frame) -> Markup:
         return svg.line_chart(
-            series, axis, frame, title=title, y_title=result.asked.label, y_range=scale, height=240
+            series, axis, frame, title=title, y_title=result.choice.label, y_range=scale, height=240
         )
 
     series = [
@@ -203,7 +203,7 @@ def _figure(result: Result, title: str, axis: svg.Axis, curves: Sequence[_Curve]
 def _round_range(result: Result, values: Sequence[float]) -> tuple[float, float]:
     """A range for values that rounding may have carried beyond the measure's bounds."""
     within = np.asarray(values, np.float64)
-    for bound in result.asked.measure.bounds:
+    for bound in result.choice.measure.bounds:
         within = np.where(np.abs(within - bound) < _ROUNDING, bound, within)
     return nice_range(within.tolist())
 

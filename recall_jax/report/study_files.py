@@ -26,15 +26,15 @@ def write_study(folder: Path, study: Study, record: Mapping[str, Any]) -> None:
     with storage_faults(f"write {folder}"):
         _write_matrices(folder / MATRICES, study)
         for result in study.results:
-            _write_csv(folder / f"{result.asked.slug}.csv", study, result)
+            _write_csv(folder / f"{result.choice.slug}.csv", study, result)
             picture = standalone(draw_map(study, result))
-            (folder / f"{result.asked.slug}.svg").write_text(picture, encoding="utf-8")
+            (folder / f"{result.choice.slug}.svg").write_text(picture, encoding="utf-8")
         write_json_object(folder / RECORD, record)
         (folder / PAGE).write_text(page, encoding="utf-8")
 
 
 def _write_matrices(path: Path, study: Study) -> None:
-    arrays = {result.asked.label: result.matrix for result in study.results}
+    arrays = {result.choice.label: result.matrix for result in study.results}
     with path.open("wb") as file:
         np.savez(
             file,

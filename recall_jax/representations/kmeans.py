@@ -203,16 +203,16 @@ def _evaluate(
         sizes, inertia, nearest, nearest_distance = totals
         points, real, start = inputs
         assigned = jnp.argmin(_squared_distances(points, centroids), axis=1).astype(jnp.int32)
-        own_distance = jnp.sum((points - centroids[assigned]) ** 2, axis=1)
+        distance = jnp.sum((points - centroids[assigned]) ** 2, axis=1)
         member = (jax.nn.one_hot(assigned, k) > 0) & real[:, None]
-        to_member = jnp.where(member, own_distance[:, None], jnp.inf)
+        to_member = jnp.where(member, distance[:, None], jnp.inf)
         closest_distance = jnp.min(to_member, axis=0)
         tie = closest_distance * (1.0 + TIE) + zero
         closest = jnp.argmax(to_member <= tie[None, :], axis=0)
         nearer = closest_distance < nearest_distance * (1.0 - TIE) - zero
         totals = (
             sizes + jnp.sum(member, axis=0, dtype=jnp.int32),
-            inertia + jnp.sum(jnp.where(real, own_distance, 0.0)),
+            inertia + jnp.sum(jnp.where(real, distance, 0.0)),
             jnp.where(nearer, start + closest.astype(jnp.int32), nearest),
             jnp.where(nearer, closest_distance, nearest_distance),
         )
@@ -257,10 +257,10 @@ def _silhouette(points: jax.Array, labels: jax.Array, num_labels: int) -> jax.Ar
     member = jax.nn.one_hot(labels, num_labels)
     sizes = jnp.sum(member, axis=0)
     totals = jnp.matmul(distances, member, precision="highest")  # (n, labels)
-    own_size = sizes[labels]
-    own = jnp.sum(totals * member, axis=1) / jnp.maximum(own_size - 1.0, 1.0)
+    size = sizes[labels]
+    within = jnp.sum(totals * member, axis=1) / jnp.maximum(size - 1.0, 1.0)
     elsewhere = jnp.where(member > 0, jnp.inf, totals / sizes[None, :])
     other = jnp.min(elsewhere, axis=1)
-    largest = jnp.maximum(own, other)
-    score = jnp.where(largest > 0, (other - own) / jnp.where(largest > 0, largest, 1.0), 0.0)
-    return jnp.mean(jnp.where(own_size > 1, score, 0.0))
+    largest = jnp.maximum(within, other)
+    score = jnp.where(largest > 0, (other - within) / jnp.where(largest > 0, largest, 1.0), 0.0)
+    return jnp.mean(jnp.where(size > 1, score, 0.0))

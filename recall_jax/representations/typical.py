@@ -51,8 +51,7 @@ class Typical:
 
 
 def select_typical(points: np.ndarray, count: int, *, seed: int = 0) -> Typical:
-    """Choose typical rows of `points` (n, E) float32: the nearest members of `count` k-means
-    clusters.
+    """Choose the rows of `points` (n, E) float32 nearest to the centroids of `count` clusters.
 
     If there are no more rows than clusters, every row is typical. Equal rows may leave clusters
     empty; then there are fewer typical rows than clusters.

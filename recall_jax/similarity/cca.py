@@ -46,13 +46,13 @@ def svcca(X: jax.Array, Y: jax.Array, variance: float = 0.99) -> jax.Array:
 
 @checked(static=("weighted_by",))
 def pwcca(X: jax.Array, Y: jax.Array, weighted_by: Literal["x", "y"] = "x") -> jax.Array:
-    """Return the projection-weighted CCA: the mean canonical correlation, weighted by direction.
+    """Projection-weighted CCA: mean canonical correlation, weighted by direction.
 
     The weight of a direction is the sum over the features x_j of |<h, x_j>|, where h is its
     canonical variate, in the span of X; with `weighted_by="y"`, in the span of Y and over its
     features. Range [0, 1]; 0 if a side is constant. Invariant to translation, to invertible maps of
-    the side that does not weigh, and to isotropic scaling and permutation of the one that does. Has
-    no gradient where canonical correlations coincide. Source: Morcos et al. 2018, arXiv 1806.05759.
+    the side without weights, and to isotropic scaling and permutation of the one with them. Has no
+    gradient where canonical correlations coincide. Source: Morcos et al. 2018, arXiv 1806.05759.
     Cost as `mean_cca`.
     """
     return PWCCA.evaluate(X, Y, weighted_by=weighted_by)
@@ -75,10 +75,7 @@ def _leading_correlation(x: Components, y: Components, variance: float = 0.99) -
 
 
 def _leading(side: Components, variance: float) -> Components:
-    """Keep the first components that reach this fraction of the variance.
-
-    Set the others to zero.
-    """
+    """Set all but the first components, which reach this fraction of the variance, to zero."""
     # The variance of a component and those after it; small numbers are added before large ones.
     rest = jnp.cumsum((side.values * side.values)[::-1])[::-1]
     kept = ~(rest <= (1 - variance) * rest[:1])

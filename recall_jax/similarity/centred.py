@@ -57,7 +57,7 @@ def centred_kernel(
     points = unit_norm(center(X)) if scaled or kernel != "linear" else center(X)
     squared_sigma = jnp.ones((), X.dtype)
     if kernel == "rbf":
-        median = median_squared_distance(points, block_size, own=True)
+        median = median_squared_distance(points, block_size, include_self=True)
         squared_sigma = jnp.asarray(threshold, X.dtype) ** 2 * median
     if debiased and n < 4:
         raise InputError(f"{n} samples: a debiased measure takes at least 4")
@@ -109,7 +109,7 @@ def hsic(
     debiased: bool = False,
     threshold: float = 0.5,
 ) -> jax.Array:
-    """Return HSIC: tr(K H L H) / (n - 1)^2 of the kernel matrices K and L, with H = I - 1/n.
+    """HSIC: tr(K H L H) / (n - 1)^2 of the kernel matrices K and L, with H = I - 1/n.
 
     `kernel` is "linear" or "rbf" (bandwidth as in `rbf_cka`). `debiased` uses the unbiased
     estimator, whose expectation is zero for independent X and Y. Range [0, inf), debiased also

@@ -61,10 +61,10 @@ def debiased_rbf_cka(X: jax.Array, Y: jax.Array, threshold: float = 0.5) -> jax.
 
 
 class _Features(NamedTuple):
-    """Hold points (n, E), centred, of norm one, and their kernel's product with itself ()."""
+    """Hold points (n, E), centred, of norm one, and their kernel's squared norm ()."""
 
     points: jax.Array
-    own: jax.Array
+    squared_norm: jax.Array
 
 
 def _features(X: jax.Array) -> _Features:
@@ -79,7 +79,7 @@ def _product(X: jax.Array, Y: jax.Array) -> jax.Array:
 
 
 def _from_features(x: _Features, y: _Features) -> jax.Array:
-    return cosine_score(_product(x.points, y.points), x.own, y.own, len(x.points))
+    return cosine_score(_product(x.points, y.points), x.squared_norm, y.squared_norm, len(x.points))
 
 
 LINEAR = kernel_rows("linear")

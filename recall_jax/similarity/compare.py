@@ -167,9 +167,9 @@ def check_samples(num_samples: int, comparison: Comparison) -> None:
     """Raise InputError if there are too few samples for the comparison."""
     reps = jax.ShapeDtypeStruct((num_samples, 2), jnp.float32)
     for name, _ in comparison.similarity:
-        alone = replace(comparison, similarity=((name, 1.0),))
+        single = replace(comparison, similarity=((name, 1.0),))
         try:  # the measure checks this by shapes alone
-            jax.eval_shape(partial(_mix, alone, jnp.float32(1.0)), reps, reps)
+            jax.eval_shape(partial(_mix, single, jnp.float32(1.0)), reps, reps)
         except InputError as error:
             raise InputError(f"similarity {name}: {error}") from error
     if num_samples < 2 and comparison.takes_sigma and comparison.sigma == "median":

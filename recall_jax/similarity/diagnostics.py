@@ -43,8 +43,7 @@ def similarity_warnings(
 
 
 def weight_rises_with_depth(weights: np.ndarray) -> bool:
-    """Return whether the newest model's mean weight rises from the first to the last third of
-    layers.
+    """Return whether the newest model weighs more in the last third of layers than in the first.
 
     `weights` is (K, U); embed and head are left out. This is the hierarchy that the paper reports:
     shallow layers shared, deep layers specialised.

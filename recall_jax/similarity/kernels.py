@@ -24,10 +24,7 @@ def unit_norm(X: jax.Array) -> jax.Array:
 
 
 def safe_sqrt(squared: jax.Array) -> jax.Array:
-    """Return the square root.
-
-    Zero, with gradient zero, for zero and for negative rounding errors.
-    """
+    """Return the square root; for zero and negative rounding errors, zero with gradient zero."""
     zero = squared <= 0  # written so that NaN stays NaN
     return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squared)))
 
@@ -46,24 +43,24 @@ def squared_distances(X: jax.Array, index: jax.Array) -> jax.Array:
     norms = jnp.sum(X * X, axis=1)
     total = norms[index][:, None] + norms[None, :]
     squared = total - 2 * inner_products(X[index], X)
-    own = index[:, None] == jnp.arange(len(X))[None, :]
-    return jnp.where(own | (squared <= 4 * jnp.finfo(X.dtype).eps * total), 0, squared)
+    is_self = index[:, None] == jnp.arange(len(X))[None, :]
+    return jnp.where(is_self | (squared <= 4 * jnp.finfo(X.dtype).eps * total), 0, squared)
 
 
-def median_squared_distance(X: jax.Array, block_size: int, *, own: bool) -> jax.Array:
+def median_squared_distance(X: jax.Array, block_size: int, *, include_self: bool) -> jax.Array:
     """Return the median () squared distance over all ordered sample pairs of X (n, E), centred.
 
-    `own` includes the pairs of a sample with itself. The value in blocks is as exact as at once,
-    but has no gradient. Raises InputError if 32-bit integers cannot count the pairs.
+    `include_self` counts the pairs of a sample with itself. In blocks the value is as exact as at
+    once, but has no gradient. Raises InputError if 32-bit integers cannot count the pairs.
     """
     n = len(X)
     if n >= 2**16 and count_dtype().itemsize < 8:
         raise InputError(
             f"the pairs of {n} samples are more than 32 bits count: turn jax_enable_x64 on"
         )
-    own_pairs = 0 if own else n  # these are zeros, so they have the lowest ranks
-    others = n * n - own_pairs
-    ranks = (own_pairs + (others - 1) // 2, own_pairs + others // 2)
+    self_pairs = 0 if include_self else n  # these are zeros, so they have the lowest ranks
+    others = n * n - self_pairs
+    ranks = (self_pairs + (others - 1) // 2, self_pairs + others // 2)
     if block_size < n:
         middle = order_statistics(lambda index: squared_distances(X, index), n, block_size, ranks)
         return jnp.mean(middle)

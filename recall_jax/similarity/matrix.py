@@ -2,8 +2,8 @@
 
 Measures that are sums over samples run on blocks of samples: the block's rows of every side are
 prepared, and all pairs of sides compared on them, by most measures in one matrix product. Other
-measures prepare each side as a whole and then compare pair by pair. On a mesh, the devices share
-the blocks of samples, the sides, and the pairs.
+measures prepare each side from all samples at once, and then compare pair by pair. On a mesh, the
+devices share the blocks of samples, the sides, and the pairs.
 """
 
 from collections.abc import Callable, Sequence
@@ -105,14 +105,14 @@ def _by_rows(
 
     def prepare(groups: Groups, known: list[Any], index: jax.Array) -> Side:
         prepared = [
-            jax.lax.map(lambda one: rows(one[0], index, one[1]), (group, own))
-            for group, own in zip(groups, known, strict=True)
+            jax.lax.map(lambda one: rows(one[0], index, one[1]), (group, its))
+            for group, its in zip(groups, known, strict=True)
         ]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *prepared)
 
-    def own(side: Side) -> jax.Array:
-        alone = jax.tree.map(lambda leaf: leaf[:, None], side)
-        return jax.lax.map(lambda one: parts.pairs(one, one)[0, 0], alone)
+    def with_itself(side: Side) -> jax.Array:
+        single = jax.tree.map(lambda leaf: leaf[:, None], side)
+        return jax.lax.map(lambda one: parts.pairs(one, one)[0, 0], single)
 
     def part(index: jax.Array, shared: tuple[Any, ...]) -> tuple[jax.Array, ...]:
         x, x_statistics, y, y_statistics = shared
@@ -121,7 +121,7 @@ def _by_rows(
             xy = parts.pairs(x_rows, x_rows)
             return xy, jnp.diagonal(xy), jnp.diagonal(xy)
         y_rows = prepare(y, y_statistics, index)
-        return parts.pairs(x_rows, y_rows), own(x_rows), own(y_rows)
+        return parts.pairs(x_rows, y_rows), with_itself(x_rows), with_itself(y_rows)
 
     shared = (x, x_statistics, y or (), y_statistics)
     if mesh is None:
@@ -138,8 +138,7 @@ def _sum_over_devices(
     """Sum `part` over blocks of samples, with the blocks distributed over the devices."""
     (axis,) = mesh.axis_names
     blocks = n // block_size
-    dealt = -(-blocks // mesh.size) * mesh.size
-    numbers = jnp.arange(dealt)
+    numbers = jnp.arange(-(-blocks // mesh.size) * mesh.size)
 
     def local(numbers: jax.Array, shared: Any) -> Any:
         def block(number: jax.Array) -> Any:
@@ -210,7 +209,7 @@ def _each(function: Callable[[Any, Any], Any], items: Any, shared: Any, mesh: Me
         return jax.lax.map(lambda item: function(item, shared), items)
     (axis,) = mesh.axis_names
     count = len(jax.tree.leaves(items)[0])
-    dealt = jnp.minimum(jnp.arange(-(-count // mesh.size) * mesh.size), count - 1)
+    numbers = jnp.minimum(jnp.arange(-(-count // mesh.size) * mesh.size), count - 1)
 
     def local(numbers: jax.Array, items: Any, shared: Any) -> Any:
         def one(number: jax.Array) -> Any:
@@ -221,7 +220,7 @@ def _each(function: Callable[[Any, Any], Any], items: Any, shared: Any, mesh: Me
     mapped = jax.shard_map(
         local, mesh=mesh, in_specs=(P(axis), P(), P()), out_specs=P(axis), check_vma=False
     )
-    return jax.tree.map(lambda leaf: leaf[:count], mapped(dealt, items, shared))
+    return jax.tree.map(lambda leaf: leaf[:count], mapped(numbers, items, shared))
 
 
 def _evaluate_condensed(

@@ -164,7 +164,7 @@ def checked(
 
     float64 stays (if JAX has it on), everything narrower becomes float32. Raises InputError for
     arrays that are not (n, E1) and (n, E2), for values that are not finite, and for numeric options
-    that are not above zero. Values are checked if they are known, so not under jit, vmap or grad.
+    that are not above zero; under jit, vmap or grad the values are not checked.
     Options named in `static` are compiled in.
     """
 
@@ -190,10 +190,10 @@ def as_samples(X: Any, name: str) -> jax.Array:
     given = X if isinstance(X, jax.Array) else np.asarray(X)
     if given.ndim != 2 or 0 in given.shape:
         raise InputError(f"{name} has shape {given.shape}: give representations (n, E)")
-    whole = jnp.issubdtype(given.dtype, jnp.integer)
-    if not (whole or jnp.issubdtype(given.dtype, jnp.floating)):
+    is_integer = jnp.issubdtype(given.dtype, jnp.integer)
+    if not (is_integer or jnp.issubdtype(given.dtype, jnp.floating)):
         raise InputError(f"{name} is {given.dtype}: give representations of real numbers")
-    if whole or given.dtype.itemsize < 4:
+    if is_integer or given.dtype.itemsize < 4:
         given = given.astype(np.float32)
     array = jnp.asarray(given)
     if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
@@ -234,9 +234,9 @@ def _plain(name: str, value: Any, default: Any) -> Any:
             kind = "True or False" if isinstance(default, bool) else "a text"
             raise InputError(f"{name} is {value!r}: give {kind}")
         return value
-    whole = isinstance(default, int)
-    is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    integer = isinstance(default, int)
+    is_number = isinstance(value, int if integer else int | float) and not isinstance(value, bool)
     if not (is_number and 0 < value < np.inf):
-        noun = "whole number" if whole else "number"
+        noun = "whole number" if integer else "number"
         raise InputError(f"{name} is {value!r}: give a {noun} above 0")
     return value

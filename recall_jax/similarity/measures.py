@@ -1,4 +1,7 @@
-"""Register the measures. To add one, write its file in this folder, and give it a line here."""
+"""Register the measures. To add one, write its file in this folder, and give it a line here.
+
+The first line of a measure's docstring is its definition, which users see: it is no sentence.
+"""
 
 from math import inf, pi, sqrt
 

@@ -30,7 +30,7 @@ def mutual_knn(X: jax.Array, Y: jax.Array, k: int = 10, normalize: bool = True) 
 
 @checked(static=("k", "normalize"))
 def jaccard_knn(X: jax.Array, Y: jax.Array, k: int = 10, normalize: bool = True) -> jax.Array:
-    """Mean over samples of the neighbours on both sides over the neighbours on either.
+    """Mean over samples of the number of shared neighbours over that of neighbours on either side.
 
     Options, range, invariances and cost as `mutual_knn`. Source: Klabunde et al. 2023, arXiv
     2305.06329.
@@ -59,8 +59,8 @@ def nearest(values: jax.Array, index: jax.Array, k: int) -> jax.Array:
     rows, n = values.shape
     if not (k == int(k) and k < n):
         raise InputError(f"k is {k}: give a whole number below that of samples, {n}")
-    own = index[:, None] == jnp.arange(n)[None, :]
-    _, found = jax.lax.top_k(jnp.where(own, -jnp.inf, values), int(k))
+    is_self = index[:, None] == jnp.arange(n)[None, :]
+    _, found = jax.lax.top_k(jnp.where(is_self, -jnp.inf, values), int(k))
     return jnp.zeros_like(values).at[jnp.arange(rows)[:, None], found].set(1)
 
 
@@ -96,7 +96,7 @@ def _similarities(X: jax.Array, index: jax.Array, points: jax.Array, k: int) -> 
 
 
 def _second_order(x: _Similarities, y: _Similarities) -> jax.Array:
-    """Return the sum over these rows."""
+    """Return the sum () of the cosines of these rows."""
     either = jnp.maximum(x.near, y.near)
     directions = [jax.vmap(unit_norm)(side.cosines * either) for side in (x, y)]
     return jnp.vdot(*directions, precision="highest")

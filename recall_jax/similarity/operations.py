@@ -1,9 +1,9 @@
-"""What a matrix of a measure costs at least in floating-point operations.
+"""Estimate the floating-point operations that a matrix of a measure takes at least.
 
-Counted are the matrix products and the factorisations, to leading order (Golub & Van Loan): a
+The estimate counts matrix products and factorisations, to leading order (Golub & Van Loan): a
 product 2abc, the triangular factor of (d, n) 2n^2 (d - n/3), singular values of (m, m) 8/3 m^3 and
-26 m^3 with vectors, those of (n, m) with vectors on one side 6nm^2 + 20m^3, eigenvalues 4/3 n^3.
-Exponentials, sorting and ranks are not: a measure made of them stays far below the roof.
+26 m^3 with vectors, those of (n, m) with vectors on one side 6nm^2 + 20m^3, eigenvalues 4/3 n^3. It
+does not count exponentials, sorting and ranks: measures dominated by these stay far below the peak.
 """
 
 KERNELS = (
@@ -23,7 +23,7 @@ PROJECTIONS = ("linear_regression", "eigenspace_overlap", "gulp")
 
 
 def operations(measure: str, num_samples: int, width: int, layers: int) -> float:
-    """Of the matrix between two models of so many layers (n, E) each."""
+    """Return the operations for the matrix between two models with `layers` layers (n, E) each."""
     n, d, m = num_samples, width, min(num_samples, width)
     sides, pairs = 2 * layers, layers**2
     gram, factor = 2 * n * n * d, 2 * n * n * (d - n / 3) if n < d else 0.0

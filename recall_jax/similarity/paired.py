@@ -46,7 +46,9 @@ def _bandwidth(X: jax.Array, block_size: int, sigma: float | jax.Array | None = 
     points = center(X)
     largest = jnp.max(jnp.abs(points))
     scale = jnp.where(largest > 0, largest, 1)  # so that no square leaves the range of the dtype
-    return scale * jnp.sqrt(0.5 * median_squared_distance(points / scale, block_size, own=False))
+    return scale * jnp.sqrt(
+        0.5 * median_squared_distance(points / scale, block_size, include_self=False)
+    )
 
 
 def _points(X: jax.Array, index: jax.Array, bandwidth: jax.Array) -> _Points:

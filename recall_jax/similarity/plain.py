@@ -1,8 +1,8 @@
-"""Well-known measures as their definitions read, on numpy, scipy and scikit-learn.
+"""Compute well-known measures by their definitions with numpy, scipy and scikit-learn.
 
-Each takes X (n, E1) and Y (n, E2), numpy arrays, and compares this one pair: what ours is timed
-beside. Plain, but not slow on purpose: kernels and features are chosen by what is smaller, and
-singular values come without vectors. benchmarks/ has every other measure so, and other software.
+Each function compares one pair of numpy arrays X (n, E1) and Y (n, E2); they are the baselines of
+the benchmark. They are plain, but not slow on purpose: they use kernels or features, whichever is
+smaller, and compute no singular vectors. benchmarks/ has the other measures, and other software.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ Pair = Callable[[np.ndarray, np.ndarray], Scalar]
 
 
 def paired_rbf(X: np.ndarray, Y: np.ndarray) -> Scalar:
-    """sigma^2 is half the median squared distance within X."""
+    """Return the mean RBF of x_i and y_i; sigma^2 is half the median squared distance within X."""
     from scipy.spatial.distance import pdist
 
     squared_sigma = 0.5 * np.median(pdist(X, "sqeuclidean"))
@@ -24,12 +24,12 @@ def paired_rbf(X: np.ndarray, Y: np.ndarray) -> Scalar:
 
 
 def row_cosine(X: np.ndarray, Y: np.ndarray) -> Scalar:
-    """Mean cosine of x_i and y_i."""
+    """Return the mean cosine of x_i and y_i."""
     return np.mean((X * Y).sum(axis=1) / (norms(X) * norms(Y)))
 
 
 def linear_cka(X: np.ndarray, Y: np.ndarray) -> Scalar:
-    """By Gram matrices, or by features where these are fewer."""
+    """Return linear CKA, by Gram matrices or by features, whichever are smaller."""
     X, Y = centred(X), centred(Y)
     if len(X) < max(X.shape[1], Y.shape[1]):
         return cosine(X @ X.T, Y @ Y.T)
@@ -38,12 +38,12 @@ def linear_cka(X: np.ndarray, Y: np.ndarray) -> Scalar:
 
 
 def rbf_cka(X: np.ndarray, Y: np.ndarray) -> Scalar:
-    """sigma^2 is a quarter of the median squared distance, own pairs included."""
+    """Return the CKA of the `rbf_kernel` of both sides."""
     return cosine(double_centred(rbf_kernel(X)), double_centred(rbf_kernel(Y)))
 
 
 def rsa(X: np.ndarray, Y: np.ndarray) -> Scalar:
-    """Spearman's correlation of correlation distances."""
+    """Return Spearman's correlation of the sides' correlation distances."""
     from scipy.spatial.distance import pdist
     from scipy.stats import spearmanr
 
@@ -51,17 +51,17 @@ def rsa(X: np.ndarray, Y: np.ndarray) -> Scalar:
 
 
 def mutual_knn(X: np.ndarray, Y: np.ndarray, k: int = 10) -> Scalar:
-    """Share of common neighbours by cosine."""
+    """Return the mean fraction of neighbours by cosine that both sides share."""
     return common_share(neighbours(X, k), neighbours(Y, k))
 
 
 def procrustes_distance(X: np.ndarray, Y: np.ndarray) -> Scalar:
-    """Both sides centred and of norm one."""
+    """Return the Procrustes distance, both sides centred and of norm one."""
     return np.sqrt(max(0.0, 2 - 2 * nuclear_norm(shape_of(X), shape_of(Y))))
 
 
 def rbf_cka_by_scikit_learn(X: np.ndarray, Y: np.ndarray) -> Scalar:
-    """As `rbf_cka`, its kernels scikit-learn's."""
+    """Return `rbf_cka` with the kernels of scikit-learn."""
     from sklearn.metrics.pairwise import euclidean_distances
     from sklearn.metrics.pairwise import rbf_kernel as kernel_of
 
@@ -73,28 +73,31 @@ def rbf_cka_by_scikit_learn(X: np.ndarray, Y: np.ndarray) -> Scalar:
 
 
 def mutual_knn_by_scikit_learn(X: np.ndarray, Y: np.ndarray, k: int = 10) -> Scalar:
-    """As `mutual_knn`, the neighbours scikit-learn's."""
+    """Return `mutual_knn` with the neighbours of scikit-learn."""
     return common_share(neighbours_by_scikit_learn(X, k), neighbours_by_scikit_learn(Y, k))
 
 
 def centred(X: np.ndarray) -> np.ndarray:
-    """The rows about their mean."""
+    """Subtract the mean of the rows."""
     return X - X.mean(axis=0)
 
 
 def shape_of(X: np.ndarray) -> np.ndarray:
-    """The centred rows, of norm one together."""
+    """Centre the rows, and scale the matrix to norm one."""
     X = centred(X)
     return X / np.linalg.norm(X)
 
 
 def norms(X: np.ndarray) -> np.ndarray:
-    """The norm of each row."""
+    """Return the norm of each row."""
     return np.linalg.norm(X, axis=1)
 
 
 def rbf_kernel(X: np.ndarray) -> np.ndarray:
-    """(n, n), sigma^2 a quarter of the median squared distance, own pairs included."""
+    """Return the RBF kernel (n, n).
+
+    sigma^2 is a quarter of the median squared distance, which counts each sample with itself.
+    """
     from scipy.spatial.distance import cdist
 
     squared = cdist(X, X, "sqeuclidean")
@@ -102,24 +105,24 @@ def rbf_kernel(X: np.ndarray) -> np.ndarray:
 
 
 def double_centred(K: np.ndarray) -> np.ndarray:
-    """A kernel (n, n) of which every row and column has mean zero."""
+    """Centre the rows and the columns of a kernel (n, n)."""
     return K - K.mean(axis=0) - K.mean(axis=1, keepdims=True) + K.mean()
 
 
 def cosine(K: np.ndarray, L: np.ndarray) -> Scalar:
-    """The cosine of two matrices as vectors."""
+    """Return the cosine of two matrices as vectors."""
     return np.vdot(K, L) / (np.linalg.norm(K) * np.linalg.norm(L))
 
 
 def nuclear_norm(X: np.ndarray, Y: np.ndarray) -> Scalar:
-    """The sum of the singular values of X^T Y."""
+    """Return the sum of the singular values of X^T Y."""
     from scipy.linalg import svdvals
 
     return svdvals(X.T @ Y).sum()
 
 
 def neighbours(X: np.ndarray, k: int) -> np.ndarray:
-    """Indices (n, k) of the nearest by cosine."""
+    """Return the indices (n, k) of the nearest samples by cosine."""
     X = X / norms(X)[:, None]
     cosines = X @ X.T
     np.fill_diagonal(cosines, -np.inf)
@@ -127,20 +130,20 @@ def neighbours(X: np.ndarray, k: int) -> np.ndarray:
 
 
 def neighbours_by_scikit_learn(X: np.ndarray, k: int) -> np.ndarray:
-    """As `neighbours`."""
+    """Return `neighbours` by scikit-learn."""
     from sklearn.neighbors import NearestNeighbors
 
     return NearestNeighbors(n_neighbors=k, metric="cosine").fit(X).kneighbors(return_distance=False)
 
 
 def common_share(x: np.ndarray, y: np.ndarray) -> Scalar:
-    """The mean share of indices (n, k) that two sides have in common."""
+    """Return the mean fraction of indices (n, k) that two sides have in common."""
     return np.mean([len(np.intersect1d(*pair)) / x.shape[1] for pair in zip(x, y, strict=True)])
 
 
 @dataclass(frozen=True)
 class Library:
-    """Other software, and its functions of one pair by the names of our registry."""
+    """Hold the measures of other software for one pair, by their names in our registry."""
 
     name: str
     pairs: Mapping[str, Pair]
@@ -148,7 +151,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What makes a library of a Python `module`, where it can be imported."""
+    """Describe how to get the measures of a library, if its `module` can be imported."""
 
     name: str
     module: str
@@ -178,7 +181,7 @@ PLAIN: Sequence[Adapter] = (
 
 
 def find_libraries(adapters: Sequence[Adapter] = PLAIN) -> tuple[list[Library], list[str]]:
-    """What there is to compare with, and a line on each that is not there."""
+    """Return the libraries that can be imported, and a line for each that cannot."""
     found, missing = [], []
     for adapter in adapters:
         try:

@@ -21,7 +21,7 @@ def rsa(
     rdm: Dissimilarity = "correlation",
     compare: Correlation = "spearman",
 ) -> jax.Array:
-    """Return the correlation over all sample pairs between the two sides' dissimilarities.
+    """Correlation over all sample pairs between the two sides' dissimilarities.
 
     `rdm`: one minus the Pearson correlation of two rows (a row without variance correlates with
     none), or their Euclidean distance. `compare`: "spearman" (equal values share their mean rank),

@@ -14,7 +14,7 @@ import numpy as np
 from recall_jax.checkpoint.units import HEAD
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Progress, silent
-from recall_jax.similarity.asked import Asked
+from recall_jax.similarity.choice import MeasureChoice
 from recall_jax.similarity.depth import (
     Ends,
     Trend,
@@ -31,13 +31,13 @@ FORMAT = 1
 class ModelStates:
     """Hold a model's states (U, n, E) of n samples, and the names of the units.
 
-    `whole` says that these are all units of the model.
+    `all_units` says that no unit of the model is left out.
     """
 
     name: str
     units: tuple[str, ...]
     states: np.ndarray
-    whole: bool = True
+    all_units: bool = True
 
     @property
     def body(self) -> tuple[str, ...]:
@@ -47,7 +47,10 @@ class ModelStates:
 
 @dataclass(frozen=True)
 class SameDepth:
-    """Hold values of two models by depth, with the row's units and the column's matching units."""
+    """Hold similarities of two models by depth.
+
+    `units` of model `row` were compared with their `matches` in model `column`.
+    """
 
     row: int
     column: int
@@ -65,14 +68,14 @@ class SameDepth:
 class Result:
     """Hold one measure between all sides: the matrix (A, A), and the seconds it took."""
 
-    asked: Asked
+    choice: MeasureChoice
     matrix: np.ndarray
     seconds: float
 
     @property
     def distance(self) -> bool:
         """Return whether the measure is a distance: zero for equal sides, and growing."""
-        return self.asked.measure.distance
+        return self.choice.measure.distance
 
     @property
     def scale(self) -> float:
@@ -126,17 +129,14 @@ class Study:
         return SameDepth(row, column, units, tuple(others[place] for place in places), values)
 
     def ends(self, result: Result, model: int) -> Ends | None:
-        """Test RECALL's first observation; None if it does not apply: few layers, or not all."""
-        if not self.models[model].whole:
+        """Test RECALL's first observation; None if layers are left out, or there are too few."""
+        if not self.models[model].all_units:
             return None
         steps = self.adjacent(result, model)
         return falls_at_both_ends(steps, distance=result.distance, scale=result.scale)
 
     def trend(self, result: Result, row: int, column: int) -> Trend | None:
-        """Test RECALL's second observation.
-
-        None if it does not apply: few layers, or other units.
-        """
+        """Test RECALL's second observation; None if the units differ, or are too few."""
         found = self.same_depth(result, row, column)
         if not found.alike:
             return None
@@ -146,7 +146,7 @@ class Study:
 def compare_all(
     models: Sequence[ModelStates],
     rows: np.ndarray,
-    measures: Sequence[Asked],
+    measures: Sequence[MeasureChoice],
     *,
     block_size: int | None = None,
     leave_out: bool = False,
@@ -154,29 +154,29 @@ def compare_all(
 ) -> Study:
     """Compare every unit of every model with every other, by each measure in one matrix.
 
-    `block_size` samples are processed at a time, by default as many as fit. Raises InputError that
-    names a measure if it does not accept these sides; with `leave_out`, the study has a warning
-    instead.
+    `rows` (n,) are the numbers of the data rows. `block_size` samples are processed at a time, by
+    default as many as fit. Raises InputError that names the measure if one does not accept these
+    sides; with `leave_out`, the study has a warning instead.
     """
     sides = [unit for model in models for unit in model.states]
     results: list[Result] = []
     warnings = list(_constant(models))
-    for done, asked in enumerate(measures):
-        progress(asked.label, done, len(measures))
+    for done, choice in enumerate(measures):
+        progress(choice.label, done, len(measures))
         began = time.perf_counter()
         try:
-            _check_widths(asked, models)
-            options = dict(asked.options)
-            found = similarity_matrix(sides, measure=asked.name, block_size=block_size, **options)
+            _check_widths(choice, models)
+            options = dict(choice.options)
+            found = similarity_matrix(sides, measure=choice.name, block_size=block_size, **options)
         except InputError as error:
             if not leave_out:
-                raise InputError(f"measure {asked.label}: {error}") from error
-            warnings.append(f"left out {asked.label}: {error}")
+                raise InputError(f"measure {choice.label}: {error}") from error
+            warnings.append(f"left out {choice.label}: {error}")
             continue
         matrix = np.asarray(found)
-        results.append(Result(asked, matrix, time.perf_counter() - began))
+        results.append(Result(choice, matrix, time.perf_counter() - began))
         if undefined := np.count_nonzero(~np.isfinite(matrix)):
-            warnings.append(f"{asked.label}: {undefined} of {matrix.size} values are not finite")
+            warnings.append(f"{choice.label}: {undefined} of {matrix.size} values are not finite")
     return Study(tuple(models), rows, tuple(results), tuple(warnings))
 
 
@@ -189,7 +189,7 @@ def study_record(study: Study) -> dict[str, Any]:
                 "name": model.name,
                 "units": list(model.units),
                 "width": model.states.shape[2],
-                "all_units": model.whole,
+                "all_units": model.all_units,
             }
             for model in study.models
         ],
@@ -201,18 +201,18 @@ def study_record(study: Study) -> dict[str, Any]:
 
 
 def _measure_record(study: Study, result: Result) -> dict[str, Any]:
-    """Return one measure, its curves over depth, and its two observations."""
-    asked, models, pairs = result.asked, range(len(study.models)), list(study.pairs)
+    """Return the record of one measure: its curves over depth, and the two observations."""
+    choice, models, pairs = result.choice, range(len(study.models)), list(study.pairs)
     curves = [study.same_depth(result, *pair) for pair in pairs]
     ends = [study.ends(result, model) for model in models]
     trends = [study.trend(result, *pair) for pair in pairs]
     return {
-        "measure": asked.label,
-        "name": asked.name,
-        "options": dict(asked.options),
+        "measure": choice.label,
+        "name": choice.name,
+        "options": dict(choice.options),
         "distance": result.distance,
-        "symmetric": asked.measure.symmetric,
-        "file": asked.slug,
+        "symmetric": choice.measure.symmetric,
+        "file": choice.slug,
         "seconds": result.seconds,
         "adjacent": [[_plain(value) for value in study.adjacent(result, k)] for k in models],
         "same_depth": [
@@ -244,12 +244,12 @@ def _plain(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _check_widths(asked: Asked, models: Sequence[ModelStates]) -> None:
+def _check_widths(choice: MeasureChoice, models: Sequence[ModelStates]) -> None:
     """Raise InputError if a measure that needs sides of one width is given several."""
     first = models[0]
     for model in models:
         mine, its = first.states.shape[2], model.states.shape[2]
-        if mine != its and asked.measure.parts.same_width:
+        if mine != its and choice.measure.parts.same_width:
             raise InputError(
                 f"it compares sides of one width, and {first.name} has {mine}, {model.name} {its}"
             )

@@ -72,9 +72,9 @@ def _between_predictors(
         A = side.basis * (side.values / jnp.sqrt(ridge))[None, :]
         return A, jnp.sum(shrinkage * shrinkage)
 
-    (a, own_x), (b, own_y) = shrunk(x), shrunk(y)
+    (a, norm_x), (b, norm_y) = shrunk(x), shrunk(y)
     product = inner_products(a.T, b.T)
-    return jnp.maximum(own_x + own_y - 2 * jnp.sum(product * product), 0)
+    return jnp.maximum(norm_x + norm_y - 2 * jnp.sum(product * product), 0)
 
 
 LINEAR_REGRESSION = SidePair(components, _explained, moments=True)

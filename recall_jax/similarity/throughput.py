@@ -1,7 +1,8 @@
-"""Every measure between all layers of two models, over samples, widths and layers.
+"""Time the measures between all layers of two models, over samples, widths and layers.
 
-The representations are random, layers and models in part alike. Ours are on the device beforehand;
-its first call, with compilation, is told apart. Others compare the same first layers, one pair.
+The representations are random, with a part that all layers share. They are on the device before the
+clock starts, and the first call, which compiles, is timed separately. Other software compares only
+the models' first layers.
 """
 
 import math
@@ -24,13 +25,13 @@ from recall_jax.similarity.operations import operations
 from recall_jax.similarity.plain import PLAIN, Adapter, Library, find_libraries
 
 FORMAT = 1
-_PATIENCE = 5.0  # seconds after which a call is repeated no more
-_LEAST_SECONDS = 0.02  # of the product that the roof is taken from
+_PATIENCE = 5.0  # seconds after which a call is not repeated
+_LEAST_SECONDS = 0.02  # duration of the product that measures the peak
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Two models, of each so many layers (samples, width)."""
+    """Describe the input: two models with `layers` layers (samples, width) each."""
 
     samples: int
     width: int
@@ -38,13 +39,13 @@ class Shape:
 
     @property
     def pairs(self) -> int:
-        """How many values the matrix between them has."""
+        """Return the number of values in the matrix between the models."""
         return self.layers**2
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the first call, and of those after it."""
+    """Hold the seconds of the first call, and statistics of the calls after it."""
 
     first: float
     median: float
@@ -55,18 +56,18 @@ class Timing:
 
 @dataclass(frozen=True)
 class Rival:
-    """Other software on one pair: seconds, the value of that pair, or why there are none."""
+    """Hold the seconds and the value of other software for one pair, or its error."""
 
     name: str
     seconds: Timing | None
     value: float | None
-    times_slower: float | None  # for a pair, than ours
+    times_slower: float | None  # than ours, per pair
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """One measure at one shape: seconds of the whole matrix, and the value of its first pair."""
+    """Hold the seconds of a measure's full matrix at one shape, and the value of its first pair."""
 
     measure: str
     shape: Shape
@@ -80,7 +81,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All cases, the roof in operations a second, and what there was nothing to compare with."""
+    """Hold all cases, the peak in operations per second, and the libraries that are missing."""
 
     cases: tuple[Case, ...]
     roof: float
@@ -88,7 +89,7 @@ class Benchmark:
     missing: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
-        """What similarity.json holds."""
+        """Return the content of the benchmark's similarity.json."""
         return {
             "format": FORMAT,
             "date": datetime.now().isoformat(timespec="seconds"),
@@ -105,15 +106,15 @@ def run(
     shapes: Sequence[Shape],
     *,
     repeat: int,
-    beside: Sequence[Adapter] = PLAIN,
+    adapters: Sequence[Adapter] = PLAIN,
     progress: Progress = silent,
 ) -> Benchmark:
     """Time these measures at these shapes, each call `repeat` times or for five seconds.
 
-    What is `beside` them and installed is timed as well, where it has the measure. Raises
-    InputError where a shape has too few samples for a measure.
+    The installed libraries among `adapters` are timed as well, if they have the measure. Raises
+    InputError if a shape has too few samples for a measure.
     """
-    libraries, missing = find_libraries(beside)
+    libraries, missing = find_libraries(adapters)
     roof, roof_width = matmul_roof()
     cases = []
     total = len(shapes) * len(measures)
@@ -158,27 +159,27 @@ def _rival(
     pair = library.pairs[measure]
     try:
         seconds, value = measure_time(lambda: pair(X, Y), repeat)
-    except Exception as error:  # what it refuses says as much as what it takes
+    except Exception as error:  # a library that fails is a result too
         return Rival(library.name, None, None, None, f"{type(error).__name__}: {error}")
     return Rival(library.name, seconds, _finite(value), seconds.median / per_pair)
 
 
 def _finite(value: Any) -> float | None:
-    """A number as JSON can hold it, None for one that is not finite."""
+    """Return a number for JSON; None if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 
 def representations(shape: Shape, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random (layers, n, E) of two models: a part that all share, and a part of each layer's."""
+    """Draw (layers, n, E) of two models, each layer the sum of a shared and a separate part."""
     rng = np.random.default_rng(seed)
     shared = rng.standard_normal((shape.samples, shape.width), np.float32)
-    own = rng.standard_normal((2, shape.layers, *shared.shape), np.float32)
-    first, second = shared + own
+    separate = rng.standard_normal((2, shape.layers, *shared.shape), np.float32)
+    first, second = shared + separate
     return first, second
 
 
 def measure_time(call: Callable[[], Any], repeat: int) -> tuple[Timing, Any]:
-    """Time a call: once, then `repeat` times or until five seconds have gone."""
+    """Time a call: once, then `repeat` times or until five seconds have passed."""
 
     def timed() -> tuple[float, Any]:
         start = time.perf_counter()
@@ -193,9 +194,10 @@ def measure_time(call: Callable[[], Any], repeat: int) -> tuple[Timing, Any]:
 
 
 def matmul_roof(repeat: int = 5) -> tuple[float, int]:
-    """Operations a second of a square float32 product at full precision, and the width of it.
+    """Return the operations per second of a square float32 product, and its width.
 
-    The best of `repeat`: no measure can be faster than the machine ever is.
+    The product runs at full precision, `repeat` times; the fastest counts, because no measure can
+    be faster than the machine at its peak.
     """
     product = jax.jit(lambda A: jnp.matmul(A, A, precision="highest"))
     width, seconds = 1024, 0.0

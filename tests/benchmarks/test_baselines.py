@@ -33,7 +33,7 @@ def test_what_is_not_installed_is_named():
 
 
 def test_a_measure_beside_all_that_there_is():
-    found = run(["gulp"], [Shape(32, 16, 2)], repeat=1, beside=ADAPTERS[:2])
+    found = run(["gulp"], [Shape(32, 16, 2)], repeat=1, adapters=ADAPTERS[:2])
     (case,) = found.cases
     (numpy,) = case.others
     assert numpy.name == "numpy" and numpy.error is None

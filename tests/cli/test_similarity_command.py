@@ -190,7 +190,7 @@ def test_blocks_of_rows_change_no_value(study):
 
 def test_all_measures_but_those_that_do_not_fit(recall, here, monkeypatch):
     some = {name: MEASURES[name] for name in ("paired_rbf", "linear_cka", "mutual_knn")}
-    monkeypatch.setattr("recall_jax.similarity.asked.MEASURES", some)
+    monkeypatch.setattr("recall_jax.similarity.choice.MEASURES", some)
     np.savez("made.npz", wide=VIT[0, :9], narrow=GPT[0, :9])
     done = recall("similarity", "--reps", "made.npz", "--measure", "all", "--out", "out")
     assert done.status == 0

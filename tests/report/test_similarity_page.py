@@ -15,7 +15,7 @@ from recall_jax.report.scales import hex_colour, viridis
 from recall_jax.report.similarity_page import draw_map, render_study, verdict
 from recall_jax.report.study_files import write_study
 from recall_jax.report.wording import number
-from recall_jax.similarity.asked import Asked
+from recall_jax.similarity.choice import MeasureChoice
 from recall_jax.similarity.study import ModelStates, Result, Study, study_record
 
 
@@ -29,7 +29,7 @@ def make_study(*units, measures=("linear_cka", "procrustes_distance"), seed=0):
     )
     size = sum(map(len, names))
     results = tuple(
-        Result(Asked(name, {}), draw.uniform(0, 1, (size, size)).astype(np.float32), 0.25)
+        Result(MeasureChoice(name, {}), draw.uniform(0, 1, (size, size)).astype(np.float32), 0.25)
         for name in measures
     )
     return Study(models, np.arange(4), results)
@@ -53,7 +53,7 @@ def test_every_pair_and_every_curve_is_on_the_page(units):
     slugs = ["linear_cka", "procrustes_distance"]
     assert page.ids() == ["models", "observations", *slugs, "details"]
     for result in study.results:
-        part = section(markup, result.asked.slug)
+        part = section(markup, result.choice.slug)
         cells = set(Page(part).cells)
         for row, column in study.pairs:
             assert f"{row + 1}–{column + 1} m{row} and m{column}" in cells
@@ -171,7 +171,7 @@ def test_observations_are_those_of_the_numbers(at_ends):
 
 def test_nothing_is_claimed_where_it_cannot_be_asked():
     some = falling(9, at_ends=True)
-    parts = tuple(replace(model, whole=False) for model in some.models)
+    parts = tuple(replace(model, all_units=False) for model in some.models)
     markup = render(replace(some, models=parts))
     assert "the last layers: <strong>cannot be asked</strong>" in markup
     few = render(falling(5))

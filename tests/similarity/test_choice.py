@@ -1,7 +1,7 @@
 import pytest
 
 from recall_jax.errors import InputError
-from recall_jax.similarity.asked import Asked, parse_measures
+from recall_jax.similarity.choice import MeasureChoice, parse_measures
 from recall_jax.similarity.measures import ALIASES, MEASURES
 
 READ = {
@@ -23,7 +23,7 @@ READ = {
 @pytest.mark.parametrize("text", READ)
 def test_names_and_options_are_read(text):
     asked = parse_measures(text)
-    assert asked == tuple(Asked(name, options) for name, options in READ[text])
+    assert asked == tuple(MeasureChoice(name, options) for name, options in READ[text])
     # what is written of them reads as the same again
     assert parse_measures(",".join(one.label for one in asked)) == asked
     assert len({one.slug for one in asked}) == len(asked)
@@ -42,7 +42,7 @@ def test_all_is_every_measure():
 
 def test_every_alias_is_read():
     for alias, name in ALIASES.items():
-        assert parse_measures(alias) == (Asked(name, {}),)
+        assert parse_measures(alias) == (MeasureChoice(name, {}),)
 
 
 REFUSED = {

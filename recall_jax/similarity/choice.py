@@ -15,7 +15,7 @@ _ITEM = re.compile(r"\s*([^\s,()=]+)\s*(?:\(([^()]*)\)\s*)?(,|$)")
 
 
 @dataclass(frozen=True)
-class Asked:
+class MeasureChoice:
     """Hold a measure's name in the registry, and the options that the user gave."""
 
     name: str
@@ -39,15 +39,15 @@ class Asked:
         return self.name + "".join(pairs)
 
 
-def parse_measures(text: str) -> tuple[Asked, ...]:
+def parse_measures(text: str) -> tuple[MeasureChoice, ...]:
     """Parse the measures in `text`; `all` stands for the entire registry.
 
     Raises InputError for text that is no such list, an unknown name or option, a value that the
     option does not accept, and a measure given twice.
     """
     if text.strip() == "all":
-        return tuple(Asked(name, {}) for name in MEASURES)
-    asked: list[Asked] = []
+        return tuple(MeasureChoice(name, {}) for name in MEASURES)
+    choices: list[MeasureChoice] = []
     place, separator = 0, ","
     while separator:
         item = _ITEM.match(text, place)
@@ -59,12 +59,12 @@ def parse_measures(text: str) -> tuple[Asked, ...]:
         name, options, separator = item.groups()
         find_measure(name)
         name = ALIASES.get(name, name)
-        asked.append(Asked(name, _options(name, options or "")))
+        choices.append(MeasureChoice(name, _options(name, options or "")))
         place = item.end()
-    labels = [one.label for one in asked]
+    labels = [one.label for one in choices]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise InputError(f"the measure {twice[0]} is asked for twice: name it once")
-    return tuple(asked)
+    return tuple(choices)
 
 
 def _options(name: str, text: str) -> dict[str, Any]:
