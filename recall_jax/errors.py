@@ -121,11 +121,11 @@ def shown(value: object, limit: int = 200) -> str:
 
     Takes little time however large or deeply nested the value is.
     """
-    return _cut(escaped(_SHORT.repr(value)), limit)
+    return _truncated(escaped(_SHORT.repr(value)), limit)
 
 
 def some(names: Iterable[object], limit: int = 4) -> str:
-    """List the first `limit` names for a message, each cut to 80 characters, and their number."""
+    """List the first `limit` names for a message, each at most 80 characters, and their number."""
     every = list(names)
     more = f", … ({len(every)} in all)" if len(every) > limit else ""
     return ", ".join(brief(str(name), 80) for name in every[:limit]) + more
@@ -133,10 +133,10 @@ def some(names: Iterable[object], limit: int = 4) -> str:
 
 def brief(said: BaseException | str, limit: int = 200) -> str:
     """Return an exception's text or a string as one escaped line of at most `limit` characters."""
-    return _cut(escaped(" ".join(str(said).split())), limit)
+    return _truncated(escaped(" ".join(str(said).split())), limit)
 
 
-def _cut(text: str, limit: int) -> str:
+def _truncated(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

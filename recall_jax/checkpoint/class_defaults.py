@@ -1,9 +1,9 @@
 """Complete a config.json with the defaults of the model's config class in transformers.
 
 Each version of transformers omits other attributes that have their default, such as Gemma's
-`tie_word_embeddings`, and writes some in another form, such as `rope_theta`. We ask the classes
+`tie_word_embeddings`, and writes some in another form, such as `rope_theta`. We read the classes
 themselves, so that no copy of their defaults can become outdated. Importing them takes a second or
-two, so they are asked only for what a file omits.
+two, so they are used only for what a file omits.
 """
 
 import copy
@@ -19,7 +19,7 @@ from recall_jax.errors import InputError, reading
 # Lengths, sizes and ids, which make no list grow. Other numbers, such as layers, may.
 _MEASURES = re.compile("vocab|token|position|theta|freq|length|len|window|max|size|_id")
 _MOST_LISTED = 100_000
-# Asked of every model, and known without an import for the families of most merges.
+# Every model needs these: the families of most merges get them without the import.
 _KNOWN = {
     family: {"tie_word_embeddings": False} for family in ("llama", "mistral", "qwen2", "qwen3")
 }
@@ -35,11 +35,11 @@ def attribute(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
         return config[name]
     if name in (known := _KNOWN.get(str(config.get("model_type")), {})):
         return known[name]
-    whole = _instance(config) or _instance({"model_type": config.get("model_type")})
-    if whole is None:
+    instance = _instance(config) or _instance({"model_type": config.get("model_type")})
+    if instance is None:
         text = config.get("text_config")
         return attribute(text, name, default) if isinstance(text, Mapping) else default
-    return getattr(whole, name, getattr(whole.get_text_config(), name, default))
+    return getattr(instance, name, getattr(instance.get_text_config(), name, default))
 
 
 def completed(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -47,8 +47,8 @@ def completed(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
     Returns None if transformers has no class for the `model_type`, or the class refuses the values.
     """
-    whole = _instance(config)
-    return None if whole is None else whole.to_dict()
+    instance = _instance(config)
+    return None if instance is None else instance.to_dict()
 
 
 def _instance(config: Mapping[str, Any]) -> Any:
@@ -63,8 +63,8 @@ def _instance(config: Mapping[str, Any]) -> Any:
     try:
         with reading("config.json"), _silence():
             # the class modifies the dictionaries it is given
-            own = copy.deepcopy(dict(config))
-            return CONFIG_MAPPING[model_type].from_dict(own) if is_safe(own) else None
+            copied = copy.deepcopy(dict(config))
+            return CONFIG_MAPPING[model_type].from_dict(copied) if is_safe(copied) else None
     except InputError:
         return None
 
@@ -72,7 +72,7 @@ def _instance(config: Mapping[str, Any]) -> Any:
 def is_safe(value: Any, name: str = "") -> bool:
     """Return whether transformers' config class may be built from untrusted values.
 
-    It makes lists as long as the numbers in the config, and asks the hub for a `backbone` by name.
+    It makes lists as long as the numbers in the config, and loads a named `backbone` from the hub.
     """
     if isinstance(value, Mapping):
         return all(is_safe(inner, key) for key, inner in value.items())

@@ -87,8 +87,8 @@ def copy_companions(
     the weights. Raises InputError if the config is missing or malformed, or a file cannot be
     copied; StorageError if the disk fails.
     """
-    own = read_json_object(source / CONFIG_NAME)
-    written = dict(own if config is None else config)
+    original = read_json_object(source / CONFIG_NAME)
+    written = dict(original if config is None else config)
     if dtype is not None:
         written.update(dict.fromkeys(_dtype_keys(written), dtype.name))
     found = companions(source, tokenizers, older)
@@ -96,7 +96,7 @@ def copy_companions(
         with storage_faults(f"copy {path} to {target}"):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target / name)
-    if written != own or CONFIG_NAME not in found.files:
+    if written != original or CONFIG_NAME not in found.files:
         with storage_faults(f"write {target / CONFIG_NAME}"):
             write_json_object(
                 target / CONFIG_NAME, written, indent=2, ensure_ascii=False, allow_nan=True
@@ -113,18 +113,18 @@ def companions(
     `older`, the folders of the models it is merged with. Links are left out, except links in the
     hub's cache to its own files. Raises InputError for a file that cannot be read.
     """
-    own = (*tokenizers, source)
-    giver = next(filter(has_tokenizer, (*own, *older)), source)
+    preferred = (*tokenizers, source)
+    giver = next(filter(has_tokenizer, (*preferred, *older)), source)
     if giver == source:
         found, warnings = _files_in(source)
     else:
         found, warnings = _files_in(source, lambda name: not is_tokenizer_file(name))
         theirs, said = _files_in(giver, is_tokenizer_file)
         found, warnings = found | theirs, warnings + said
-    if giver not in own:
+    if giver not in preferred:
         warnings.append(f"{source} has no tokenizer: that of {giver} is taken")
-    if alone := _unshared_weights(source, found, older):
-        warnings.append(f"weights of {source} that are not merged are copied: {some(alone, 3)}")
+    if unshared := _unshared_weights(source, found, older):
+        warnings.append(f"weights of {source} that are not merged are copied: {some(unshared, 3)}")
     if code := [name for name in found if name.endswith(".py")]:
         warnings.append(
             f"code of {source} is copied, and was not run: {some(code, 3)}; read it before you "

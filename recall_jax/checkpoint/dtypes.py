@@ -1,4 +1,4 @@
-"""The element types of tensors, by their names in files and in recipes."""
+"""List the element types of tensors by their names in files and in recipes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,15 +23,15 @@ DTYPE_OF_NAME: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
 }
 NAME_OF_DTYPE: Mapping[np.dtype[Any], str] = {dtype: name for name, dtype in DTYPE_OF_NAME.items()}
-# The same by the names that numpy, torch and Flax have for them.
+# By the names that numpy, torch and Flax use.
 DTYPE_OF_LONG_NAME = {dtype.name: dtype for dtype in NAME_OF_DTYPE}
-# Those that an output may be asked for in, and that models may be computed with.
+# The dtypes that an output may have, and that models may be run in.
 DTYPES = {name: DTYPE_OF_LONG_NAME[name] for name in ("bfloat16", "float16", "float32", "float64")}
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether elements of this dtype can be averaged: real floating point of any width."""
-    if dtype.kind != "V":  # those that numpy has of its own, and one of ml_dtypes
+    """Return whether a dtype is floating point, of any width: such elements can be averaged."""
+    if dtype.kind != "V":  # a dtype of numpy, or a registered one of ml_dtypes
         return dtype.kind == "f"
     try:
         ml_dtypes.finfo(dtype)

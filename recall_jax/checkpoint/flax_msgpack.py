@@ -29,7 +29,7 @@ _MOST_ITEMS = 1 << 20  # in a list or map: msgpack allocates as many as the file
 
 
 class MsgpackTree:
-    """Read the leaves of a msgpack file: Flax's are held in memory, EasyLM's read one at a time.
+    """Read the leaves of a msgpack file: Flax's stay in memory, EasyLM's are read one at a time.
 
     `others` holds the leaves that are not arrays.
     """
@@ -62,7 +62,7 @@ class MsgpackTree:
         with reading(f"{name} of {self.path}"), self.path.open("rb") as file:
             file.seek(self._starts[name])
             _, packed = _unpacker(file).unpack()
-            return np.asarray(_whole(_unpack(packed)))
+            return np.asarray(_joined(_unpack(packed)))
 
     def _index(self, stream: msgpack.Unpacker) -> int:
         """Index the leaves of a stream; return the position of its end."""
@@ -71,7 +71,7 @@ class MsgpackTree:
             path, packed = entry
             if not isinstance(path, list):
                 raise ValueError("a leaf without a path")
-            self._note("/".join(map(str, path)), _whole(_unpack(packed)), start)
+            self._note("/".join(map(str, path)), _joined(_unpack(packed)), start)
             start = stream.tell()
         return start
 
@@ -199,14 +199,14 @@ _STRICTLY = {
 def _leaves(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the path and value of each leaf of nested maps, with chunks joined."""
     for key, below in tree.items():
-        path, below = f"{above}{key}", _whole(below)
+        path, below = f"{above}{key}", _joined(below)
         if isinstance(below, dict) and below:
             yield from _leaves(below, f"{path}/")
         else:
             yield path, below
 
 
-def _whole(leaf: Any) -> Any:
+def _joined(leaf: Any) -> Any:
     """Join the chunks of a leaf, if it has any."""
     if not (isinstance(leaf, dict) and _CHUNKED in leaf):
         return leaf

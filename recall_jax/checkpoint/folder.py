@@ -45,16 +45,21 @@ class Checkpoint:
     config.json with the changes of adapters, and with the head untied if the files hold a head that
     differs from the embedding; a line of `faults` then reports it. `notes` are lines about other
     parts of the files that are not read. `quantised` says how we know that the weights are
-    quantised; it is None for any model not opened with `look`.
+    quantised; it is None for any model not opened with `headers_only`.
     """
 
     def __init__(
-        self, name: str, folder: Path, adapters: tuple[Path, ...] = (), *, look: bool = False
+        self,
+        name: str,
+        folder: Path,
+        adapters: tuple[Path, ...] = (),
+        *,
+        headers_only: bool = False,
     ) -> None:
         """Read the config and every header, but no weights.
 
         Raises InputError if anything is missing, malformed or unsafe, or if the weights are
-        quantised, unless `look` says that nothing but headers will be used.
+        quantised, unless `headers_only` says that no tensor will be read.
         """
         self.name = name
         self.full_name = "+".join(str(path.resolve()) for path in (folder, *adapters))
@@ -63,9 +68,9 @@ class Checkpoint:
         self.config = read_config(folder)
         self.faults: list[str] = []
         self.quantised: str | None = None
-        may_be = look and not adapters
+        allowed = headers_only and not adapters
         if method := quantised_by(self.config):
-            self._note_quantised(f"quantization_config in its config.json: {method}", may_be)
+            self._note_quantised(f"quantization_config in its config.json: {method}", allowed)
         self._file_of, self.notes = weight_files(folder)
         self._in_files: dict[str, str] = {}  # names in the files of renamed tensors
         self.stored: Mapping[str, TensorSpec] = {
@@ -77,12 +82,12 @@ class Checkpoint:
             raise InputError(f"{folder}: its weights hold no parameters")
         refuse_empty(self.stored, name)
         if self.quantised is None and (tensor := quantised_tensor(self.stored)):
-            self._note_quantised(f"tensor {tensor}", may_be)
+            self._note_quantised(f"tensor {tensor}", allowed)
         self._bytes_read = 0
         self._files = list(dict.fromkeys(self._file_of.values()))
         self._bound: list[BoundAdapter] = []
         self._origins: Mapping[str, str] = {}
-        self._folded: tuple[str, np.ndarray] | None = None  # the last one read by rows
+        self._folded: tuple[str, np.ndarray] | None = None  # the last tensor folded for `read_rows`
         self._settle_tie()
         self._leave_out_copies()
         for adapter in adapters:
@@ -97,9 +102,9 @@ class Checkpoint:
         }
         self.rename(decoder_prefixes(self.stored))
 
-    def _note_quantised(self, reason: str, may_be: bool) -> None:
+    def _note_quantised(self, reason: str, allowed: bool) -> None:
         self.quantised = reason
-        if not may_be:
+        if not allowed:
             raise InputError(
                 f"{self.name} is quantised ({reason}): such numbers can be neither merged nor run "
                 "here; take the model in bfloat16, float16 or float32 that it was made from, or "
@@ -160,8 +165,8 @@ class Checkpoint:
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return rows `start` to `stop` of the result of `read`; a scalar is one row, (1,).
 
-        Reads only these rows of a tensor that no adapter changes. A changed tensor is folded as a
-        whole and kept until the next one, so that reading it in parts folds it once.
+        Reads only these rows of a tensor that no adapter changes. A changed tensor is folded
+        completely and kept until the next one, so that reading it in parts folds it once.
         """
         name = self._stored_as(name)
         if self._is_folded(name):
@@ -269,15 +274,15 @@ class Checkpoint:
         return found
 
 
-def open_checkpoint(spec: str | Path, *, look: bool = False) -> Checkpoint:
+def open_checkpoint(spec: str | Path, *, headers_only: bool = False) -> Checkpoint:
     """Open the model that the user names, as `find_parts` reads it.
 
     Raises InputError if anything is missing, malformed or unsafe, or if the weights are quantised,
-    unless `look` says that nothing but headers will be used.
+    unless `headers_only` says that no tensor will be read.
     """
     parts = find_parts(str(spec))
     base, *adapters = (part.folder for part in parts)
-    model = Checkpoint(str(spec), base, tuple(adapters), look=look)
+    model = Checkpoint(str(spec), base, tuple(adapters), headers_only=headers_only)
     model.full_name = "+".join(part.name for part in parts)
     return model
 

@@ -38,7 +38,7 @@ def snapshot(spec: str) -> Path:
     assert found is not None, "is_repository_id says so"
     repository, revision = found.groups()
     cached = _cached(repository, revision)
-    if cached is not None and _is_whole(cached, _listed_before(repository, cached.name)):
+    if cached is not None and _is_complete(cached, _listed_before(repository, cached.name)):
         return cached
     try:
         return _completed(repository, revision, cached)
@@ -68,9 +68,8 @@ def _listed_before(repository: str, commit: str) -> dict[str, int] | None:
     """Return the sizes of a commit's files if an earlier run has listed them."""
     import huggingface_hub
 
-    if not hasattr(
-        huggingface_hub, "get_cached_repo_tree"
-    ):  # before version 2 listings were not cached
+    # Before version 2, listings were not cached.
+    if not hasattr(huggingface_hub, "get_cached_repo_tree"):
         return None
     try:
         listed = huggingface_hub.get_cached_repo_tree(repository, revision=commit)
@@ -109,7 +108,7 @@ def _downloaded(repository: str, revision: str | None) -> Path:
     for _ in range(2):  # the first round brings the files that list the others
         names = list(map(glob.escape, _needed(sizes, folder)))
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=names))
-        if _is_whole(folder, sizes):
+        if _is_complete(folder, sizes):
             break
     assert folder is not None
     return folder
@@ -126,7 +125,7 @@ def _needed(sizes: Mapping[str, int], folder: Path | None) -> list[str]:
     return [name for name in (*names, *weights, *shards, *_ADAPTER) if name in sizes]
 
 
-def _is_whole(folder: Path, sizes: Mapping[str, int] | None) -> bool:
+def _is_complete(folder: Path, sizes: Mapping[str, int] | None) -> bool:
     return sizes is not None and all((folder / name).is_file() for name in _needed(sizes, folder))
 
 

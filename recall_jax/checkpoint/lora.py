@@ -58,7 +58,7 @@ _WRAPPER = re.compile(r"\.(?:token_adapter\.)?base_layer(?=\.)")
 _SECOND_COPY = re.compile(r"\.(?:original_module|modules_to_save)(?=\.)")
 
 # Families whose blocks keep their weights (in, out). peft goes by each layer's class and saves the
-# `fan_in_fan_out` of the layer it adapted last, so the flag alone does not tell.
+# `fan_in_fan_out` of the layer it adapted last, so the flag is not enough.
 _FAN_IN_FAN_OUT_FAMILIES = ("gpt2", "openai-gpt")
 
 

@@ -48,10 +48,10 @@ class BoundAdapter:
         """
         wide = folded_dtype(self.specs[name].dtype)
 
-        asked: list[str] = []
+        keys_read: list[str] = []
 
         def read(key: str) -> np.ndarray:
-            asked.append(key)
+            keys_read.append(key)
             self.bytes_read += self.file.specs[key].nbytes
             return self.file.read(key).astype(wide, copy=False)
 
@@ -60,7 +60,7 @@ class BoundAdapter:
             for edit in self.edits.get(name, ()):
                 tensor = edit(tensor, read)
         if not np.isfinite(tensor).all() and (array is None or np.isfinite(array).all()):
-            keys = [key for key in asked if not np.isfinite(self.file.read(key)).all()]
+            keys = [key for key in keys_read if not np.isfinite(self.file.read(key)).all()]
             why = f"its sum overflows {wide.name}, or DoRA divides by the norm of a zero output"
             if keys:
                 why = f"{keys[0]} holds NaN or infinite values"

@@ -175,14 +175,14 @@ def _refuse_other_kinds(options: dict[str, Any], path: Path) -> None:
 
 def _by_module(patterns: Mapping[str, _T], modules: Collection[str], where: str) -> dict[str, _T]:
     """Map each module that a pattern matches to the value of the first such pattern, as in peft."""
-    whole = [_whole(pattern) for pattern in patterns]
+    full = [_full_pattern(pattern) for pattern in patterns]
     if any(_REPEATS & set(pattern) for pattern in patterns):
         try:
-            found = run_limited("matching", patterns=whole, names=list(modules))
+            found = run_limited("matching", patterns=full, names=list(modules))
         except ForeignError as error:
             raise InputError(f"{where} cannot be matched: {error}") from error
     else:  # without repetitions the time is bounded
-        found = matching()(whole, list(modules))
+        found = matching()(full, list(modules))
     values = list(patterns.values())
     return {
         module: values[place]
@@ -191,7 +191,7 @@ def _by_module(patterns: Mapping[str, _T], modules: Collection[str], where: str)
     }
 
 
-def _whole(pattern: str) -> str:
+def _full_pattern(pattern: str) -> str:
     """Return the regular expression by which peft matches a module's full name."""
     return rf"(.*\.)?({pattern})$"
 
@@ -228,7 +228,7 @@ def _maps_patterns(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 def _is_pattern(text: str) -> bool:
     try:
         with warnings.catch_warnings(action="ignore"):  # such as a FutureWarning about syntax
-            re.compile(_whole(text))
+            re.compile(_full_pattern(text))
     except (re.error, RecursionError, OverflowError):
         return False
     return True

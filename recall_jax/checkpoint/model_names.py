@@ -30,7 +30,7 @@ def find_parts(spec: str) -> list[Part]:
 
 
 def find_adapter(spec: str) -> Path | None:
-    """Return the folder of an adapter that is named alone, None for any other model."""
+    """Return the folder of an adapter named without a base, or None for any other model."""
     parts = _split(spec)
     folder = _locate(parts[0]).folder
     return folder if len(parts) == 1 and is_adapter(folder) else None

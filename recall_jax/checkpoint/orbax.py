@@ -1,4 +1,4 @@
-"""Read and write trees in Orbax's format: our own in `FOLDER/tree/`, and any other.
+"""Read and write trees in Orbax's format: ours in `FOLDER/tree/`, and those of other programs.
 
 The caller is responsible for the folder and the other files in it.
 """
@@ -104,9 +104,9 @@ class OrbaxTree:
         """Read the metadata; `path` and `part` are as `find_orbax` gives them."""
         self.name, self.path, self.part = name, path.absolute(), part
         self.bytes_read = 0
-        self._asked = {"checkpointable_name": part} if part else {}
+        self._selection = {"checkpointable_name": part} if part else {}
         with _damage(self.path):
-            metadata = ocp.metadata(self.path, **self._asked).metadata
+            metadata = ocp.metadata(self.path, **self._selection).metadata
         if metadata is None:  # Orbax's way to report metadata it cannot read
             raise InputError(f"{path} is damaged (its metadata cannot be read): save it again")
         leaves, self._structure = jax.tree.flatten(metadata)
@@ -128,10 +128,10 @@ class OrbaxTree:
     ) -> dict[str, np.ndarray | jax.Array]:
         """Read leaves as jax arrays if they have a sharding, else as numpy arrays.
 
-        Each process reads only its own shards of a sharded leaf. Every process must call this.
+        Each process reads only its local shards of a sharded leaf. Every process must call this.
         """
         specs = {name: self.specs[name] for name in names}
-        self.bytes_read += sum(_own_bytes(spec, shardings.get(n)) for n, spec in specs.items())
+        self.bytes_read += sum(_local_bytes(spec, shardings.get(n)) for n, spec in specs.items())
         return self._load(
             {
                 name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[name])
@@ -150,7 +150,7 @@ class OrbaxTree:
         abstract = [wanted.get(name, ocp.PLACEHOLDER) for name in self.names]
         with _damage(self.path):
             tree = jax.tree.unflatten(self._structure, abstract)
-            loaded = jax.tree.leaves(ocp.load(self.path, tree, **self._asked))
+            loaded = jax.tree.leaves(ocp.load(self.path, tree, **self._selection))
         found = dict(zip(self.names, loaded, strict=True))
         return {name: found[name] for name in wanted}
 
@@ -166,7 +166,7 @@ def _check_names(metadata: Any, path: Path) -> None:
     check_leaves(_names(metadata), path)
 
 
-def _own_bytes(spec: TensorSpec, sharding: Sharding | None) -> int:
+def _local_bytes(spec: TensorSpec, sharding: Sharding | None) -> int:
     """Return the bytes that this process reads of a leaf: each distinct local shard once."""
     if sharding is None:
         return spec.nbytes

@@ -1,7 +1,7 @@
 """Detect whether the weights of a model are quantised.
 
-Quantised integers mean nothing without their scales and codes, which each method stores in a
-different form: the mean of two is no model. They are recognized by the config, or else by the
+Quantised integers are meaningless without their scales and codes, which each method stores in a
+different form: the mean of two is no model. They are recognised by the config, or else by the
 tensors. (No reader accepts floats of 8 bits or less.)
 """
 

@@ -72,8 +72,8 @@ class SafetensorsFile:
         """Read rows `start` to `stop` of tensor `name` like `read`; a scalar is one row, (1,)."""
         spec = self.specs[name]
         rows, *rest = spec.shape or (1,)
-        cut = TensorSpec(spec.dtype, (len(range(rows)[start:stop]), *rest))
-        return self._view(cut, self._starts[name] + start * spec.nbytes // max(rows, 1))
+        part = TensorSpec(spec.dtype, (len(range(rows)[start:stop]), *rest))
+        return self._view(part, self._starts[name] + start * spec.nbytes // max(rows, 1))
 
     def _view(self, spec: TensorSpec, start: int) -> np.ndarray:
         """Map a tensor that begins at byte `start` of the file."""

@@ -46,7 +46,7 @@ def input_embedding(names: Iterable[str], where: str) -> str:
 def is_tied(names: Collection[str], config: Mapping[str, Any]) -> bool:
     """Return whether a model with these tensors ties its output head to its input embedding.
 
-    Its tensors decide if neither the config nor the config class of its family knows.
+    If neither the config nor its family's config class states it, the tensors decide.
     """
     return bool(attribute(config, _KEY, not any(map(is_head, names))))
 
@@ -74,7 +74,7 @@ def shared_embedding(names: Collection[str]) -> tuple[str, list[str]] | None:
 def untied(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the config of the same model with a separate head.
 
-    Raises InputError for families whose config says more by the tie.
+    Raises InputError for families in which the tie also scales the head's input.
     """
     if (model_type := config.get("model_type")) in _SCALED_WHERE_TIED:
         raise InputError(

@@ -1,7 +1,7 @@
 """Write weights as Hugging Face does: safetensors shards of limited size, and their index.
 
 The specs fix the plan before the first byte; the tensors are then written in that order, each once,
-as a whole or in pieces. Marks recorded on the way let another process continue after a kill. The
+at once or in pieces. Marks recorded on the way let another process continue after a kill. The
 caller provides the folder; `recall_jax.files.output` makes it appear complete.
 """
 
@@ -31,7 +31,7 @@ from recall_jax.files.json_objects import json_text
 CHECKSUMS_NAME = "checksums.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 INDEX_NAME = "model.safetensors.index.json"
-_ALIGNMENT = 64  # of the first tensor, so that jax can use a mapped array without a copy
+_ALIGNMENT = 64  # of the first tensor in bytes, so that jax can use a mapped array without a copy
 
 
 class Mark(NamedTuple):
@@ -155,18 +155,18 @@ class ShardedWriter:
         """
         if self._file is not None:
             raise ValueError("resume comes before the first write")
-        standing = list(read_back(self._folder, self._shards, self._order, marks))
-        checksums = standing[-1] if standing else {}
+        valid = list(read_back(self._folder, self._shards, self._order, marks))
+        checksums = valid[-1] if valid else {}
         with storage_faults(f"write {self._folder}"):
             for path in self._folder.glob("model*.safetensors*"):
                 if path.name not in checksums:
                     path.unlink()
-        if standing:
-            self._finished = marks[len(standing) - 1].tensors
+        if valid:
+            self._finished = marks[len(valid) - 1].tensors
             name, part = checksums.popitem()
             self._checksums = checksums
             self._file = ChecksummedFile(self._folder / name, self._shards[name].size, part)
-        return len(standing)
+        return len(valid)
 
     def __enter__(self) -> Self:
         """Return the writer; it creates no file before the first tensor."""
@@ -223,7 +223,7 @@ def read_back(
     The last shard is partial. Every byte is read once.
     """
     coming = iter(shards.items())
-    whole: dict[str, FileChecksum] = {}
+    complete: dict[str, FileChecksum] = {}
     current, size, crc, tensors = "", 0, 0, 0
     with suppress(OSError):  # a mark whose bytes cannot be read back is not valid
         for mark in marks:
@@ -234,7 +234,7 @@ def read_back(
             while current != file:
                 if current:
                     crc = crc_between(folder / current, size, shards[current].size, crc)
-                    whole[current] = checksum_of(shards[current].size, crc)
+                    complete[current] = checksum_of(shards[current].size, crc)
                 current, shard = next(coming)
                 size = len(shard.header)
                 crc = crc_between(folder / current, 0, size, 0)
@@ -242,10 +242,10 @@ def read_back(
                     return
             end = shards[file].ends[name]
             crc = crc_between(folder / file, size, end, crc)
-            if mark != Mark(tensors, file, end, chained_crc(crc, whole)):
+            if mark != Mark(tensors, file, end, chained_crc(crc, complete)):
                 return
             size = end
-            yield {**whole, file: checksum_of(size, crc)}
+            yield {**complete, file: checksum_of(size, crc)}
 
 
 def chained_crc(crc: int, before: Mapping[str, FileChecksum]) -> str:

@@ -115,7 +115,7 @@ def _model(
 
     if (folder := find_adapter(name)) is not None:
         return describe_adapter(folder), _show_adapter
-    return describe(open_checkpoint(name, look=True), ignore_config), _show_model
+    return describe(open_checkpoint(name, headers_only=True), ignore_config), _show_model
 
 
 def _show_adapter(found: dict[str, Any]) -> None:

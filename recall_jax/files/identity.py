@@ -45,9 +45,8 @@ class OpenedFile:
         """Remember `identity` as the state in which the file at `path` was opened."""
         self.path = path
         self.identity = identity
-        self._read: tuple[FileIdentity, str] | None = (
-            None  # identity when the checksum was read, and the checksum
-        )
+        # The checksum, and the identity of the file when it was read.
+        self._read: tuple[FileIdentity, str] | None = None
 
     def checksum(self) -> str:
         """Return the CRC-32 of the file as it is now, read again only if it may have changed."""

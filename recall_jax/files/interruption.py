@@ -20,13 +20,12 @@ STOPPING: list[signal.Signals] = [
 def uninterrupted() -> Iterator[None]:
     """Delay the signals that stop a program until the block ends; then raise the first of them."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # signal handlers run in the main thread alone
+        yield  # signal handlers run only in the main thread
         return
     waiting: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in STOPPING}
-    handlers = {
-        number: kept for number, kept in handlers.items() if kept is not None
-    }  # None: not set from Python
+    found = {number: signal.getsignal(number) for number in STOPPING}
+    # None is a handler that was not set from Python, and cannot be restored.
+    handlers = {number: kept for number, kept in found.items() if kept is not None}
     holding = True
 
     def hold(number: int, frame: FrameType | None) -> None:

@@ -36,7 +36,7 @@ def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; InputError as above, or if the file cannot be read."""
+    """Return the JSON object in a file; InputError also if the file cannot be read."""
     with reading(str(path)), path.open("rb") as file:
         text = file.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
@@ -63,9 +63,8 @@ def json_text(
 def write_json_object(path: Path, value: Mapping[str, Any], **style: Any) -> None:
     """Write an object to the file at `path`; `style` holds keyword arguments of `json_text`."""
     text = json_text(value, **style)
-    path.write_text(
-        text, encoding="utf-8", errors="backslashreplace"
-    )  # lone surrogates are escaped
+    # Lone surrogates, which UTF-8 lacks, are escaped.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

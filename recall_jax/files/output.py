@@ -89,10 +89,8 @@ def work_folder(
             yield work
             with _faults_of(out):
                 sync_tree(work.folder)
-                with (
-                    uninterrupted(),
-                    _set_aside(work.journal),
-                ):  # once renamed, `folder` is the old `out`
+                # Set aside, because `folder` is the old `out` once the two are exchanged.
+                with uninterrupted(), _set_aside(work.journal):
                     publish_folder(work.folder, target, replace=force)
                     published = True
             confirm(target, out)
@@ -146,9 +144,8 @@ def _at_once(home: Path, target: Path, out: Path, publish: Callable[[], None]) -
             sync_tree(hidden)
             with uninterrupted():
                 publish()
-                _drop(
-                    home
-                )  # also the remains of an interrupted work: `out` is a different output now
+                # Removes also an interrupted work: `out` is a different output now.
+                _drop(home)
         confirm(target, out)
     except BaseException as error:
         with uninterrupted():

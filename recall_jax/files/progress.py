@@ -15,7 +15,7 @@ class Progress(Protocol):
     ) -> None:
         """Display the current task, and its steps and bytes so far.
 
-        `done` of `total` steps are done; `note` is displayed where there are no bytes to show.
+        `done` of `total` steps are complete; `note` is displayed if there are no bytes to show.
         """
 
 

@@ -95,7 +95,7 @@ def _remove(home: Path) -> None:
         clear(home)
     with suppress(OSError):
         (home / _LOCK).unlink()
-    with suppress(OSError):  # another process uses it already
+    with suppress(OSError):  # another process is using it already
         home.rmdir()
 
 

@@ -52,7 +52,7 @@ class _Worker:
                 stderr=subprocess.DEVNULL,
                 text=True,
                 env=os.environ | _ONE_THREAD,
-                start_new_session=True,  # Ctrl-C goes to this process alone
+                start_new_session=True,  # Ctrl-C reaches only this process
             )
         self.owner = os.getpid()
 

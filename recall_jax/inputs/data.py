@@ -27,7 +27,7 @@ def draw_rows(
 ) -> tuple[np.ndarray, list[Row]]:
     """Draw at most `pool` rows by `seed` without replacement.
 
-    Return row numbers, ascending, and rows. Only these rows are held in memory, of Parquet only
+    Returns ascending row numbers, and the rows. Only these rows are in memory, of Parquet only
     their `columns`, but the other rows are checked too. Raises InputError as `read_rows` does.
     """
     total = count_rows(path)

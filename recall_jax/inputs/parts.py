@@ -1,7 +1,7 @@
-"""Split rows into parts that count or not, and into token ids that count or not.
+"""Split rows into parts, and into token ids, that a loss or score counts or not.
 
-A completion counts and its prompt does not; in a chat the assistant's turns count; a plain text
-counts as a whole.
+A completion counts and its prompt does not; in a chat the assistant's turns count; all of a plain
+text counts.
 """
 
 from itertools import accumulate, chain

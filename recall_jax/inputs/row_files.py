@@ -22,7 +22,7 @@ Columns = Callable[[Sequence[str]], Sequence[str]]
 
 LARGEST_ROW = 1 << 26  # characters; without a limit a row could be everything in a .gz
 _PIECE = 1 << 18
-_NEARLY_ALL = 8  # a JSON word that is cut off begins at most this many characters before
+_NEARLY_ALL = 8  # a truncated JSON word begins at most this many characters before its end
 _GZIP = ".gz"
 _BATCH = 64  # rows of a Parquet file decoded at a time
 
@@ -64,7 +64,7 @@ def count_rows(path: Path) -> int:
 
 
 def _kind(path: Path) -> str:
-    """Return the suffix that tells the format; InputError if it is unknown, or there is no file."""
+    """Return the suffix that states the format; InputError if it is unknown, or no file exists."""
     name = path.with_suffix("") if path.suffix.lower() == _GZIP else path
     kind = name.suffix.lower()
     if kind not in _READERS and (kind != ".parquet" or name is not path):
@@ -211,7 +211,7 @@ class _Scanner:
                 value, self._place = _DECODER.raw_decode(self._text, self._place)
                 return value
             except (ValueError, RecursionError) as error:
-                if not (self._is_cut(error) and self._more()):
+                if not (self._is_truncated(error) and self._more()):
                     raise _json_fault(error, self._where, self._passed) from error
 
     def fault(self, said: str) -> InputError:
@@ -222,7 +222,7 @@ class _Scanner:
     def _at(self) -> int:
         return self._passed + self._place
 
-    def _is_cut(self, error: Exception) -> bool:
+    def _is_truncated(self, error: Exception) -> bool:
         """Return whether a value may seem wrong only because the rest of it is not read yet."""
         if not isinstance(error, json.JSONDecodeError):
             return False
@@ -282,8 +282,8 @@ def _read_parquet(path: Path, columns: Columns | None, chosen: np.ndarray | None
         for batch in file.iter_batches(batch_size=_BATCH, columns=wanted):
             if chosen is not None:
                 first, last = np.searchsorted(chosen, [start, start + len(batch)])
-                own, start = chosen[first:last] - start, start + len(batch)
-                batch = batch.take(pyarrow.array(own))
+                places, start = chosen[first:last] - start, start + len(batch)
+                batch = batch.take(pyarrow.array(places))
             with warnings.catch_warnings(action="error"):  # a value that would lose digits
                 values = [list(map(_cell, column)) for column in batch.columns]
             for row in zip(*values, strict=True):

@@ -16,8 +16,8 @@ UNNAMED = "give samples.data (rows to choose from) or samples.typical (rows as g
 class Samples(Schema):
     """Configure the typical samples: from `data`, given as `typical`, or of another `source`.
 
-    The other sources need no data: rows `generated` by the models, from `prompts` if given, or of
-    `random` tokens.
+    The other sources need no data: `generated` rows are written by the models, from `prompts` if
+    given, and `random` rows consist of random tokens.
     """
 
     source: Literal["data", "generated", "random"] = "data"

@@ -12,10 +12,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Fields:
-    """Name the fields of a row that have unusual names.
-
-    Either the field with its text or messages, or those of its prompt and completion.
-    """
+    """Name the fields to read: that of the text or messages, or those of prompt and completion."""
 
     text: str | None = None
     prompt: str | None = None

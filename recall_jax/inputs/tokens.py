@@ -16,7 +16,7 @@ from recall_jax.checkpoint.companions import has_tokenizer
 from recall_jax.errors import InputError, brief, reading
 from recall_jax.files.json_objects import read_json_object
 from recall_jax.foreign.process import ForeignError, run_limited
-from recall_jax.inputs.panics import unheard_panics
+from recall_jax.inputs.panics import silenced_panics
 
 
 @dataclass(frozen=True)
@@ -96,21 +96,21 @@ _CHANGES = (
     "auto_map",
 )
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # encloses the assistant's text
-_MISTRAL_S_OWN = "tekken.json"  # transformers prefers this file if mistral-common is installed
+_MISTRAL_FILE = "tekken.json"  # transformers prefers this file if mistral-common is installed
 
 
 # As `max_tokens`: no truncation. The largest value that a tokenizer accepts.
 UNLIMITED = 2**31 - 1
 # A token has fewer characters than this, except in runs of white space, for which a text has a
 # margin: characters beyond both cannot affect its tokens. Tokenising takes 200 bytes a character.
-_MOST_OF_A_TOKEN, _MOST_BESIDE = 128, 1 << 16
+_MOST_OF_A_TOKEN, _MARGIN = 128, 1 << 16
 
 
 class Tokenizer(Protocol):
     """Define what the samples need of a tokenizer."""
 
     def encode(self, text: str, max_tokens: int, special_tokens: bool) -> list[int]:
-        """Return at most `max_tokens` token ids of `text`, with the special tokens if asked."""
+        """Return at most `max_tokens` token ids of `text`, with special tokens if requested."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
@@ -130,7 +130,7 @@ class Tokenizer(Protocol):
 
 def most_characters(max_tokens: int) -> int:
     """Return how many characters of a text can affect its first `max_tokens` tokens."""
-    return _MOST_BESIDE + _MOST_OF_A_TOKEN * max_tokens
+    return _MARGIN + _MOST_OF_A_TOKEN * max_tokens
 
 
 def load_tokenizer(
@@ -153,18 +153,18 @@ def load_tokenizer(
 @contextmanager
 def _reading_of(folder: Path) -> Iterator[None]:
     """Report whatever the libraries raise for a folder's files, which may be wrong in any way."""
-    with reading(f"the tokenizer of {folder}"), unheard_panics():
+    with reading(f"the tokenizer of {folder}"), silenced_panics():
         yield
 
 
 def _light_tokenizer(folder: Path, model_type: str) -> Tokenizer | None:
-    """Load tokenizer.json alone, or return None if transformers would deviate from it."""
+    """Load only tokenizer.json, or return None if transformers would deviate from it."""
     config = _read_object(folder / "tokenizer_config.json")
     classes, named = _LIGHT.get(model_type, {}), str(config.get("tokenizer_class"))
     if (
         named not in classes
         or not (folder / "tokenizer.json").is_file()
-        or (folder / _MISTRAL_S_OWN).is_file()
+        or (folder / _MISTRAL_FILE).is_file()
         or any(config.get(key) for key in _CHANGES)
     ):
         return None
@@ -218,10 +218,10 @@ def _contents(tokens: Any) -> Iterator[str]:
             yield from _contents(token)
 
 
-def _part(text: str, max_tokens: int, cut_side: str) -> str:
+def _part(text: str, max_tokens: int, truncation_side: str) -> str:
     """Truncate a text to what can affect its first tokens, or its last if truncated on the left."""
     most = most_characters(max_tokens)
-    return text[-most:] if cut_side == "left" else text[:most]
+    return text[-most:] if truncation_side == "left" else text[:most]
 
 
 class _AutoTokenizer:
@@ -249,7 +249,7 @@ class _AutoTokenizer:
             )
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        # The clean-up drops spaces that BPE tokens hold: transformers itself skips it for them.
+        # The clean-up drops spaces in BPE tokens: transformers itself skips it for them.
         with _reading_of(self._folder):
             return str(
                 self._tokenizer.decode(
@@ -283,7 +283,7 @@ class _AutoTokenizer:
 
 
 class _LightTokenizer:
-    """Tokenise with `tokenizers` alone; transformers is loaded only for a chat template."""
+    """Tokenise with `tokenizers`; transformers is loaded only for a chat template."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         import tokenizers

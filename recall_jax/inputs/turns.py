@@ -68,10 +68,10 @@ def _locate(
     if prompt is not None and follows and text.startswith(answered):
         return Turn(len(prompt), len(answered))
     content = _moving(messages, index, text, tokenizer)
-    alone = _moving(messages[: index + 1], index, answered, tokenizer)
-    if content is None or alone is None:
+    single = _moving(messages[: index + 1], index, answered, tokenizer)
+    if content is None or single is None:
         return None
-    ending = answered[alone.end :]
+    ending = answered[single.end :]
     end = content.end + (len(ending) if text.startswith(ending, content.end) else 0)
     if prompt is None:
         return Turn(content.start, end)
@@ -82,7 +82,7 @@ def _locate(
     if place >= 0:
         return Turn(place + len(opening), end)
     # Without such a beginning, as in Mistral's: the text before the content in the answer.
-    lead = answered[len(prompt) : alone.start] if follows else ""
+    lead = answered[len(prompt) : single.start] if follows else ""
     return Turn(content.start - len(lead) * text.endswith(lead, begin, content.start), end)
 
 

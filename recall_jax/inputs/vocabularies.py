@@ -1,4 +1,4 @@
-"""Compare whether the tokenizers of several models mean the same by the same token ids.
+"""Find whether the same token ids mean the same tokens to several models.
 
 Only their files are read; files that are equal byte for byte are not parsed.
 """
@@ -17,7 +17,7 @@ from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.errors import InputError, escaped, reading, shown
 from recall_jax.files.json_objects import read_json_object
 
-_WHOLE = "tokenizer.json"  # contains everything in the other files
+_TOKENIZER_FILE = "tokenizer.json"  # contains everything in the other files
 _MERGES = "merges.txt"
 
 
@@ -59,13 +59,13 @@ class Difference:
         lines = []
         if self.unknown:
             index, token = next(iter(self.unknown.items()))
-            told = _first(token, index, len(self.unknown))
-            lines.append(f"{self.model} does not know {told} of {self.reader}")
+            described = _first(token, index, len(self.unknown))
+            lines.append(f"{self.model} does not know {described} of {self.reader}")
         if self.more:
             token, index = next(iter(self.more.items()))
-            told = _first(token, index, len(self.more))
+            described = _first(token, index, len(self.more))
             lines.append(
-                f"{self.reader}, whose tokenizer is kept, does not know {told} of {self.model}"
+                f"{self.reader}, whose tokenizer is kept, does not know {described} of {self.model}"
             )
         if self.splits:
             lines.append(
@@ -85,10 +85,10 @@ class Difference:
                 f"{self._first_moved()}: the samples would be other texts to {self.model}; {cure}"
             )
         if found := sorted(self.unknown.keys() & set(used)):
-            told = _first(self.unknown[found[0]], found[0], len(found))
+            described = _first(self.unknown[found[0]], found[0], len(found))
             raise InputError(
-                f"the samples hold {told} of {self.reader}, and {self.model} does not know them: "
-                f"{cure}"
+                f"the samples hold {described} of {self.reader}, and {self.model} does not know "
+                f"them: {cure}"
             )
 
     def _first_moved(self) -> str:
@@ -154,18 +154,22 @@ def _compare(model: str, one: Vocabulary, reader: str, other: Vocabulary) -> Dif
 def _same_bytes(one: Path, other: Path) -> bool:
     """Return whether the files of two tokenizers are equal, as far as both have them."""
     shared = [name for name in (*vocabulary_files(one), _MERGES) if (other / name).is_file()]
-    names = [_WHOLE] if _WHOLE in shared else [name for name in shared if (one / name).is_file()]
+    names = (
+        [_TOKENIZER_FILE]
+        if _TOKENIZER_FILE in shared
+        else [name for name in shared if (one / name).is_file()]
+    )
     with reading(f"the tokenizers in {one} and {other}"):
         return bool(names) and all(cmp(one / name, other / name, shallow=False) for name in names)
 
 
 def _is_readable(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (_WHOLE, "vocab.json", "vocab.txt"))
+    return any((folder / name).is_file() for name in (_TOKENIZER_FILE, "vocab.json", "vocab.txt"))
 
 
 def _read_vocabulary(folder: Path) -> Vocabulary:
     """Read tokenizer.json, or older vocabulary files; InputError for other kinds."""
-    if (path := folder / _WHOLE).is_file():
+    if (path := folder / _TOKENIZER_FILE).is_file():
         content = read_json_object(path)
         with reading(str(path)):
             model = content["model"]

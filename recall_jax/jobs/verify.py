@@ -198,7 +198,7 @@ def _kind(folder: Path, names: Collection[str]) -> Kind:
 def _check_model(
     folder: Path, findings: _Findings, progress: Progress, ignore_config: Collection[str]
 ) -> None:
-    model = Checkpoint(str(folder), folder, look=True)
+    model = Checkpoint(str(folder), folder, headers_only=True)
     findings.notes += model.notes
     _note_tokenizer(folder, findings)
     findings.faults += model.faults

@@ -31,9 +31,9 @@ _HEAD_NORMS = ("q_norm", "k_norm")
 def logical_axes(path: Sequence[str]) -> Axes | None:
     """Return the axes of a Flax parameter; None if the path is not that of a parameter.
 
-    A path is such as ("layers", "mlp", "up_proj", "kernel"), with any prefix, as the paths of an
-    optimizer's moments have. LoRA's factors `a` (in, r) and `b` (r, out) are sharded as their layer
-    is.
+    An example of a path is ("layers", "mlp", "up_proj", "kernel"); it may have a prefix, as the
+    paths of an optimizer's moments do. LoRA's factors `a` (in, r) and `b` (r, out) are sharded
+    like their layer.
     """
     stacked: Axes = (LAYERS,) if LAYERS in path else ()
     if not path:
@@ -46,13 +46,13 @@ def logical_axes(path: Sequence[str]) -> Axes | None:
     if module not in _KERNELS:
         return None
     inputs, outputs = _KERNELS[module]
-    own: Mapping[str, Axes] = {
+    by_leaf: Mapping[str, Axes] = {
         "kernel": (inputs, outputs),
         "bias": (outputs,),
         "a": (inputs, None),
         "b": (None, outputs),
     }
-    return (*stacked, *own[leaf]) if leaf in own else None
+    return (*stacked, *by_leaf[leaf]) if leaf in by_leaf else None
 
 
 def tensor_axes(family: str, name: str) -> Axes:

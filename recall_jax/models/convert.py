@@ -63,7 +63,7 @@ def flax_path(family: str, name: str) -> str:
 def unit_params(arch: Architecture, unit: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Build the Flax parameters of `unit` from Hugging Face arrays (numpy or jax).
 
-    Traceable, no copy. Without the output projection in `tensors`, the parameters lack it too.
+    Can be traced, and copies no array. The output projection may be missing from `tensors`.
     """
     params: dict[str, Any] = {}
     for name, path in _names(arch, unit):
@@ -109,7 +109,7 @@ def check_tensors(arch: Architecture, shapes: Mapping[str, tuple[int, ...]], whe
     The lm_head of a tied model is optional.
 
     Raises:
-        InputError: lists the missing and unexpected tensors, and those of another shape.
+        InputError: if they differ; lists missing and unexpected tensors, and wrong shapes.
     """
     expected = tensor_shapes(arch)
     allowed = dict(expected)
@@ -143,8 +143,5 @@ def _names(arch: Architecture, unit: str) -> Iterator[tuple[str, str]]:
 
 
 def _transposed(path: str, array: Any) -> Any:
-    """Transpose a kernel between (out, in) on disk and (in, out) in Flax.
-
-    Return others unchanged.
-    """
+    """Transpose a kernel between (out, in) on disk and (in, out) in Flax; others are unchanged."""
     return array.T if path.endswith("kernel") else array

@@ -210,7 +210,7 @@ class MLP(nn.Module):
 class Linear(nn.Module):
     """Compute x W + c, plus scale dropout(x) A B if the variables hold a `lora` collection.
 
-    Hu et al. 2021 (arXiv:2106.09685), section 4.1. Without a `dropout` key nothing is dropped. If
+    Hu et al. 2021 (arXiv:2106.09685), section 4.1. Without a `dropout` key there is no dropout. If
     `intermediates` are mutable, x is recorded there under `inputs`.
     """
 

@@ -75,10 +75,10 @@ def _alike_in_form(
     as_written = dict(_leaves(one)), dict(_leaves(other))
     if as_written[0] == as_written[1]:
         return as_written
-    whole = completed(one), completed(other)
-    if whole[0] is None or whole[1] is None:
+    complete = completed(one), completed(other)
+    if complete[0] is None or complete[1] is None:
         return dict(_leaves(_rope_together(one))), dict(_leaves(_rope_together(other)))
-    return dict(_leaves(whole[0])), dict(_leaves(whole[1]))
+    return dict(_leaves(complete[0])), dict(_leaves(complete[1]))
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -93,10 +93,7 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _rope_together(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Collect rope attributes in one object, as transformers 5 does.
-
-    The default kind is omitted.
-    """
+    """Collect rope attributes in one object, as transformers 5 does."""
     outer = {name: config.get(name) for name in ("rope_theta", "partial_rotary_factor")}
     inner = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(inner, Mapping):

@@ -1,6 +1,6 @@
 """Run the forward pass as pure functions of (architecture, parameters, inputs).
 
-A block called alone and the same block inside the scan of `forward` are one computation, so the
+A block called by itself and the same block inside the scan of `forward` are one computation, so the
 streamed and the resident engine see the same hidden states. `arch` is static under `jax.jit`.
 """
 
@@ -93,13 +93,13 @@ def block_with_inputs(
         path.removesuffix("/inputs"): values[0]
         for path, values in flatten_dict(seen["intermediates"], sep="/").items()
     }
-    return after, {path: read for path, read in inputs.items() if path not in SAME_INPUTS}
+    return after, {path: states for path, states in inputs.items() if path not in SAME_INPUTS}
 
 
 def head(arch: Architecture, params: Params, hidden: Array) -> Array:
     """Run unit `head`: the last block's output (B, T, E) to the final norm's.
 
-    Needs only the norm.
+    `params` need only have the norm.
     """
     return Head(arch, hidden.dtype).apply({"params": params}, hidden)
 
@@ -181,13 +181,13 @@ def init_params(arch: Architecture, key: Array, dtype: Any = jnp.float32) -> Par
     def layer(key: Array) -> Params:
         return Block(arch).init(key, hidden, batch, FULL_ATTENTION)["params"]
 
-    def whole_head(module: Head, hidden: Array) -> Array:
+    def full_head(module: Head, hidden: Array) -> Array:
         normed = module(hidden)
         return normed if arch.tie_word_embeddings else module.logits(normed)
 
     tree = {
         EMBED: Embed(arch).init(keys[0], ids)["params"],
         LAYERS: jax.vmap(layer)(keys[1:-1]),
-        HEAD: Head(arch).init(keys[-1], hidden, method=whole_head)["params"],
+        HEAD: Head(arch).init(keys[-1], hidden, method=full_head)["params"],
     }
     return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)

@@ -21,8 +21,8 @@ _WEIGHT, _KERNEL = ".weight", "/kernel"
 class LoraSpec:
     """Describe an adapter without its numbers; the defaults are those of the RECALL paper.
 
-    target_modules are names of linear layers (`q_proj`), or `all-linear`. `dropout` is the share of
-    a layer's inputs that is dropped from its update in training; none in evaluation.
+    target_modules are names of linear layers (`q_proj`), or `all-linear`. `dropout` is the
+    fraction of a layer's inputs that is dropped from its update in training; none in evaluation.
     """
 
     r: int = 8
@@ -59,7 +59,7 @@ def adapted_modules(arch: Architecture, spec: LoraSpec) -> dict[str, str]:
     A target matches a name that equals it or ends in a dot and it, as in peft.
 
     Raises:
-        InputError: names the targets that the architecture does not have.
+        InputError: if the architecture lacks a target; names all that it lacks.
     """
     linear = {
         path.removesuffix(_KERNEL): name.removesuffix(_WEIGHT)

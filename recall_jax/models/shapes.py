@@ -1,7 +1,7 @@
 """Derive the shapes of parameters on disk from the config, and check tensors against them.
 
-A merge that runs no model needs nothing else, so this imports none of the modules that make up a
-model; tests compare these shapes with theirs.
+A merge that runs no model needs only these, so this imports no Flax module; tests compare the
+shapes with those of the modules.
 """
 
 import functools
@@ -26,7 +26,7 @@ _SIZES = (
 
 @functools.lru_cache(maxsize=32)
 def group_shapes(arch: Architecture) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return the shapes on disk by Flax path: of `embed`, of one layer, and of `head`."""
+    """Return the shapes on disk by Flax path, for `embed`, one layer, and `head`."""
     width, inner = arch.hidden_size, arch.intermediate_size
     queries = arch.num_attention_heads * arch.head_dim
     keys = arch.num_key_value_heads * arch.head_dim
@@ -61,7 +61,8 @@ def check_sizes(
 ) -> None:
     """Compare a config's sizes with the tensors, before anything of these sizes is allocated.
 
-    Applies to the families here. There are at most as many layers as tensors, or `most_layers`.
+    Configs of other families are not checked. There are at most as many layers as tensors, or
+    `most_layers`.
 
     Raises:
         InputError: if the config asks for more layers, or more along any axis, than there are.

@@ -41,7 +41,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     """Build a mesh of the first devices of all processes.
 
-    InputError if there are too few or many.
+    Raises InputError if there are too few, or if several processes would leave some unused.
     """
     shape = [sizes.get(name, 1) for name in AXES]
     devices, needed = jax.devices(), math.prod(shape)
@@ -62,7 +62,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
 def named_mesh(text: str) -> Mesh:
     """Build the mesh that a text for `parse_mesh` describes, or one of all devices for "auto".
 
-    "auto" shards over `fsdp` alone, for callers that do not know what must fit; others use
+    "auto" shards only over `fsdp`, for callers that do not know what must fit; others use
     `choose_mesh`. Raises InputError as `make_mesh` does.
     """
     return make_mesh({FSDP: jax.device_count()} if text == "auto" else parse_mesh(text))
@@ -112,22 +112,22 @@ def partition_spec(axes: Axes, shape: Sequence[int], mesh: Mesh | AbstractMesh) 
     heads), it shards the longest other dimension that it divides, except that of stacked layers. If
     it divides none, the parameter is replicated along it.
     """
-    cuts: list[list[str]] = [[] for _ in shape]
+    shards: list[list[str]] = [[] for _ in shape]
 
-    def cut(name: str, dimensions: Iterable[int]) -> bool:
+    def shard(name: str, dimensions: Iterable[int]) -> bool:
         for dimension in dimensions:
-            parts = math.prod(mesh.shape[other] for other in (*cuts[dimension], name))
+            parts = math.prod(mesh.shape[other] for other in (*shards[dimension], name))
             if shape[dimension] % parts == 0:
-                cuts[dimension].append(name)
+                shards[dimension].append(name)
                 return True
         return False
 
-    own = {RULES[axis]: dimension for dimension, axis in enumerate(axes) if axis in RULES}
-    names = [name for name in own if mesh.shape[name] > 1]
-    longest = sorted(own.values(), key=lambda dimension: -shape[dimension])
-    for name in [name for name in names if not cut(name, [own[name]])]:
-        cut(name, longest)
-    return PartitionSpec(*(tuple(by) if len(by) > 1 else by[0] if by else None for by in cuts))
+    by_rule = {RULES[axis]: dimension for dimension, axis in enumerate(axes) if axis in RULES}
+    names = [name for name in by_rule if mesh.shape[name] > 1]
+    longest = sorted(by_rule.values(), key=lambda dimension: -shape[dimension])
+    for name in [name for name in names if not shard(name, [by_rule[name]])]:
+        shard(name, longest)
+    return PartitionSpec(*(tuple(by) if len(by) > 1 else by[0] if by else None for by in shards))
 
 
 def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
@@ -154,15 +154,16 @@ def put_parameters(tree: Any, mesh: Mesh) -> Any:
 def gathered(tree: Any, mesh: Mesh) -> Any:
     """Gather parameters along `fsdp` within a program, so that they can be computed with."""
     shardings = jax.tree.map(
-        lambda cut: NamedSharding(mesh, without_fsdp(cut.spec)), parameter_shardings(tree, mesh)
+        lambda sharding: NamedSharding(mesh, without_fsdp(sharding.spec)),
+        parameter_shardings(tree, mesh),
     )
     return jax.lax.with_sharding_constraint(tree, shardings)
 
 
 def without_fsdp(spec: PartitionSpec) -> PartitionSpec:
     """Return the sharding of a parameter once it is gathered along `fsdp`."""
-    cuts = (by if isinstance(by, tuple) else (by,) for by in spec)
-    left = (tuple(name for name in by if name not in (FSDP, None)) for by in cuts)
+    axes = (by if isinstance(by, tuple) else (by,) for by in spec)
+    left = (tuple(name for name in by if name not in (FSDP, None)) for by in axes)
     return PartitionSpec(*(by or None for by in left))
 
 

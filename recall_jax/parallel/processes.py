@@ -160,9 +160,9 @@ class Processes:
         """Wait until all processes have reached this call."""
         self.exchange(name, None)
 
-    def _await(self, look: Callable[[], Any]) -> Any:
+    def _await(self, read: Callable[[], Any]) -> Any:
         pause = 0.001
-        while (found := look()) is None:
+        while (found := read()) is None:
             self.check()
             time.sleep(pause)  # the main thread handles signals here
             pause = min(2 * pause, 0.05)

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from recall_jax.errors import escaped
 
-_TOLD = 1 << 16  # the last bytes of the runtime's output, enough to find its reason
+_TAIL = 1 << 16  # the last bytes of the runtime's output, enough to find its reason
 # absl writes this when the coordination service is lost.
 _SERVICE_LOST = "JAX distributed service detected fatal errors"
 
@@ -37,21 +37,22 @@ class Runtime:
 
     def has_lost_service(self) -> bool:
         """Return whether the runtime aborted because process 0 was lost, not in another crash."""
-        return self.chatter is None or _SERVICE_LOST in self._told()
+        return self.chatter is None or _SERVICE_LOST in self._output()
 
     def last_words(self) -> str:
         """Return the reason of the runtime's abort in one line."""
-        lines = [line.strip() for line in self._told().splitlines() if line.strip()]
+        lines = [line.strip() for line in self._output().splitlines() if line.strip()]
         fatal = next((line for line in reversed(lines) if line.startswith("F")), "")
         reason = fatal.rpartition("absl::Status: ")[2] or (lines[-1] if lines else "")
         return reason or "it gave no reason"
 
-    def _told(self) -> str:
+    def _output(self) -> str:
+        """Return the end of what the runtime has printed."""
         if self.chatter is None:
             return ""
         size = os.fstat(self.chatter).st_size
-        told = os.pread(self.chatter, _TOLD, max(size - _TOLD, 0))
-        return told.decode(errors="replace")
+        text = os.pread(self.chatter, _TAIL, max(size - _TAIL, 0))
+        return text.decode(errors="replace")
 
 
 def hide_chatter() -> Runtime:

@@ -14,7 +14,7 @@ def in_turn(program: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
     """Make a program over a mesh wait for its results on CPU before it returns.
 
     The devices of a CPU share a few threads. Of two programs that exchange data between devices,
-    each could hold the threads that the other waits for; XLA gives up after a minute.
+    each could occupy the threads that the other waits for; XLA gives up after a minute.
     """
 
     @functools.wraps(program)

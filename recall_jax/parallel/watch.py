@@ -32,7 +32,7 @@ from recall_jax.parallel.runtime import Runtime, catch_abort, hide_chatter
 
 ADVICE = "what is done is kept: start all processes again with --resume to go on"
 
-_LOOK = 0.25  # seconds between two reads of the store
+_POLL = 0.25  # seconds between two reads of the store
 _ROLL_CALL = 4.0  # seconds within which a live process answers
 _GRACE = 3.0  # seconds for a main thread to unwind, and for the others to notice an end
 
@@ -51,7 +51,7 @@ class Ending:
         """Return the error to raise in the other processes, whose results so far are good.
 
         It is an UnfinishedError even if that process blames its input: the fault may be its
-        machine's alone, such as a disk that is not mounted.
+        machine's, such as a disk that is not mounted.
         """
         return UnfinishedError(self.line)
 
@@ -84,13 +84,13 @@ def joined(
         ending = watch.ending_behind(error)
         watch.leave()
         if ending is None:
-            watch.tell(error)
+            watch.report(error)
             raise
-        told = ending.error()
+        raised = ending.error()
         if advice not in ending.line:
             for note in getattr(error, "__notes__", ()):
-                told.add_note(note)
-        raise told from (error if debug else None)
+                raised.add_note(note)
+        raise raised from (error if debug else None)
     watch.leave()
     # Process 0 has the store, so it ends last.
     _try(lambda: processes.publish(f"left/{processes.index}", None))
@@ -140,7 +140,7 @@ class _Watch:
 
     def start(self) -> None:
         """Start both threads, which end with the process."""
-        for work in (self._look, self._count):
+        for work in (self._poll_store, self._poll_heartbeats):
             threading.Thread(target=work, daemon=True).start()
 
     def check(self) -> None:
@@ -170,7 +170,7 @@ class _Watch:
                 _wait(lambda: self.ending is not None, HEARTBEAT_TIMEOUT + _GRACE)
         return self.ending
 
-    def tell(self, error: BaseException) -> None:
+    def report(self, error: BaseException) -> None:
         """Report that this process ends, and wait until the others know."""
         index = self._processes.index
         ending = Ending(index, self._in_words(error))
@@ -189,7 +189,7 @@ class _Watch:
                 line = f"{self._name(index)} crashed: {self._runtime.last_words()}: {self._advice}"
             self._speak((self.ending and self.ending.line) or line)
 
-    def _look(self) -> None:
+    def _poll_store(self) -> None:
         """Poll the store for the end of another process, and for a roll call."""
         here = f"{_HERE}/{self._processes.index}"
         answered = False
@@ -200,9 +200,9 @@ class _Watch:
                     return
                 if not answered and self._store.get(_CALL) is not None:
                     answered = self._store.put(here, "")
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
 
-    def _count(self) -> None:
+    def _poll_heartbeats(self) -> None:
         """Poll the service for processes whose heartbeats are missing."""
         everyone = set(range(self._processes.count))
         while not self._left:
@@ -212,7 +212,7 @@ class _Watch:
             time.sleep(1)
 
     def _find(self, ending: Ending) -> None:
-        """Write an ending found here to the store, unless it holds one already."""
+        """Write an ending found here to the store, unless one is there already."""
         with suppress(Exception):
             self._store.put(_ENDED, json.dumps(asdict(ending)))
             if text := self._store.get(_ENDED):

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from recall_jax.errors import InputError
-from recall_jax.inputs.panics import unheard_panics
+from recall_jax.inputs.panics import silenced_panics
 from recall_jax.inputs.tokens import load_tokenizer
 
 VOCABULARY = {character: index for index, character in enumerate(["<pad>", "<eos>", *" abcdefgh"])}
@@ -95,15 +95,15 @@ def test_options_that_the_library_does_not_know_are_not_printed(tmp_path, capfd)
 
 
 def test_all_else_that_is_printed_is_heard(capfd):
-    with unheard_panics():
+    with silenced_panics():
         os.write(2, b"of this thread\n")
         other = threading.Thread(target=os.write, args=(2, b"of another\n"))
         other.start()
         other.join()
-    with pytest.raises(ValueError), unheard_panics():
+    with pytest.raises(ValueError), silenced_panics():
         os.write(2, b"of an exception\n")
         raise ValueError
-    with pytest.raises(BaseException, match="panic"), unheard_panics():
+    with pytest.raises(BaseException, match="panic"), silenced_panics():
         os.write(2, b"thread panicked\n")
         raise BaseException("panic")
     os.write(2, b"end\n")
