@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from reprlib import Repr
 
 # Errors that the user can fix: names, kinds of file, permissions. Any other is the disk's.
-_OF_THE_USER = {
+_USER_ERRORS = {
     errno.EACCES,
     errno.EPERM,
     errno.ENOENT,
@@ -71,7 +71,7 @@ def storage_faults(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = InputError if error.errno in _OF_THE_USER else StorageError
+        kind = InputError if error.errno in _USER_ERRORS else StorageError
         raise kind(f"cannot {doing}: {error.strerror or error}") from error
 
 
@@ -131,9 +131,9 @@ def some(names: Iterable[object], limit: int = 4) -> str:
     return ", ".join(brief(str(name), 80) for name in every[:limit]) + more
 
 
-def brief(said: BaseException | str, limit: int = 200) -> str:
+def brief(message: BaseException | str, limit: int = 200) -> str:
     """Return an exception's text or a string as one escaped line of at most `limit` characters."""
-    return _truncated(escaped(" ".join(str(said).split())), limit)
+    return _truncated(escaped(" ".join(str(message).split())), limit)
 
 
 def _truncated(text: str, limit: int) -> str:

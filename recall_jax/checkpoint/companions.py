@@ -1,4 +1,4 @@
-"""Copy the files that a model needs besides its weights: config, tokenizer, templates and others.
+"""Copy the files that belong to a model but are not its weights: config, tokenizer, templates etc.
 
 A family, or a library such as sentence-transformers, has additional files that no list of names
 foresees. So all files are copied except those known to be useless or wrong in another folder.
@@ -39,7 +39,7 @@ _WEIGHTS = (
     "*.npy *.tflite *.pb *.pte *.mlmodel *.nemo *.engine *.pt *.pth *.ckpt *.pkl *.pickle *.joblib"
 )
 # A folder with any of these is another model, an adapter or an Orbax checkpoint.
-_OF_A_MODEL = _names(_WEIGHTS, "adapter_config.json manifest.ocdbt _metadata")
+_MODEL_FILES = _names(_WEIGHTS, "adapter_config.json manifest.ocdbt _metadata")
 _LEFT_OUT = _names(
     ".*",  # hidden
     _WEIGHTS,
@@ -111,7 +111,7 @@ def companions(
 
     The tokenizer comes from the first folder that has one: of `tokenizers`, then `source`, then
     `older`, the folders of the models it is merged with. Links are left out, except links in the
-    hub's cache to its own files. Raises InputError for a file that cannot be read.
+    hub's cache to files in it. Raises InputError for a file that cannot be read.
     """
     preferred = (*tokenizers, source)
     giver = next(filter(has_tokenizer, (*preferred, *older)), source)
@@ -119,8 +119,8 @@ def companions(
         found, warnings = _files_in(source)
     else:
         found, warnings = _files_in(source, lambda name: not is_tokenizer_file(name))
-        theirs, said = _files_in(giver, is_tokenizer_file)
-        found, warnings = found | theirs, warnings + said
+        theirs, others = _files_in(giver, is_tokenizer_file)
+        found, warnings = found | theirs, warnings + others
     if giver not in preferred:
         warnings.append(f"{source} has no tokenizer: that of {giver} is taken")
     if unshared := _unshared_weights(source, found, older):
@@ -155,7 +155,7 @@ def is_tokenizer_file(name: str) -> bool:
 
 
 def names_to_copy(names: Iterable[str], modules: Sequence[str]) -> list[str]:
-    """Return those of the file names in a model folder that are to be copied.
+    """Return the file names in a model folder that should be copied.
 
     `modules` are the folders of the modules of a sentence-transformers model.
     """
@@ -163,7 +163,7 @@ def names_to_copy(names: Iterable[str], modules: Sequence[str]) -> list[str]:
     of_others = {  # folders of other models, adapters and checkpoints
         folder
         for path in paths
-        if _OF_A_MODEL.match(path.name.lower()) and not _is_of(path.as_posix(), modules)
+        if _MODEL_FILES.match(path.name.lower()) and not _is_of(path.as_posix(), modules)
         for folder in path.parents[:-1]
     }
 

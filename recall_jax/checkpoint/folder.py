@@ -108,7 +108,7 @@ class Checkpoint:
             raise InputError(
                 f"{self.name} is quantised ({reason}): such numbers can be neither merged nor run "
                 "here; take the model in bfloat16, float16 or float32 that it was made from, or "
-                "remove the quantization_config where the weights are floats after all"
+                "remove the quantization_config if the weights are floats after all"
             )
 
     @property
@@ -187,7 +187,7 @@ class Checkpoint:
         Raises InputError if it has a head already, or its embedding is ambiguous.
         """
         if not is_tied(self.stored, self.config):
-            raise InputError(f"{self.name} has an output head of its own: leave --untie out")
+            raise InputError(f"{self.name} has a separate output head already: leave --untie out")
         self.stored, self._origins = with_separate_head(self.stored, self.name)
         self.specs, _ = with_separate_head(self.specs, self.name)
         self.config = untied(self.config, self.name)
@@ -205,8 +205,8 @@ class Checkpoint:
             return
         self.config = untied(self.config, self.name)
         self.faults.append(
-            f"{self.name}: its config ties {head} to {embeddings[0]}, and its files hold two that "
-            "differ: read as a head of its own (tie_word_embeddings false)"
+            f"{self.name}: its config ties {head} to {embeddings[0]}, and its files have two that "
+            "differ: read as a separate head (tie_word_embeddings false)"
         )
 
     def _leave_out_copies(self) -> None:

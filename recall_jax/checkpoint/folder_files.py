@@ -69,8 +69,8 @@ def refuse_empty(specs: Mapping[str, TensorSpec], model: str) -> None:
     for name, spec in specs.items():
         if 0 in spec.shape:
             raise InputError(
-                f"{model}: tensor {name} has shape {list(spec.shape)} and holds nothing, as what "
-                "DeepSpeed ZeRO-3 leaves: gather the weights with its zero_to_fp32.py first"
+                f"{model}: tensor {name} has shape {list(spec.shape)} and is empty, as "
+                "DeepSpeed ZeRO-3 leaves it: gather the weights with its zero_to_fp32.py first"
             )
 
 
@@ -100,7 +100,7 @@ def _indexed_files(index: Path) -> tuple[dict[str, WeightFile], list[str]]:
         if extra := sorted(file.specs.keys() - expected):
             why = "is in another shard" if extra[0] in weight_map else "it does not name"
             warnings.append(
-                f"{path}: left out {len(extra)} tensors that by {index.name} are not in this file, "
+                f"{path}: left out {len(extra)} tensors that {index.name} does not place there, "
                 f"such as {extra[0]}, which {why}"
             )
     return file_of, warnings

@@ -30,9 +30,9 @@ def is_repository_id(spec: str) -> bool:
 def snapshot(spec: str) -> Path:
     """Return the folder of a hub model with all the files that a merge reads and copies.
 
-    A commit in the cache is kept. Missing files are downloaded if the hub answers; it is not asked
-    if HF_HUB_OFFLINE is set, or if an earlier listing shows that nothing is missing. If the hub
-    does not answer, config and weights suffice. Raises InputError if not even these can be found.
+    A commit in the cache is kept. Missing files are downloaded if the hub answers; no request is
+    sent if HF_HUB_OFFLINE is set, or if an earlier listing shows that nothing is missing. If the
+    hub does not answer, config and weights suffice. Raises InputError if even these are missing.
     """
     found = _REPOSITORY.fullmatch(spec)
     assert found is not None, "is_repository_id says so"
@@ -46,8 +46,8 @@ def snapshot(spec: str) -> Path:
         if cached is not None and _is_usable(cached):
             return cached
         raise InputError(
-            f"no folder {spec!r} here, and the Hugging Face hub does not have it, does not "
-            f"open it to you, or cannot be reached ({type(error).__name__})"
+            f"no folder {spec!r} here, and the Hugging Face hub does not have it, denies "
+            f"you access to it, or cannot be reached ({type(error).__name__})"
         ) from error
 
 
@@ -73,7 +73,7 @@ def _listed_before(repository: str, commit: str) -> dict[str, int] | None:
         return None
     try:
         listed = huggingface_hub.get_cached_repo_tree(repository, revision=commit)
-    except Exception:  # missing or unreadable: the hub is asked again
+    except Exception:  # missing or unreadable: the hub lists them again
         return None
     return {file.path: file.size for file in listed}
 

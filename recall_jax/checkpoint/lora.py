@@ -64,7 +64,7 @@ _FAN_IN_FAN_OUT_FAMILIES = ("gpt2", "openai-gpt")
 
 @dataclass(frozen=True)
 class Adapter:
-    """Read a LoRA adapter on disk: its config, and the role of each of its tensors.
+    """Describe a LoRA adapter on disk: its config, and the role of each of its tensors.
 
     `updates` maps a module to the keys of its parts (`lora_A.weight`, ...), `saved` maps the name
     of a tensor to the key of its trained copy. Modules and names are those of the adapted model.
@@ -105,7 +105,7 @@ class Adapter:
         """Return whether the adapter changes an embedding and the head tied to it differently.
 
         With `ensure_weight_tying`, both change together. Without it, a trained copy of either
-        (`modules_to_save`) or an update applies to that use alone; trained token rows apply to
+        (`modules_to_save`) or an update applies only to that use; trained token rows apply to
         both, unless the head has rows that differ from the embedding's.
         """
         ends = [module for module in self.updates if is_vocabulary(f"{module}.weight")]
@@ -280,7 +280,9 @@ def read_adapter(folder: Path) -> Adapter:
     saved: dict[str, str] = {}
     for key, spec in file.specs.items():
         if not key.startswith(_PREFIX):
-            raise InputError(f"{path}: {key} is no adapter tensor, which start with {_PREFIX}")
+            raise InputError(
+                f"{path}: {key} is no adapter tensor: their names start with {_PREFIX}"
+            )
         if not is_float(spec.dtype):
             raise InputError(f"{path}: {key} is {spec.dtype}; only floats can be folded")
         name = key.removeprefix(_PREFIX)
@@ -291,7 +293,7 @@ def read_adapter(folder: Path) -> Adapter:
             if name in saved:
                 raise InputError(f"{path}: {saved[name]} and {key} are both {name}")
             saved[name] = key
-    return Adapter(file, config.of(updates, folder / ADAPTER_CONFIG), dict(updates), saved)
+    return Adapter(file, config.resolved(updates, folder / ADAPTER_CONFIG), dict(updates), saved)
 
 
 def _is_second_copy(key: str, keys: Container[str]) -> bool:

@@ -66,12 +66,12 @@ class LoraConfig:
     fan_in_fan_out: bool
     ensure_weight_tying: bool
     rank_pattern: Mapping[str, int]  # keys are patterns, or module names
-    alpha_pattern: Mapping[str, float]  # once `of` has matched them
+    alpha_pattern: Mapping[str, float]  # once `resolved` has matched them
     modules_to_save: tuple[str, ...]
     trainable_token_indices: Mapping[str, tuple[int, ...]]
 
-    def of(self, modules: Collection[str], where: Path) -> "LoraConfig":
-        """Resolve the patterns for these modules.
+    def resolved(self, modules: Collection[str], where: Path) -> "LoraConfig":
+        """Replace the patterns by the modules that they match.
 
         Raises InputError, which names `where`, if matching the patterns takes too long.
         """

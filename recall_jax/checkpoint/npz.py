@@ -76,7 +76,7 @@ class NpzTree:
         if dtype.hasobject or (dtype.kind == "V" and dtype != _RAW):
             raise InputError(
                 f"{self.path}: {name} holds {shown(str(dtype))}, which is no number: save "
-                "numbers alone"
+                "only numbers"
             )
         spec = TensorSpec(_BFLOAT16 if dtype == _RAW else dtype, shape)
         if (

@@ -37,7 +37,7 @@ class PytorchFile:
             for name, tensor in self._tensors.items()
         }
         if stored is not None and _held_sizes(self._tensors.values()) != stored:
-            raise InputError(f"{path} is damaged: its tensors are not what it has bytes for")
+            raise InputError(f"{path} is damaged: its tensors do not match the bytes stored")
 
     def read(self, name: str) -> np.ndarray:
         """Return tensor `name`, C-contiguous and read-only; copied only if stored otherwise."""
@@ -76,7 +76,7 @@ def _load(path: Path, *, mapped: bool) -> dict[str, Any]:
     except Exception as error:  # torch raises any exception for a damaged file
         raise InputError(
             f"{path} is damaged, or holds more than tensors and is not loaded for safety "
-            f"({type(error).__name__}); convert it to safetensors where you trust it"
+            f"({type(error).__name__}); convert it to safetensors if you trust it"
         ) from error
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)

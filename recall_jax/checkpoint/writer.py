@@ -136,12 +136,12 @@ class ShardedWriter:
         note(self.mark())
 
     def mark(self) -> Mark:
-        """Return the current mark, after a finished tensor.
+        """Return the current mark; ValueError inside of a tensor, or before the first.
 
         The bytes before it are with the operating system: they survive the death of this process.
         """
         if self._file is None or self._filled:
-            raise ValueError("a mark stands after a finished tensor")
+            raise ValueError("a mark needs a finished tensor before it")
         size, crc = self._file.size, self._file.crc
         return Mark(self._finished, self._file.path.name, size, chained_crc(crc, self._checksums))
 
@@ -151,7 +151,7 @@ class ShardedWriter:
         Reads back what that writer wrote and returns how many leading marks are valid; writing
         continues after the last of them, and everything beyond is removed. With no valid mark, or
         marks of another plan, that is everything. The result is the same in every byte as without
-        the interruption.
+        the interruption. Raises ValueError after the first write.
         """
         if self._file is not None:
             raise ValueError("resume comes before the first write")

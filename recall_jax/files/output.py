@@ -259,5 +259,5 @@ def _advice(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt | SystemExit):
         cure = "run the same command with --resume to go on"
     else:
-        cure = "mend the cause, then run the same command with --resume"
+        cure = "fix the cause, then run the same command with --resume"
     return f"{_KEPT}: {cure}"

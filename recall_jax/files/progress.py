@@ -27,7 +27,7 @@ def silent(
 
 @dataclass
 class Clock:
-    """Sum up the seconds spent in each stage; stages may overlap, each in its own thread."""
+    """Sum up the seconds spent in each stage; stages may overlap, each in another thread."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 

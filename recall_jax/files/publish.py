@@ -41,7 +41,7 @@ def confirm(target: Path, out: Path) -> None:
     except OSError as error:
         raise StorageError(
             f"{out} is there and complete, but the disk did not confirm it "
-            f"({error.strerror or error}): see that it still is after a restart"
+            f"({error.strerror or error}): check that it still is after a restart"
         ) from error
 
 
@@ -53,7 +53,7 @@ def sync_tree(folder: Path) -> None:
         _sync_names(Path(root))
 
 
-def mend(target: Path, source: Path) -> None:
+def repair(target: Path, source: Path) -> None:
     """Give `target` its name back if a crash came between the two renames of an exchange."""
     aside = _aside(source)
     if os.path.lexists(aside) and not os.path.lexists(target):
@@ -88,7 +88,7 @@ def _exchange(source: Path, target: Path) -> None:
 
 
 def _aside(source: Path) -> Path:
-    """Return the path of `target` between the two renames, where `mend` finds it."""
+    """Return the path of `target` between the two renames, where `repair` finds it."""
     return source.with_name("old")
 
 

@@ -15,7 +15,7 @@ from recall_jax.errors import UnfinishedError
 from recall_jax.files.journal_lines import append_record, repair_journal
 
 Check = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
-"""Compares the identities of the interrupted work and of this one; raises UnfinishedError."""
+"""Compares the identities of the interrupted work and this one; raises UnfinishedError."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ def resume_results(path: Path, identity: Mapping[str, Any], work: str) -> Result
 
 
 def same_identity(work: str) -> Check:
-    """Return a check that refuses any other identity; `work` names the work in the message."""
+    """Return a check that raises UnfinishedError, which names `work`, for any other identity."""
 
     def check(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         for key in {**now, **then}:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.files.interruption import uninterrupted
-from recall_jax.files.publish import mend
+from recall_jax.files.publish import repair
 
 _SUFFIX, _LOCK, _JOURNAL = ".recall-work", "lock", "journal.jsonl"
 _LONGEST = 255  # bytes of a file name
@@ -67,7 +67,7 @@ def locked(home: Path, target: Path, out: Path) -> Iterator[None]:
         with uninterrupted():
             lock = _locked(home, out)
             with storage_faults(f"write {out}"):
-                mend(target, long_output(home))
+                repair(target, long_output(home))
                 _remove_tree(quick_output(home))
                 _remove_tree(home / "old")
         yield

@@ -15,7 +15,7 @@ MAX_BYTES = 4_000_000
 _MAX_NODES = 100_000
 _MAX_DEPTH = 100
 _MAX_DIGITS = 100
-_MANY = f"more than {_MAX_NODES:,} values, those that aliases repeat included"
+_MANY = f"more than {_MAX_NODES:,} values, repeated aliases included"
 _DEEP = f"nested more than {_MAX_DEPTH} levels deep"
 _TAG = "tag:yaml.org,2002:"
 
@@ -59,7 +59,7 @@ class _Loader(yaml.SafeLoader):
         if node is None:
             return None
         if is_alias:
-            _refuse(node not in self._sizes, "an alias inside of what it stands for", mark)
+            _refuse(node not in self._sizes, "an alias inside the value that it refers to", mark)
         else:
             self._sizes[node] = self._size(node)
         return node

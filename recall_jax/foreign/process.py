@@ -32,7 +32,7 @@ def run_limited(call: str, **arguments: Any) -> Any:
     try:
         request = json.dumps({"call": call, "arguments": arguments}, default=str) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
-        raise ForeignError(f"it is given what is no JSON: {error}") from error
+        raise ForeignError(f"its arguments are not JSON: {error}") from error
     with _LOCK:
         reply = _worker().ask(request)
     if "error" in reply:

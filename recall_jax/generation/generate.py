@@ -85,7 +85,7 @@ def generate(
         else:
             state = _until_stopped(choosing, state, stop)
         if np.asarray(state.is_nan).any():
-            raise InputError("the model gives NaN as logits: run it in float32, mend its weights")
+            raise InputError("the model's logits are NaN: run it in float32, or repair its weights")
         completions += _completions(state)
     return [completions[place] for place in batches.order]
 

@@ -1,4 +1,4 @@
-"""Encode prompts as tokens, to be continued."""
+"""Encode the prompts that a model continues."""
 
 from recall_jax.inputs.tokens import UNLIMITED, Tokenizer
 

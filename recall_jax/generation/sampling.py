@@ -27,7 +27,7 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p}")
         if not self.temperature and (self.top_k, self.top_p) != (None, None):
-            raise InputError("top_k and top_p are of sampling: give a temperature above 0 too")
+            raise InputError("top_k and top_p only apply to sampling: give a temperature above 0")
 
 
 def choose(sampling: Sampling, logits: Array, keys: Array) -> Array:

@@ -100,7 +100,7 @@ def _faults_of(path: Path) -> Iterator[None]:
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 text (byte {_fault(path)})") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{path} is no whole {_GZIP} file: {brief(error)}") from error
+            raise InputError(f"{path} is no complete {_GZIP} file: {brief(error)}") from error
 
 
 def _open(path: Path) -> Any:
@@ -214,9 +214,9 @@ class _Scanner:
                 if not (self._is_truncated(error) and self._more()):
                     raise _json_fault(error, self._where, self._passed) from error
 
-    def fault(self, said: str) -> InputError:
+    def fault(self, problem: str) -> InputError:
         """Return an error about the next character."""
-        return InputError(f"{self._where} is not JSON: {said} at character {self._at}")
+        return InputError(f"{self._where} is not JSON: {problem} at character {self._at}")
 
     @property
     def _at(self) -> int:
@@ -249,7 +249,7 @@ def _read_csv(file: TextIO, where: str) -> Iterator[Row]:
             raise InputError(f"{where} has two columns {shown(twice[0])}: rename one")
         for index, row in enumerate(reader):
             if None in row or None in row.values():
-                raise InputError(f"{where}, row {index} has not as many fields as the header")
+                raise InputError(f"{where}, row {index} does not have as many fields as the header")
             yield dict(row)
     except csv.Error as error:
         place = f"{where}, line {reader.reader.line_num}"

@@ -66,7 +66,7 @@ class Samples(Schema):
 
 
 def make_samples(values: dict[str, Any]) -> Samples:
-    """Build the settings from a recipe's `samples` alone; InputError if they are invalid."""
+    """Build the settings from only a recipe's `samples`; InputError if they are invalid."""
     samples = validate(Samples, values, "samples")
     if not samples.are_named:
         raise InputError(UNNAMED)

@@ -163,7 +163,7 @@ def _message(message: Any, where: str) -> Message:
     speaker = message["from"]
     if not isinstance(speaker, str) or speaker not in _SPEAKERS or "value" not in message:
         raise InputError(
-            f"{where}: from {shown(speaker)} with a value is needed from one of "
+            f"{where}: from is {shown(speaker)}, and must be, with a value, one of "
             f"{', '.join(_SPEAKERS)}"
         )
     return {"role": _SPEAKERS[speaker], "content": message["value"]}

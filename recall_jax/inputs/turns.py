@@ -35,7 +35,9 @@ def assistant_turns(
         before = tokenizer.marked_answers(messages[:given]) if given else ()
         turns = [Turn(start, end) for start, end in marked[len(before or ()) :] if start < end]
         if not turns and any(map(_is_answer, messages[given:])):
-            raise InputError("the chat template marks nothing of the assistant's with generation")
+            raise InputError(
+                "the chat template marks none of the assistant's turns with {% generation %}"
+            )
         return turns
     turns, begin = [], 0
     for index, message in enumerate(messages):
@@ -45,8 +47,8 @@ def assistant_turns(
         if turn is None or not begin <= turn.start <= turn.end:
             raise InputError(
                 f"the chat template writes the assistant's turn, message {index} (from 0), so that "
-                "it cannot be told from the others: mark it there with {% generation %}, or give "
-                "prompt and completion"
+                "it cannot be separated from the others: mark it there with {% generation %}, or "
+                "give prompt and completion"
             )
         turns.append(turn)
         begin = turn.end

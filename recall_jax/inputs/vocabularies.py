@@ -77,12 +77,13 @@ class Difference:
     def check(self, used: Iterable[int]) -> None:
         """Raise InputError if `used`, token ids of the reader, mean other tokens to the model."""
         cure = (
-            "take models of one tokenizer, or pass --ignore-tokenizers (in a recipe, "
+            "take models with one tokenizer, or pass --ignore-tokenizers (in a recipe, "
             "ignore_tokenizers: true)"
         )
         if self.moved:
             raise InputError(
-                f"{self._first_moved()}: the samples would be other texts to {self.model}; {cure}"
+                f"{self._first_moved()}: the samples would be different texts for "
+                f"{self.model}; {cure}"
             )
         if found := sorted(self.unknown.keys() & set(used)):
             described = _first(self.unknown[found[0]], found[0], len(found))
@@ -187,7 +188,7 @@ def _read_vocabulary(folder: Path) -> Vocabulary:
         splits = ()
     else:
         names = ", ".join(map(escaped, vocabulary_files(folder)))
-        raise InputError(f"recall reads no tokens of {names} in {folder}")
+        raise InputError(f"recall cannot read the tokens in {names} of {folder}")
     with reading(str(path)):
         ids = {**vocabulary, **added, **_added_tokens(folder)}
         if not all(type(index) is int for index in ids.values()):

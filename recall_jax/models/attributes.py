@@ -12,7 +12,11 @@ _LARGEST = 2**31 - 1  # of an axis, and of a position
 
 
 class Attributes:
-    """Read the attributes of one JSON object; those that nobody reads are unknown."""
+    """Read the attributes of one JSON object; those that no caller reads are unknown.
+
+    Every method that reads one raises InputError if it is missing or invalid. It may be missing if
+    a default is given.
+    """
 
     def __init__(self, attributes: Mapping[str, Any], where: str) -> None:
         """Read from `attributes`; `where` names the file, and the object in it, in errors."""
@@ -89,7 +93,7 @@ class Attributes:
                 del self.remaining[name]
 
     def finish(self, flag_prefix: str = "") -> None:
-        """Refuse the attributes that nobody has read."""
+        """Raise InputError for the attributes that have not been read or dropped."""
         if self.remaining:
             some = [brief(name, 80) for name in sorted(self.remaining)[:_MOST_NAMES]]
             rest = f" and {len(self.remaining) - len(some)} more" * (

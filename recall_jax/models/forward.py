@@ -138,7 +138,8 @@ def forward(
     `lora` has the low-rank factors of an adapter, {"layers": {path of a linear layer: {"a" (L, in,
     r), "b" (L, r, out)}}}, and `lora_spec` their scale; without `dropout_key` nothing is dropped.
 
-    On a mesh, `rows` is the sharding of the hidden states (B, T, E).
+    On a mesh, `rows` is the sharding of the hidden states (B, T, E). Raises ValueError for `lora`
+    without `lora_spec`, or the reverse.
     """
     chex.assert_equal_shape([input_ids, attention_mask])
     if (lora is None) != (lora_spec is None):

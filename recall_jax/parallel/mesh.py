@@ -100,8 +100,8 @@ def choose_mesh(
         if rest == 0 and data * fsdp <= rows and held <= memory * tensor:
             return dict.fromkeys(AXES, 1) | {DATA: data, FSDP: fsdp, TENSOR: tensor}
     raise InputError(
-        f"{devices} devices with {memory / 2**20:,.0f} MiB each do not hold what is computed with "
-        f"at a time, {parameters / 2**20:,.0f} MiB, whatever the mesh: take more of them, or larger"
+        f"{devices} devices with {memory / 2**20:,.0f} MiB each cannot hold what is computed at a "
+        f"time, {parameters / 2**20:,.0f} MiB, whatever the mesh: use more devices, or larger ones"
     )
 
 

@@ -127,7 +127,7 @@ class Processes:
     check: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def publish(self, key: str, value: Any) -> None:
-        """Make a value known to all processes."""
+        """Make a value known to all processes; ValueError if the key is published already."""
         if not self.store.put(f"{_PREFIX}/{key}", json.dumps(value)):
             raise ValueError(f"key {key!r} is published already")
 

@@ -144,7 +144,7 @@ class _Watch:
             threading.Thread(target=work, daemon=True).start()
 
     def check(self) -> None:
-        """Raise an error if another process has ended."""
+        """Raise UnfinishedError if another process has ended."""
         if self.ending is not None:
             raise self.ending.error()
 

@@ -251,7 +251,7 @@ def mean_silhouette(
 @partial(jax.jit, static_argnames="num_labels")
 def _silhouette(points: jax.Array, labels: jax.Array, num_labels: int) -> jax.Array:
     n = points.shape[0]
-    # A point's distance to itself is zero; the Gram form only comes near.
+    # A point's distance to itself is zero; the Gram form only approximates it.
     others = 1.0 - jnp.eye(n, dtype=jnp.float32)
     distances = jnp.sqrt(_squared_distances(points, points)) * others
     member = jax.nn.one_hot(labels, num_labels)

@@ -70,7 +70,7 @@ def _mean_correlation(x: Components, y: Components, squared: bool = False) -> ja
 
 def _leading_correlation(x: Components, y: Components, variance: float = 0.99) -> jax.Array:
     if variance > 1:
-        raise InputError(f"variance is {variance}: give the share of it to keep, at most 1")
+        raise InputError(f"variance is {variance}: give the fraction to keep, at most 1")
     return _mean_correlation(_leading(x, variance), _leading(y, variance))
 
 

@@ -63,7 +63,7 @@ def parse_measures(text: str) -> tuple[MeasureChoice, ...]:
         place = item.end()
     labels = [one.label for one in choices]
     if twice := [label for label in labels if labels.count(label) > 1]:
-        raise InputError(f"the measure {twice[0]} is asked for twice: name it once")
+        raise InputError(f"the measure {twice[0]} is given twice: name it once")
     return tuple(choices)
 
 

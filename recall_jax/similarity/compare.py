@@ -168,7 +168,7 @@ def check_samples(num_samples: int, comparison: Comparison) -> None:
     reps = jax.ShapeDtypeStruct((num_samples, 2), jnp.float32)
     for name, _ in comparison.similarity:
         single = replace(comparison, similarity=((name, 1.0),))
-        try:  # the measure checks this by shapes alone
+        try:  # the measure checks this by the shapes
             jax.eval_shape(partial(_mix, single, jnp.float32(1.0)), reps, reps)
         except InputError as error:
             raise InputError(f"similarity {name}: {error}") from error
@@ -180,7 +180,7 @@ def check_samples(num_samples: int, comparison: Comparison) -> None:
 
 
 def check_sigma(sigma: jax.Array | np.ndarray, comparison: Comparison, units: list[str]) -> None:
-    """Raise InputError that names the units (one per entry of `sigma`) whose median is zero."""
+    """Raise InputError for a median sigma that is zero or not finite; `units` names its entries."""
     if comparison.takes_sigma and comparison.sigma == "median":
         values = np.atleast_1d(np.asarray(sigma))
         if zero := [unit for unit, value in zip(units, values, strict=True) if value <= 0]:

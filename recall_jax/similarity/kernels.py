@@ -56,7 +56,7 @@ def median_squared_distance(X: jax.Array, block_size: int, *, include_self: bool
     n = len(X)
     if n >= 2**16 and count_dtype().itemsize < 8:
         raise InputError(
-            f"the pairs of {n} samples are more than 32 bits count: turn jax_enable_x64 on"
+            f"32-bit integers cannot count the pairs of {n} samples: turn jax_enable_x64 on"
         )
     self_pairs = 0 if include_self else n  # these are zeros, so they have the lowest ranks
     others = n * n - self_pairs

@@ -1,7 +1,7 @@
 """Define the parts of a similarity measure, and check its inputs.
 
 A measure is a pure function of X (n, E1) and Y (n, E2), where row i of both is from the same
-sample, that returns a scalar. Most of its work concerns one side alone, and when many models or
+sample, that returns a scalar. Most of its work concerns only one side, and when many models or
 layers are compared, that work should be done once per side. So a measure takes one of two forms:
 `SampleSum` for a sum over the samples (blocks of samples then bound the memory, and all pairs of
 sides are compared on a block at once), or `SidePair` for a measure that factorises each side over

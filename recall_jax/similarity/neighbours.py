@@ -58,7 +58,7 @@ def nearest(values: jax.Array, index: jax.Array, k: int) -> jax.Array:
     """
     rows, n = values.shape
     if not (k == int(k) and k < n):
-        raise InputError(f"k is {k}: give a whole number below that of samples, {n}")
+        raise InputError(f"k is {k}: give a whole number below the number of samples, {n}")
     is_self = index[:, None] == jnp.arange(n)[None, :]
     _, found = jax.lax.top_k(jnp.where(is_self, -jnp.inf, values), int(k))
     return jnp.zeros_like(values).at[jnp.arange(rows)[:, None], found].set(1)

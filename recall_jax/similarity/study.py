@@ -262,5 +262,5 @@ def _constant(models: Sequence[ModelStates]) -> Iterator[str]:
         if units := [unit for unit, is_same in zip(model.units, same, strict=True) if is_same]:
             yield (
                 f"{model.name} has the same state for every row in {', '.join(units)}: "
-                "no measure can tell anything of it there"
+                "measures are meaningless there"
             )

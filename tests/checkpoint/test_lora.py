@@ -526,7 +526,7 @@ def test_the_first_pattern_that_matches_a_whole_name_counts(tmp_path: Path) -> N
     patterns = {"proj": 3, "q_proj": 4, r"layers\.1\..*": 5, "[qv]_proj": 6}
     folder = write_adapter(tmp_path, FACTORS, rank_pattern=patterns, alpha_pattern={"v_proj": 9})
     modules = ["layers.0.q_proj", "layers.1.q_proj", "layers.1.v_proj", "layers.0.v_proj", "o_proj"]
-    config = read_lora_config(folder / "adapter_config.json").of(modules, folder)
+    config = read_lora_config(folder / "adapter_config.json").resolved(modules, folder)
     assert [config.rank(module) for module in modules] == [4, 4, 5, 6, 2]
     assert config.scale("layers.0.v_proj") == 1.5
     assert config.scale("o_proj") == 1.0

@@ -182,7 +182,7 @@ def test_a_tensor_reads_no_bytes_of_another(tmp_path):
     path = save({"w": torch.arange(8.0), "v": torch.arange(100.0, 108.0)}, tmp_path)
     rewrite(path, lambda name, data: data.replace(b"K\x08", b"K\x20"))
     assert torch.load(path, weights_only=True, mmap=True)["w"].shape == (32,)
-    with pytest.raises(InputError, match="its tensors are not what it has bytes for"):
+    with pytest.raises(InputError, match="its tensors do not match the bytes stored"):
         PytorchFile(path)
 
 

@@ -317,7 +317,7 @@ def test_all_but_a_wrong_input_keeps_the_work_and_says_so(error, tmp_path):
     assert tree(tmp_path) == KEPT
     (note,) = caught.__notes__
     assert note.startswith("what is done is kept: ") and "--resume" in note
-    assert ("mend the cause" in note) == isinstance(error, Exception)
+    assert ("fix the cause" in note) == isinstance(error, Exception)
 
 
 @pytest.mark.parametrize("error", STOPS, ids=lambda error: type(error).__name__)

@@ -177,7 +177,7 @@ def test_logits_that_are_nan_are_no_answer(mistral):
     network, arch, tree = mistral
     embedding = tree["embed"]["embedding"].copy()
     embedding[PROMPTS[3][0]] = np.nan
-    with pytest.raises(InputError, match="the model gives NaN as logits"):
+    with pytest.raises(InputError, match="the model's logits are NaN"):
         ours((network, arch, {**tree, "embed": {"embedding": embedding}}))
 
 

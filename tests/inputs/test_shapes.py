@@ -92,7 +92,7 @@ def test_what_a_row_says(row, fields, content):
         (
             {"conversations": [{"from": "alien", "value": "x"}]},
             USUAL,
-            "message 0 of conversations: from 'alien' with a value is needed from one of human",
+            "message 0 of conversations: from is 'alien', and must be, with a value, one of human",
         ),
         ({"conversations": [{"from": ["gpt"], "value": "x"}]}, USUAL, r"from \['gpt'\]"),
         ({"conversations": [{"from": "gpt"}]}, USUAL, "with a value"),

@@ -184,7 +184,7 @@ def test_marks_are_those_of_transformers(tokenizers_of):
         (
             "{% for m in messages %}<{{ m.role }}>{% if loop.last %}{{ m.content }}{% endif %}"
             "{% endfor %}",
-            r"message 1 \(from 0\), so that it cannot be told from the others: mark it",
+            r"message 1 \(from 0\), so that it cannot be separated from the others: mark it",
         ),
         # every answer twice
         (
@@ -197,7 +197,7 @@ def test_marks_are_those_of_transformers(tokenizers_of):
         (
             "{% for m in messages %}{% if m.role == 'x' %}{% generation %}{% endgeneration %}"
             "{% endif %}{{ m.content }}{% endfor %}",
-            "marks nothing of the assistant's",
+            "marks none of the assistant's turns",
         ),
         ("{{ raise_exception('no chats') }}", "chat template of .* failed: no chats"),
     ],

@@ -167,7 +167,9 @@ def test_other_kinds_of_files_are_the_same_or_not_compared(tmp_path):
     assert between(fast, reader) is None  # in one of two forms
     (one / "spm.model").write_text("others")
     (line,) = between(one, reader).warnings()
-    assert "different files and were not compared: recall reads no tokens of spm.model" in line
+    assert (
+        "different files and were not compared: recall cannot read the tokens in spm.model" in line
+    )
     between(one, reader).check([1])
 
 

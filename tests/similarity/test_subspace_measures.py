@@ -188,7 +188,7 @@ def test_gradients_are_those_of_finite_differences():
 
 def test_wrong_options_are_refused():
     X, Y = sides(NARROW)
-    with pytest.raises(InputError, match=r"variance is 1\.5: give the share of it to keep"):
+    with pytest.raises(InputError, match=r"variance is 1\.5: give the fraction to keep"):
         svcca(X, Y, variance=1.5)
     with pytest.raises(InputError, match="unknown weighted_by 'z': choose x or y"):
         pwcca(X, Y, weighted_by="z")

@@ -266,7 +266,7 @@ def test_a_full_disk_is_one_line_and_more_room_goes_on(finetune, disk):
     done = finetune("--save-every", 1, out=place / "out")
     assert done.status == 2
     (line,) = done.err.splitlines()
-    assert "state-2: No space left on device; what is done is kept: mend the cause" in line
+    assert "state-2: No space left on device; what is done is kept: fix the cause" in line
     disk("size=100m")
     done = finetune("--save-every", 1, "--resume", out=place / "out")
     assert done.status == 0, done.err

@@ -21,6 +21,7 @@ def read_shared(
 
     The keywords are the defaults of the family's class in transformers where families differ. None
     means as many key-value heads as heads, and hidden_size / num_attention_heads for head_dim.
+    Raises InputError for invalid values, and for head sizes that do not fit.
     """
     hidden_size = config.integer("hidden_size", 4096)
     heads = config.integer("num_attention_heads", 32)
@@ -51,7 +52,10 @@ def read_shared(
 
 
 def read_layer_windows(config: Attributes, num_hidden_layers: int) -> tuple[int | None, ...]:
-    """Read the windows of the Qwen families from `layer_types` (v5) or `max_window_layers` (v4)."""
+    """Read the windows of the Qwen families from `layer_types` (v5) or `max_window_layers` (v4).
+
+    Raises InputError if the attributes contradict each other.
+    """
     used = config.flag("use_sliding_window", False)
     window = config.integer("sliding_window", 4096, null=True)
     first = config.integer("max_window_layers", 28, minimum=0)
@@ -70,8 +74,8 @@ def read_layer_windows(config: Attributes, num_hidden_layers: int) -> tuple[int 
 def read_rope(config: Attributes, max_position_embeddings: int) -> Rope:
     """Read a rotary embedding from `rope_parameters` (v5), or `rope_theta` and `rope_scaling` (v4).
 
-    Precedence and defaults are those of transformers 5, except that two places that disagree are an
-    error. `max_position_embeddings` is the family's default.
+    Precedence and defaults are those of transformers 5. `max_position_embeddings` is the family's
+    default. Raises InputError for invalid values, and if two places disagree.
     """
     max_position_embeddings = config.integer("max_position_embeddings", max_position_embeddings)
     outer_theta = config.number("rope_theta", None)
