@@ -29,7 +29,7 @@ class Runtime:
     """Hold descriptors: where our messages go, and where the runtime's are hidden, if they are."""
 
     stderr: int
-    chatter: int | None = None
+    hidden: int | None = None
 
     def say(self, line: str) -> None:
         """Write one line to stderr, from any thread, past all buffers."""
@@ -37,45 +37,45 @@ class Runtime:
 
     def has_lost_service(self) -> bool:
         """Return whether the runtime aborted because process 0 was lost, not in another crash."""
-        return self.chatter is None or _SERVICE_LOST in self._output()
+        return self.hidden is None or _SERVICE_LOST in self._recent_output()
 
-    def last_words(self) -> str:
+    def abort_reason(self) -> str:
         """Return the reason of the runtime's abort in one line."""
-        lines = [line.strip() for line in self._output().splitlines() if line.strip()]
+        lines = [line.strip() for line in self._recent_output().splitlines() if line.strip()]
         fatal = next((line for line in reversed(lines) if line.startswith("F")), "")
         reason = fatal.rpartition("absl::Status: ")[2] or (lines[-1] if lines else "")
         return reason or "it gave no reason"
 
-    def _output(self) -> str:
+    def _recent_output(self) -> str:
         """Return the end of what the runtime has printed."""
-        if self.chatter is None:
+        if self.hidden is None:
             return ""
-        size = os.fstat(self.chatter).st_size
-        text = os.pread(self.chatter, _TAIL, max(size - _TAIL, 0))
+        size = os.fstat(self.hidden).st_size
+        text = os.pread(self.hidden, _TAIL, max(size - _TAIL, 0))
         return text.decode(errors="replace")
 
 
-def hide_chatter() -> Runtime:
+def hide_output() -> Runtime:
     """Redirect output that bypasses Python to a hidden file, for the rest of the process.
 
     `sys.stdout` and `sys.stderr` still write where they did.
     """
     logging.getLogger("jax").setLevel(logging.CRITICAL)
     with tempfile.TemporaryFile(buffering=0) as file:
-        chatter = os.dup(file.fileno())
-    sys.stdout, _ = _moved(sys.stdout, 1, chatter)
-    sys.stderr, stderr = _moved(sys.stderr, 2, chatter)
-    return Runtime(stderr, chatter)
+        hidden = os.dup(file.fileno())
+    sys.stdout, _ = _moved(sys.stdout, 1, hidden)
+    sys.stderr, stderr = _moved(sys.stderr, 2, hidden)
+    return Runtime(stderr, hidden)
 
 
-def _moved(stream: TextIO, number: int, chatter: int) -> tuple[TextIO, int]:
-    """Move a stream to a duplicate of its descriptor, and redirect the original to `chatter`."""
+def _moved(stream: TextIO, number: int, hidden: int) -> tuple[TextIO, int]:
+    """Move a stream to a duplicate of its descriptor, and redirect the original to `hidden`."""
     stream.flush()
     try:
         kept = os.dup(number)
     except OSError:  # closed by the parent process
         kept = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(chatter, number)
+    os.dup2(hidden, number)
     # Line-buffered, so that nothing is lost if the process ends at once.
     moved = open(  # noqa: SIM115
         kept, "w", buffering=1, encoding=stream.encoding, errors=stream.errors, closefd=False
@@ -83,17 +83,17 @@ def _moved(stream: TextIO, number: int, chatter: int) -> tuple[TextIO, int]:
     return moved, kept
 
 
-def catch_abort(heard: Callable[[], None]) -> None:
-    """Call `heard` in the thread that aborts, and then stop that thread for ever.
+def catch_abort(on_abort: Callable[[], None]) -> None:
+    """Call `on_abort` in the thread that aborts, and then block that thread for ever.
 
     Python's signal handlers would only run in the main thread, after the abort.
     """
 
-    def stand_still(number: int) -> None:
-        heard()
+    def handle_and_block(number: int) -> None:
+        on_abort()
         while True:
             time.sleep(3600)
 
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(stand_still)
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle_and_block)
     _kept.append(handler)
     ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)

@@ -28,7 +28,7 @@ from recall_jax.parallel.processes import (
     Processes,
     connect,
 )
-from recall_jax.parallel.runtime import Runtime, catch_abort, hide_chatter
+from recall_jax.parallel.runtime import Runtime, catch_abort, hide_output
 
 ADVICE = "what is done is kept: start all processes again with --resume to go on"
 
@@ -68,9 +68,9 @@ def joined(
     the runtime's output is hidden from then on, unless `debug`. Raises InputError if the processes
     do not find each other, as `connect` does.
     """
-    runtime = Runtime(2) if debug else hide_chatter()
+    runtime = Runtime(2) if debug else hide_output()
     connecting = _Connecting(runtime)
-    catch_abort(connecting.heard)
+    catch_abort(connecting.on_abort)
     processes = connect(timeout=timeout, failed=connecting.failed)
     watch = _Watch(processes, runtime, advice)
     connecting.watch = watch
@@ -116,12 +116,12 @@ class _Connecting:
         self._runtime = runtime
         self._why: str | None = None
 
-    def heard(self) -> None:
+    def on_abort(self) -> None:
         """Handle an abort, in the thread that aborts."""
         if self.watch is None:
-            self._why = self._runtime.last_words()
+            self._why = self._runtime.abort_reason()
         else:
-            self.watch.heard_abort()
+            self.watch.on_abort()
 
     def failed(self) -> str | None:
         """Return why the runtime has aborted, or None."""
@@ -177,7 +177,7 @@ class _Watch:
         _try(lambda: self._store.put(_ENDED, json.dumps(asdict(ending))))
         self._wait_for_others(index)
 
-    def heard_abort(self) -> None:
+    def on_abort(self) -> None:
         """Report an abort, in the thread that aborts; the store does not answer any more."""
         with self._lock:
             if self._left:
@@ -186,7 +186,9 @@ class _Watch:
             if index and self._runtime.has_lost_service():
                 line = self._lost(0).line
             else:
-                line = f"{self._name(index)} crashed: {self._runtime.last_words()}: {self._advice}"
+                line = (
+                    f"{self._name(index)} crashed: {self._runtime.abort_reason()}: {self._advice}"
+                )
             self._speak((self.ending and self.ending.line) or line)
 
     def _poll_store(self) -> None:

@@ -94,7 +94,7 @@ def test_what_a_row_says(row, fields, content):
             USUAL,
             "message 0 of conversations: from is 'alien', and must be, with a value, one of human",
         ),
-        ({"conversations": [{"from": ["gpt"], "value": "x"}]}, USUAL, r"from \['gpt'\]"),
+        ({"conversations": [{"from": ["gpt"], "value": "x"}]}, USUAL, r"from is \['gpt'\]"),
         ({"conversations": [{"from": "gpt"}]}, USUAL, "with a value"),
         ({"prompt": SAID, "completion": "b"}, USUAL, "'prompt' holds list, not text"),
         ({"prompt": "a", "completion": SAID}, USUAL, "'completion' holds list, not text"),
