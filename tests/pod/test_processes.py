@@ -19,8 +19,8 @@ import jax
 from recall_jax.cli import signals
 from recall_jax.cli.main import _run, app
 from recall_jax.errors import InputError
-from recall_jax.engine.pod import processes as pod_processes
-from recall_jax.engine.pod import watch
+from recall_jax.parallel import processes as pod_processes
+from recall_jax.parallel import watch
 pod_processes.HEARTBEAT_TIMEOUT = 6
 
 def said(name):
