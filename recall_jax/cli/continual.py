@@ -16,6 +16,7 @@ def continual(
         typer.Option("--out", help="Folder to write; by default the recipe's name, here."),
     ] = None,
     ignore_config: opt.IgnoreConfig = None,
+    plugin: opt.Plugin = None,
     device: opt.Device = None,
     resume: opt.Resume = False,
     force: opt.Force = False,
@@ -32,8 +33,11 @@ def continual(
     from recall_jax.experiments.continual.recipe import read_protocol
     from recall_jax.experiments.continual.run import PAGE, Options
     from recall_jax.experiments.continual.run import continual as run
+    from recall_jax.recipes.plugins import load_plugins
     from recall_jax.report.continual_page import summary
 
+    plugins = plugin or []
+    load_plugins(plugins)
     protocol = read_protocol(recipe)
     if ignore_config:
         protocol = protocol.model_copy(update={"ignore_config": tuple(ignore_config)})
@@ -42,7 +46,7 @@ def continual(
         record = run(
             protocol,
             out,
-            options=Options(force=force, resume=resume, inputs=[recipe]),
+            options=Options(force=force, resume=resume, inputs=[recipe], plugins=plugins),
             progress=progress,
             announce=lambda line: console.say(line, quiet),
         )

@@ -1,7 +1,7 @@
 """`recall merge` and `recall quick`."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +26,7 @@ def merge(
         Path | None,
         typer.Option("--weights", help="Weights per unit from `recall weights` or a report."),
     ] = None,
+    plugin: opt.Plugin = None,
     shard_size: opt.ShardSize = "5GB",
     compute_dtype: opt.ComputeDtype = None,
     ignore_config: opt.IgnoreConfig = None,
@@ -47,8 +48,11 @@ def merge(
     \b
     Example: recall merge configs/recall.yml merged
     """
+    from recall_jax.recipes.plugins import load_plugins
     from recall_jax.recipes.recipe import read_recipe
 
+    plugins = plugin or []
+    load_plugins(plugins)
     plan = read_recipe(recipe)
     samples = None
     if typical is not None:
@@ -61,7 +65,7 @@ def merge(
         ignore_config=ignore_config,
         ignore_tokenizers=ignore_tokenizers or None,
     )
-    _run(plan, out, [recipe], _Run.of(locals()))
+    _run(plan, out, [recipe], _Run.of(locals()), plugins)
 
 
 def quick(
@@ -180,12 +184,14 @@ class _Run:
         return cls(**{field.name: options[field.name] for field in fields(cls)})
 
 
-def _run(recipe: "Recipe", out: Path, inputs: list[Path], run: _Run) -> None:
+def _run(
+    recipe: "Recipe", out: Path, inputs: list[Path], run: _Run, plugins: Sequence[Path] = ()
+) -> None:
     if run.parts and not run.distributed:
         raise InputError("--parts is for several processes: add --distributed, or leave it out")
     if not run.distributed:
         console.prepare_jax(run.no_compilation_cache, run.device)
-        _merge(recipe, out, inputs, run)
+        _merge(recipe, out, inputs, run, plugins)
         return
     console.prepare_jax(run.no_compilation_cache)
     from recall_jax.jobs.trees.names import names_tree
@@ -198,7 +204,7 @@ def _run(recipe: "Recipe", out: Path, inputs: list[Path], run: _Run) -> None:
             console.choose_device(run.device)
         # What is the same for all is said once.
         own = replace(run, quiet=run.quiet or processes.index > 0)
-        _merge(recipe, out, inputs, own, processes)
+        _merge(recipe, out, inputs, own, plugins, processes)
 
 
 def _merge(
@@ -206,6 +212,7 @@ def _merge(
     out: Path,
     inputs: list[Path],
     run: _Run,
+    plugins: Sequence[Path],
     processes: "Processes | None" = None,
 ) -> None:
     from recall_jax.jobs import merge as job
@@ -217,6 +224,7 @@ def _merge(
         shard_bytes=console.size_in_bytes(run.shard_size),
         memory=console.optional_size(run.memory),
         inputs=inputs,
+        plugins=plugins,
         mesh=run.mesh,
         parts=run.parts,
         to=run.to,

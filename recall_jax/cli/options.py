@@ -69,6 +69,13 @@ IgnoreTokenizers = Annotated[
         help="Let models pass to whose tokenizers the samples would be other texts.",
     ),
 ]
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        help="Python file with merge methods of your own. This runs its code. May be repeated.",
+    ),
+]
 NoCache = Annotated[
     bool,
     typer.Option("--no-compilation-cache", help="Compile afresh; keep no compiled programs."),

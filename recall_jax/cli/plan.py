@@ -30,6 +30,7 @@ def plan(
         str, typer.Option("--storage", help="What each host reads or writes a second.")
     ] = "1GB/s",
     ignore_config: opt.IgnoreConfig = None,
+    plugin: opt.Plugin = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
@@ -45,11 +46,13 @@ def plan(
     from recall_jax.cost.machines import find_machine
     from recall_jax.cost.model import plan_cost
     from recall_jax.parallel.mesh import parse_mesh
+    from recall_jax.recipes.plugins import load_plugins
     from recall_jax.recipes.recipe import read_recipe
 
     machine = find_machine(devices)
     sizes = None if mesh == "auto" else parse_mesh(mesh)
     rate = console.size_in_bytes(storage.removesuffix("/s"))
+    load_plugins(plugin or [])
     asked = read_recipe(recipe).changed(ignore_config=ignore_config)
     work = work_of(asked, machine)
     cost = plan_cost(work, machine, mesh=sizes, storage=rate)
@@ -61,17 +64,18 @@ def plan(
 
 def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
     """What a recipe has to do, from the configs and headers of its models."""
+    from recall_jax.cost.model import PLANNED
     from recall_jax.cost.work import Work
     from recall_jax.engine.configs import check_configs
+    from recall_jax.engine.merge import check_layers
     from recall_jax.engine.plan import make_plan, open_models, taken_whole
-    from recall_jax.engine.rules import check_layers
-    from recall_jax.methods.methods import METHODS
+    from recall_jax.engine.sources import Inputs
+    from recall_jax.methods.registry import METHODS
 
-    method = METHODS[recipe.merge_method]
-    rule = method.rule
-    if rule not in ("parameters", "recall") or recipe.tree is not None:
+    needs = METHODS[recipe.merge_method].needs
+    if not PLANNED.meets(needs) or recipe.tree is not None:
         what = "JAX trees" if recipe.tree is not None else recipe.merge_method
-        known = [name for name, m in METHODS.items() if m.rule in ("parameters", "recall")]
+        known = [name for name, method in METHODS.items() if PLANNED.meets(method.needs)]
         raise InputError(
             f"plan does not know the cost of {what}; it knows, of Hugging Face folders, that of "
             f"{', '.join(known)}"
@@ -81,17 +85,16 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
     warnings = check_configs(read, recipe.ignore_config)
     models = read[len(base_first) :]
     merged = make_plan(
-        models,
-        base=read[0] if base_first else None,
+        Inputs(models, read[0] if base_first else None),
         out_dtype=recipe.out_dtype or recipe.dtype,
     )
-    check_layers(recipe, merged.specs)
+    check_layers(recipe.by_layer, merged.specs)
     forward = None
-    if rule == "recall" and recipe.weights is None:
+    if recipe.needs.observes:
         forward = _forward(recipe, models, machine)
     console.warn(warnings)
     units = merged.units.values()
-    whole = taken_whole(method.whole_tensors, merged.specs)
+    whole = taken_whole(needs.whole, merged.specs)
     return Work(
         [sum(model.stored[name].nbytes for model in read for name in names) for names in units],
         [sum(merged.specs[name].nbytes for name in names) for names in units],

@@ -12,7 +12,7 @@ from recall_jax.inputs.shapes import Fields
 
 if TYPE_CHECKING:
     from recall_jax.engine.layout import Layout
-    from recall_jax.methods.parameters import RecallParameters
+    from recall_jax.methods.recall import RecallParameters
 
 Sigma = Annotated[str, typer.Option("--sigma", help="median, dim or a number.")]
 Temperature = Annotated[

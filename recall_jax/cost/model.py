@@ -24,9 +24,13 @@ from recall_jax.engine.memory import (
     mesh_that_fits,
     working_bytes,
 )
+from recall_jax.engine.needs import Observation, Offer
 from recall_jax.engine.stream import BACKLOG
 from recall_jax.errors import InputError
 from recall_jax.parallel.mesh import AXES, DATA, FSDP, MODEL, TENSOR, format_mesh
+
+# Of methods with other needs the cost is not known.
+PLANNED = Offer(observes=(Observation.POOLED,), samples=("none", "newest"), passes=1)
 
 Mesh = Mapping[str, int]
 _FLOAT32 = 4

@@ -16,9 +16,9 @@ import jax
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK
+from recall_jax.engine.needs import NO_NEEDS, Needs
 from recall_jax.engine.plan import taken_whole, units_of
 from recall_jax.errors import UnfinishedError
-from recall_jax.methods.methods import Whole
 
 SHARE = 0.6  # of what is free
 MIB = 1 << 20
@@ -26,8 +26,6 @@ _PROGRAMS = 32 * MIB  # what compiling the merge takes: 26 MiB measured
 _ROOM = 8 * MIB  # for rows, at least: where that is too much, the plan of the run says so
 _FLOAT32 = 4
 _SMALLEST_CHUNK = 1 << 14
-# Arrays as large as a whole tensor that XLA has at once, at most, for each that a kernel reads.
-_MADE: Mapping[Whole, int] = {"none": 0, "linear": 3, "all": 5}
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -82,19 +80,20 @@ def cut_pieces(
     backlog: int,
     budget: int,
     *,
-    whole_tensors: Whole = "none",
+    needs: Needs = NO_NEEDS,
 ) -> tuple[int | None, int]:
     """The largest pieces to merge in, up to CHUNK elements, and the bytes merging adds to `held`.
 
     `backlog` pieces of the `merged` tensors exist at once, beside one in work and one handed over.
-    Of `whole_tensors` there are no pieces (None where that is all), and what a kernel makes of one
-    in work is float32, for each of the models, which are all that is read.
+    Of tensors that the method `needs` as a whole there are no pieces (None where these are all),
+    and what a kernel makes of one in work is float32, for each of the models, which are all that is
+    read.
     Raises UnfinishedError where even the smallest do not fit.
     """
     element = sum(widest(specs) for specs in (merged, *(model.specs for model in models)))
-    whole = taken_whole(whole_tensors, merged)
+    whole = taken_whole(needs.whole, merged)
     largest = max((math.prod(merged[name].shape) for name in whole), default=0)
-    work = _FLOAT32 * _MADE[whole_tensors] * len(models)
+    work = _FLOAT32 * needs.scratch * len(models)
     fixed = _PROGRAMS + folded_bytes(models) + largest * (work + (backlog + 2) * widest(merged))
     if len(whole) == len(merged):
         if (needed := held_bytes() + fixed) > budget:

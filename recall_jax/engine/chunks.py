@@ -9,6 +9,7 @@ whole tensor get it as it is.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from recall_jax.checkpoint.dtypes import is_float
-from recall_jax.methods.methods import Kernel
+from recall_jax.engine.kernel import Kernel
+from recall_jax.engine.sources import Inputs
 
 _ROW = 1024
 CHUNK = 1 << 20  # elements; larger ones gained nothing on CPU, smaller ones cost calls
@@ -31,12 +33,11 @@ class Piece(NamedTuple):
 
 
 def merge_tensor(
-    stored: Sequence[np.ndarray],
+    stored: Inputs[np.ndarray],
     values: Mapping[str, Any],
     dtype: np.dtype[Any],
     *,
     kernel: Kernel,
-    base: np.ndarray | None = None,
     reference: int = -1,
     chunk: int | None = CHUNK,
 ) -> Iterator[Piece]:
@@ -47,23 +48,21 @@ def merge_tensor(
     newest (last) model's, with which a plan finds all others to agree. Pieces may not have been
     computed yet when they are handed out.
     """
-    arrays = [*stored, *([] if base is None else [base])]
-    newest = stored[-1]
+    newest = stored.newest
     if not is_float(newest.dtype) or newest.size == 0:
         yield Piece(newest.reshape(-1).astype(dtype, copy=False), True, 0)
         return
     # float64 exists in JAX only under x64; there equal elements still pass bit for bit.
-    wide = np.dtype(np.float64) in {dtype, *(array.dtype for array in arrays)}
-    cuts = [(slice(None), 0)]
+    wide = np.dtype(np.float64) in {dtype, *(array.dtype for array in stored.all)}
+    pieces = iter([(stored, 0)])
     if chunk is not None:
-        arrays = [array.reshape(-1) for array in arrays]
-        cuts = [(slice(at, at + size), skip) for at, size, skip in spans(newest.size, chunk)]
-    for cut, skip in cuts:
+        flat = stored.map(lambda array: array.reshape(-1))
+        cuts = spans(newest.size, chunk)
         # On CPU jax uses a piece that lies aligned in its file where it is mapped.
-        models = [array[cut] if chunk is not None else array for array in arrays]
-        own = None if base is None else models.pop()
+        pieces = ((flat.map(itemgetter(slice(at, at + n))), skip) for at, n, skip in cuts)
+    for piece, skip in pieces:
         with jax.enable_x64(wide):
-            elements, finite = _merge(models, values, own, kernel, reference, dtype)
+            elements, finite = _merge(piece.models, values, piece.base, kernel, reference, dtype)
         yield Piece(elements, finite, skip)
 
 

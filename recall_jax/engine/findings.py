@@ -8,12 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recall_jax.methods.weights import Weighing
 from recall_jax.similarity.compare import (
     Comparison,
-    check_representations,
-    check_sigma,
-    compare_unit,
     unit_bandwidth,
 )
 from recall_jax.similarity.diagnostics import weight_rises_with_depth
@@ -36,40 +32,6 @@ class Findings:
     adjacent: np.ndarray | None = None
     losses: np.ndarray | None = None
     loss_curve: np.ndarray | None = None
-
-
-def compare_representations(
-    reps: np.ndarray, comparison: Comparison, weighing: Weighing, *, units: list[str]
-) -> Findings:
-    """RECALL's weights from representations held in memory: `reps` (K, U, n, E) float32.
-
-    Raises InputError where shapes do not fit, or a unit has no bandwidth.
-    """
-    check_representations(reps, comparison)
-    # One unit at a time, as the streamed engine does: the same program, so the same bits.
-    by_unit = [
-        compare_unit(jnp.asarray(unit, jnp.float32), comparison) for unit in reps.swapaxes(0, 1)
-    ]
-    similarity = np.stack([unit.similarity for unit in by_unit], axis=1)
-    sigma = np.stack([unit.sigma for unit in by_unit])
-    check_sigma(sigma, comparison, units)
-    return Findings(
-        weights=np.stack(
-            [
-                weighing.weights(
-                    similarity,
-                    unit=index,
-                    num_units=len(by_unit),
-                    reference=comparison.reference_index,
-                )
-                for index, (similarity, _) in enumerate(by_unit)
-            ],
-            axis=1,
-        ),
-        similarity=similarity,
-        sigma=sigma if comparison.takes_sigma else None,
-        adjacent=adjacent_similarities(reps[-1], sigma, comparison),
-    )
 
 
 def adjacent_similarities(

@@ -1,9 +1,9 @@
 """What a run needs of its input models before the first weight is read, each check in one line."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -72,35 +72,71 @@ def compute_dtype(name: str | None, model: Checkpoint) -> DTypeLike:
     return jnp.float32
 
 
+class HasIndices(Protocol):
+    """Rows of data, with their places in the file."""
+
+    @property
+    def indices(self) -> np.ndarray:
+        """(n,) int64: the place of each row, counted from 0."""
+
+
+Rows = TypeVar("Rows", bound=HasIndices)
+
+
 @dataclass(frozen=True)
-class TypicalSamples:
+class Selection:
+    """Which rows of a pool are typical, as plain values: all of them where they were given.
+
+    The fields are those of `Typical`; `passes` are those over the model that selected them, in
+    addition to the merge's own.
+    """
+
+    rows: list[int] | None
+    cluster_sizes: list[int]
+    inertia: float
+    silhouette: float | None
+    clusters: int
+    passes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Selection":
+        """Return the selection that `to_json` gave these values of."""
+        return cls(**values)
+
+    def of(self, pool: Tokenized) -> "TypicalSamples[Tokenized]":
+        """Return the selected samples of the pool."""
+        if self.rows is None:
+            return TypicalSamples(pool, None, 0)
+        typical = Typical(
+            np.asarray(self.rows, np.int64),
+            np.asarray(self.cluster_sizes, np.int64),
+            self.inertia,
+            self.silhouette,
+            self.clusters,
+        )
+        return TypicalSamples(pool.take(typical.rows), typical, self.passes)
+
+
+@dataclass(frozen=True)
+class TypicalSamples(Generic[Rows]):
     """The typical samples of a run, and how they were found."""
 
-    samples: Tokenized
+    samples: Rows
     typical: Typical | None  # None where the samples were given
     passes: int  # over the model that chose them, beside the merge's own
 
-    def to_json(self) -> dict[str, Any]:
+    @property
+    def selection(self) -> Selection:
         """How they were found, as plain values."""
-        typical = self.typical and {
-            "rows": self.typical.rows.tolist(),
-            "clusters": self.typical.clusters,
-            **self.typical.summary(),
-        }
-        return {"typical": typical, "passes": self.passes}
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any], pool: Tokenized) -> "TypicalSamples":
-        """The same samples of the same pool again."""
-        if found["typical"] is None:
-            return cls(pool, None, 0)
-        values = dict(found["typical"])
-        typical = Typical(
-            np.asarray(values.pop("rows"), np.int64),
-            np.asarray(values.pop("cluster_sizes"), np.int64),
-            **values,
-        )
-        return cls(pool.take(typical.rows), typical, found["passes"])
+        found = self.typical
+        if found is None:
+            return Selection(None, [], 0.0, None, 0, 0)
+        rows, sizes = found.rows.tolist(), found.cluster_sizes.tolist()
+        return Selection(rows, sizes, found.inertia, found.silhouette, found.clusters, self.passes)
 
 
 def find_typical(
@@ -113,7 +149,7 @@ def find_typical(
     dtype: DTypeLike,
     layout: Layout = ON_HOST,
     progress: Progress = silent,
-) -> TypicalSamples:
+) -> TypicalSamples[Tokenized]:
     """The typical rows of the pool: chosen by `model` in the passes planned, or all of them."""
     if settings.typical is not None:
         return TypicalSamples(pool, None, 0)

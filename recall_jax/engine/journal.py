@@ -1,16 +1,18 @@
 """The journal of a merge: what is finished, so that an interrupted merge can go on.
 
-Lines of JSON: first what is merged, then what the forward pass was prepared with, then each
-finished unit with the writer's mark. Each line ends with its checksum: one that a kill cut short,
-or that is damaged in any other way, is as if it and what follows were not there.
+Lines of JSON: first what is merged, then records of what was prepared, by the name of their kind,
+then each finished unit with the writer's mark. Each line ends with its checksum: one that a kill
+cut short, or that is damaged in any other way, is as if it and what follows were not there.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from recall_jax.checkpoint.companions import companions
 from recall_jax.checkpoint.folder import Checkpoint, older_folders
@@ -25,7 +27,12 @@ from recall_jax.files.journal_lines import (
     valid_records,
 )
 
-FORMAT = 2
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Record = TypeVar("Record")
+
+FORMAT = 3
 _ADVICE = "or run without --resume to start afresh"
 
 
@@ -38,13 +45,22 @@ class Journal:
 
     path: Path | None
     identity: Mapping[str, Any]
-    prepared: Mapping[str, Any] | None = None
+    prepared: dict[str, Any] = field(default_factory=dict)
     units: dict[str, Mark] = field(default_factory=dict)
 
-    def record_prepared(self, prepared: Mapping[str, Any]) -> None:
-        """Note what the walk over the units starts from."""
-        self.prepared = prepared
-        self._append({"prepared": prepared})
+    def record_prepared(self, record: "DataclassInstance") -> None:
+        """Note a record of what the walk over the units starts from, in place of one of its kind.
+
+        Its fields hold what JSON holds, and dataclasses of the same.
+        """
+        kind = type(record).__name__
+        self.prepared[kind] = asdict(record)
+        self._append({"prepared": {kind: self.prepared[kind]}})
+
+    def find_prepared(self, kind: type[Record]) -> Record | None:
+        """Return the record of this kind, if there is one."""
+        found = self.prepared.get(kind.__name__)
+        return None if found is None else TypeAdapter(kind).validate_python(found)
 
     def record_unit(self, unit: str, mark: Mark) -> None:
         """Note that a unit is written whole."""
@@ -57,7 +73,7 @@ class Journal:
         if self.path is None:
             return
         records: list[Mapping[str, Any]] = []
-        if self.prepared is not None:
+        if self.prepared:
             records.append({"prepared": self.prepared})
         records += [{"unit": unit, **mark._asdict()} for unit, mark in self.units.items()]
         fresh = self.path.with_suffix(".new")
@@ -90,7 +106,7 @@ def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]
     due = iter(units)
     for record in records[1:]:
         if "prepared" in record:
-            journal.prepared = record["prepared"]
+            journal.prepared |= record["prepared"]
         elif record.keys() == {"unit", *Mark._fields} and record["unit"] == next(due, None):
             journal.units[record["unit"]] = Mark(*(record[key] for key in Mark._fields))
         else:  # damaged: what follows it is not to be believed

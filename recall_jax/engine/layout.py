@@ -6,6 +6,7 @@ Whole on one host, which is here, or cut over a mesh of devices and processes, w
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -16,8 +17,9 @@ from jax.typing import DTypeLike
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK, Piece, merge_tensor
 from recall_jax.engine.device import not_finite
+from recall_jax.engine.kernel import Kernel
 from recall_jax.engine.plan import NamedModel
-from recall_jax.methods.methods import Kernel
+from recall_jax.engine.sources import Inputs
 
 if TYPE_CHECKING:  # a merge that runs no model loads none
     from recall_jax.engine.forward import HiddenStates, StreamedForward
@@ -97,33 +99,35 @@ class Layout(Protocol):
 
     def merge(
         self,
-        stored: Sequence[Any],
+        stored: Inputs[Any],
         values: Mapping[str, Any],
         spec: TensorSpec,
         *,
         kernel: Kernel,
-        base: Any = None,
         reference: int = -1,
         whole: bool = False,
+        replicated: bool = False,
     ) -> Iterator[Piece]:
-        """A merged tensor piece by piece; a `whole` one's kernel sees it as it is."""
+        """Merge a tensor piece by piece; the kernel gets a `whole` one as it is.
+
+        Over a mesh each device computes all of it where the kernel is `replicated`.
+        """
 
     def summed(
         self,
         fold: Fold,
-        stored: Sequence[Any],
+        stored: Inputs[Any],
         values: Mapping[str, Any],
         spec: TensorSpec,
         *,
-        base: Any,
         whole: bool = False,
     ) -> np.ndarray:
         """What `fold` gives of the pieces of a tensor, or of all of it, summed: (n,) float64."""
 
-    def fault(self, models: Sequence[str], name: str, stored: Sequence[Any]) -> str | None:
+    def fault(self, models: Inputs[str], name: str, stored: Inputs[Any]) -> str | None:
         """A line on the first of the models whose tensor is not finite, None if all are.
 
-        `stored` have been merged or summed just now, of all models and the base.
+        `stored` have been merged or summed just now.
         """
 
 
@@ -178,22 +182,22 @@ class OnHost:
 
     def merge(
         self,
-        stored: Sequence[np.ndarray],
+        stored: Inputs[np.ndarray],
         values: Mapping[str, Any],
         spec: TensorSpec,
         *,
         kernel: Kernel,
-        base: np.ndarray | None = None,
         reference: int = -1,
         whole: bool = False,
+        replicated: bool = False,
     ) -> Iterator[Piece]:
         """By `merge_tensor`."""
+        del replicated
         return merge_tensor(
             stored,
             values,
             spec.dtype,
             kernel=kernel,
-            base=base,
             reference=reference,
             chunk=None if whole else self.chunk,
         )
@@ -201,34 +205,32 @@ class OnHost:
     def summed(
         self,
         fold: Fold,
-        stored: Sequence[np.ndarray],
+        stored: Inputs[np.ndarray],
         values: Mapping[str, Any],
         spec: TensorSpec,
         *,
-        base: np.ndarray,
         whole: bool = False,
     ) -> np.ndarray:
         """Of pieces of one size, whatever that of the merged ones is."""
         del spec
-        arrays = [*stored, base]
         if whole:
-            return np.asarray(_folded(fold, stored, values, base), np.float64)
-        flat = [array.reshape(-1) for array in arrays]
-        cuts = [slice(start, start + CHUNK) for start in range(0, base.size, CHUNK)]
-        pieces = ([array[cut] for array in flat] for cut in cuts)
-        found = (_folded(fold, models, values, own) for *models, own in pieces)
+            return np.asarray(_folded(fold, stored.models, values, stored.base), np.float64)
+        flat = stored.map(lambda array: array.reshape(-1))
+        starts = range(0, flat.newest.size, CHUNK)
+        cuts = [itemgetter(slice(start, start + CHUNK)) for start in starts]
+        pieces = (flat.map(cut) for cut in cuts)
+        found = (_folded(fold, piece.models, values, piece.base) for piece in pieces)
         return np.sum([np.asarray(each, np.float64) for each in found], axis=0)
 
-    def fault(self, models: Sequence[str], name: str, stored: Sequence[np.ndarray]) -> str | None:
+    def fault(self, models: Inputs[str], name: str, stored: Inputs[np.ndarray]) -> str | None:
         """Looks at every element."""
-        faults = (not_finite(m, {name: array}) for m, array in zip(models, stored, strict=True))
+        pairs = zip(models.all, stored.all, strict=True)
+        faults = (not_finite(model, {name: array}) for model, array in pairs)
         return next(filter(None, faults), None)
 
 
 @partial(jax.jit, static_argnames="fold")
-def _folded(
-    fold: Fold, models: Sequence[jax.Array], values: Mapping[str, Any], base: jax.Array
-) -> jax.Array:
+def _folded(fold: Fold, models: Sequence[Any], values: Mapping[str, Any], base: Any) -> jax.Array:
     return fold(models, values, base)
 
 

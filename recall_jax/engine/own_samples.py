@@ -13,11 +13,10 @@ from recall_jax.engine.cut import SELECTION, Passes
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.inputs import (
     check_same_texts,
-    compute_dtype,
     find_typical,
     tokenizer_of,
 )
-from recall_jax.engine.rules import Merge, check_agreed
+from recall_jax.engine.merge import CheckpointWalk, Merge
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import InputError
 from recall_jax.inputs.data import read_rows
@@ -40,26 +39,42 @@ Check = Callable[[Sequence[Sequence[int]], int], object]
 """Raises where rows of such lengths, of each model, do not fit beside so many bytes."""
 
 
+@dataclass(frozen=True)
+class SelectedRows:
+    """A digest of a model's rows, and the places of those selected: None where it is all."""
+
+    texts: str
+    places: list[int] | None
+
+
+@dataclass(frozen=True)
+class PerModelSamples:
+    """What the journal keeps of each model's samples, of as many models as are finished."""
+
+    rows: list[SelectedRows]
+
+
 def own_samples(
-    merge: Merge, arch: Architecture, check: Check, *, with_base: bool = False
+    merge: Merge[Any, Any], check: Check, *, with_base: bool = False
 ) -> list[Tokenized]:
     """The samples of each model, in order, by the newest model's tokenizer.
 
     A model's are the typical rows of its entry's `data`, chosen by the model itself where the file
     has more than `samples.count`; of the newest else those that `samples` names; else the
     `typical.jsonl` in its folder, whole. Of a `samples.source` that needs no data they are drawn
-    from each model. `with_base`, the base's come first: of `base_data`, and where it has no others
+    from each model. `with_base`, the base's come first: of its own rows, and where it has no others
     they are generated from it. What was chosen is kept in the journal, once `check` has passed.
 
     Raises InputError for a model without samples; UnfinishedError where the memory is too small to
     choose, or an interrupted merge saw other texts; and whatever `check` raises.
     """
-    settings = merge.recipe.samples or Samples()
-    newest, read = merge.models[-1], [*([merge.base] if merge.base else []), *merge.models]
+    walk, arch = merge.checkpoints, merge.checkpoints.arch
+    settings = merge.samples or Samples()
+    newest, read = walk.inputs.newest, walk.inputs.all
     tokenizer = tokenizer_of(newest, read, arch)
     sources = [
         _Source(model, entry.data, _beside(model))
-        for model, entry in zip(merge.models, merge.recipe.models, strict=True)
+        for model, entry in zip(walk.inputs.models, merge.entries.models, strict=True)
     ]
     if sources[-1].data is None and settings.source == "data":
         if settings.data is not None:
@@ -68,34 +83,35 @@ def own_samples(
             sources[-1] = replace(sources[-1], typical=Path(settings.typical))
     places = [*range(len(sources))]
     if with_base:
-        assert merge.base is not None
-        base = _Source(merge.base, merge.recipe.base_data, _beside(merge.base), may_draw=True)
+        model, entry = walk.inputs.base, merge.entries.base
+        assert model is not None and entry is not None
+        base = _Source(model, entry.data, _beside(model), may_draw=True)
         sources, places = [base, *sources], [len(sources), *places]
-    kept = list((merge.journal.prepared or {}).get("own", ()))
+    found = merge.journal.find_prepared(PerModelSamples)
+    kept = [] if found is None else found.rows
     differences = [] if merge.tokenizers_pass else tokenizer_differences(newest, read)
     # What can be refused is, before a model chooses.
     pools: list[Tokenized] = []
     plans: list[Passes | None] = []
     for number, (place, source) in enumerate(zip(places, sources, strict=True)):
-        pool, has_more = _pool(settings, source, arch, tokenizer, place, merge.budget)
+        pool, has_more = _pool(settings, source, arch, tokenizer, place, walk.budget)
         check_vocabulary(pool, arch.vocab_size, newest.name)
         check_readers(pool, differences)
-        check_agreed(merge, f"of {place}", pool, source.model.name)
+        walk.check_agreed(f"of {place}", pool, source.model.name)
         if number < len(kept):
             pool, has_more = _again(kept[number], pool, source.model.name), False
         pools.append(pool)
-        plan = _passes(settings, pool, source.model, arch, merge, place) if has_more else None
-        plans.append(plan)
+        plans.append(_passes(settings, pool, source.model, walk, place) if has_more else None)
     counts = [settings.count if plan else None for plan in plans]
     check(list(map(_longest, pools, counts)), SELECTION if any(plans) else 0)
     own = pools[: len(kept)]
     for number in range(len(kept), len(pools)):
         pool, plan = pools[number], plans[number]
         if plan:
-            pool = _chosen(settings, pool, sources[number].model, arch, merge, places[number], plan)
+            pool = _chosen(merge, settings, pool, sources[number].model, places[number], plan)
         own.append(pool)
-        kept.append({"texts": pools[number].digest(), "places": _places(pools[number], pool)})
-        merge.journal.record_prepared({**(merge.journal.prepared or {}), "own": kept})
+        kept = [*kept, SelectedRows(pools[number].digest(), _places(pools[number], pool))]
+        merge.journal.record_prepared(PerModelSamples(kept))
     return own
 
 
@@ -158,8 +174,7 @@ def _passes(
     settings: Samples,
     pool: Tokenized,
     model: Checkpoint,
-    arch: Architecture,
-    merge: Merge,
+    walk: CheckpointWalk,
     place: int,
 ) -> Passes | None:
     """How the model at a place is to choose from its pool."""
@@ -169,39 +184,39 @@ def _passes(
             settings.model_copy(update={"typical": None}),
             [len(ids) for ids in pool.token_ids],
             model,
-            arch,
-            dtype=compute_dtype(merge.recipe.compute_dtype, merge.models[-1]),
-            budget=merge.budget,
-            split=merge.layout.split(1),
+            walk.arch,
+            dtype=walk.dtype,
+            budget=walk.budget,
+            split=walk.layout.split(1),
         )
         return passes and passes.to_json()
 
-    decided = merge.agreed(f"passes {place}", decide)
+    decided = walk.agreed(f"passes {place}", decide)
     return decided and Passes.from_json(decided)
 
 
 def _chosen(
+    merge: Merge[Any, Any],
     settings: Samples,
     pool: Tokenized,
     model: Checkpoint,
-    arch: Architecture,
-    merge: Merge,
     place: int,
     passes: Passes,
 ) -> Tokenized:
     """The typical rows of the pool at a place among all, in the eyes of the model."""
+    walk = merge.checkpoints
     found = find_typical(
         settings.model_copy(update={"typical": None}),
         pool,
         model,
-        arch,
+        walk.arch,
         passes=passes,
-        dtype=compute_dtype(merge.recipe.compute_dtype, merge.models[-1]),
-        layout=merge.layout,
+        dtype=walk.dtype,
+        layout=walk.layout,
         progress=merge.progress,
     )
     # A machine that rounds otherwise could choose others.
-    places = merge.agreed(f"typical of {place}", lambda: _places(pool, found.samples))
+    places = walk.agreed(f"typical of {place}", lambda: _places(pool, found.samples))
     return pool.take(places)
 
 
@@ -210,7 +225,7 @@ def _places(pool: Tokenized, samples: Tokenized) -> list[int] | None:
     return None if samples is pool else np.searchsorted(pool.indices, samples.indices).tolist()
 
 
-def _again(kept: Any, pool: Tokenized, model: str) -> Tokenized:
+def _again(kept: SelectedRows, pool: Tokenized, model: str) -> Tokenized:
     """The samples that an interrupted merge had of the same pool."""
-    check_same_texts(kept["texts"], pool, model)
-    return pool if kept["places"] is None else pool.take(kept["places"])
+    check_same_texts(kept.texts, pool, model)
+    return pool if kept.places is None else pool.take(kept.places)

@@ -1,6 +1,6 @@
 """The plan of a merge: which tensors, in which order, of which dtype, from which models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,8 +12,8 @@ from recall_jax.checkpoint.parameter_names import match_names
 from recall_jax.checkpoint.tensors import TensorSource, TensorSpec
 from recall_jax.checkpoint.ties import is_tied
 from recall_jax.checkpoint.units import EMBED, HEAD, unit_of_tensor
+from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError, some
-from recall_jax.methods.methods import Whole
 
 
 class NamedModel(TensorSource, Protocol):
@@ -42,21 +42,14 @@ class ConfiguredModel(StoredModel, Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What is merged: the output tensors in the order of the units, and the K models' tensors.
+    """What is merged: the output tensors in the order of the units, and where they are read from.
 
-    Some methods merge relative to a `base`. Models `larger_than_memory` are not left in the
-    system's cache behind the walk.
+    Inputs `larger_than_memory` are not left in the system's cache behind the walk.
     """
 
-    models: Sequence[NamedModel]
+    inputs: Inputs[NamedModel]
     specs: Mapping[str, TensorSpec]
-    base: NamedModel | None = None
     larger_than_memory: bool = False
-
-    @property
-    def inputs(self) -> list[NamedModel]:
-        """All that is read: the K models, then the base if there is one."""
-        return [*self.models, *([] if self.base is None else [self.base])]
 
     @property
     def units(self) -> dict[str, list[str]]:
@@ -103,27 +96,22 @@ def in_forward_order(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     return dict(sorted(specs.items(), key=lambda item: _unit_rank(unit_of_tensor(item[0]))))
 
 
-def make_plan(
-    models: Sequence[StoredModel],
-    *,
-    base: StoredModel | None = None,
-    out_dtype: str | None,
-) -> Plan:
-    """Plan to merge all tensors of the newest (last) model, in the order of the units.
+def make_plan(inputs: Inputs[StoredModel], *, out_dtype: str | None) -> Plan:
+    """Plan to merge all tensors of the newest model, in the order of the units.
 
     `out_dtype` is for floating point tensors; by default each keeps its dtype as stored in the
     newest model. Raises InputError where the models' tensors differ in name or shape, or in what
     cannot be averaged: integers are read here.
     """
-    newest = models[-1]
-    for model in (*models[:-1], *([] if base is None else [base])):
+    newest = inputs.newest
+    for model in inputs.all[:-1]:
         _check_alike(model, newest)
     dtype = DTYPES[out_dtype] if out_dtype else None
     specs = {
         name: TensorSpec(dtype if dtype and is_float(spec.dtype) else spec.dtype, spec.shape)
         for name, spec in in_forward_order(newest.stored).items()
     }
-    return Plan(models, specs, base)
+    return Plan(inputs, specs)
 
 
 def _check_alike(model: StoredModel, newest: StoredModel) -> None:
@@ -162,14 +150,11 @@ def _unit_rank(unit: str) -> float:
     return float("inf") if unit == HEAD else int(unit.rpartition(".")[2])
 
 
-def taken_whole(kind: Whole, specs: Mapping[str, TensorSpec]) -> set[str]:
-    """The tensors that a method takes whole; of linear layers, all matrices but the embedding."""
-    return {
-        name
-        for name, spec in specs.items()
-        if kind == "all"
-        or (kind == "linear" and len(spec.shape) == 2 and unit_of_tensor(name) != EMBED)
-    }
+def taken_whole(
+    whole: Callable[[str, TensorSpec], bool], specs: Mapping[str, TensorSpec]
+) -> set[str]:
+    """Return the names of the tensors that a method's `Needs.whole` selects."""
+    return {name for name, spec in specs.items() if whole(name, spec)}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -7,8 +7,9 @@ are mapped; beside them memory is a few pieces of a tensor, and the hidden state
 samples, whatever the depth.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -16,13 +17,15 @@ import numpy as np
 
 from recall_jax.engine.chunks import Piece
 from recall_jax.engine.device import overflows
+from recall_jax.engine.kernel import Kernel
 from recall_jax.engine.lane import Lane, prefetch
 from recall_jax.engine.layout import ON_HOST, Layout
+from recall_jax.engine.merge import Rule
+from recall_jax.engine.needs import NO_NEEDS, Needs
 from recall_jax.engine.plan import Plan
-from recall_jax.engine.rules import Rule
+from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Clock, Progress, silent
-from recall_jax.methods.methods import Kernel
 
 BACKLOG = 2  # merged pieces that wait for the writer
 
@@ -43,7 +46,7 @@ class Writer(Protocol):
 
 class _Unit(NamedTuple):
     name: str
-    stored: Sequence[Mapping[str, Any]]  # of each model, as the layout reads them
+    stored: Inputs[Mapping[str, Any]]  # tensors as the layout reads them
     placed: object  # what the rule made of them
 
 
@@ -58,15 +61,15 @@ def merge_stream(
     clock: Clock,
     finished: Callable[[str], None] = lambda unit: None,
     resumed: int = 0,
-    whole: Collection[str] = (),
+    needs: Needs = NO_NEEDS,
     progress: Progress = silent,
 ) -> None:
     """Walk over the units: read, weigh, merge, write each tensor in the order of `plan.specs`.
 
     `kernel` merges a tensor with the values that `rule` gives, and `reference` is the model whose
-    elements pass where all agree; it is given the pieces that the `layout` cuts, and the tensors
-    named in `whole` as they are. Of the merged tensors the `writer` is given those that it
-    takes, and `finished(unit)` is called when it has been given all of a unit. The first
+    elements pass where all agree; it is given the pieces that the `layout` cuts, and tensors that
+    the method `needs` as a whole as they are. Of the merged tensors the `writer` is given those
+    that it takes, and `finished(unit)` is called when it has been given all of a unit. The first
     `resumed` units are written already: they are read only if the rule runs the models, and merged
     again only if it needs to hear of that.
     Raises InputError naming the tensor and the model where a parameter is not finite.
@@ -80,17 +83,16 @@ def merge_stream(
             # The unit before this one is being computed, the one before that may be in use yet.
             if plan.larger_than_memory and (at := names.index(unit)) >= 3:
                 _drop(plan, units[names[at - 3]])
-            stored = [
-                {name: layout.read(model, name) for name in units[unit]} for model in plan.inputs
-            ]
-            own = stored[: len(plan.models)]
-            return _Unit(unit, stored, rule.place(unit, own) if rule.place else own)
+            stored: Inputs[Mapping[str, Any]] = plan.inputs.map(
+                lambda model: {name: layout.read(model, name) for name in units[unit]}
+            )
+            return _Unit(unit, stored, rule.place(unit, stored) if rule.place else None)
 
-    def write(name: str, piece: Piece, stored: Sequence[Any]) -> None:
+    def write(name: str, piece: Piece, stored: Inputs[Any]) -> None:
         with clock.stage("merge"):
             elements, finite = jax.block_until_ready(piece.elements), bool(piece.finite)
         if not finite:
-            names = [model.name for model in plan.inputs]
+            names = plan.inputs.map(lambda model: model.name)
             told = f"tensor {overflows(name, plan.specs[name].dtype)}"
             raise InputError(layout.fault(names, name, stored) or told)
         if writer.takes(name):
@@ -98,7 +100,7 @@ def merge_stream(
                 writer.write_piece(name, np.asarray(elements)[piece.skip :])
 
     def tell(unit: str, done: int) -> None:
-        read = sum(model.bytes_read for model in plan.inputs)
+        read = sum(model.bytes_read for model in plan.inputs.all)
         progress(unit, done, len(names), read=read, written=writer.bytes_written)
 
     with closing(prefetch(read, walked)) as coming, Lane(BACKLOG) as writing:
@@ -113,16 +115,15 @@ def merge_stream(
                 continue
             merged: dict[str, list[Piece]] = {}
             for name in units[unit]:
-                arrays = [model[name] for model in stored]
-                base = None if plan.base is None else arrays[-1]
+                arrays = stored.map(itemgetter(name))
                 for piece in layout.merge(
-                    arrays[: len(plan.models)],
+                    arrays,
                     values[name],
                     plan.specs[name],
                     kernel=kernel,
-                    base=base,
                     reference=reference,
-                    whole=name in whole,
+                    whole=needs.whole(name, plan.specs[name]),
+                    replicated=needs.replicated,
                 ):
                     if done >= resumed:
                         writing.run(write, name, piece, arrays)
@@ -143,6 +144,6 @@ def _joined(plan: Plan, name: str, pieces: Sequence[Piece]) -> np.ndarray:
 
 
 def _drop(plan: Plan, names: Sequence[str]) -> None:
-    for model in plan.inputs:
+    for model in plan.inputs.all:
         for name in names:
             model.drop(name)

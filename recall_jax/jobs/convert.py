@@ -23,6 +23,7 @@ from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, wri
 from recall_jax.engine.configs import check_configs
 from recall_jax.engine.inputs import common_architecture
 from recall_jax.engine.plan import in_forward_order, make_plan, units_of
+from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
 from recall_jax.files.json_objects import read_json_object
 from recall_jax.files.output import output_folder
@@ -62,7 +63,7 @@ def convert(
     known = to != "huggingface" or isinstance(model, _TreeModel)
     arch = common_architecture([model], ignore_config) if known else None
     check_configs([model], ignore_config)
-    specs = make_plan([model], out_dtype=dtype).specs
+    specs = make_plan(Inputs([model]), out_dtype=dtype).specs
     inputs = [model.folder, *model.tokenizer_folders]
     with output_folder(out, force=force, inputs=inputs) as hidden:
         warnings = copy_companions(

@@ -16,38 +16,30 @@ from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, wri
 from recall_jax.engine.budget import (
     cacheable_bytes,
     cut_pieces,
-    held_bytes,
     machine_bytes,
     memory_budget,
 )
 from recall_jax.engine.configs import check_configs
 from recall_jax.engine.journal import Journal, identity_in, input_files
 from recall_jax.engine.layout import Layout, OnHost
-from recall_jax.engine.plan import Plan, make_plan, open_models, taken_whole
+from recall_jax.engine.merge import CheckpointWalk, Merge, PooledStates, check_layers
+from recall_jax.engine.plan import Plan, make_plan, open_models
 from recall_jax.engine.pod.part import write_part
 from recall_jax.engine.pod.together import check_alike, shared_journal, shared_work
 from recall_jax.engine.pod.writer import UnitWriter
-from recall_jax.engine.rules import (
-    Merge,
-    Prepared,
-    check_layers,
-    recipe_values,
-    values_by_tensor,
-    weights_by_unit,
-)
+from recall_jax.engine.sources import Inputs
 from recall_jax.engine.stream import BACKLOG, merge_stream
 from recall_jax.errors import InputError
 from recall_jax.files.journal_lines import changed_input
 from recall_jax.files.output import Work, kept_journal, work_folder
-from recall_jax.files.progress import Clock, Progress, silent
-from recall_jax.jobs.given import given_findings
+from recall_jax.files.progress import Clock, Progress, Reporter, silent
 from recall_jax.jobs.outcome import make_report, resolved, write_outcome
+from recall_jax.jobs.prepare import prepare
 from recall_jax.jobs.trees.names import names_tree
-from recall_jax.methods.methods import METHODS
+from recall_jax.methods.registry import METHODS
 from recall_jax.parallel.machine import device, peak_memory_bytes, versions
 from recall_jax.parallel.processes import ALONE, Processes
 from recall_jax.recipes.recipe import Recipe
-from recall_jax.report.record import load_report
 
 if TYPE_CHECKING:
     from recall_jax.engine.pod.tree_writer import TreeWriter
@@ -58,7 +50,8 @@ class Options:
     """How a merge is run, beside what the recipe says is merged.
 
     `memory` is the budget in bytes, by default a share of what is free; `inputs` are files that
-    OUT must not replace, beside the recipe's own. `mesh`, such as "data=2,fsdp=4" or "auto", cuts
+    OUT must not replace, beside the recipe's own; `plugins` the files that its method comes from,
+    loaded by `recipes.plugins`. `mesh`, such as "data=2,fsdp=4" or "auto", cuts
     all tensors over several devices, those of all `processes` that run this same merge together;
     they write into one folder, or with `parts` each into an OUT of its own. The weights are `to` be
     "huggingface" (safetensors), or "orbax", the Flax tree that `jobs.convert` writes, of
@@ -70,6 +63,7 @@ class Options:
     shard_bytes: int = DEFAULT_SHARD_BYTES
     memory: int | None = None
     inputs: Collection[Path] = ()
+    plugins: Collection[Path] = ()
     mesh: str | None = None
     processes: Processes = ALONE
     parts: bool = False
@@ -102,40 +96,39 @@ def merge(
     check_alike(options.processes, "asked", _asked(recipe, out, options))
     if recipe.tree is not None or names_tree(recipe.models[-1].model):
         return _merge_trees(recipe, out, options, progress, announce)
-    clock, lines, processes = Clock(), [], options.processes
+    lines: list[str] = []
+    processes = options.processes
 
     def tell(line: str) -> None:
         lines.append(line)
         announce(line)
 
+    clock = Clock()
+    reporter = Reporter(progress, clock, tell)
     with clock.stage("total"):
+        if options.mesh is not None or processes.count > 1:
+            _check_mesh(recipe)
         base_first = [] if recipe.base_model is None else [recipe.base_model]
         read = open_models([*base_first, *(entry.model for entry in recipe.models)])
-        base, models = (read[0], read[1:]) if base_first else (None, read)
+        inputs = Inputs(read[1:], read[0]) if base_first else Inputs(read)
         warnings = check_configs(read, recipe.ignore_config)
         check_alike(processes, "models", {f"model {model.name}": _files(model) for model in read})
-        method = METHODS[recipe.merge_method]
         host = platform.node()
         neighbours = processes.exchange("host", host).count(host)
         own = memory_budget(options.memory, neighbours=neighbours)
         budget = min(processes.exchange("budget", own))
-        plan = make_plan(
-            models,
-            base=base,
-            out_dtype=recipe.out_dtype or recipe.dtype,
-        )
-        check_layers(recipe, plan.specs)
-        size = sum(model.nbytes for model in read)
-        held = size // processes.count
+        plan = make_plan(inputs, out_dtype=recipe.out_dtype or recipe.dtype)
+        check_layers(recipe.by_layer, plan.specs)
+        held = sum(model.nbytes for model in read) // processes.count
         plan = replace(plan, larger_than_memory=held > cacheable_bytes(budget))
-        layout, beside = _layout(recipe, read, plan, out, options, budget)
+        layout, overhead = _layout(recipe, read, plan, out, options, budget)
         check_alike(processes, "layout", {"layout": layout.described})
-        identity = _identity(recipe, models, base, options, layout)
-    inputs = [*options.inputs, *_input_paths(recipe, read)]
-    with _place(out, options, inputs) as work:
+        identity = _identity(recipe, inputs, options, layout)
+    paths = [*options.inputs, *options.plugins, *_input_paths(recipe, read)]
+    with _place(out, options, paths) as work:
         with (
             clock.stage("total"),
-            _writer(work.folder, recipe, models, plan, layout, options) as writer,
+            _writer(work.folder, recipe, inputs.models, plan, layout, options) as writer,
         ):
             journal = shared_journal(
                 work.journal,
@@ -152,38 +145,35 @@ def merge(
             tell(_describe(read, plan, budget, resumed))
             if layout.described is not None:
                 tell(layout.described)
-            prepared = _prepare(
-                Merge(
-                    recipe,
-                    models,
-                    base,
-                    plan,
-                    layout,
-                    processes.broadcast,
-                    journal,
-                    budget,
-                    beside,
-                    clock,
-                    progress,
-                    tell,
-                )
+            walk = CheckpointWalk(
+                inputs,
+                plan,
+                layout,
+                budget,
+                overhead,
+                processes.broadcast,
+                _pooled,
+                recipe.compute_dtype,
+                recipe.ignore_config,
             )
+            prepared = prepare(recipe, walk, journal, reporter)
             merge_stream(
-                replace(plan, models=prepared.models),
+                replace(plan, inputs=prepared.inputs or plan.inputs),
                 prepared.rule,
                 writer,
                 layout=layout,
-                kernel=method.kernel(recipe.parameters),
+                kernel=METHODS[recipe.merge_method].kernel(recipe.parameters),
                 reference=-1 if prepared.reference is None else prepared.reference,
                 clock=clock,
                 finished=lambda unit: _finish_unit(unit, read, journal, writer),
                 resumed=resumed,
-                whole=taken_whole(method.whole_tensors, plan.specs),
+                needs=recipe.needs,
                 progress=progress,
             )
         if path := changed_input(identity["inputs"], _inputs(recipe, read, options)):
             raise InputError(f"{path} was changed while it was being merged: start again")
-        report = make_report(recipe, prepared, [model.name for model in models], list(plan.units))
+        names = [model.name for model in inputs.models]
+        report = make_report(recipe, prepared, names, list(plan.units))
         took = processes.exchange(
             "took",
             {
@@ -199,18 +189,20 @@ def merge(
             "peak_memory_bytes": max(each["peak_memory_bytes"] for each in took),
             "memory": {
                 "budget_bytes": budget,
-                "planned_bytes": prepared.needed,
+                "planned_bytes": prepared.planned,
                 **layout.cut,
-                **prepared.cut,
+                **prepared.batching,
             },
             "plan": lines,
             "resumed_units": resumed,
         }
         if processes.count > 1:
             report["processes"] = took
+        if options.plugins:
+            report["plugins"] = [str(path.resolve()) for path in options.plugins]
         if options.to == "orbax":
             report["tree"] = {"format": "orbax"}
-        repeatable = resolved(recipe, models, base, prepared.compute_dtype)
+        repeatable = resolved(recipe, inputs, prepared.compute_dtype)
         if processes.index == 0:
             write_outcome(work.folder, out.name, repeatable, read, prepared, report)
         if isinstance(writer, UnitWriter) and options.parts:
@@ -219,6 +211,12 @@ def merge(
         elif processes.index == 0:
             write_checksums(work.folder, writer.checksums)
     return report
+
+
+def _pooled(merge: Merge[Any, Any], chooser: int, check: Callable[[int], None]) -> PooledStates:
+    from recall_jax.engine.pooled import streamed_states
+
+    return streamed_states(merge, chooser, check)
 
 
 def _merge_trees(
@@ -242,7 +240,7 @@ def _merge_trees(
         recipe,
         out,
         force=options.force,
-        inputs=options.inputs,
+        inputs=[*options.inputs, *options.plugins],
         mesh=mesh,
         processes=options.processes,
         progress=progress,
@@ -265,10 +263,28 @@ def _layout(
         asked = "auto" if options.mesh is None else options.mesh
         if asked == "auto" and options.resume:  # less may be free now than when it was chosen
             asked = options.processes.broadcast("mesh", lambda: _mesh_before(out)) or asked
-        return sharded_layout(recipe, read, plan, asked, budget)
-    whole = METHODS[recipe.merge_method].whole_tensors
-    chunk, beside = cut_pieces(read, plan.specs, BACKLOG, budget, whole_tensors=whole)
+        return sharded_layout(
+            recipe.needs,
+            read,
+            plan,
+            asked,
+            budget,
+            forward_dtype=recipe.compute_dtype,
+            ignore_config=recipe.ignore_config,
+        )
+    chunk, beside = cut_pieces(read, plan.specs, BACKLOG, budget, needs=recipe.needs)
     return OnHost(chunk), beside
+
+
+def _check_mesh(recipe: Recipe) -> None:
+    """Raise InputError where the method, or its samples, are for one host alone."""
+    from recall_jax.engine.pod.prepare import ON_MESH
+
+    alone = "leave --mesh and --distributed out"
+    if not ON_MESH.meets(recipe.needs):
+        raise InputError(f"{recipe.merge_method} runs on one host: {alone}")
+    if recipe.samples is not None and recipe.samples.source == "generated":
+        raise InputError(f"samples.source generated runs a whole model on one host: {alone}")
 
 
 def _mesh_before(out: Path) -> str | None:
@@ -324,51 +340,6 @@ def _finish_unit(
     writer.finish_unit(partial(journal.record_unit, unit))
 
 
-def _prepare(merge: Merge) -> Prepared:
-    """The rule that the recipe asks for."""
-    recipe, needed = merge.recipe, held_bytes() + merge.beside
-    if recipe.weights is not None:
-        return _given(merge, Path(recipe.weights), needed)
-    match METHODS[recipe.merge_method].rule:
-        case "parameters":
-            values = recipe_values(recipe, merge.plan.specs)
-            rule = values_by_tensor(values, merge.plan.specs, recipe.parameters)
-            return Prepared(rule, merge.models, needed)
-        case "opcm":
-            from recall_jax.engine.opcm import prepare_opcm
-
-            return prepare_opcm(merge)
-        case "regmean" | "regmean_plusplus" as rule:
-            from recall_jax.engine.regmean import prepare_regmean
-
-            return prepare_regmean(merge, through_merged=rule == "regmean_plusplus")
-        case "lm_cocktail":
-            from recall_jax.engine.cocktail import prepare_cocktail
-
-            return prepare_cocktail(merge)
-        case "recall_distill":
-            from recall_jax.engine.distill import prepare_distill
-
-            return prepare_distill(merge)
-        # The models' forward, and all it imports, is for methods that run the models.
-        case "recall":
-            from recall_jax.engine.prepare import prepare_recall
-
-            return prepare_recall(merge)
-
-
-def _given(merge: Merge, path: Path, needed: int) -> Prepared:
-    """The rule of a file's weights, and in methods that have others, of the recipe's values."""
-    recipe, specs, units = merge.recipe, merge.plan.specs, list(merge.plan.units)
-    told = load_report(path)
-    found = given_findings(told, path, units, len(merge.models))
-    if METHODS[recipe.merge_method].rule == "parameters":
-        values = recipe_values(recipe, specs, dict(zip(units, found.weights.T, strict=True)))
-        return Prepared(values_by_tensor(values, specs, recipe.parameters), merge.models, needed)
-    rule = weights_by_unit(found, units)
-    return Prepared(rule, merge.models, needed, reference=told.get("reference"), told=told)
-
-
 def _asked(recipe: Recipe, out: Path, options: Options) -> dict[str, Any]:
     """What all processes of a merge must be told alike."""
     return {
@@ -390,17 +361,12 @@ def _files(model: Checkpoint) -> list[str]:
 
 
 def _identity(
-    recipe: Recipe,
-    models: Sequence[Checkpoint],
-    base: Checkpoint | None,
-    options: Options,
-    layout: Layout,
+    recipe: Recipe, inputs: Inputs[Checkpoint], options: Options, layout: Layout
 ) -> dict[str, Any]:
     """What makes a merge the same merge: only then may one go on where another has stopped."""
-    read = [*([] if base is None else [base]), *models]  # the newest last
-    repeatable = resolved(recipe, models, base, recipe.compute_dtype)
+    repeatable = resolved(recipe, inputs, recipe.compute_dtype)
     return {
-        "inputs": _inputs(recipe, read, options),
+        "inputs": _inputs(recipe, inputs.all, options),
         "recipe": repeatable.model_dump(mode="json"),
         "program": {
             **versions(),
@@ -421,7 +387,7 @@ def _inputs(recipe: Recipe, read: Sequence[Checkpoint], options: Options) -> dic
     """
     held = sum(model.nbytes for model in read) <= machine_bytes()
     content = held and options.processes.count == 1 and options.to == "huggingface"
-    return input_files(read, _input_files(recipe), content=content)
+    return input_files(read, [*_input_files(recipe), *options.plugins], content=content)
 
 
 def _describe(models: Sequence[Checkpoint], plan: Plan, budget: int, resumed: int) -> str:

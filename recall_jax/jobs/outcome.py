@@ -8,12 +8,12 @@ from recall_jax.checkpoint.companions import copy_companions
 from recall_jax.checkpoint.dtypes import DTYPES
 from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.engine.findings import report_entries
-from recall_jax.engine.rules import Prepared
+from recall_jax.engine.merge import Prepared
+from recall_jax.engine.sources import Inputs
 from recall_jax.errors import storage_faults
 from recall_jax.inputs.data import write_jsonl
 from recall_jax.inputs.vocabularies import tokenizer_differences
-from recall_jax.methods.methods import METHODS
-from recall_jax.methods.parameters import RecallParameters
+from recall_jax.methods.registry import METHODS
 from recall_jax.parallel.machine import device, versions
 from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.card import model_card
@@ -34,16 +34,18 @@ def make_report(
     recipe: Recipe, prepared: Prepared, models: Sequence[str], units: Sequence[str]
 ) -> dict[str, Any]:
     """The report of a walk that has ended, but for what the run itself took."""
-    samples, told, found = prepared.samples, prepared.told, prepared.rule.findings()
+    samples, previous, found = prepared.samples, prepared.previous_report, prepared.rule.findings()
     typical = samples and samples.typical
     warnings = typical.warnings() if typical else []
     warnings += similarity_warnings(found.similarity, list(units), prepared.reference)
     settings = recipe.model_dump(
         mode="json", exclude={"merge_method", "models", "base_model", "parameters"}
     )
-    rows = told.get("typical_samples", [])
-    if newest := samples.samples if samples else prepared.own[-1] if prepared.own else None:
-        rows = newest.indices.tolist()
+    rows = previous.get("typical_samples", [])
+    if samples:
+        rows = samples.samples.indices.tolist()
+    elif prepared.per_model_samples:
+        rows = prepared.per_model_samples[-1].indices.tolist()
     return {
         "format": 1,
         "method": recipe.merge_method,
@@ -54,7 +56,7 @@ def make_report(
         "units": list(units),
         "typical_samples": rows,
         **report_entries(found),
-        "typical": typical.summary() if typical else told.get("typical"),
+        "typical": typical.summary() if typical else previous.get("typical"),
         "warnings": warnings,
         "settings": {
             **recipe.parameters.model_dump(mode="json"),
@@ -93,9 +95,11 @@ def write_outcome(
         older=older_folders(read),
         dtype=DTYPES[out_dtype] if out_dtype else None,
     )
-    samples = prepared.samples
-    texts: Sequence[str] = samples.samples.texts if samples else ()
-    typical = samples.samples.typical_rows() if samples else _rows_of_each(prepared.own)
+    texts: Sequence[str] = ()
+    typical = _rows_of_each(prepared.per_model_samples)
+    if prepared.samples:
+        samples = prepared.samples.samples
+        texts, typical = samples.texts, samples.typical_rows()
     page, card = render_html(report, texts), model_card(report, out_name)
     with storage_faults(f"write {folder}"):
         if typical:
@@ -113,17 +117,12 @@ def _rows_of_each(own: "Sequence[Tokenized]") -> list[dict[str, Any]]:
 
 def resolved(
     recipe: Recipe,
-    models: Sequence[Checkpoint],
-    base: Checkpoint | None,
+    inputs: Inputs[Checkpoint],
     compute_dtype: str | None,
 ) -> Recipe:
     """The recipe with every local path absolute, so that it runs from anywhere."""
-    names = [model.full_name for model in models]
-    parameters = recipe.parameters
-    if isinstance(parameters, RecallParameters):
-        by_name = dict(zip((entry.model for entry in recipe.models), names, strict=True))
-        reference = by_name.get(str(parameters.reference), parameters.reference)
-        parameters = parameters.model_copy(update={"reference": reference})
+    names = [model.full_name for model in inputs.models]
+    full_names = dict(zip((entry.model for entry in recipe.models), names, strict=True))
     samples = recipe.samples
     if samples is not None:
         paths = {key: _absolute(getattr(samples, key)) for key in ("data", "typical", "prompts")}
@@ -133,9 +132,9 @@ def resolved(
             entry.model_copy(update={"model": name, "data": _absolute(entry.data)})
             for entry, name in zip(recipe.models, names, strict=True)
         ),
-        "base_model": None if base is None else base.full_name,
+        "base_model": None if inputs.base is None else inputs.base.full_name,
         "base_data": _absolute(recipe.base_data),
-        "parameters": parameters,
+        "parameters": recipe.parameters.renamed(full_names),
         "samples": samples,
         "weights": _absolute(recipe.weights),
         "compute_dtype": compute_dtype,

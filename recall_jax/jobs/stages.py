@@ -16,7 +16,7 @@ from recall_jax.checkpoint.units import unit_names
 from recall_jax.engine.budget import folded_bytes, memory_budget, widest
 from recall_jax.engine.cut import cut_rows
 from recall_jax.engine.extract import pooled_states
-from recall_jax.engine.findings import compare_representations, report_entries
+from recall_jax.engine.findings import report_entries
 from recall_jax.engine.inputs import (
     TypicalSamples,
     common_architecture,
@@ -26,12 +26,11 @@ from recall_jax.engine.inputs import (
 )
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import open_models
-from recall_jax.engine.rules import recall_comparison
 from recall_jax.engine.select import plan_selection
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Progress, silent
 from recall_jax.inputs.settings import Samples
-from recall_jax.methods.parameters import RecallParameters
+from recall_jax.methods.recall import RecallParameters, compare_representations, recall_comparison
 from recall_jax.similarity.diagnostics import similarity_warnings
 
 

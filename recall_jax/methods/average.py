@@ -6,6 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from recall_jax.methods.method import Method
+from recall_jax.methods.parameters import Parameters
+
 
 def average(
     models: Sequence[jax.Array],
@@ -18,19 +21,6 @@ def average(
     """The kernel of `weighted_average`, by the value `weight` (K,)."""
     del base
     return weighted_average(models, values["weight"], reference=reference, dtype=dtype)
-
-
-def total(
-    models: Sequence[jax.Array],
-    values: Mapping[str, jax.Array],
-    *,
-    base: jax.Array | None = None,
-    reference: int = -1,
-    dtype: DTypeLike,
-) -> jax.Array:
-    """The kernel of `weighted_sum`, by the value `weight` (K,)."""
-    del base, reference
-    return weighted_sum(models, values["weight"], dtype=dtype)
 
 
 def weighted_average(
@@ -60,3 +50,6 @@ def weighted_sum(models: Sequence[jax.Array], weights: jax.Array, *, dtype: DTyp
     for index, model in enumerate(models):
         total += weights[index] * model.astype(jnp.float32)
     return total.astype(dtype)
+
+
+METHOD: Method[Parameters, Parameters] = Method(lambda parameters: average, equation="θ = Σₖ wₖ θₖ")

@@ -1,17 +1,41 @@
 """DARE: drop elements of task vectors at random, and rescale what is left (arXiv 2311.03099)."""
 
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from pydantic import Field, Strict
 
+from recall_jax.engine.kernel import Kernel, fixed
+from recall_jax.engine.needs import Needs, always
+from recall_jax.methods.method import Method
 from recall_jax.methods.sparsify import keep_at_random, rescaled
-from recall_jax.methods.task_vectors import add_to_base, task_vectors, weighted_vectors
+from recall_jax.methods.task_vectors import (
+    TaskVectorModelParameters,
+    TaskVectorParameters,
+    add_to_base,
+    task_vectors,
+    weighted_vectors,
+)
 
 # True: to the L1 norm from before; "density": by 1 / density, the paper's.
 Rescale = bool | Literal["density"]
+
+
+class DareParameters(TaskVectorParameters):
+    """`dare_linear` and `dare_ties`: `seed` is that of the draw; see `dare` for `rescale`."""
+
+    rescale: Annotated[bool, Strict()] | Literal["density"] = True  # type: ignore[assignment]
+    seed: Annotated[int, Strict(), Field(ge=0)] = 0
+
+    def adjusted(self, values: Mapping[str, Any], tensor: str) -> dict[str, Any]:
+        """Add the `seed` () uint32 of the tensor's own draw."""
+        return {**values, "seed": np.uint32(zlib.crc32(f"{self.seed} {tensor}".encode()))}
 
 
 def dare(
@@ -46,3 +70,27 @@ def dare(
         dropped.append(sparse)
     total = weighted_vectors(dropped, values["weight"], normalize=normalize, consensus=consensus)
     return add_to_base(base, values["lambda_"] * total, dtype)
+
+
+def _kernel(parameters: DareParameters, *, consensus: bool) -> Kernel:
+    return fixed(
+        dare, consensus=consensus, normalize=parameters.normalize, rescale=parameters.rescale
+    )
+
+
+_NEEDS = Needs(base=True, whole=always, scratch=5)
+
+LINEAR = Method(
+    partial(_kernel, consensus=False),
+    parameters=DareParameters,
+    model_parameters=TaskVectorModelParameters,
+    needs=_NEEDS,
+    equation="θ = θ_base + λ Σₖ wₖ drop(θₖ − θ_base)",
+)
+TIES = Method(
+    partial(_kernel, consensus=True),
+    parameters=DareParameters,
+    model_parameters=TaskVectorModelParameters,
+    needs=_NEEDS,
+    equation="θ = θ_base + λ Σₖ wₖ drop(θₖ − θ_base), of the elected signs",
+)

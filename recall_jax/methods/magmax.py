@@ -5,8 +5,20 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from pydantic import Field
 
+from recall_jax.engine.kernel import fixed
+from recall_jax.engine.needs import Needs
+from recall_jax.methods.method import Method
+from recall_jax.methods.parameters import Parameters, ParameterValue
 from recall_jax.methods.task_vectors import add_to_base, task_vectors
+
+
+class MagMaxParameters(Parameters):
+    """`magmax`."""
+
+    by_tensor = ("lambda_",)
+    lambda_: ParameterValue = Field(1.0, alias="lambda")
 
 
 def magmax(
@@ -31,3 +43,11 @@ def magmax(
         highest, lowest = jnp.maximum(highest, vector), jnp.minimum(lowest, vector)
     largest = jnp.where(highest >= -lowest, highest, lowest)
     return add_to_base(base, values["lambda_"] * largest, dtype)
+
+
+METHOD: Method[MagMaxParameters, Parameters] = Method(
+    lambda parameters: fixed(magmax),
+    parameters=MagMaxParameters,
+    needs=Needs(base=True),
+    equation="θ = θ_base + λ (θₖ − θ_base), each element of the k where it is largest",
+)

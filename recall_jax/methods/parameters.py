@@ -1,13 +1,13 @@
-"""The parameters of the merge methods, as a recipe gives them.
+"""What the parameters of all merge methods have in common, and their values for a tensor.
 
-Each method has a class for its own, and one for those of each model if there are some.
+Each method has a class of its own for them, and one for those of each model if there are some.
 """
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict
-
-from recall_jax.methods.weights import Merged, Weighing
 
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Gradient = Annotated[list[Number], Field(min_length=1)]
@@ -39,19 +39,19 @@ class Parameters(BaseModel):
     # mergekit's memory option: accepted, and without effect on a float32 computation.
     int8_mask: Annotated[bool, Strict(), Field(exclude=True)] = False
 
+    def adjusted(self, values: Mapping[str, Any], tensor: str) -> dict[str, Any]:
+        """Return the values of a tensor, float64, as the kernel is to get them; InputError."""
+        del tensor
+        return dict(values)
 
-class LinearParameters(Parameters):
-    """`linear`: `weight` for models without one of their own; `normalize` divides by their sum."""
+    def shares(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return how much each model counts in a tensor with these values: (K,) float64."""
+        return np.asarray(values["weight"], np.float64)
 
-    weight: ParameterValue | None = None
-    normalize: Annotated[bool, Strict()] = True
-
-
-class LinearModelParameters(Parameters):
-    """`linear`, for each model: its weight."""
-
-    by_tensor = ("weight",)
-    weight: ParameterValue | None = None
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """Return the parameters with models called by other names, old to new."""
+        del names
+        return self
 
 
 def _fractions(value: ParameterValue | None) -> ParameterValue | None:
@@ -67,98 +67,26 @@ def _fractions(value: ParameterValue | None) -> ParameterValue | None:
 Share = Annotated[ParameterValue, AfterValidator(_fractions)]
 
 
-class TaskVectorModelParameters(Parameters):
-    """Methods of task vectors, for each model: its weight, and the share of elements it keeps."""
+def is_gradient(value: object) -> bool:
+    """Whether a parameter's value, or that of one of its filters, is a list over the layers."""
+    if not isinstance(value, list):
+        return False
+    return any(not isinstance(part, FilteredValue) or is_gradient(part.value) for part in value)
 
-    by_tensor = ("weight", "density")
-    weight: ParameterValue | None = None
-    density: Share | None = None
 
+def parameter_at(value: ParameterValue, tensor: str, depth: float) -> float | None:
+    """A parameter's value for one tensor, as mergekit reads it; None where no filter matches.
 
-class TaskVectorParameters(Parameters):
-    """Methods of task vectors: what is theirs, and `weight` and `density` of models without.
-
-    `normalize` divides by the sum of the weights, `rescale` gives a sparse task vector its L1 norm
-    from before. Where nothing is made sparse, `density` and `rescale` are accepted and do nothing.
+    A list of numbers is a gradient over the layers, interpolated at `depth` in [0, 1]: layer i of L
+    is at i / (L - 1), the embedding at 0, the head at 1 (mergekit gives both the first value).
     """
-
-    by_tensor = ("lambda_",)
-    weight: ParameterValue | None = None
-    density: Share = 1.0
-    normalize: Annotated[bool, Strict()] = False
-    rescale: Annotated[bool, Strict()] = False
-    lambda_: ParameterValue = Field(1.0, alias="lambda")
-
-
-class TiesParameters(TaskVectorParameters):
-    """`ties`."""
-
-    normalize: Annotated[bool, Strict()] = True
-
-
-class DareParameters(TaskVectorParameters):
-    """`dare_linear` and `dare_ties`: `seed` is that of the draw; see `dare` for `rescale`."""
-
-    rescale: Annotated[bool, Strict()] | Literal["density"] = True  # type: ignore[assignment]
-    seed: Annotated[int, Strict(), Field(ge=0)] = 0
-
-
-class MagMaxParameters(Parameters):
-    """`magmax`."""
-
-    by_tensor = ("lambda_",)
-    lambda_: ParameterValue = Field(1.0, alias="lambda")
-
-
-class OpcmParameters(Parameters):
-    """`opcm`: the share of a spectrum that counts as taken."""
-
-    alpha: Annotated[Number, Field(ge=0, le=1)] = 0.5
-
-
-class RegMeanParameters(Parameters):
-    """`regmean` and `regmean_plusplus`: what is left of a Gram off its diagonal."""
-
-    by_tensor = ("alpha",)
-    alpha: Annotated[Number, Field(ge=0, lt=1)] = 0.9
-
-
-class CocktailParameters(Parameters):
-    """`lm_cocktail`: the temperature, in nats, of the softmax over the models' losses."""
-
-    temperature: Positive = 5.0
-
-
-class RecallParameters(Parameters):
-    """`recall`: how the models are compared, and how their similarities become weights."""
-
-    sigma: Positive | Literal["median", "dim"] = "median"
-    temperature: Positive = 1.0
-    reference: Annotated[int, Strict()] | str = "newest"
-    similarity: str | dict[str, Positive] = "rbf"
-    alignment: Literal["none", "center", "procrustes"] = "none"
-    merged_units: Merged = "all"
-    threshold: Number | None = None
-
-    @property
-    def weighing(self) -> Weighing:
-        """What the weights depend on beside the similarities."""
-        return Weighing(self.temperature, self.merged_units, self.threshold)
-
-
-class DistillParameters(Parameters):
-    """`recall_distill`: what the coefficients are, and how they are refined.
-
-    `match` weighs what is asked of the merged model's outputs: `js` or `kl` of its next-token
-    distributions at `temperature`, `hidden` of its pooled states. `anchor` weighs the base among
-    the models that are to be matched.
-    """
-
-    coefficients: Literal["unit", "tensor"] = "unit"
-    match: Annotated[dict[Literal["js", "kl", "hidden"], Positive], Field(min_length=1)] = {
-        "js": 1.0
-    }
-    anchor: Annotated[Number, Field(ge=0)] = 1.0
-    temperature: Positive = 1.0
-    steps: Annotated[int, Strict(), Field(ge=0)] = 150
-    learning_rate: Positive = 0.02
+    if isinstance(value, list):
+        if value and isinstance(value[0], FilteredValue):
+            for entry in value:
+                assert isinstance(entry, FilteredValue)
+                if entry.filter in (None, "*") or entry.filter in tensor:
+                    return parameter_at(entry.value, tensor, depth)
+            return None
+        points = np.linspace(0.0, 1.0, len(value))
+        return float(np.interp(depth, points, np.asarray(value, np.float64)))
+    return float(value)

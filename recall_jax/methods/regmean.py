@@ -1,13 +1,30 @@
 """RegMean: the linear layer nearest to all models' outputs on their own inputs."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from pydantic import Field
 
+from recall_jax.engine.findings import Findings
+from recall_jax.engine.kernel import Values
+from recall_jax.engine.merge import Merge, Prepared, mean_by_unit
+from recall_jax.engine.needs import Needs, Observation, linear_weights
 from recall_jax.methods.average import weighted_average
+from recall_jax.methods.method import Method
+from recall_jax.methods.parameters import Number, Parameters
 from recall_jax.methods.task_vectors import add_to_base
+from recall_jax.methods.values import values_of
+
+
+class RegMeanParameters(Parameters):
+    """`regmean` and `regmean_plusplus`: what is left of a Gram off its diagonal."""
+
+    by_tensor = ("alpha",)
+    alpha: Annotated[Number, Field(ge=0, lt=1)] = 0.9
 
 
 def regmean(
@@ -52,3 +69,50 @@ def regmean(
     with jax.default_matmul_precision("highest"):
         solved = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(system), moved.T).T
     return add_to_base(models[reference], solved * scale[None, :], dtype)
+
+
+def prepare(merge: Merge[RegMeanParameters, Parameters], *, through_merged: bool) -> Prepared:
+    """Merge with the `gram` of each linear layer, and the recipe's values.
+
+    Jin et al. 2023 (arXiv 2212.09849); `through_merged`, Nguyen et al. 2025 (arXiv 2508.03121): a
+    model's linear layers then read what they would read in the merged model.
+    """
+    from recall_jax.engine.linear_inputs import prepare_linear_inputs
+
+    walk = merge.walk
+    fixed = values_of(merge.parameters, merge.entries.models, walk.specs)
+
+    def values(unit: str, grams: Mapping[str, jax.Array]) -> dict[str, Values]:
+        return {
+            name: {**fixed[name], "gram": grams[name]} if name in grams else fixed[name]
+            for name in walk.units[unit]
+        }
+
+    shares = {name: merge.parameters.shares(fixed[name]) for name in fixed}
+    found = Findings(mean_by_unit(shares, walk.specs))
+    return prepare_linear_inputs(merge, values, lambda: found, through_merged=through_merged)
+
+
+_NEEDS = Needs(
+    models=2,
+    samples="each",
+    observes=frozenset({Observation.LINEAR_INPUTS}),
+    whole=linear_weights,
+    replicated=True,
+    scratch=3,
+)
+
+METHOD = Method(
+    lambda parameters: regmean,
+    parameters=RegMeanParameters,
+    needs=_NEEDS,
+    prepare=partial(prepare, through_merged=False),
+    equation="W = (Σₖ Gₖ)⁻¹ Σₖ Gₖ Wₖ, Gₖ = Xₖᵀ Xₖ of what a linear layer reads",
+)
+PLUSPLUS = Method(
+    lambda parameters: regmean,
+    parameters=RegMeanParameters,
+    needs=_NEEDS,
+    prepare=partial(prepare, through_merged=True),
+    equation="W = (Σₖ Gₖ)⁻¹ Σₖ Gₖ Wₖ, Gₖ = Xₖᵀ Xₖ behind the merged units before",
+)

@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.typing import DTypeLike
 
-from recall_jax.methods.task_vectors import add_to_base, task_vectors, weighted_vectors
+from recall_jax.engine.kernel import fixed
+from recall_jax.engine.needs import Needs
+from recall_jax.methods.method import Method
+from recall_jax.methods.task_vectors import (
+    TaskVectorModelParameters,
+    TaskVectorParameters,
+    add_to_base,
+    task_vectors,
+    weighted_vectors,
+)
 
 
 def task_arithmetic(
@@ -26,3 +35,12 @@ def task_arithmetic(
         task_vectors(models, base), values["weight"], normalize=normalize, consensus=False
     )
     return add_to_base(base, values["lambda_"] * total, dtype)
+
+
+METHOD = Method(
+    lambda parameters: fixed(task_arithmetic, normalize=parameters.normalize),
+    parameters=TaskVectorParameters,
+    model_parameters=TaskVectorModelParameters,
+    needs=Needs(base=True),
+    equation="θ = θ_base + λ Σₖ wₖ (θₖ − θ_base)",
+)

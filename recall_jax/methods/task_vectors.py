@@ -1,13 +1,48 @@
 """Task vectors: what K fine-tunes have added to their base, summed, and put onto it again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from pydantic import Field, Strict
+
+from recall_jax.methods.parameters import Parameters, ParameterValue, Share
 
 # Sums of a few float32 products that are smaller than this, beside their terms, are zero.
 _ROUNDING = 2.0**-20
+
+
+class TaskVectorModelParameters(Parameters):
+    """Methods of task vectors, for each model: its weight, and the share of elements it keeps."""
+
+    by_tensor = ("weight", "density")
+    weight: ParameterValue | None = None
+    density: Share | None = None
+
+
+class TaskVectorParameters(Parameters):
+    """Methods of task vectors: what is theirs, and `weight` and `density` of models without.
+
+    `normalize` divides by the sum of the weights, `rescale` gives a sparse task vector its L1 norm
+    from before. Where nothing is made sparse, `density` and `rescale` are accepted and do nothing.
+    """
+
+    by_tensor = ("lambda_",)
+    weight: ParameterValue | None = None
+    density: Share = 1.0
+    normalize: Annotated[bool, Strict()] = False
+    rescale: Annotated[bool, Strict()] = False
+    lambda_: ParameterValue = Field(1.0, alias="lambda")
+
+    def shares(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return how much each task vector counts, of elements that all models keep."""
+        weight = super().shares(values)
+        total = weight.sum() if self.normalize else 1.0
+        divisor = total if abs(total) > 1e-6 * abs(weight).sum() else 1
+        return np.asarray(values["lambda_"] * weight / divisor)
 
 
 def task_vectors(models: Sequence[jax.Array], base: jax.Array) -> list[jax.Array]:

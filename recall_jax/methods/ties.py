@@ -1,13 +1,30 @@
 """TIES: trim the task vectors, elect a sign for each element, merge what agrees with it."""
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from pydantic import Strict
 
+from recall_jax.engine.kernel import fixed
+from recall_jax.engine.needs import Needs, always
+from recall_jax.methods.method import Method
 from recall_jax.methods.sparsify import keep_largest, rescaled
-from recall_jax.methods.task_vectors import add_to_base, task_vectors, weighted_vectors
+from recall_jax.methods.task_vectors import (
+    TaskVectorModelParameters,
+    TaskVectorParameters,
+    add_to_base,
+    task_vectors,
+    weighted_vectors,
+)
+
+
+class TiesParameters(TaskVectorParameters):
+    """`ties`."""
+
+    normalize: Annotated[bool, Strict()] = True
 
 
 def ties(
@@ -37,3 +54,12 @@ def ties(
         trimmed = [rescaled(kept, whole) for kept, whole in zip(trimmed, vectors, strict=True)]
     total = weighted_vectors(trimmed, values["weight"], normalize=normalize, consensus=True)
     return add_to_base(base, values["lambda_"] * total, dtype)
+
+
+METHOD = Method(
+    lambda parameters: fixed(ties, normalize=parameters.normalize, rescale=parameters.rescale),
+    parameters=TiesParameters,
+    model_parameters=TaskVectorModelParameters,
+    needs=Needs(base=True, whole=always, scratch=5),
+    equation="θ = θ_base + λ Σₖ wₖ trim(θₖ − θ_base), of the elected signs",
+)

@@ -26,6 +26,20 @@ def layer_weights(similarity: jax.Array | np.ndarray, *, temperature: float = 1.
     return _softmax(jnp.asarray(similarity, jnp.float32), np.float32(temperature))
 
 
+def check_weights(weights: jax.Array | np.ndarray, num_models: int) -> np.ndarray:
+    """Weights as float32 (K, U), or InputError where they are no weights of `num_models` models."""
+    array = np.asarray(weights, np.float32)
+    if array.ndim != 2 or len(array) != num_models:
+        raise InputError(
+            f"weights have shape {array.shape}, but there are {num_models} models: give (K, U)"
+        )
+    if not np.isfinite(array).all():
+        raise InputError("weights hold NaN or infinity: give finite numbers")
+    if not np.allclose(array.sum(axis=0), 1.0, atol=1e-5):
+        raise InputError("weights must sum to 1 over the models in every unit")
+    return array
+
+
 @dataclass(frozen=True)
 class Weighing:
     """How RECALL's similarities become weights, and which units it leaves to the newest model.

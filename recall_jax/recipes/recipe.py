@@ -1,10 +1,10 @@
 """The recipe: mergekit's YAML, and what RECALL adds to it, read strictly."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import yaml
 from pydantic import (
     Field,
@@ -14,21 +14,20 @@ from pydantic import (
     model_validator,
 )
 
+from recall_jax.engine.needs import Needs, Observation, Offer
 from recall_jax.errors import shown
 from recall_jax.files.schema import Schema, first_fault, read_yaml, validate
 from recall_jax.inputs.settings import UNNAMED, Samples
-from recall_jax.methods.methods import METHODS, Method
-from recall_jax.methods.parameters import (
-    FilteredValue,
-    Parameters,
-    ParameterValue,
-    RecallParameters,
-)
+from recall_jax.methods.method import Method
+from recall_jax.methods.parameters import Parameters, is_gradient
+from recall_jax.methods.recall import RecallParameters
+from recall_jax.methods.registry import METHODS
 from recall_jax.recipes.tree_patterns import TreePatterns
 
 # Keys of mergekit's recipes that mean something here only once it is built.
 _LATER = {"slices", "modules", "tokenizer", "tokenizer_source", "chat_template"}
 DtypeName = Literal["bfloat16", "float16", "float32", "float64"]
+ON_TREES = Offer(observes=(Observation.POOLED,), samples=("none", "newest"), passes=1)
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -85,44 +84,47 @@ class Recipe(Schema):
                 raise ValueError(f"models.{index} must be a mapping such as {{model: FOLDER}}")
         parameters = _parse(method.parameters, values.get("parameters"), "parameters")
         entries = [_with_parameters(method, index, e) for index, e in enumerate(models)]
-        if method.needs_base:  # mergekit's recipes name it among the models too
+        if method.needs.base:  # mergekit's recipes name it among the models too
             entries = [e for e in entries if e.get("model") != values.get("base_model")]
         return values | {"parameters": parameters, "models": entries}
 
     @model_validator(mode="after")
     def _complete(self) -> "Recipe":
         method = METHODS[self.merge_method]
-        if len(self.models) < method.min_models:
-            beside = " beside the base" if method.needs_base else ""
+        needs = method.needs
+        if len(self.models) < needs.models:
+            beside = " beside the base" if needs.base else ""
             raise ValueError(
-                f"{self.merge_method} takes at least {method.min_models} models{beside}, "
+                f"{self.merge_method} takes at least {needs.models} models{beside}, "
                 f"this recipe has {len(self.models)}"
             )
-        if method.needs_base != (self.base_model is not None):
+        if needs.base != (self.base_model is not None):
             raise ValueError(
                 f"{self.merge_method} merges relative to a base: add base_model: FOLDER"
-                if method.needs_base
+                if needs.base
                 else f"{self.merge_method} takes no base_model: remove it"
             )
         self._check_samples(method)
         self._check_tree(method)
+        method.check(self.parameters, [entry.model for entry in self.models])
         return self
 
-    def _check_samples(self, method: Method) -> None:
-        if method.samples == "newest" and self.weights is None:
+    def _check_samples(self, method: Method[Any, Any]) -> None:
+        needs = method.needs
+        if self.needs.samples == "newest":
             if self.samples is None:
                 raise ValueError(
                     f"{self.merge_method} compares models on samples: add samples: {{data: FILE}}"
                 )
             if not self.samples.are_named:
                 raise ValueError(UNNAMED)
-        if method.samples == "none":
+        if needs.samples == "none":
             for key in ("samples", "compute_dtype"):
                 if getattr(self, key) is not None:
                     raise ValueError(f"{self.merge_method} compares no models: remove {key}")
         if self.weights is not None and not method.takes_weights:
             raise ValueError(f"{self.merge_method} takes no file of weights: remove weights")
-        if self.base_data is not None and not (method.needs_base and method.samples == "each"):
+        if self.base_data is not None and not (needs.base and needs.samples == "each"):
             raise ValueError(
                 f"{self.merge_method} does not look at samples of a base: remove base_data"
             )
@@ -133,7 +135,12 @@ class Recipe(Schema):
                     raise ValueError(
                         f"samples.source {self.samples.source} needs no {key}: remove it"
                     )
-        if method.samples != "each":
+        if needs.labelled and self.samples is not None and self.samples.source != "data":
+            raise ValueError(
+                f"samples.source {self.samples.source}: {self.merge_method} weighs by labelled "
+                "examples: give data or typical"
+            )
+        if needs.samples != "each":
             for index, entry in enumerate(self.models):
                 if entry.data is not None:
                     raise ValueError(
@@ -141,26 +148,25 @@ class Recipe(Schema):
                         "each model: remove it"
                     )
 
-    def _check_tree(self, method: Method) -> None:
+    def _check_tree(self, method: Method[Any, Any]) -> None:
         if self.tree is None:
             tokenizer = self.samples and self.samples.tokenizer
             for key, value in {"forward": self.forward, "samples.tokenizer": tokenizer}.items():
                 if value is not None:
                     raise ValueError(f"{key} is for JAX trees: add tree, or remove it")
             return
-        if method.rule not in ("parameters", "recall"):
+        if not ON_TREES.meets(method.needs):
             raise ValueError(
                 f"{self.merge_method} runs models of known families only: JAX trees merge by "
-                f"{', '.join(n for n, m in METHODS.items() if m.rule in ('parameters', 'recall'))}"
+                f"{', '.join(name for name, m in METHODS.items() if ON_TREES.meets(m.needs))}"
             )
         for key in ("compute_dtype", "ignore_config"):
             if getattr(self, key):
                 raise ValueError(f"{key} is not for JAX trees: remove it")
-        runs = method.rule == "recall" and self.weights is None
-        if self.forward is None and runs:
-            raise ValueError("recall runs the models: add forward: MODULE:FUNCTION")
+        if self.forward is None and self.needs.observes:
+            raise ValueError(f"{self.merge_method} runs the models: add forward: MODULE:FUNCTION")
         if self.forward is not None:
-            if method.rule != "recall":
+            if not method.needs.observes:
                 raise ValueError(f"{self.merge_method} runs no model: remove forward")
             if not _FUNCTION.fullmatch(self.forward):
                 raise ValueError(f"forward {shown(self.forward)}: write it as MODULE:FUNCTION")
@@ -168,11 +174,19 @@ class Recipe(Schema):
             raise ValueError("samples.source is not for JAX trees: give samples.data")
 
     @property
+    def needs(self) -> Needs:
+        """What merging needs: of a method whose weights a file gives, no samples and no forward."""
+        needs = METHODS[self.merge_method].needs
+        if self.weights is None:
+            return needs
+        return replace(needs, samples="none", labelled=False, observes=frozenset())
+
+    @property
     def by_layer(self) -> str | None:
         """What gives each layer values of its own, by its key; None where one value is for all."""
         if self.weights is not None:
             return "weights"
-        if METHODS[self.merge_method].rule in ("recall", "recall_distill"):
+        if METHODS[self.merge_method].needs.by_unit:
             return f"merge_method {self.merge_method}"
         holders = {"parameters": self.parameters}
         holders |= {f"models.{k}.parameters": m.parameters for k, m in enumerate(self.models)}
@@ -217,32 +231,7 @@ class _OwnParameters(Schema):
     parameters: RecallParameters
 
 
-def is_gradient(value: object) -> bool:
-    """Whether a parameter's value, or that of one of its filters, is a list over the layers."""
-    if not isinstance(value, list):
-        return False
-    return any(not isinstance(part, FilteredValue) or is_gradient(part.value) for part in value)
-
-
-def parameter_at(value: ParameterValue, tensor: str, depth: float) -> float | None:
-    """A parameter's value for one tensor, as mergekit reads it; None where no filter matches.
-
-    A list of numbers is a gradient over the layers, interpolated at `depth` in [0, 1]: layer i of L
-    is at i / (L - 1), the embedding at 0, the head at 1 (mergekit gives both the first value).
-    """
-    if isinstance(value, list):
-        if value and isinstance(value[0], FilteredValue):
-            for entry in value:
-                assert isinstance(entry, FilteredValue)
-                if entry.filter in (None, "*") or entry.filter in tensor:
-                    return parameter_at(entry.value, tensor, depth)
-            return None
-        points = np.linspace(0.0, 1.0, len(value))
-        return float(np.interp(depth, points, np.asarray(value, np.float64)))
-    return float(value)
-
-
-def _with_parameters(method: Method, index: int, entry: dict[str, Any]) -> dict[str, Any]:
+def _with_parameters(method: Method[Any, Any], index: int, entry: dict[str, Any]) -> dict[str, Any]:
     where = f"models.{index}.parameters"
     return entry | {"parameters": _parse(method.model_parameters, entry.get("parameters"), where)}
 

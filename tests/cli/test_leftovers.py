@@ -18,12 +18,13 @@ import yaml
 from toys import tree, write_rows
 
 from recall_jax.checkpoint.writer import checksums_of
-from recall_jax.engine import distill, regmean
+from recall_jax.engine import linear_inputs
 from recall_jax.errors import InputError
 from recall_jax.evaluation.strings import draw_distinct
 from recall_jax.experiments.demo.material import CHECKPOINTS
 from recall_jax.files import output
 from recall_jax.inputs.data import write_jsonl
+from recall_jax.methods import refine
 
 
 @dataclass(frozen=True)
@@ -297,8 +298,8 @@ def test_a_late_refusal_leaves_nothing(case, recall, given, tmp_path):
 def test_a_merge_refused_for_memory_has_chosen_nothing(
     method, recall, given, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(distill, "distill_bytes", lambda *sizes: 1 << 60)
-    monkeypatch.setattr(regmean, "gram_bytes", lambda *sizes: 1 << 60)
+    monkeypatch.setattr(refine, "refining_bytes", lambda *sizes: 1 << 60)
+    monkeypatch.setattr(linear_inputs, "gram_bytes", lambda *sizes: 1 << 60)
 
     def never(*arguments, **options):
         pytest.fail("a model chooses")

@@ -16,11 +16,12 @@ from deep_models import PROMPT_FREE, watch, write_adapter, write_model
 
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.engine import budget, cut, prepare
+from recall_jax.engine import budget, cut, pooled
 from recall_jax.engine.chunks import CHUNK
+from recall_jax.engine.needs import NO_NEEDS, Needs, always, linear_weights
 from recall_jax.errors import InputError
 from recall_jax.jobs import merge as job
-from recall_jax.methods.methods import METHODS
+from recall_jax.methods.registry import METHODS
 from recall_jax.models.config import read_architecture
 from recall_jax.recipes.recipe import make_recipe
 
@@ -33,7 +34,7 @@ def holding_nothing(monkeypatch):
     for module in (budget, cut):
         monkeypatch.setattr(module, "held_bytes", lambda: 0)
         monkeypatch.setattr(module, "_PROGRAMS", 0)
-    for module in (cut, prepare):
+    for module in (cut, pooled):
         monkeypatch.setattr(module, "SELECTION", 0)
 
 
@@ -217,13 +218,13 @@ def test_what_is_made_of_a_whole_tensor_is_in_the_plan(name, num_models):
     if name == "regmean":
         values["gram"] = jnp.ones((num_models, size, size))
     tensor = jax.ShapeDtypeStruct((4 * size, size), jnp.bfloat16)
-    base = tensor if method.needs_base else None
+    base = tensor if method.needs.base else None
 
     def merge(models, values, base):
         return kernel(models, values, base=base, reference=-1, dtype=jnp.bfloat16)
 
     program = jax.jit(merge).lower([tensor] * num_models, values, base).compile()
-    planned = budget._MADE[method.whole_tensors] * (num_models + method.needs_base)
+    planned = method.needs.scratch * (num_models + method.needs.base)
     assert program.memory_analysis().temp_size_in_bytes <= planned * 4 * tensor.size
 
 
@@ -234,9 +235,14 @@ def test_only_what_a_method_needs_whole_is_planned_whole(toys, holding_nothing):
         "model.layers.0.mlp.up_proj.weight": TensorSpec(np.dtype(np.float32), (512, 64)),
         "model.norm.weight": TensorSpec(np.dtype(np.float32), (64,)),
     }
+    needs = {
+        "none": NO_NEEDS,
+        "linear": Needs(whole=linear_weights, scratch=3),
+        "all": Needs(whole=always, scratch=5),
+    }
     planned = {
-        kind: budget.cut_pieces(models, specs, 2, 1 << 40, whole_tensors=kind)
-        for kind in ("none", "linear", "all")
+        kind: budget.cut_pieces(models, specs, 2, 1 << 40, needs=need)
+        for kind, need in needs.items()
     }
     assert planned["linear"][0] == planned["none"][0] == CHUNK and planned["all"][0] is None
     assert planned["none"][1] < planned["linear"][1] < planned["none"][1] + (1 << 23)

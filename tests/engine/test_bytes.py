@@ -19,7 +19,7 @@ MERGE_AND_COUNT = """
 import json, os, sys
 from pathlib import Path
 from recall_jax.jobs import merge as job
-from recall_jax.engine import prepare
+from recall_jax.engine import pooled
 from recall_jax.recipes.recipe import read_recipe
 
 def count():
@@ -33,7 +33,7 @@ def evict(folder):
 
 folder, fits = Path(sys.argv[1]), sys.argv[2] == "fits"
 if not fits:
-    prepare.cacheable_bytes = lambda budget: 0
+    pooled.cacheable_bytes = lambda budget: 0
 job.merge(read_recipe(folder / "warm.yml"), folder / "warm")
 recipe = read_recipe(folder / "recipe.yml")
 os.sync()

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recall_jax.engine.chunks import merge_tensor, spans
-from recall_jax.methods.average import average, total
+from recall_jax.engine.sources import Inputs
+from recall_jax.methods.average import average
+from recall_jax.methods.linear import total
 
 
 @given(size=st.integers(1, 5000), chunk=st.integers(0, 10).map(lambda bits: 1 << bits))
@@ -35,7 +37,12 @@ def test_pieces_laid_end_to_end_are_the_whole(kernel, dtype, shape):
     weights = np.asarray([0.5, 0.2, 0.3], np.float32)
     pieces = list(
         merge_tensor(
-            models, {"weight": weights}, np.dtype(dtype), kernel=kernel, reference=1, chunk=64
+            Inputs(models),
+            {"weight": weights},
+            np.dtype(dtype),
+            kernel=kernel,
+            reference=1,
+            chunk=64,
         )
     )
     merged = np.concatenate([np.asarray(piece.elements)[piece.skip :] for piece in pieces])
@@ -57,7 +64,12 @@ def test_a_piece_that_is_not_finite_says_so():
     models[1][200] = np.nan
     weights = np.asarray([0.5, 0.5], np.float32)
     pieces = merge_tensor(
-        models, {"weight": weights}, np.dtype(np.float32), kernel=average, reference=-1, chunk=64
+        Inputs(models),
+        {"weight": weights},
+        np.dtype(np.float32),
+        kernel=average,
+        reference=-1,
+        chunk=64,
     )
     assert [bool(piece.finite) for piece in pieces] == [True, True, True, False]
 
@@ -65,7 +77,11 @@ def test_a_piece_that_is_not_finite_says_so():
 def test_integers_are_the_newest_models():
     models = [np.arange(5), np.arange(5) + 7]
     (piece,) = merge_tensor(
-        models, {"weight": np.zeros(2, np.float32)}, models[0].dtype, kernel=average, reference=0
+        Inputs(models),
+        {"weight": np.zeros(2, np.float32)},
+        models[0].dtype,
+        kernel=average,
+        reference=0,
     )
     np.testing.assert_array_equal(piece.elements, models[1])
 
@@ -73,7 +89,7 @@ def test_integers_are_the_newest_models():
 def test_float64_is_merged_from_float64():
     models = [np.asarray([1e300, 1 + 1e-12]), np.asarray([1e300, 1 + 1e-12])]
     (piece,) = merge_tensor(
-        models,
+        Inputs(models),
         {"weight": np.asarray([0.5, 0.5], np.float32)},
         np.dtype(np.float64),
         kernel=average,

@@ -1,6 +1,7 @@
 """Journals of all kinds: whatever happens to one, no more is believed than was recorded."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ from recall_jax.files.results import Results, resume_results
 from recall_jax.training.checkpoints import Checkpoints, History
 from recall_jax.training.step import TrainState
 
+
+@dataclass(frozen=True)
+class Chosen:
+    rows: list[int]
+    inertia: float
+
+
 FILES = {"/m/model.safetensors": [12, 34, "ab"]}
 
 
@@ -25,10 +33,10 @@ def merge(path: Path) -> list[Any]:
     identity = {"inputs": FILES, "recipe": {"merge_method": "recall"}, "program": {"jax": "1"}}
     found = merging.resume_journal(path, identity, ["a", "b"])
     if not path.exists():
-        found.record_prepared({"rows": [1, 2], "inertia": 0.1})
+        found.record_prepared(Chosen([1, 2], 0.1))
         found.record_unit("a", Mark(2, "model.safetensors", 100, "0000000a"))
         found.record_unit("b", Mark(4, "model.safetensors", 200, "0000000b"))
-    return [found.prepared, *found.units.items()]
+    return [found.prepared or None, *found.units.items()]
 
 
 def evaluation(path: Path) -> list[Any]:

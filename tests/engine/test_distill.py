@@ -8,9 +8,9 @@ import pytest
 from toys import TIMED, tree, write_rows
 
 from recall_jax.checkpoint.safetensors import SafetensorsFile
-from recall_jax.engine import distill
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.jobs import merge as job
+from recall_jax.methods import refine
 from recall_jax.recipes.recipe import make_recipe
 
 
@@ -102,6 +102,6 @@ def test_what_cannot_be_distilled_is_refused(recipe_of, toys, tmp_path, monkeypa
     write_rows(tmp_path / "one.jsonl", ["a single row"] * 4)
     with pytest.raises(InputError, match="are too few or too much alike for RECALL's weights"):
         job.merge(recipe_of().changed(models=entries), tmp_path / "out")
-    monkeypatch.setattr(distill, "distill_bytes", lambda *sizes: 1 << 60)
+    monkeypatch.setattr(refine, "refining_bytes", lambda *sizes: 1 << 60)
     with pytest.raises(UnfinishedError, match="keeps the base and all models in memory"):
         job.merge(recipe_of(), tmp_path / "out")

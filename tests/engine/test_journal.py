@@ -1,6 +1,7 @@
 """The journal tells what is finished, whatever a kill did to its last line."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,20 @@ IDENTITY = {
 }
 MARKS = [Mark(2 * n, "model.safetensors", 100 * n, f"{n:08x}") for n in range(1, 4)]
 UNITS = ["a", "b", "c", "d"]
-PREPARED = {"rows": [1, 2], "inertia": 0.1}
+
+
+@dataclass(frozen=True)
+class Rows:
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    rows: Rows
+    inertia: float
+
+
+PREPARED = Chosen(Rows([1, 2]), 0.1)
 
 
 @pytest.fixture
@@ -31,13 +45,13 @@ def path(tmp_path):
 
 def test_what_was_recorded_is_read_back(path):
     journal = resume_journal(path, IDENTITY, UNITS)
-    assert journal.prepared == PREPARED
+    assert journal.find_prepared(Chosen) == PREPARED and journal.find_prepared(Rows) is None
     assert journal.units == dict(zip("abc", MARKS, strict=True))
 
 
 def test_without_a_journal_there_is_nothing(tmp_path):
     journal = resume_journal(tmp_path / "none", IDENTITY, UNITS)
-    assert journal.prepared is None and not journal.units
+    assert not journal.prepared and not journal.units
     (tmp_path / "empty").touch()
     assert not resume_journal(tmp_path / "empty", IDENTITY, UNITS).units
 
@@ -55,7 +69,7 @@ def test_any_cut_leaves_the_lines_before_it(path):
         lines = sum(end <= cut for end in ends)
         journal = resume_journal(path, IDENTITY, UNITS)
         assert list(journal.units) == list("abc")[: max(lines - 2, 0)]
-        assert (journal.prepared is not None) == (lines >= 2)
+        assert bool(journal.prepared) == (lines >= 2)
 
 
 def test_after_a_cut_it_can_be_continued(path):
@@ -64,7 +78,7 @@ def test_after_a_cut_it_can_be_continued(path):
     journal.keep(1)
     journal.record_unit("b", MARKS[2])
     again = resume_journal(path, IDENTITY, UNITS)
-    assert again.units == {"a": MARKS[0], "b": MARKS[2]} and again.prepared == PREPARED
+    assert again.units == {"a": MARKS[0], "b": MARKS[2]} and again.find_prepared(Chosen) == PREPARED
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 

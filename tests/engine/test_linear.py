@@ -9,7 +9,7 @@ import pytest
 from toys import LAYERS
 
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.engine import prepare
+from recall_jax.engine import pooled
 from recall_jax.jobs import merge as job
 from recall_jax.recipes.recipe import make_recipe
 
@@ -144,7 +144,7 @@ def test_recall_reads_every_byte_once_unless_the_newest_does_not_fit(
     fits, toys, tmp_path, monkeypatch
 ):
     if not fits:
-        monkeypatch.setattr(prepare, "cacheable_bytes", lambda budget: 0)
+        monkeypatch.setattr(pooled, "cacheable_bytes", lambda budget: 0)
     values = {"merge_method": "recall", "models": [{"model": name} for name in toys.qwen2]}
     values["samples"] = {"data": toys.data, "count": 8}
     report = job.merge(make_recipe(values), tmp_path / "out")

@@ -16,9 +16,10 @@ from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.writer import ShardedWriter
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.forward import StreamedForward
+from recall_jax.engine.linear_inputs import LinearInputs
+from recall_jax.engine.needs import Needs, always
 from recall_jax.engine.plan import make_plan
-from recall_jax.engine.regmean import RegMean
-from recall_jax.engine.rules import Rule
+from recall_jax.engine.sources import Inputs
 from recall_jax.engine.stream import merge_stream
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Clock
@@ -71,7 +72,7 @@ def rows():
 def walk(folders, rows, out, through_merged, batch_size=4):
     """Tensors of the streamed merge."""
     checkpoints = [open_checkpoint(folder) for folder in folders]
-    plan = make_plan(checkpoints, out_dtype=None)
+    plan = make_plan(Inputs(checkpoints), out_dtype=None)
     arch = read_architecture(checkpoints[-1].config)
     forwards = [
         StreamedForward.of(arch, own, batch_size=batch_size, dtype=jnp.float32) for own in rows
@@ -79,22 +80,23 @@ def walk(folders, rows, out, through_merged, batch_size=4):
     shares = np.full(len(folders), 1 / len(folders), np.float32)
     values = {name: {"weight": shares, "alpha": np.float32(ALPHA)} for name in plan.specs}
     names = [model.name for model in checkpoints]
-    rule = RegMean(forwards, names, plan.units, values, through_merged)
+
+    def values_with(unit, grams):
+        own = {name: {"gram": gram} for name, gram in grams.items()}
+        return {name: values[name] | own.get(name, {}) for name in plan.units[unit]}
+
+    linear_inputs = LinearInputs(forwards, names, through_merged)
+    rule = linear_inputs.rule(values_with, lambda: Findings(shares[:, None]))
     out.mkdir(parents=True)
     with ShardedWriter(out, plan.specs) as writer:
         merge_stream(
             plan,
-            Rule(
-                rule.values,
-                lambda: Findings(shares[:, None]),
-                rule.place,
-                rule.merged if through_merged else None,
-            ),
+            rule,
             writer,
             kernel=regmean,
             reference=-1,
             clock=Clock(),
-            whole=plan.specs,
+            needs=Needs(whole=always),
         )
     return SafetensorsFile(out / "model.safetensors")
 

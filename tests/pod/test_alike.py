@@ -15,6 +15,11 @@ from recall_jax.errors import InputError, UnfinishedError
 __all__ = ["start"]
 
 
+@dataclass(frozen=True)
+class By:
+    process: int
+
+
 def test_what_differs_between_processes_is_named_by_the_one_that_differs():
     def work(processes, own):
         try:
@@ -50,7 +55,7 @@ def test_a_part_is_gone_on_with_only_where_its_own_inputs_are_what_they_were(tmp
 
     for index in range(2):
         journal = Journal(path(index), identity(8))
-        journal.record_prepared({"by": 0})
+        journal.record_prepared(By(0))
         for unit in units[: 2 - index]:  # the journal of process 1 is behind
             journal.record_unit(unit, Mark(1, "file", 2, "crc"))
 
@@ -61,7 +66,7 @@ def test_a_part_is_gone_on_with_only_where_its_own_inputs_are_what_they_were(tmp
         )
         return journal.prepared, list(journal.units)
 
-    assert together(2, lambda p: resumed(p, [8, 8])) == [({"by": 0}, units)] * 2
+    assert together(2, lambda p: resumed(p, [8, 8])) == [({"By": {"process": 0}}, units)] * 2
     with pytest.raises(UnfinishedError, match=re.escape("/data/model is not what it was")):
         together(2, lambda p: resumed(p, [8, 9]))
 
@@ -86,7 +91,7 @@ def test_what_is_done_is_kept_where_the_input_of_another_process_alone_is_wrong(
     status, _, line = pod.end(0)
     assert status == 2
     assert line == (
-        "recall: process 1 of 2 ended: data.jsonl is not there; what is done is kept: mend the "
+        "recall: process 1 of 2 ended: data.jsonl is not there; what is done is kept: fix the "
         "cause, then run the same command with --resume\n"
     )
     assert (tmp_path / ".out.recall-work" / "journal.jsonl").read_text() == "{}"

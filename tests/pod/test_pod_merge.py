@@ -213,7 +213,7 @@ def assert_merged(pod: Pod, ended: Ended, alone: Path, *, processes: int) -> Non
 MOMENTS = {
     "choosing": Death(1, "recall_jax.engine.pod.forward", "ShardedForward.advance", 2),
     "preparing": Death(0, "recall_jax.engine.journal", "Journal.record_prepared", 1),
-    "comparing": Death(1, "recall_jax.engine.recall", "Comparer.values", 3),
+    "comparing": Death(1, "recall_jax.methods.recall", "Comparer.values", 3),
     "in a file": Death(1, "recall_jax.engine.pod.writer", "UnitWriter._write", 4),
     "after a file": Death(0, "recall_jax.engine.journal", "Journal.record_unit", 3),
     "not yet in the journal": Death(

@@ -12,9 +12,12 @@ from recall_jax.engine.layout import ON_HOST
 from recall_jax.engine.pod import merge as pod_merge
 from recall_jax.engine.pod.layout import Sharded
 from recall_jax.engine.pod.rows import put_rows_layout
-from recall_jax.methods.average import average, total
+from recall_jax.engine.sources import Inputs
+from recall_jax.methods.average import average
 from recall_jax.methods.dare import dare
+from recall_jax.methods.linear import total
 from recall_jax.methods.opcm import opcm, sequential_sum
+from recall_jax.methods.registry import METHODS
 from recall_jax.methods.regmean import regmean
 from recall_jax.methods.task_arithmetic import task_arithmetic
 from recall_jax.methods.ties import ties
@@ -60,12 +63,16 @@ def models_of(shape, dtype, count=4):
     return arrays
 
 
-def merged_on(mesh, arrays, values, spec, kernel, *, base, whole=False):
+def inputs_of(arrays, *, base):
+    models = list(arrays)
+    own = models.pop() if base else None
+    return Inputs(models, own)
+
+
+def merged_on(mesh, arrays, values, spec, kernel, *, base, **how):
     layout = Sharded(mesh)
-    rows = [put_rows_layout(array, mesh) for array in arrays]
-    own = rows.pop() if base else None
-    pieces = layout.merge(rows, values, spec, kernel=kernel, base=own, reference=0, whole=whole)
-    return joined(pieces)
+    rows = inputs_of([put_rows_layout(array, mesh) for array in arrays], base=base)
+    return joined(layout.merge(rows, values, spec, kernel=kernel, reference=0, **how))
 
 
 def joined(pieces):
@@ -77,12 +84,9 @@ def joined(pieces):
 
 
 def expected(arrays, values, spec, kernel, *, base, whole=False):
-    models = list(arrays)
-    own = models.pop() if base else None
+    inputs = inputs_of(arrays, base=base)
     chunk = {"chunk": None} if whole else {}
-    return joined(
-        merge_tensor(models, values, spec.dtype, kernel=kernel, base=own, reference=0, **chunk)
-    )
+    return joined(merge_tensor(inputs, values, spec.dtype, kernel=kernel, reference=0, **chunk))
 
 
 def units_apart(one, other):
@@ -120,7 +124,9 @@ def test_whole_tensors_merge_to_the_same_within_a_unit_in_the_last_place(method)
     for shape in [(40, 13), (42, 12), (37, 13)] if method == "ties" else [(37, 13)]:
         arrays = models_of(shape, BFLOAT16)
         given = (arrays if base else arrays[:3], values, TensorSpec(BFLOAT16, shape), kernel)
-        found = merged_on(make_mesh(MESHES[2]), *given, base=base, whole=True)
+        replicated = METHODS[method].needs.replicated
+        how = {"base": base, "whole": True, "replicated": replicated}
+        found = merged_on(make_mesh(MESHES[2]), *given, **how)
         assert units_apart(found, expected(*given, base=base, whole=True)) <= 1
 
 
@@ -147,15 +153,18 @@ def test_a_model_that_is_not_finite_is_named():
     rows = [put_rows_layout(array, layout.mesh) for array in arrays]
     spec = TensorSpec(np.dtype(np.float16), (12, 3))
     values = {"weight": WEIGHTS[:2], "lambda_": LAMBDA}
-    (piece, *_) = layout.merge(rows[:2], values, spec, kernel=task_arithmetic, base=rows[2])
+    inputs = Inputs(rows[:2], rows[2])
+    (piece, *_) = layout.merge(inputs, values, spec, kernel=task_arithmetic)
     assert not bool(piece.finite)
-    names = ["model 0", "model 1", "base"]
+    names = Inputs(["model 0", "model 1"], "base")
     told = "model 1: tensor t holds NaN or infinite values; repair this model"
-    assert layout.fault(names, "t", rows) == told
-    large = [put_rows_layout(np.full((12, 3), 4e4, np.float32), layout.mesh) for _ in range(2)]
+    assert layout.fault(names, "t", inputs) == told
+    large = Inputs(
+        [put_rows_layout(np.full((12, 3), 4e4, np.float32), layout.mesh) for _ in range(2)]
+    )
     (piece, *_) = layout.merge(large, {"weight": np.ones(2, np.float32)}, spec, kernel=total)
     assert not bool(piece.finite)
-    assert layout.fault(names[:2], "t", large) is None
+    assert layout.fault(Inputs(names.models), "t", large) is None
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -164,12 +173,12 @@ def test_what_is_summed_over_a_tensor_is_as_on_one_host(whole):
         return sequential_sum(models, values, base)[1]
 
     layout = Sharded(make_mesh(MESHES[2]))
-    *models, base = arrays = models_of((37, 13), BFLOAT16)
+    inputs = inputs_of(models_of((37, 13), BFLOAT16), base=True)
     values = {"alpha": np.float32(0.5)} if whole else {}
     spec = TensorSpec(BFLOAT16, (37, 13))
-    right = ON_HOST.summed(squares, models, values, spec, base=base, whole=whole)
-    *rows, own = laid = [put_rows_layout(array, layout.mesh) for array in arrays]
-    found = layout.summed(squares, rows, values, spec, base=own, whole=whole)
+    right = ON_HOST.summed(squares, inputs, values, spec, whole=whole)
+    rows = inputs.map(lambda array: put_rows_layout(array, layout.mesh))
+    found = layout.summed(squares, rows, values, spec, whole=whole)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, right, rtol=1e-6)
-    assert layout.fault(["a", "b", "c", "base"], "t", laid) is None
+    assert layout.fault(Inputs(["a", "b", "c"], "base"), "t", rows) is None

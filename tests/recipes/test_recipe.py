@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from recall_jax.errors import InputError
-from recall_jax.recipes.recipe import make_recipe, parameter_at, read_recipe
+from recall_jax.methods.parameters import parameter_at
+from recall_jax.recipes.recipe import make_recipe, read_recipe
 
 TWO = "models:\n  - model: base\n  - model: fine\n"
 RECALL = "merge_method: recall\nsamples: {data: rows.jsonl}\n" + TWO

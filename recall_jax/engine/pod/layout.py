@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import Piece
 from recall_jax.engine.device import is_not_finite
+from recall_jax.engine.kernel import Kernel
 from recall_jax.engine.layout import Fold
 from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
@@ -19,7 +20,7 @@ from recall_jax.engine.pod.forward import ShardedForward
 from recall_jax.engine.pod.merge import in_pieces, merge_rows, sum_rows
 from recall_jax.engine.pod.programs import Spread
 from recall_jax.engine.pod.rows import read_rows_layout
-from recall_jax.methods.methods import Kernel
+from recall_jax.engine.sources import Inputs
 from recall_jax.models.architecture import Architecture
 from recall_jax.parallel.mesh import FSDP, TENSOR, format_mesh
 
@@ -89,14 +90,14 @@ class Sharded:
 
     def merge(
         self,
-        stored: Sequence[jax.Array],
+        stored: Inputs[jax.Array],
         values: Mapping[str, Any],
         spec: TensorSpec,
         *,
         kernel: Kernel,
-        base: jax.Array | None = None,
         reference: int = -1,
         whole: bool = False,
+        replicated: bool = False,
     ) -> Iterator[Piece]:
         """Merged in rows layout; every process is given every piece."""
         merged = merge_rows(
@@ -104,46 +105,45 @@ class Sharded:
             values,
             spec,
             kernel=kernel,
-            base=base,
             reference=reference,
             whole=whole,
+            replicated=replicated,
             mesh=self.mesh,
         )
-        self._remember([*stored, *([] if base is None else [base])], merged.inputs_finite)
+        self._remember(stored, merged.inputs_finite)
         yield from in_pieces(merged, spec, self.mesh)
 
     def summed(
         self,
         fold: Fold,
-        stored: Sequence[jax.Array],
+        stored: Inputs[jax.Array],
         values: Mapping[str, Any],
         spec: TensorSpec,
         *,
-        base: jax.Array,
         whole: bool = False,
     ) -> np.ndarray:
         """Of the rows of all devices; a `whole` tensor is folded by each of them."""
         shape = spec.shape if whole else None
-        found, finite = sum_rows(fold, stored, values, base, whole=shape, mesh=self.mesh)
-        self._remember([*stored, base], finite)
+        found, finite = sum_rows(fold, stored, values, whole=shape, mesh=self.mesh)
+        self._remember(stored, finite)
         return np.asarray(found, np.float64)
 
-    def fault(self, models: Sequence[str], name: str, stored: Sequence[jax.Array]) -> str | None:
+    def fault(self, models: Inputs[str], name: str, stored: Inputs[jax.Array]) -> str | None:
         """Of a tensor that was merged just now, as it was found then."""
         finite = np.asarray(self._finite[_key(stored)])
         faults = (
             is_not_finite(m, name, array.dtype)
-            for m, array, good in zip(models, stored, finite, strict=True)
+            for m, array, good in zip(models.all, stored.all, finite, strict=True)
             if not good
         )
         return next(faults, None)
 
-    def _remember(self, stored: Sequence[jax.Array], finite: Any) -> None:
+    def _remember(self, stored: Inputs[jax.Array], finite: Any) -> None:
         self._finite.pop(_key(stored), None)  # to stand last
         self._finite[_key(stored)] = finite
         while len(self._finite) > _REMEMBERED:
             del self._finite[next(iter(self._finite))]
 
 
-def _key(stored: Sequence[jax.Array]) -> tuple[int, ...]:
-    return tuple(map(id, stored))
+def _key(stored: Inputs[jax.Array]) -> tuple[int, ...]:
+    return tuple(map(id, stored.all))

@@ -18,22 +18,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from recall_jax.checkpoint.dtypes import is_float
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK, Piece, spans
+from recall_jax.engine.kernel import Kernel
 from recall_jax.engine.layout import Fold
 from recall_jax.engine.pod.rows import ROWS, in_x64, padded, unpadded
-from recall_jax.methods.methods import Kernel
+from recall_jax.engine.sources import Inputs
 from recall_jax.parallel.mesh import AXES
 from recall_jax.parallel.turns import in_turn
 
-# Kernels with this value solve or decompose matrices. XLA would cut that into many small steps with
-# messages between them: every device does the whole, and has the bits that one device has.
-_DECOMPOSES = "alpha"
 _WORD = 4  # bytes of what is summed: 16 bits alone are no type of every collective
 
 
 class Merged(NamedTuple):
-    """A merged tensor in rows layout, whether it is finite, and (K,) whether its inputs are.
+    """A merged tensor in rows layout, whether it is finite, and whether each of its inputs is.
 
-    The base, where there is one, is the last of the inputs.
+    The base, where there is one, is the first of the inputs.
     """
 
     rows: jax.Array
@@ -42,22 +40,23 @@ class Merged(NamedTuple):
 
 
 def merge_rows(
-    models: Sequence[jax.Array],
+    stored: Inputs[jax.Array],
     values: Mapping[str, Any],
     spec: TensorSpec,
     *,
     kernel: Kernel,
-    base: jax.Array | None = None,
     reference: int = -1,
     whole: bool = False,
+    replicated: bool = False,
     mesh: Mesh,
 ) -> Merged:
     """Merge one tensor of K models, given in rows layout: as `engine.chunks.merge_tensor`.
 
-    `spec` is that of the merged tensor; `whole` is for kernels that see it as it is.
+    `spec` is that of the merged tensor; `whole` is for kernels that see it as it is, `replicated`
+    for those of them that solve or decompose it: XLA would cut that into many small steps with
+    messages between them, so every device does all of it, and has the bits that one device has.
     """
-    newest = models[-1]
-    inputs = [*models, *([] if base is None else [base])]
+    newest, inputs = stored.newest, stored.all
     if not is_float(newest.dtype) or newest.size == 0:
         with in_x64(newest.dtype, spec.dtype):
             return Merged(newest.astype(spec.dtype), True, np.ones(len(inputs), bool))
@@ -65,14 +64,25 @@ def merge_rows(
     shared = jax.tree.map(np.asarray, dict(values))
     shape = spec.shape if whole else None
     with in_x64(spec.dtype, *(array.dtype for array in inputs)):
-        return Merged(*_merged(models, shared, base, kernel, reference, spec.dtype, shape, mesh))
+        return Merged(
+            *_merged(
+                stored.models,
+                shared,
+                stored.base,
+                kernel,
+                reference,
+                spec.dtype,
+                shape,
+                replicated,
+                mesh,
+            )
+        )
 
 
 def sum_rows(
     fold: Fold,
-    models: Sequence[jax.Array],
+    inputs: Inputs[jax.Array],
     values: Mapping[str, Any],
-    base: jax.Array,
     *,
     whole: tuple[int, ...] | None,
     mesh: Mesh,
@@ -82,8 +92,8 @@ def sum_rows(
     Of a tensor of the shape `whole` every device folds all of it.
     """
     shared = jax.tree.map(np.asarray, dict(values))
-    with in_x64(*(array.dtype for array in (*models, base))):
-        return _summed(fold, models, shared, base, whole, mesh)
+    with in_x64(*(array.dtype for array in inputs.all)):
+        return _summed(fold, inputs.models, shared, inputs.base, whole, mesh)
 
 
 def in_pieces(merged: Merged, spec: TensorSpec, mesh: Mesh) -> Iterator[Piece]:
@@ -105,7 +115,7 @@ def in_pieces(merged: Merged, spec: TensorSpec, mesh: Mesh) -> Iterator[Piece]:
 
 
 @in_turn
-@partial(jax.jit, static_argnames=("kernel", "reference", "dtype", "shape", "mesh"))
+@partial(jax.jit, static_argnames=("kernel", "reference", "dtype", "shape", "replicated", "mesh"))
 def _merged(
     models: Sequence[jax.Array],
     values: Mapping[str, Any],
@@ -114,21 +124,22 @@ def _merged(
     reference: int,
     dtype: Any,
     shape: tuple[int, ...] | None,
+    replicated: bool,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Merged rows, whether they are finite, and whether each input is; of whole ones the `shape`.
 
     Rows that fill the layout are zero in every model, and finite once merged.
     """
-    inputs = [*models, *([] if base is None else [base])]
+    inputs = Inputs(models, base).all
 
     def merge(given: list[jax.Array], values: Mapping[str, Any]) -> jax.Array:
-        own = None if base is None else given.pop()
+        own, given = (None, given) if base is None else (given[0], given[1:])
         return kernel(given, values, base=own, reference=reference, dtype=dtype)
 
     if shape is None:
-        rows = padded(merge([*inputs], values), mesh)
-    elif _DECOMPOSES in values:
+        rows = padded(merge(inputs, values), mesh)
+    elif replicated:
         everywhere = PartitionSpec()
         each = jax.shard_map(merge, mesh=mesh, in_specs=everywhere, out_specs=everywhere)
         rows = padded(each([unpadded(array, shape) for array in inputs], values), mesh)
@@ -163,16 +174,16 @@ def _summed(
     fold: Fold,
     models: Sequence[jax.Array],
     values: Mapping[str, Any],
-    base: jax.Array,
+    base: jax.Array | None,
     whole: tuple[int, ...] | None,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
     def local(values: Mapping[str, Any], *inputs: jax.Array) -> jax.Array:
-        *models, base = inputs
-        found = fold(models, values, base)
+        own, models = (None, inputs) if base is None else (inputs[0], inputs[1:])
+        found = fold(models, values, own)
         return found if whole is not None else lax.psum(found, AXES)
 
-    inputs = [*models, base]
+    inputs = Inputs(models, base).all
     given = inputs if whole is None else [unpadded(array, whole) for array in inputs]
     cut = ROWS if whole is None else PartitionSpec()
     specs = (PartitionSpec(), *[cut] * len(given))

@@ -9,7 +9,6 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.inputs import common_architecture, read_samples
 from recall_jax.engine.journal import input_files
 from recall_jax.engine.plan import open_models
-from recall_jax.engine.rules import recall_comparison
 from recall_jax.engine.select import clustered_units
 from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.task import find_tasks
@@ -19,7 +18,7 @@ from recall_jax.inputs.data import draw, draw_rows
 from recall_jax.inputs.row_files import Row
 from recall_jax.jobs.evaluate import Asked, ask
 from recall_jax.jobs.evaluate import Options as Asking
-from recall_jax.methods.parameters import RecallParameters
+from recall_jax.methods.recall import RecallParameters, recall_comparison
 from recall_jax.models.architecture import Architecture
 from recall_jax.parallel.machine import device, versions
 from recall_jax.recipes.recipe import Recipe, make_recipe

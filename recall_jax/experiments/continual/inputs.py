@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from recall_jax.engine.cocktail import check_labelled, labelled
 from recall_jax.engine.inputs import read_samples, tokenizer_of
 from recall_jax.engine.journal import input_files
-from recall_jax.engine.rules import recall_comparison, recipe_values
+from recall_jax.engine.labels import label_tokens
 from recall_jax.engine.select import clustered_units
 from recall_jax.errors import InputError
 from recall_jax.evaluation.resident import without_weights
@@ -23,8 +22,7 @@ from recall_jax.inputs.settings import FIELD_KEYS, Samples
 from recall_jax.inputs.shapes import Fields, row_content
 from recall_jax.jobs.evaluate import Asked, Options, ask
 from recall_jax.jobs.finetune import check
-from recall_jax.methods.methods import METHODS
-from recall_jax.methods.parameters import RecallParameters
+from recall_jax.methods.values import values_of
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.lora import adapted_modules
 from recall_jax.parallel.machine import device, versions
@@ -58,14 +56,17 @@ def data_files(models: Sequence[Model]) -> list[Path]:
 
 
 def check_inputs(
-    runs: Sequence[Run], models: Sequence[Model], ignore_config: Collection[str] = ()
+    runs: Sequence[Run],
+    models: Sequence[Model],
+    ignore_config: Collection[str] = (),
+    plugins: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """The files that the runs read, as a journal knows them; InputError for what is wrong there."""
     for path, fields in dict.fromkeys(_asked_rows(models)):
         for index, row in enumerate(iterate_rows(path)):
             if fields is not None:
                 row_content(row, f"{path}, row {index} (from 0)", fields)
-    files = data_files(models)
+    files = [*data_files(models), *plugins]
     inputs: dict[str, Any] = {}
     for name in dict.fromkeys(run.base.name for run in runs):
         base = open_checkpoint(name)
@@ -117,17 +118,12 @@ def _check_merge(model: Merged, base: Checkpoint, arch: Architecture, checked: s
     """InputError for a merge that could not be of models of this architecture, or of its rows."""
     where = f"strategy of {model.label}"
     recipe = make_recipe(model.values(lambda part: part.name), where)
-    method, parameters, samples = METHODS[recipe.merge_method], recipe.parameters, recipe.samples
+    samples, labelled = recipe.samples, recipe.needs.labelled
     try:
-        if method.rule == "parameters":
-            recipe_values(recipe, base.specs)
-        if isinstance(parameters, RecallParameters):
-            recall_comparison(parameters, [entry.model for entry in recipe.models])
+        values_of(recipe.parameters, recipe.models, base.specs)
         if samples is not None:
             clustered_units(samples.unit, arch)
-            _check_samples(samples, model.data, method.rule, base, arch, checked)
-        if method.rule == "lm_cocktail":
-            check_labelled(recipe)
+            _check_samples(samples, model.data, labelled, base, arch, checked)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
@@ -135,7 +131,7 @@ def _check_merge(model: Merged, base: Checkpoint, arch: Architecture, checked: s
 def _check_samples(
     samples: Samples,
     data: Sequence[str | None],
-    rule: str,
+    labelled: bool,
     base: Checkpoint,
     arch: Architecture,
     checked: set[str],
@@ -145,11 +141,11 @@ def _check_samples(
     if samples.source == "data" and (samples.data or samples.typical):
         given.append(samples)
     for own in given:
-        what = f"{rule} {own.model_copy(update={'seed': 0})!r}"
+        what = f"{labelled} {own.model_copy(update={'seed': 0})!r}"
         if what not in checked:
             rows = read_samples(own, base, [base], arch)
-            if rule == "lm_cocktail":
-                labelled(rows, own, base, tokenizer_of(base, [base], arch))
+            if labelled:
+                label_tokens(rows, own, base, tokenizer_of(base, [base], arch))
         checked.add(what)
 
 

@@ -15,7 +15,7 @@ from recall_jax.experiments.continual.recipe import (
     filled,
     fine_tuning_values,
 )
-from recall_jax.methods.methods import METHODS
+from recall_jax.methods.registry import METHODS
 from recall_jax.models.lora import LoraSpec
 from recall_jax.training.settings import Settings
 
@@ -184,17 +184,17 @@ def _merged(
         raise InputError(
             f"no merge_method {shown(merge.merge_method)}: choose from {known_methods}"
         )
-    method = METHODS[merge.merge_method]
-    if len(models) < method.min_models:
+    needs = METHODS[merge.merge_method].needs
+    if len(models) < needs.models:
         return models[-1]
     recipe = merge.model_dump(exclude_none=True, exclude={"with_base", "samples"})
     if protocol.ignore_config:
         recipe["ignore_config"] = protocol.ignore_config
     samples = {"seed": seed, **protocol.samples, **merge.samples}
     data: Sequence[str | None] = [None] * len(models)
-    if method.samples != "none":
+    if needs.samples != "none":
         if samples.get("source", "data") == "data":
-            if method.samples == "each":
+            if needs.samples == "each":
                 data = known
             samples.setdefault("data", known[-1])
         recipe["samples"] = samples
@@ -202,7 +202,7 @@ def _merged(
     return Merged(
         tuple(models),
         tuple(data),
-        base if method.needs_base else None,
+        base if needs.base else None,
         text,
         label=merge.merge_method,
     )

@@ -31,11 +31,15 @@ RECORD, PAGE, TABLE = "continual.json", "index.html", "table.md"
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out; OUT must not replace `inputs`, such as the recipe."""
+    """How a run is carried out; OUT must not replace `inputs`, such as the recipe.
+
+    `plugins` are the files of merge methods, loaded by `recipes.plugins`.
+    """
 
     force: bool = False
     resume: bool = False
     inputs: Sequence[Path] = ()
+    plugins: Sequence[Path] = ()
 
 
 DEFAULTS = Options()
@@ -59,7 +63,7 @@ def continual(
     columns = find_columns(protocol)
     staged = [model for run in runs for model in run.stages if model is not None]
     evaluation = _evaluation(protocol)
-    inputs = check_inputs(runs, staged, protocol.ignore_config)
+    inputs = check_inputs(runs, staged, protocol.ignore_config, options.plugins)
     asked = ask_all(columns, evaluation)
     identity = identify(inputs, asked, evaluation)
     files = [*options.inputs, *map(Path, inputs), *(path for each in asked for path in each.files)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import jax
@@ -11,24 +12,24 @@ from jax.sharding import Mesh, Sharding
 
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.device import all_finite, is_not_finite, overflows
+from recall_jax.engine.kernel import Kernel
+from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
 from recall_jax.jobs.trees.files import Leaf, TreeFile, leaf_sharding, read_leaves
 from recall_jax.jobs.trees.places import Place
-from recall_jax.methods.methods import Kernel
 from recall_jax.parallel.turns import in_turn
 
 GROUP_BYTES = 1 << 28  # of one model: leaves that are read at once
 
 
 def merge_leaves(
-    models: Sequence[TreeFile],
+    trees: Inputs[TreeFile],
     places: Mapping[str, Place],
     values: Mapping[str, Mapping[str, Any]],
     *,
     kernel: Kernel,
-    base: TreeFile | None = None,
     reference: int = -1,
-    whole: bool = False,
+    whole: Callable[[str], bool] = lambda name: False,
     dtype: np.dtype[Any] | None = None,
     mesh: Mesh | None = None,
     hear: Callable[[str, int], None] = lambda name, done: None,
@@ -37,43 +38,52 @@ def merge_leaves(
 
     `values` are those of each slice by its name. Leaves without a place are the newest's.
     Arithmetic is the kernel's, in float32, rounded once to `dtype`, else to the newest's. Over a
-    mesh each leaf is spread over its devices; a kernel that takes tensors `whole` gets one layer
-    after the other. Raises InputError naming leaf and model where a parameter is not finite.
+    mesh each leaf is spread over its devices; of slices that are `whole` by their name the kernel
+    gets one layer after the other. Raises InputError naming leaf and model where a parameter is not
+    finite.
     """
-    newest = models[-1]
+    newest = trees.newest
     done = 0
     for group in groups(newest.specs, GROUP_BYTES):
         shardings = shardings_of({name: newest.specs[name] for name in group}, places, mesh)
-        shared = [name for name in group if name in places]
-        older = [read_leaves(tree, shared, shardings) for tree in models[:-1]]
-        mine = read_leaves(newest, group, shardings)
-        own = None if base is None else read_leaves(base, shared, shardings)
+        leaves = _read(trees, group, places, shardings)
         for name in group:
             hear(name, done)
             done += 1
             if name not in places:
-                yield name, mine.pop(name)
+                yield name, leaves.newest.pop(name)
                 continue
-            stored = [*(leaves.pop(name) for leaves in older), mine.pop(name)]
-            start = None if own is None else own.pop(name)
+            stored = leaves.map(methodcaller("pop", name))
             out = newest.specs[name].dtype if dtype is None else dtype
             # float64 exists in JAX only under x64
-            with jax.enable_x64(8 in {out.itemsize, *(leaf.dtype.itemsize for leaf in stored)}):
+            with jax.enable_x64(
+                8 in {out.itemsize, *(leaf.dtype.itemsize for leaf in stored.models)}
+            ):
                 leaf, finite = _merge(
-                    stored,
+                    stored.models,
                     _values(values, name, places[name]),
-                    start,
+                    stored.base,
                     kernel,
                     reference,
                     out,
                     places[name].axis,
-                    whole,
+                    any(map(whole, places[name].slice_names(name))),
                     shardings.get(name),
                 )
             if not finite:
-                trees = [*models, *([] if base is None else [base])]
-                raise InputError(_fault(name, trees, [*stored, start], out))
+                raise InputError(_fault(name, trees, stored, out))
             yield name, leaf if name in shardings else np.asarray(leaf)
+
+
+def _read(
+    trees: Inputs[TreeFile],
+    group: Sequence[str],
+    places: Mapping[str, Place],
+    shardings: Mapping[str, Sharding],
+) -> Inputs[dict[str, Leaf]]:
+    """The leaves of a group: all of the newest tree's, of the others those with a place."""
+    shared, newest = [name for name in group if name in places], trees.newest
+    return trees.map(lambda tree: read_leaves(tree, group if tree is newest else shared, shardings))
 
 
 def groups(specs: Mapping[str, TensorSpec], most: int) -> Iterator[list[str]]:
@@ -139,12 +149,8 @@ def _merge(
     return merged, jnp.isfinite(merged).all()
 
 
-def _fault(
-    name: str, trees: Sequence[TreeFile], leaves: Sequence[Leaf | None], dtype: np.dtype[Any]
-) -> str:
-    for tree, leaf in zip(trees, leaves, strict=False):
-        if leaf is None:
-            continue
+def _fault(name: str, trees: Inputs[TreeFile], leaves: Inputs[Leaf], dtype: np.dtype[Any]) -> str:
+    for tree, leaf in zip(trees.all, leaves.all, strict=True):
         # one that is spread is of no more than 32 bits, and may lie in other processes
         on_host = isinstance(leaf, np.ndarray)
         if not (all_finite(leaf, narrow=True) if on_host else jnp.isfinite(leaf).all()):

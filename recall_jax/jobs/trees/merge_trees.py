@@ -13,6 +13,7 @@ from jax.tree_util import KeyPath, keystr, tree_flatten_with_path, tree_unflatte
 from recall_jax.checkpoint.units import EMBED, HEAD, stacks_of, unit_of_tensor
 from recall_jax.errors import InputError
 from recall_jax.methods.average import weighted_average
+from recall_jax.methods.weights import check_weights
 
 # A unit's name or index, or ("stacked", axis, first_unit) for a leaf that stacks units on an axis.
 Unit = str | int | tuple[str, int, int | str]
@@ -74,20 +75,6 @@ def dotted_path(path: KeyPath) -> str:
     """The names on a path as those of a tensor: `encoder/Block_3/w` is `encoder.block.3.w.`."""
     name = keystr(path, simple=True, separator=".").lower() + "."
     return re.sub(r"(\w*(?:layers?|blocks?)|\bh)_(\d+)\.", r"\1.\2.", name)
-
-
-def check_weights(weights: jax.Array | np.ndarray, num_models: int) -> np.ndarray:
-    """Weights as float32 (K, U), or InputError where they are no weights of `num_models` models."""
-    array = np.asarray(weights, np.float32)
-    if array.ndim != 2 or len(array) != num_models:
-        raise InputError(
-            f"weights have shape {array.shape}, but there are {num_models} models: give (K, U)"
-        )
-    if not np.isfinite(array).all():
-        raise InputError("weights hold NaN or infinity: give finite numbers")
-    if not np.allclose(array.sum(axis=0), 1.0, atol=1e-5):
-        raise InputError("weights must sum to 1 over the models in every unit")
-    return array
 
 
 @partial(jax.jit, static_argnames="reference")

@@ -1,6 +1,6 @@
 """A merge of JAX trees, from recipe to finished folder."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,47 +15,36 @@ from recall_jax.checkpoint.dtypes import DTYPES
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.units import stacks_of
 from recall_jax.checkpoint.writer import write_checksums
+from recall_jax.engine.journal import Journal
+from recall_jax.engine.kernel import Values
+from recall_jax.engine.merge import Prepared, check_layers
 from recall_jax.engine.plan import units_of
 from recall_jax.engine.pod.together import shared_work
-from recall_jax.engine.rules import (
-    Prepared,
-    Rule,
-    Values,
-    check_layers,
-    recipe_values,
-    values_by_tensor,
-    weights_by_unit,
-)
+from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
 from recall_jax.files.output import output_folder
-from recall_jax.files.progress import Clock, Progress, silent
-from recall_jax.jobs.given import given_findings
+from recall_jax.files.progress import Clock, Progress, Reporter, silent
 from recall_jax.jobs.outcome import make_report
-from recall_jax.jobs.trees.compare import Compared, compare_trees
+from recall_jax.jobs.prepare import prepare
 from recall_jax.jobs.trees.files import FORMATS, Leaf, TreeFile, open_tree, read_leaves, write_tree
 from recall_jax.jobs.trees.leaves import GROUP_BYTES, merge_leaves
 from recall_jax.jobs.trees.merge_trees import dotted_path
 from recall_jax.jobs.trees.outcome import input_paths, resolved_trees, write_outcome
 from recall_jax.jobs.trees.places import Place, place_leaves, slice_specs
-from recall_jax.methods.methods import METHODS
+from recall_jax.jobs.trees.walk import TreeWalk
+from recall_jax.methods.registry import METHODS
 from recall_jax.parallel.machine import peak_memory_bytes
 from recall_jax.parallel.processes import ALONE, Processes
 from recall_jax.recipes.recipe import Recipe
-from recall_jax.report.record import load_report
 
 
 @dataclass(frozen=True)
 class _Plan:
     """The trees, and where their leaves stand; `slices` are the units' parts by their names."""
 
-    models: Sequence[TreeFile]
-    base: TreeFile | None
+    inputs: Inputs[TreeFile]
     places: Mapping[str, Place]
     slices: Mapping[str, TensorSpec]
-
-    @property
-    def inputs(self) -> list[TreeFile]:
-        return [*([] if self.base is None else [self.base]), *self.models]
 
     @property
     def units(self) -> list[str]:
@@ -88,23 +77,25 @@ def merge_trees_on_disk(
 
     with clock.stage("total"):
         plan = _open(recipe)
-        newest = plan.models[-1]
+        newest = plan.inputs.newest
         if processes.count > 1 and FORMATS[type(newest)] != "orbax":
             raise InputError(
                 f"{newest.name} is no Orbax checkpoint, which several processes could write: run "
                 "one process, or save it by Orbax first"
             )
         tell(_describe(plan, mesh))
-    read_paths = [*inputs, *input_paths(recipe, plan.inputs)]
+    read_paths = [*inputs, *input_paths(recipe, plan.inputs.all)]
     with _place(out, force, read_paths, processes) as folder:
         with clock.stage("total"):
-            prepared, compared = _prepare(recipe, plan, mesh, clock, progress)
+            walk = TreeWalk(recipe, plan.inputs.models, plan.places, plan.slices, mesh)
+            journal, reporter = Journal(None, {}), Reporter(progress, clock, tell)
+            prepared = prepare(recipe, walk, journal, reporter)
             with clock.stage("merge"):
                 written = _merge(recipe, plan, prepared, folder, mesh, progress)
-        report = make_report(recipe, prepared, [m.name for m in plan.models], plan.units)
-        if compared is not None and compared.typical is not None:
-            report["warnings"] = [*compared.typical.warnings(), *report["warnings"]]
-        read = sum(tree.bytes_read for tree in plan.inputs)
+        report = make_report(
+            recipe, prepared, [tree.name for tree in plan.inputs.models], plan.units
+        )
+        read = sum(tree.bytes_read for tree in plan.inputs.all)
         own = {"read": read, "peak_memory_bytes": peak_memory_bytes()}
         took = processes.exchange("took", own)
         report |= {
@@ -117,7 +108,7 @@ def merge_trees_on_disk(
             "resumed_units": 0,
         }
         if processes.index == 0:
-            samples = compared.samples if compared else None
+            samples = prepared.samples.samples if prepared.samples else None
             write_outcome(folder, out.name, resolved_trees(recipe), samples, report)
             write_checksums(folder)
     return report
@@ -125,18 +116,18 @@ def merge_trees_on_disk(
 
 def _open(recipe: Recipe) -> _Plan:
     base = None if recipe.base_model is None else open_tree(recipe.base_model)
-    models = [open_tree(entry.model) for entry in recipe.models]
-    newest = models[-1]
+    inputs = Inputs([open_tree(entry.model) for entry in recipe.models], base)
+    newest = inputs.newest
     places = place_leaves(newest.specs, recipe.tree, newest.name)
-    for tree in (*models[:-1], *([] if base is None else [base])):
+    for tree in inputs.all[:-1]:
         _check_alike(tree, place_leaves(tree.specs, recipe.tree, tree.name), newest, places)
         _check_packed(tree, newest, recipe.tree.root if recipe.tree else None)
     slices = slice_specs(newest.specs, places)
     if recipe.tree is None:  # else it says in which order stacks follow one another
         paths = (tuple(map(DictKey, name.split("/"))) for name in places)
         names = list(map(dotted_path, paths))
-        check_layers(recipe, names if stacks_of(names) else slices)
-    return _Plan(models, base, places, slices)
+        check_layers(recipe.by_layer, names if stacks_of(names) else slices)
+    return _Plan(inputs, places, slices)
 
 
 def _check_alike(
@@ -191,41 +182,6 @@ def _check_packed(tree: TreeFile, newest: TreeFile, root: str | None) -> None:
             )
 
 
-def _prepare(
-    recipe: Recipe, plan: _Plan, mesh: Mesh | None, clock: Clock, progress: Progress
-) -> tuple[Prepared, Compared | None]:
-    """The rule that the recipe asks for, and how the models compare where that is to be known."""
-    by_recipe = METHODS[recipe.merge_method].rule == "parameters"
-    specs, units, compared = plan.slices, plan.units, None
-    if recipe.weights is not None:
-        told = load_report(recipe.weights)
-        found = given_findings(told, Path(recipe.weights), units, len(plan.models))
-        reference = told.get("reference")
-    elif by_recipe:
-        values = recipe_values(recipe, specs)
-        return _prepared(values_by_tensor(values, specs, recipe.parameters)), None
-    else:
-        compared = compare_trees(
-            recipe, plan.models, plan.places, units, mesh=mesh, clock=clock, progress=progress
-        )
-        found, reference = compared.found, compared.reference
-        told = {
-            "typical_samples": compared.samples.indices.tolist(),
-            "typical": compared.typical and compared.typical.summary(),
-        }
-    if by_recipe:
-        weights = dict(zip(units, found.weights.T, strict=True))
-        rule = values_by_tensor(recipe_values(recipe, specs, weights), specs, recipe.parameters)
-        return _prepared(rule), None
-    return _prepared(weights_by_unit(found, units), reference, told), compared
-
-
-def _prepared(
-    rule: Rule, reference: int | None = None, told: Mapping[str, Any] | None = None
-) -> Prepared:
-    return Prepared(rule, models=(), needed=0, reference=reference, told=told or {})
-
-
 def _merge(
     recipe: Recipe,
     plan: _Plan,
@@ -235,15 +191,15 @@ def _merge(
     progress: Progress,
 ) -> int:
     """Merge and write the tree; the bytes of its arrays."""
-    method, newest = METHODS[recipe.merge_method], plan.models[-1]
+    method, newest = METHODS[recipe.merge_method], plan.inputs.newest
     values: dict[str, Values] = {}
-    for unit, names in units_of(plan.slices).items():
-        values |= prepared.rule.values(unit, [dict.fromkeys(names)])
+    for unit in plan.units:
+        values |= prepared.rule.values(unit, None)
     out_dtype = recipe.out_dtype or recipe.dtype
     written = 0
 
     def tell(name: str, done: int) -> None:
-        read = sum(tree.bytes_read for tree in plan.inputs)
+        read = sum(tree.bytes_read for tree in plan.inputs.all)
         progress(name, done, len(newest.specs), read=read, written=written)
 
     def counted(leaves: Iterator[tuple[str, Leaf]]) -> Iterator[tuple[str, Leaf]]:
@@ -253,13 +209,12 @@ def _merge(
             yield name, leaf
 
     leaves = merge_leaves(
-        plan.models,
+        plan.inputs,
         plan.places,
         values,
         kernel=method.kernel(recipe.parameters),
-        base=plan.base,
         reference=-1 if prepared.reference is None else prepared.reference,
-        whole=method.whole_tensors == "all",
+        whole=lambda name: method.needs.whole(name, plan.slices[name]),
         dtype=DTYPES[out_dtype] if out_dtype else None,
         mesh=mesh,
         hear=tell,
@@ -285,12 +240,12 @@ def _place(
 
 def _describe(plan: _Plan, mesh: Mesh | None) -> str:
     """The plan of a merge in a line."""
-    units, newest = plan.units, plan.models[-1]
-    size = sum(spec.nbytes for tree in plan.inputs for spec in tree.specs.values()) / 1e6
+    units, newest = plan.units, plan.inputs.newest
+    size = sum(spec.nbytes for tree in plan.inputs.all for spec in tree.specs.values()) / 1e6
     others = len(newest.specs) - len(plan.places)
     where = "" if mesh is None else f", over {mesh.size} devices"
     return (
-        f"{len(plan.inputs)} trees of {len(plan.places)} leaves in {len(units)} units, "
+        f"{len(plan.inputs.all)} trees of {len(plan.places)} leaves in {len(units)} units, "
         f"{units[0]} … {units[-1]} ({others} other leaves are {newest.name}'s): "
         f"{size:,.1f} MB to read{where}"
     )

@@ -15,7 +15,6 @@ from recall_jax.inputs.vocabularies import compare_vocabularies
 from recall_jax.jobs.outcome import PAGE, RECIPE, REPORT, TYPICAL
 from recall_jax.jobs.trees.files import TreeFile
 from recall_jax.jobs.trees.samples import TreeSamples
-from recall_jax.methods.parameters import RecallParameters
 from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.card import model_card
 from recall_jax.report.html import render_html
@@ -56,11 +55,7 @@ def write_outcome(
 
 def resolved_trees(recipe: Recipe) -> Recipe:
     """The recipe with every path absolute; a forward is still found by its module's name."""
-    models = [entry.model for entry in recipe.models]
-    parameters = recipe.parameters
-    if isinstance(parameters, RecallParameters) and parameters.reference in models:
-        reference = _absolute(str(parameters.reference))
-        parameters = parameters.model_copy(update={"reference": reference})
+    full_names = {entry.model: str(Path(entry.model).resolve()) for entry in recipe.models}
     samples = recipe.samples
     if samples is not None:
         keys = ("data", "typical", "tokenizer")
@@ -72,7 +67,7 @@ def resolved_trees(recipe: Recipe) -> Recipe:
                 for entry in recipe.models
             ),
             "base_model": _absolute(recipe.base_model),
-            "parameters": parameters,
+            "parameters": recipe.parameters.renamed(full_names),
             "samples": samples,
             "weights": _absolute(recipe.weights),
         }

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.units import unit_names
-from recall_jax.engine.findings import compare_representations, report_entries
+from recall_jax.engine.findings import report_entries
 from recall_jax.errors import InputError
 from recall_jax.jobs.trees.merge_trees import UnitOf, merge_trees
+from recall_jax.methods.recall import compare_representations
 from recall_jax.methods.weights import Merged, Weighing
 from recall_jax.representations.extract import ApplyFn, Backend, MaskOf, extract, num_rows
 from recall_jax.representations.typical import select_typical

@@ -4,6 +4,7 @@ A pure function on arrays. What is trained is one number for each model and unit
 models' parameters stay as they are.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +17,15 @@ import optax
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.units import EMBED, HEAD
-from recall_jax.inputs.batches import make_batches
+from recall_jax.inputs.batches import make_batches, padded_length
 from recall_jax.models.architecture import LAYERS, Architecture
-from recall_jax.models.convert import unit_params, unit_tensors
+from recall_jax.models.convert import tensor_shapes, unit_params, unit_tensors
 from recall_jax.models.forward import Params, forward, logits
 from recall_jax.models.loss import TOKENS_AT_ONCE, in_blocks
 from recall_jax.representations.pooling import masked_mean
 
 Array = jax.Array
+_FLOAT32 = 4
 _ADAM = optax.scale_by_adam()
 
 
@@ -298,3 +300,37 @@ def _divergence(match: Match, theirs: Array, ours: Array) -> Array:
         middle = jnp.logaddexp(theirs, ours) - jnp.log(jnp.float32(2))
         total += match.js * (kl(theirs, middle) + kl(ours, middle)) / 2
     return total
+
+
+def refining_bytes(
+    arch: Architecture,
+    stored: int,
+    lengths: Sequence[Sequence[int]],
+    batch_size: int,
+    dtype: DTypeLike,
+) -> int:
+    """Return a bound from above on the memory that `refine` takes, in bytes.
+
+    `stored` are the bytes of all models as stored; `lengths` those of each model's samples, in
+    tokens. Besides the models there are the merged one and its gradient in float32, the teachers'
+    outputs, and what a batch computes with.
+    """
+    shapes = tensor_shapes(arch)
+    numbers = sum(math.prod(shape) for shape in shapes.values())
+    itemsize = np.dtype(dtype).itemsize
+    length = padded_length(max(each for own in lengths for each in own))
+    rows = sum(-(-len(own) // batch_size) * batch_size for own in lengths)
+    projections = len(lengths) * arch.vocab_size * arch.hidden_size * _FLOAT32
+    # A block computed again: its states, those of the feed-forward, and the attention's scores.
+    states = 4 * arch.hidden_size + 4 * arch.intermediate_size + arch.num_attention_heads * length
+    inputs = arch.num_hidden_layers * arch.hidden_size * itemsize
+    batch = batch_size * length * (2 * states * _FLOAT32 + inputs)
+    logits = 8 * batch_size * min(length, TOKENS_AT_ONCE) * arch.vocab_size * _FLOAT32
+    return (
+        2 * stored  # on the host and on the device
+        + 3 * numbers * _FLOAT32
+        + projections
+        + rows * length * arch.hidden_size * itemsize
+        + batch
+        + logits
+    )

@@ -1,20 +1,24 @@
-"""RECALL on trees on disk: the user's forward runs one model after the other."""
+"""Trees on disk as a merge method sees them: the user's forward runs one model after the other."""
 
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
+from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.units import EMBED, HEAD
-from recall_jax.engine.findings import Findings, compare_representations
-from recall_jax.engine.rules import recall_comparison
+from recall_jax.engine.budget import held_bytes
+from recall_jax.engine.inputs import TypicalSamples
+from recall_jax.engine.merge import Merge, Prepared, Rule
+from recall_jax.engine.plan import units_of
+from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError, shown
-from recall_jax.files.progress import Clock, Progress, silent
 from recall_jax.inputs.samples import Tokenized, check_readers
 from recall_jax.inputs.settings import Samples
 from recall_jax.inputs.vocabularies import compare_vocabularies
@@ -22,79 +26,89 @@ from recall_jax.jobs.trees.files import TreeFile, nested, read_leaves
 from recall_jax.jobs.trees.leaves import shardings_of
 from recall_jax.jobs.trees.places import Place
 from recall_jax.jobs.trees.samples import TreeSamples, batches_of, read_tree_samples
-from recall_jax.methods.parameters import RecallParameters
 from recall_jax.recipes.recipe import Recipe
 from recall_jax.representations.extract import ApplyFn, extract
 from recall_jax.representations.typical import Typical, every_row, select_typical
-from recall_jax.similarity.compare import check_samples
 
 
 @dataclass(frozen=True)
-class Compared:
-    """The weights of a recall merge, and the samples that they come from.
+class TreeWalk:
+    """An `engine.merge.Walk` over trees: the recipe's forward runs one model after the other.
 
-    `typical` is None where the samples were given.
+    `specs` are those of the units' parts of each leaf, by their names.
     """
 
-    found: Findings
-    samples: TreeSamples
-    typical: Typical | None
-    reference: int | None
+    recipe: Recipe
+    models: Sequence[TreeFile]
+    places: Mapping[str, Place]
+    specs: Mapping[str, TensorSpec]
+    mesh: Mesh | None
+    overhead: int = 0
+
+    @cached_property
+    def units(self) -> Mapping[str, Sequence[str]]:
+        """The names of the parts of each unit, in the order of the forward pass."""
+        return units_of(self.specs)
+
+    def pooled(
+        self, merge: Merge[Any, Any], chooser: int, check: Callable[[int], None]
+    ) -> "TreeStates":
+        """Run each model once, over the devices of the mesh; `chooser` first.
+
+        That one selects the typical samples; `check(n)` raises InputError where n are too few. Also
+        raises InputError where forward or samples do not fit.
+        """
+        settings, progress, recipe = merge.samples, merge.progress, self.recipe
+        assert settings is not None and recipe.forward is not None
+        units = list(self.units)
+        forward = _Forward(
+            load_forward(recipe.forward), recipe.forward, units, settings.batch_size, self.mesh
+        )
+        samples = read_tree_samples(settings)
+        if settings.tokenizer is not None and isinstance(samples, Tokenized):
+            _check_tokenizers(settings.tokenizer, merge.names, samples, merge.ignore_tokenizers)
+        given = settings.typical is not None
+        num_samples = len(samples.indices)
+        check(num_samples if given else min(settings.count, num_samples))
+        root = recipe.tree.root if recipe.tree else None
+        reps: dict[int, np.ndarray] = {}
+        typical: Typical | None = None
+        for index in sorted(range(len(self.models)), key=lambda k: k != chooser):
+            model = self.models[index]
+            progress(model.name, len(reps), len(self.models), note="forward")
+            with progress.stage("read"):
+                params = _parameters(model, self.places, root, self.mesh)
+            if index == chooser and not given:
+                with progress.stage("select"):
+                    typical = _choose(settings, forward, params, samples, model.name)
+                    samples = samples.take(typical.rows)
+            with progress.stage("forward"):
+                reps[index] = forward.run(params, samples, model.name)
+            del params  # before the next model is read
+        states = np.stack([reps[index] for index in range(len(self.models))])
+        return TreeStates(units, states, TypicalSamples(samples, typical, 0))
 
 
-def compare_trees(
-    recipe: Recipe,
-    models: Sequence[TreeFile],
-    places: Mapping[str, Place],
-    units: Sequence[str],
-    *,
-    mesh: Mesh | None,
-    clock: Clock,
-    progress: Progress = silent,
-) -> Compared:
-    """RECALL's weights for these units, by the recipe's forward on its samples.
+@dataclass(frozen=True)
+class TreeStates:
+    """Pooled states (K, U, n, E) of all units, held in memory: `engine.merge.PooledStates`."""
 
-    Each model is held once, over the devices of the mesh; the reference first, which chooses the
-    typical samples. Raises InputError where forward or samples do not fit.
-    """
-    assert isinstance(recipe.parameters, RecallParameters)
-    assert recipe.samples is not None and recipe.forward is not None
-    settings, names = recipe.samples, [entry.model for entry in recipe.models]
-    comparison = recall_comparison(recipe.parameters, names)
-    reference = comparison.reference_index
-    chooser = len(models) - 1 if reference is None else reference
-    forward = _Forward(
-        load_forward(recipe.forward), recipe.forward, units, settings.batch_size, mesh
-    )
-    samples = read_tree_samples(settings)
-    if settings.tokenizer is not None and isinstance(samples, Tokenized):
-        _check_tokenizers(settings.tokenizer, names, samples, recipe.ignore_tokenizers)
-    check_samples(
-        len(samples.indices) if settings.typical else min(settings.count, len(samples.indices)),
-        comparison,
-    )
-    root = recipe.tree.root if recipe.tree else None
-    reps: dict[int, np.ndarray] = {}
-    typical: Typical | None = None
-    for index in sorted(range(len(models)), key=lambda k: k != chooser):
-        model = models[index]
-        progress(model.name, len(reps), len(models), note="forward")
-        with clock.stage("read"):
-            params = _parameters(model, places, root, mesh)
-        if index == chooser and settings.typical is None:
-            with clock.stage("select"):
-                typical = _choose(settings, forward, params, samples, model.name)
-                samples = samples.take(typical.rows)
-        with clock.stage("forward"):
-            reps[index] = forward.run(params, samples, model.name)
-        del params  # before the next model is read
-    found = compare_representations(
-        np.stack([reps[index] for index in range(len(models))]),
-        comparison,
-        recipe.parameters.weighing,
-        units=list(units),
-    )
-    return Compared(found, samples, typical, reference)
+    units: Sequence[str]
+    states: np.ndarray
+    samples: TypicalSamples[Any]
+
+    def place(self, unit: str, stored: Inputs[Mapping[str, Any]]) -> None:
+        """Do nothing: all units have been run."""
+
+    def advance(self, unit: str, placed: Any) -> np.ndarray:
+        """Return the pooled states (K, n, E) float32 of a unit."""
+        del placed
+        found: np.ndarray = self.states[:, self.units.index(unit)]
+        return found
+
+    def prepared(self, rule: Rule, reference: int | None = None) -> Prepared:
+        """Return the rule made ready to walk, with its samples."""
+        return Prepared(rule, held_bytes(), reference=reference, samples=self.samples)
 
 
 def _check_tokenizers(

@@ -1,0 +1,89 @@
+"""What merge methods declare that they need, and what a place to merge in can offer them.
+
+Everything that plans or runs a merge reads these declarations, and none asks for a method's name.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+from recall_jax.checkpoint.tensors import TensorSpec
+from recall_jax.checkpoint.units import EMBED, unit_of_tensor
+
+Samples = Literal["none", "newest", "each"]
+
+
+class Observation(Enum):
+    """What a method looks at as the models run on samples."""
+
+    POOLED = "pooled hidden states"
+    LINEAR_INPUTS = "Gram matrices of the inputs of linear layers"
+    LOGITS = "next-token distributions"
+    GRADIENTS = "gradients"
+
+
+def never(name: str, spec: TensorSpec) -> bool:
+    """Select no tensor."""
+    del name, spec
+    return False
+
+
+def always(name: str, spec: TensorSpec) -> bool:
+    """Select every tensor."""
+    del name, spec
+    return True
+
+
+def linear_weights(name: str, spec: TensorSpec) -> bool:
+    """Select the weights of linear layers: all matrices outside the embedding."""
+    return len(spec.shape) == 2 and unit_of_tensor(name) != EMBED
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a merge method needs: of the recipe, of the models, of memory.
+
+    `models` is the smallest number of models, `base` whether there is a base model besides them.
+    `samples` are rows of the newest model's task, or of each model's; `labelled` rows have a label
+    to predict. `observes` names what the method looks at when the models run on them. `passes`
+    counts how often it reads all tensors, and `by_unit` says that each unit has values of its own.
+    Tensors that `whole(name, spec)` selects are never merged in pieces. A `replicated` kernel
+    decomposes or solves these: over a mesh each device computes the full tensor. `scratch` counts
+    the float32 arrays that a kernel makes at most for each array that it reads. A `resident` method
+    has all models in memory at once.
+    """
+
+    models: int = 1
+    base: bool = False
+    samples: Samples = "none"
+    labelled: bool = False
+    observes: frozenset[Observation] = frozenset()
+    passes: int = 1
+    by_unit: bool = False
+    whole: Callable[[str, TensorSpec], bool] = never
+    replicated: bool = False
+    scratch: int = 0
+    resident: bool = False
+
+
+NO_NEEDS = Needs()
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a place to merge in can do for a method; compare `Needs`."""
+
+    observes: Collection[Observation] = ()
+    samples: Collection[Samples] = ("none", "newest", "each")
+    passes: int | None = None  # any number
+    resident: bool = False
+
+    def meets(self, needs: Needs) -> bool:
+        """Return whether a method with these needs can run here."""
+        return (
+            needs.observes <= frozenset(self.observes)
+            and needs.samples in self.samples
+            and (self.passes is None or needs.passes <= self.passes)
+            and (self.resident or not needs.resident)
+        )

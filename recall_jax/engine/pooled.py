@@ -1,0 +1,228 @@
+"""Pooled hidden states of streamed models: typical samples chosen, the forward batched to fit.
+
+For methods that observe `POOLED`: they are given each unit's states as the walk reaches it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.budget import cacheable_bytes, widest
+from recall_jax.engine.cut import SELECTION, Cut, Passes, cut_forward
+from recall_jax.engine.forward import HiddenStates
+from recall_jax.engine.inputs import (
+    Selection,
+    TypicalSamples,
+    check_same_texts,
+    find_typical,
+    read_samples,
+)
+from recall_jax.engine.layout import Forward
+from recall_jax.engine.merge import CheckpointWalk, Merge, Prepared, Rule
+from recall_jax.engine.plan import NamedModel
+from recall_jax.engine.resident import Resident
+from recall_jax.engine.select import plan_selection
+from recall_jax.engine.sources import Inputs
+from recall_jax.errors import InputError
+from recall_jax.inputs.samples import Tokenized
+
+
+@dataclass(frozen=True)
+class SelectedSamples:
+    """What the journal keeps: a digest of the rows, those selected, how the forward is batched."""
+
+    texts: str
+    selection: Selection
+    cut: Cut
+
+
+@dataclass
+class StreamedStates:
+    """`engine.merge.PooledStates` of checkpoints whose units are read one after the other."""
+
+    forward: Forward
+    names: Sequence[str]
+    inputs: Inputs[NamedModel]
+    samples: TypicalSamples[Tokenized]
+    cut: Cut
+    dtype: str
+    _states: Sequence[HiddenStates] = field(default=(), repr=False)
+
+    def place(self, unit: str, stored: Inputs[Mapping[str, Any]]) -> Any:
+        """Bring a unit of all models to the devices."""
+        return self.forward.place(unit, stored.models)
+
+    def advance(self, unit: str, placed: Any) -> np.ndarray:
+        """Run the models through the next unit: pooled states (K, n, E) float32."""
+        self._states, pooled = self.forward.advance(unit, placed, self._states, self.names)
+        return pooled
+
+    def prepared(self, rule: Rule, reference: int | None = None) -> Prepared:
+        """Return the rule made ready to walk with what was prepared for these states."""
+        return Prepared(
+            replace(rule, place=self.place),
+            self.cut.needed,
+            self.inputs,
+            batching={
+                "batch_size": self.cut.batch_size,
+                "models_at_once": self.forward.models_each,
+            },
+            reference=reference,
+            compute_dtype=self.dtype,
+            samples=self.samples,
+        )
+
+
+def streamed_states(
+    merge: Merge[Any, Any], chooser: int, check: Callable[[int], None]
+) -> StreamedStates:
+    """Select the typical samples, or take them from the journal, and set up the forward.
+
+    The model `chooser` selects them, and is kept in memory for the merge where it fits, so that it
+    is read only once. `check(n)` raises InputError where n samples are too few. Raises
+    UnfinishedError where the memory is too small, or an interrupted merge saw other texts.
+    """
+    walk, settings, journal, progress = (
+        merge.checkpoints,
+        merge.samples,
+        merge.journal,
+        merge.progress,
+    )
+    assert settings is not None
+    models, arch, dtype = walk.inputs.models, walk.arch, walk.dtype
+    model = models[chooser]
+    kept = Resident(model)
+    with progress.stage("select"):
+        pool = read_samples(
+            settings,
+            model,
+            models,
+            arch,
+            ignore_tokenizers=merge.tokenizers_pass,
+            budget=walk.budget,
+        )
+        walk.check_agreed("to choose from", pool, model.name)
+        lengths = [len(ids) for ids in pool.token_ids]
+        wanted = len(lengths) if settings.typical else min(settings.count, len(lengths))
+        check(wanted)
+        if found := journal.find_prepared(SelectedSamples):
+            check_same_texts(found.texts, pool, model.name)
+            cut, samples = found.cut, found.selection.of(pool)
+            progress.announce(_describe_forward(samples.samples, cut, len(models)))
+        else:
+            passes, cut, fits = _decided(merge, walk, lengths, wanted, model)
+            progress.announce(_describe_forward(pool, cut, len(models)))
+            if passes:
+                line = _describe_selection(model.name, len(lengths), len(passes.rows), fits)
+                progress.announce(line)
+            samples = find_typical(
+                settings,
+                pool,
+                kept if fits else model,
+                arch,
+                passes=passes,
+                dtype=dtype,
+                layout=walk.layout,
+                progress=progress,
+            )
+            samples = replace(samples, passes=0) if fits else samples
+            # A machine that rounds otherwise could choose others.
+            selection = Selection.from_json(walk.agreed("typical", samples.selection.to_json))
+            samples = selection.of(pool)
+            _check_found(samples, wanted, check)
+            journal.record_prepared(SelectedSamples(pool.digest(), selection, cut))
+        kept.release()
+    forward = walk.layout.forward(
+        arch,
+        samples.samples.token_ids,
+        batch_size=cut.batch_size,
+        dtype=dtype,
+        num_models=len(models),
+        models_at_once=cut.models_at_once,
+    )
+    inputs: Inputs[NamedModel] = walk.inputs.map(lambda each: kept if each is model else each)
+    names = [each.name for each in models]
+    return StreamedStates(forward, names, inputs, samples, cut, np.dtype(dtype).name)
+
+
+def _decided(
+    merge: Merge[Any, Any],
+    walk: CheckpointWalk,
+    lengths: Sequence[int],
+    wanted: int,
+    chooser: Checkpoint,
+) -> tuple[Passes | None, Cut, bool]:
+    """How to fit the memory: the passes of the selection if there are any, how the forward is cut.
+
+    And whether the model that chooses stays in memory.
+    """
+    settings = merge.samples
+    assert settings is not None
+
+    def decide() -> dict[str, Any]:
+        passes = plan_selection(
+            settings,
+            lengths,
+            chooser,
+            walk.arch,
+            dtype=walk.dtype,
+            budget=walk.budget,
+            split=walk.layout.split(1),
+        )
+        models = walk.inputs.models
+        cut = cut_forward(
+            walk.arch,
+            sorted(lengths)[-wanted:],  # whichever are chosen, they are no longer than these
+            num_models=len(models),
+            batch_size=settings.batch_size,
+            itemsize=np.dtype(walk.dtype).itemsize,
+            stored=max(widest(model.specs) for model in models),
+            budget=walk.budget,
+            beside=walk.overhead + (SELECTION if passes else 0),
+            split=walk.layout.split(len(models)),
+        )
+        needed = max(cut.needed, passes.needed if passes else 0)
+        share = -(-chooser.nbytes // jax.process_count())  # over a mesh, its rows of each tensor
+        # Folded adapters would stay as arrays of their own, not as maps of files.
+        fits = not chooser.adapters and needed + share <= cacheable_bytes(walk.budget)
+        return {
+            "passes": passes and passes.to_json(),
+            "cut": asdict(replace(cut, needed=needed)),
+            "fits": fits,
+        }
+
+    found = walk.agreed("forward", decide)
+    passes = found["passes"] and Passes.from_json(found["passes"])
+    return passes, Cut(**found["cut"]), found["fits"]
+
+
+def _check_found(
+    samples: TypicalSamples[Tokenized], wanted: int, check: Callable[[int], None]
+) -> None:
+    """Raise InputError where rows that are alike leave too few typical samples."""
+    found = len(samples.samples.rows)
+    try:
+        check(found)
+    except InputError as error:
+        raise InputError(
+            f"the rows of data are alike to the model, which leaves {found} typical of {wanted}: "
+            f"{error}"
+        ) from error
+
+
+def _describe_forward(samples: Tokenized, cut: Cut, num_models: int) -> str:
+    longest = max(map(len, samples.token_ids))
+    return (
+        f"forward: rows of up to {longest} tokens in batches of {cut.batch_size}, "
+        f"{cut.models_at_once} of {num_models} models at a time"
+    )
+
+
+def _describe_selection(chooser: str, rows: int, passes: int, fits: bool) -> str:
+    how = "which stays in memory for the merge" if fits else "which the merge reads again"
+    times = "pass" if passes == 1 else "passes"
+    return f"typical samples: from {rows} rows in {passes} {times} over {chooser}, {how}"

@@ -1,0 +1,37 @@
+"""The rule of a recipe's method, or of the weights that stand in for its own."""
+
+from pathlib import Path
+
+from recall_jax.engine.journal import Journal
+from recall_jax.engine.merge import Entry, Merge, Prepared, Walk
+from recall_jax.engine.sources import Inputs
+from recall_jax.files.progress import Reporter
+from recall_jax.methods.given import prepare_given
+from recall_jax.methods.parameters import Parameters
+from recall_jax.methods.registry import METHODS
+from recall_jax.recipes.recipe import ModelEntry, Recipe
+from recall_jax.report.record import load_report
+
+
+def prepare(recipe: Recipe, walk: Walk, journal: Journal, progress: Reporter) -> Prepared:
+    """Give the method what it declared that it needs, and return the rule that it makes of that.
+
+    Raises InputError and UnfinishedError as the method does.
+    """
+    method = METHODS[recipe.merge_method]
+    base: Entry[Parameters] | None = None
+    if recipe.base_model is not None:
+        base = ModelEntry(model=recipe.base_model, data=recipe.base_data)
+    merge = Merge(
+        parameters=recipe.parameters,
+        entries=Inputs[Entry[Parameters]](recipe.models, base),
+        samples=recipe.samples,
+        walk=walk,
+        journal=journal,
+        progress=progress,
+        ignore_tokenizers=recipe.ignore_tokenizers,
+    )
+    if recipe.weights is not None:
+        path = Path(recipe.weights)
+        return prepare_given(method, merge, load_report(path), str(path))
+    return method.prepare(merge)

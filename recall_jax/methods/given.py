@@ -1,0 +1,64 @@
+"""Weights that are given in a file, in place of those that comparing the models would tell."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recall_jax.engine.findings import Findings
+from recall_jax.engine.merge import Merge, Prepared, merging_bytes, weights_by_unit
+from recall_jax.errors import InputError
+from recall_jax.methods.method import Method
+from recall_jax.methods.values import from_parameters
+from recall_jax.methods.weights import check_weights
+
+
+def prepare_given(
+    method: Method[Any, Any], merge: Merge[Any, Any], report: Mapping[str, Any], where: str
+) -> Prepared:
+    """Return the rule of weights per unit from a report, in place of the method's own.
+
+    Where the method has other values too, these are the recipe's. Raises InputError where the
+    report, read `where` it says, is of other units or models.
+    """
+    units = list(merge.walk.units)
+    found = given_findings(report, where, units, len(merge.names))
+    if not method.weighs_units:
+        return from_parameters(merge, dict(zip(units, found.weights.T, strict=True)))
+    return Prepared(
+        weights_by_unit(found, merge.walk.specs),
+        merging_bytes(merge.walk),
+        reference=report.get("reference"),
+        previous_report=report,
+    )
+
+
+def given_findings(
+    report: Mapping[str, Any], where: str, units: Sequence[str], num_models: int
+) -> Findings:
+    """Return the weights, and what they follow from, that a report gives for these units.
+
+    Raises InputError where it is of other units, or of another number of models.
+    """
+    if report["units"] != list(units):
+        raise InputError(
+            f"{where} has weights for the units {_span(report['units'])}, but these models have "
+            f"{_span(units)}"
+        )
+    if (weighed := len(report["weights"])) != num_models:
+        raise InputError(
+            f"{where} has weights for {weighed} models, but this recipe merges {num_models}: "
+            "compare these, without the base"
+        )
+    weights = check_weights(np.asarray(report["weights"], np.float32), num_models)
+    return Findings(
+        weights, *(_array(report.get(key)) for key in ("similarity", "sigma", "adjacent"))
+    )
+
+
+def _array(values: Any) -> np.ndarray | None:
+    return None if values is None else np.asarray(values, np.float64)
+
+
+def _span(units: Sequence[str]) -> str:
+    return f"{units[0]} … {units[-1]} ({len(units)})"

@@ -1,0 +1,60 @@
+"""Merge methods of a user's own, in Python files that name them in `METHODS`."""
+
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from recall_jax.errors import InputError, brief, shown
+from recall_jax.methods.method import Method
+from recall_jax.methods.registry import METHODS
+
+
+def load_plugins(paths: Iterable[Path]) -> None:
+    """Run the files, and add the methods that each has in its `METHODS` to the registry.
+
+    A file that was loaded before is not run again. Raises InputError for a file that cannot be run,
+    or whose methods are none or have a name that is taken.
+    """
+    for path in paths:
+        module_name = f"recall_jax_plugin:{path.resolve()}"
+        if module_name in sys.modules:
+            continue
+        try:
+            _register(_run(path, module_name), path)
+        except InputError:
+            sys.modules.pop(module_name, None)
+            raise
+
+
+def _run(path: Path, module_name: str) -> Any:
+    """Run a file as a module, and return its `METHODS`."""
+    if path.suffix != ".py" or not path.is_file():
+        raise InputError(f"plugin {path} is no Python file: give one that ends in .py")
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # where dataclasses and pickling look a class up
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the file does
+        said = f"{type(error).__name__}: {brief(error)}"
+        raise InputError(f"plugin {path} cannot be run: {said}") from error
+    return getattr(module, "METHODS", None)
+
+
+def _register(methods: Any, path: Path) -> None:
+    if not isinstance(methods, dict) or not methods:
+        raise InputError(
+            f"plugin {path} adds no method: give it METHODS, such as {{'median': Method(...)}}"
+        )
+    for name, method in methods.items():
+        if not isinstance(name, str) or not isinstance(method, Method):
+            raise InputError(
+                f"plugin {path}: METHODS has {shown(name)}: {shown(method)}, which is no name with "
+                "a recall_jax.methods.method.Method"
+            )
+        if name in METHODS:
+            raise InputError(f"plugin {path}: there is a method {name} already: name it otherwise")
+    METHODS.update(methods)
