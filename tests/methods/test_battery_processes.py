@@ -1,0 +1,197 @@
+"""The battery's part on real processes: several at once, killed ones, and those watched for memory.
+
+`make test` runs one method for each combination of needs, the soak all of them.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from entries import ENTRIES, OWN, assert_near, representatives, values_of_recipe, write_models
+from toys import TIMED, tree
+
+from recall_jax.cli.programs_folder import programs_folder
+from recall_jax.engine.needs import never
+from recall_jax.engine.pod.prepare import ON_MESH
+
+pytestmark = pytest.mark.usefixtures("own_methods")
+FIRST = representatives()
+EACH = [
+    pytest.param(name, marks=[] if name in FIRST else pytest.mark.soak, id=name) for name in ENTRIES
+]
+BEGIN = f"""
+import json, os, signal, sys, threading, time
+from dataclasses import replace
+from pathlib import Path
+from recall_jax.jobs import merge as job
+from recall_jax.recipes.plugins import load_plugins
+from recall_jax.recipes.recipe import read_recipe
+import recall_jax.engine.pooled
+load_plugins(map(Path, {list(map(str, OWN))}))
+"""
+# Forks for each merge, which spares it the imports; no thread has been started by then.
+ONE_BY_ONE = (
+    BEGIN
+    + """
+def kill_within(unit, done, total, **moved):
+    if unit == "layers.1":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def watch(peak):
+    while True:
+        status = Path("/proc/self/status").read_text()
+        peak[0] = max(peak[0], int(status.split("RssAnon:")[1].split()[0]) * 1024)
+        time.sleep(0.002)
+
+def run(recipe, out, killed):
+    peak = [0]
+    threading.Thread(target=watch, args=(peak,), daemon=True).start()
+    more = {"progress": kill_within} if killed else {"options": job.Options(resume=True)}
+    job.merge(read_recipe(Path(recipe)), Path(out), **more)
+    Path(out + ".peak").write_text(str(peak[0]))
+
+for line in sys.stdin:
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    else:
+        run(*json.loads(line))
+        sys.stderr.flush()
+        os._exit(0)
+"""
+)
+# One pod for all merges, which spares each of them the start; keys are written once in a run.
+TOGETHER = (
+    BEGIN
+    + """
+from recall_jax.parallel.processes import connect
+
+class Prefixed:
+    def __init__(self, store, prefix):
+        self.store, self.prefix, self.alive = store, prefix, store.alive
+    def put(self, key, text):
+        return self.store.put(self.prefix + key, text)
+    def get(self, key):
+        return self.store.get(self.prefix + key)
+    def under(self, folder):
+        return self.store.under(self.prefix + folder)
+
+processes = connect()
+for line in sys.stdin:
+    recipe, out = json.loads(line)
+    own = replace(processes, store=Prefixed(processes.store, Path(out).name + "/"))
+    job.merge(read_recipe(Path(recipe)), Path(out), options=job.Options(mesh="auto", processes=own))
+    print(processes.index, flush=True)
+"""
+)
+
+
+class Child:
+    """A program that reads a line of JSON for each merge, and answers when that has ended."""
+
+    def __init__(self, program, **variables):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs_folder())} | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, recipe, out, *more):
+        print(json.dumps([str(recipe), str(out), *more]), file=self.process.stdin)
+        self.process.stdin.flush()
+
+    def answer(self):
+        return int(self.process.stdout.readline())
+
+    def end(self):
+        self.process.kill()
+        with self.process:
+            pass
+
+
+@pytest.fixture(scope="module")
+def alone():
+    child = Child(ONE_BY_ONE)
+    yield child
+    child.end()
+
+
+@pytest.fixture(scope="module")
+def two():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    children = [Child(TOGETHER, JAX_PROCESS_ID=str(index), **variables) for index in range(2)]
+    yield children
+    for child in children:
+        child.end()
+
+
+@pytest.fixture(scope="module")
+def large(toys, tmp_path_factory):
+    """Four relatives of two layers of 8.4 MB, which counts beside what a process holds anyway."""
+    folder = tmp_path_factory.mktemp("large")
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "head_dim": 128}
+    return write_models(toys.llama[0], folder, **sizes)
+
+
+@pytest.fixture(scope="module")
+def merged(large, rows, alone, tmp_path_factory):
+    """Return the recipe of a method, and the folder of its merge that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("merged")
+
+    def merge(name):
+        recipe, out = folder / f"{name}.json", folder / name
+        if not recipe.exists():
+            recipe.write_text(json.dumps(values_of_recipe(name, large[1:], rows, large[0])))
+            alone.ask(recipe, out, False)
+            assert alone.answer() == 0
+        return recipe, out
+
+    return merge
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_memory_stays_within_the_plan(name, merged):
+    _, out = merged(name)
+    planned = json.loads((out / "recall_report.json").read_text())["memory"]["planned_bytes"]
+    assert int(out.with_name(f"{name}.peak").read_text()) <= planned
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_killed_merge_goes_on_to_the_same_bytes(name, merged, alone, tmp_path):
+    recipe, undisturbed = merged(name)
+    out = tmp_path / "out"
+    alone.ask(recipe, out, True)
+    assert alone.answer() == -signal.SIGKILL
+    assert not out.exists()
+    alone.ask(recipe, out, False)
+    assert alone.answer() == 0
+    assert json.loads((out / "recall_report.json").read_text())["resumed_units"] in (1, 2)
+    one, other = (
+        {key: content for key, content in tree(folder).items() if key not in TIMED}
+        for folder in (out, undisturbed)
+    )
+    assert one == other
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_two_processes_give_what_one_gives(name, merged, two, tmp_path):
+    needs = ENTRIES[name].needs
+    if not ON_MESH.meets(needs):
+        pytest.skip(f"{name} runs on one host, and says so: see the other half of the battery")
+    recipe, undisturbed = merged(name)
+    out = tmp_path / name
+    for process in two:
+        process.ask(recipe, out)
+    assert [process.answer() for process in two] == [0, 1]
+    assert_near(out, undisturbed, exact=not needs.observes and needs.whole is never)
