@@ -8,7 +8,7 @@ import numpy as np
 
 from recall_jax.similarity import plain
 from recall_jax.similarity.plain import (
-    Pair,
+    PairFunction,
     Scalar,
     centred,
     cosine,
@@ -168,7 +168,7 @@ def distance_correlation_by_scikit_learn(X: np.ndarray, Y: np.ndarray) -> Scalar
 
 
 # By the names of the registry.
-NUMPY: dict[str, Pair] = {
+NUMPY: dict[str, PairFunction] = {
     **plain.NUMPY,
     **{
         function.__name__: function
@@ -192,7 +192,7 @@ NUMPY: dict[str, Pair] = {
         )
     },
 }
-SCIKIT_LEARN: dict[str, Pair] = {
+SCIKIT_LEARN: dict[str, PairFunction] = {
     **plain.SCIKIT_LEARN,
     "jaccard_knn": jaccard_knn_by_scikit_learn,
     "distance_correlation": distance_correlation_by_scikit_learn,

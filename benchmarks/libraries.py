@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from baselines import NUMPY, SCIKIT_LEARN
 
-from recall_jax.similarity.plain import Adapter, Pair
+from recall_jax.similarity.plain import LibraryLoader, PairFunction
 
 
-def _repsim() -> dict[str, Pair]:
+def _repsim() -> dict[str, PairFunction]:
     """The measures of ReSi (Klabunde et al. 2024), each of a pair (n, E)."""
     if find_spec("loguru") is not None:
         import_module("loguru").logger.disable("repsim")
@@ -31,7 +31,7 @@ def _repsim() -> dict[str, Pair]:
     return {ours: partial(pair, name=theirs) for ours, theirs in _REPSIM.items()}
 
 
-def _netrep() -> dict[str, Pair]:
+def _netrep() -> dict[str, PairFunction]:
     """The rotation-invariant metrics of Williams et al. 2021."""
     metric = import_module("netrep.metrics").LinearMetric
 
@@ -44,7 +44,7 @@ def _netrep() -> dict[str, Pair]:
     }
 
 
-def _torch_cka() -> dict[str, Pair]:
+def _torch_cka() -> dict[str, PairFunction]:
     """CKA of two torch modules; here they recite the representations, in one batch."""
     cka, torch = import_module("torch_cka").CKA, import_module("torch")
 
@@ -84,10 +84,10 @@ _REPSIM = {
     "eigenspace_overlap": "EigenspaceOverlapScore",
     "gulp": "Gulp",
 }
-ADAPTERS: Sequence[Adapter] = (
-    Adapter("numpy", "scipy", lambda: NUMPY),
-    Adapter("scikit-learn", "sklearn", lambda: SCIKIT_LEARN),
-    Adapter("ReSi", "repsim", _repsim),
-    Adapter("netrep", "netrep", _netrep),
-    Adapter("torch_cka", "torch_cka", _torch_cka),
+ADAPTERS: Sequence[LibraryLoader] = (
+    LibraryLoader("numpy", "scipy", lambda: NUMPY),
+    LibraryLoader("scikit-learn", "sklearn", lambda: SCIKIT_LEARN),
+    LibraryLoader("ReSi", "repsim", _repsim),
+    LibraryLoader("netrep", "netrep", _netrep),
+    LibraryLoader("torch_cka", "torch_cka", _torch_cka),
 )

@@ -28,7 +28,7 @@ from recall_jax.similarity.kernels import squared_distances
 from recall_jax.similarity.matrix import similarity_matrix
 from recall_jax.similarity.measures import MEASURES
 from recall_jax.similarity.plain import find_libraries
-from recall_jax.similarity.throughput import Shape, representations, run
+from recall_jax.similarity.throughput import Shape, representations, run_benchmark
 
 Row = dict[str, object]
 OURS = "recall_jax"
@@ -161,7 +161,7 @@ def clustering(runs: int) -> list[Row]:
 
 def every_measure(runs: int) -> list[Row]:
     shapes = [Shape(samples, width=1024, layers=4) for samples in (300, 1000)]
-    found = run(list(MEASURES), shapes, repeat=runs, adapters=ADAPTERS)
+    found = run_benchmark(list(MEASURES), shapes, repeat=runs, adapters=ADAPTERS)
     rows: list[Row] = [
         {
             "measure": case.measure,

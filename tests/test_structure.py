@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Container, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -173,3 +174,68 @@ def test_no_checkpoint_can_run_code():
             assert called not in {"eval", "exec", "pickle.load", "pickle.loads"}, where
             if called == "torch.load":
                 assert keywords.get("weights_only") == "True", where
+
+
+# A function may share its name with another where a caller wants the same of both.
+SHARED_FUNCTIONS = {
+    **dict.fromkeys(
+        (
+            "ablate",
+            "continual",
+            "convert",
+            "evaluate",
+            "finetune",
+            "gather",
+            "merge",
+            "select",
+            "verify",
+            "extract",
+        ),
+        "a command, and the job that it runs; `extract` also does that on trees in memory",
+    ),
+    **dict.fromkeys(
+        (
+            "linear_cka",
+            "mutual_knn",
+            "paired_rbf",
+            "procrustes_distance",
+            "rbf_cka",
+            "row_cosine",
+            "rsa",
+        ),
+        "a measure, and its counterpart in plain numpy that benchmarks compare it with",
+    ),
+    **dict.fromkeys(
+        (
+            "prepare_context",
+            "run_block",
+            "run_block_with_grams",
+            "run_embed",
+            "run_head",
+            "run_head_with_grams",
+        ),
+        "one step of a forward, on a device and over a mesh",
+    ),
+    "architecture": "every family reads its config by the function of this name",
+    "main": "the entry of a program",
+    "prepare": "a merge method makes its rule by the function of this name; a job has it made",
+}
+
+
+def test_one_name_means_one_thing():
+    """No public class shares its name, and a function only with reason."""
+    homes: dict[str, list[str]] = defaultdict(list)
+    classes, functions = set(), set()
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                (classes if isinstance(node, ast.ClassDef) else functions).add(node.name)
+                homes[node.name].append(name_of(path))
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                for name in (target.id for target in targets if isinstance(target, ast.Name)):
+                    homes[name].append(name_of(path))
+    shared = {name for name, paths in homes.items() if len(paths) > 1 and name[0] != "_"}
+    assert {name: homes[name] for name in shared & classes} == {}
+    unexpected = (shared & functions) ^ set(SHARED_FUNCTIONS)
+    assert {name: homes[name] for name in unexpected} == {}

@@ -11,14 +11,14 @@ from recall_jax.checkpoint.lora_config import ADAPTER_CONFIG, base_of
 from recall_jax.errors import InputError, shown
 
 
-class Part(NamedTuple):
+class ModelPart(NamedTuple):
     """Hold the folder of a base or an adapter, and its absolute path or hub id."""
 
     name: str
     folder: Path
 
 
-def find_parts(spec: str) -> list[Part]:
+def find_parts(spec: str) -> list[ModelPart]:
     """Resolve `folder` or `folder+adapter[+adapter…]`, each a path or a hub id, into its parts.
 
     A hub id is `org/name` or `org/name@revision`. A folder that exists under the full name is taken
@@ -42,7 +42,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() and not has_weights
 
 
-def _on_its_base(part: Part, above: Collection[Path]) -> list[Part]:
+def _on_its_base(part: ModelPart, above: Collection[Path]) -> list[ModelPart]:
     """Return the part; for an adapter, the parts it was trained on come first."""
     if not is_adapter(part.folder):
         return [part]
@@ -71,16 +71,16 @@ def _split(spec: str) -> list[str]:
     return [base, *(_split("+".join(parts[end:])) if parts[end:] else [])]
 
 
-def _locate(part: str) -> Part:
+def _locate(part: str) -> ModelPart:
     if not part:
         raise InputError("a model or adapter without a name: write base or base+adapter")
     if os.path.isdir(part):
-        return Part(str(Path(part).resolve()), Path(part))
+        return ModelPart(str(Path(part).resolve()), Path(part))
     if os.path.exists(part):
         refuse_gguf(Path(part))
         raise InputError(f"{part} is a file: name the folder it is in")
     if is_repository_id(part):
-        return Part(part, snapshot(part))
+        return ModelPart(part, snapshot(part))
     raise InputError(
         f"no model folder {shown(part)}: give a folder, folder+adapter, or hub id org/name"
     )

@@ -33,7 +33,7 @@ def ablate(
     """
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax.experiments.ablation.recipe import read_ablation
-    from recall_jax.experiments.ablation.run import PAGE, Options
+    from recall_jax.experiments.ablation.run import PAGE, AblationOptions
     from recall_jax.experiments.ablation.run import ablate as run
     from recall_jax.report.ablation_page import overview
 
@@ -41,7 +41,7 @@ def ablate(
     if ignore_config:
         ablation = ablation.model_copy(update={"ignore_config": tuple(ignore_config)})
     out = out or Path(recipe.stem)
-    options = Options(console.optional_size(memory), force, resume, inputs=[recipe])
+    options = AblationOptions(console.optional_size(memory), force, resume, inputs=[recipe])
     with console.progress_bar(quiet) as progress:
         record = run(
             ablation,

@@ -23,7 +23,7 @@ _QUICK_MEASURES = "cka,rbf_cka,procrustes_distance,rsa,mutual_knn"
 
 
 @bench.command("similarity")
-def similarity(
+def bench_similarity(
     samples: Annotated[
         str | None, typer.Option("--samples", help=f"Numbers of samples; {_USUAL[0]} if not said.")
     ] = None,
@@ -80,7 +80,9 @@ def similarity(
     shapes = [throughput.Shape(*each) for each in product(*sizes)]
     with output_folder(out, force=force) as folder:
         with console.progress_bar(quiet) as progress:
-            found = throughput.run(names, shapes, repeat=repeat or usual[3], progress=progress)
+            found = throughput.run_benchmark(
+                names, shapes, repeat=repeat or usual[3], progress=progress
+            )
         _write(folder, found)
     if not quiet:
         _show(found)
@@ -108,10 +110,10 @@ def _measures(text: str) -> list[str]:
 
 def _write(folder: Path, found: "Benchmark") -> None:
     from recall_jax.files.json_objects import write_json_object
-    from recall_jax.report.throughput_chart import draw
+    from recall_jax.report.throughput_chart import draw_throughput
 
     write_json_object(folder / "similarity.json", found.record())
-    (folder / "similarity.svg").write_text(draw(found), encoding="utf-8")
+    (folder / "similarity.svg").write_text(draw_throughput(found), encoding="utf-8")
 
 
 def _show(found: "Benchmark") -> None:

@@ -111,11 +111,11 @@ def _model(
 ) -> tuple[dict[str, Any], Callable[[dict[str, Any]], None]]:
     from recall_jax.checkpoint.folder import open_checkpoint
     from recall_jax.checkpoint.model_names import find_adapter
-    from recall_jax.jobs.convert import describe, describe_adapter
+    from recall_jax.jobs.convert import describe_adapter, describe_checkpoint
 
     if (folder := find_adapter(name)) is not None:
         return describe_adapter(folder), _show_adapter
-    return describe(open_checkpoint(name, headers_only=True), ignore_config), _show_model
+    return describe_checkpoint(open_checkpoint(name, headers_only=True), ignore_config), _show_model
 
 
 def _show_adapter(found: dict[str, Any]) -> None:

@@ -31,10 +31,10 @@ def continual(
     """
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax.experiments.continual.recipe import read_protocol
-    from recall_jax.experiments.continual.run import PAGE, Options
+    from recall_jax.experiments.continual.run import PAGE, ContinualOptions
     from recall_jax.experiments.continual.run import continual as run
     from recall_jax.recipes.plugins import load_plugins
-    from recall_jax.report.continual_page import summary
+    from recall_jax.report.continual_page import continual_summary
 
     plugins = plugin or []
     load_plugins(plugins)
@@ -46,14 +46,14 @@ def continual(
         record = run(
             protocol,
             out,
-            options=Options(force=force, resume=resume, inputs=[recipe], plugins=plugins),
+            options=ContinualOptions(force=force, resume=resume, inputs=[recipe], plugins=plugins),
             progress=progress,
             announce=lambda line: console.say(line, quiet),
         )
     console.warn(record["warnings"])
     if quiet:
         return
-    table = summary(record, "*{}")
+    table = continual_summary(record, "*{}")
     rows = [["–" if cell is None else str(cell) for cell in row] for row in table.rows]
     console.show_table("Mean ± standard deviation, * best", table.columns, rows)
     console.say(f"every matrix, and how each task fares: {out / PAGE}", quiet)

@@ -71,11 +71,11 @@ def evaluate(
     if resume and out is None:
         raise InputError("--resume goes on with an output: add --out")
     console.prepare_jax(no_compilation_cache, device)
-    from recall_jax.jobs.evaluate import Options
+    from recall_jax.jobs.evaluate import EvaluateOptions
     from recall_jax.jobs.evaluate import evaluate as evaluate_models
-    from recall_jax.report.evaluation_page import summary
+    from recall_jax.report.evaluation_page import evaluation_summary
 
-    options = Options(
+    options = EvaluateOptions(
         data_root,
         limit,
         seed,
@@ -90,7 +90,7 @@ def evaluate(
     console.warn(record["warnings"])
     if quiet:
         return
-    table = summary(record)
+    table = evaluation_summary(record)
     rows = [[str(cell) for cell in row] for row in table.rows]
     console.show_table("Results ± standard error", table.columns, rows)
     if out is not None:

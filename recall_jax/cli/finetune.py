@@ -150,10 +150,10 @@ def finetune(
     """
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax.jobs import finetune as job
-    from recall_jax.training.settings import Settings, lora_spec
+    from recall_jax.training.settings import TrainingSettings, lora_spec
 
     modules = None if target_modules is None else tuple(map(str.strip, target_modules.split(",")))
-    settings = Settings(
+    settings = TrainingSettings(
         data=str(data),
         method=method,
         validation=None if validation is None else str(validation),
@@ -195,7 +195,9 @@ def finetune(
         save_fisher=save_fisher,
         ignore_config=tuple(ignore_config or ()),
     )
-    options = job.Options(force=force, resume=resume, shard_bytes=console.size_in_bytes(shard_size))
+    options = job.FinetuneOptions(
+        force=force, resume=resume, shard_bytes=console.size_in_bytes(shard_size)
+    )
     with console.progress_bar(quiet) as progress:
         record = job.finetune(
             model,

@@ -35,7 +35,7 @@ def merge(
     device: opt.Device = None,
     mesh: opt.Mesh = None,
     distributed: opt.Distributed = False,
-    parts: opt.Parts = False,
+    parts: opt.WriteParts = False,
     to: opt.MergedTo = "huggingface",
     resume: opt.Resume = False,
     force: opt.Force = False,
@@ -97,7 +97,7 @@ def quick(
     device: opt.Device = None,
     mesh: opt.Mesh = None,
     distributed: opt.Distributed = False,
-    parts: opt.Parts = False,
+    parts: opt.WriteParts = False,
     to: opt.MergedTo = "huggingface",
     resume: opt.Resume = False,
     force: opt.Force = False,
@@ -218,7 +218,7 @@ def _merge(
     from recall_jax.jobs import merge as job
     from recall_jax.jobs.outcome import PAGE
 
-    options = job.Options(
+    options = job.MergeOptions(
         force=run.force,
         resume=run.resume,
         shard_bytes=console.size_in_bytes(run.shard_size),

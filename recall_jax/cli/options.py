@@ -109,7 +109,7 @@ Distributed = Annotated[
         "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say.",
     ),
 ]
-Parts = Annotated[
+WriteParts = Annotated[
     bool,
     typer.Option(
         "--parts",

@@ -14,7 +14,7 @@ from recall_jax.errors import InputError
 if TYPE_CHECKING:
     from recall_jax.cost.machines import Machine
     from recall_jax.cost.model import Cost
-    from recall_jax.cost.work import Work
+    from recall_jax.cost.work import MergeWork
     from recall_jax.recipes.recipe import Recipe
 
 
@@ -62,13 +62,13 @@ def plan(
         _show(asked, work, cost, rate)
 
 
-def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
+def work_of(recipe: "Recipe", machine: "Machine") -> "MergeWork":
     """What a recipe has to do, from the configs and headers of its models."""
     from recall_jax.cost.model import PLANNED
-    from recall_jax.cost.work import Work
+    from recall_jax.cost.work import MergeWork
     from recall_jax.engine.configs import check_configs
     from recall_jax.engine.merge import check_layers
-    from recall_jax.engine.plan import make_plan, open_models, taken_whole
+    from recall_jax.engine.plan import open_models, plan_merge, taken_whole
     from recall_jax.engine.sources import Inputs
     from recall_jax.methods.registry import METHODS
 
@@ -84,7 +84,7 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
     read = open_models([*base_first, *(entry.model for entry in recipe.models)])
     warnings = check_configs(read, recipe.ignore_config)
     models = read[len(base_first) :]
-    merged = make_plan(
+    merged = plan_merge(
         Inputs(models, read[0] if base_first else None),
         out_dtype=recipe.out_dtype or recipe.dtype,
     )
@@ -95,7 +95,7 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
     console.warn(warnings)
     units = merged.units.values()
     whole = taken_whole(needs.whole, merged.specs)
-    return Work(
+    return MergeWork(
         [sum(model.stored[name].nbytes for model in read for name in names) for names in units],
         [sum(merged.specs[name].nbytes for name in names) for names in units],
         len(read),
@@ -107,7 +107,7 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "Work":
 
 def _forward(recipe: "Recipe", models: Any, machine: "Machine") -> Any:
     from recall_jax.checkpoint.dtypes import DTYPES
-    from recall_jax.cost.work import Forward
+    from recall_jax.cost.work import ForwardWork
     from recall_jax.engine.budget import widest
     from recall_jax.engine.inputs import common_architecture
     from recall_jax.engine.select import clustered_units
@@ -123,7 +123,7 @@ def _forward(recipe: "Recipe", models: Any, machine: "Machine") -> Any:
         name = "bfloat16" if narrow else "float32"
     chosen = samples.typical is None and samples.pool > samples.count
     last = clustered_units(samples.unit, arch)[-1]
-    return Forward(
+    return ForwardWork(
         arch,
         typical=samples.count,
         pool=samples.pool,
@@ -135,7 +135,7 @@ def _forward(recipe: "Recipe", models: Any, machine: "Machine") -> Any:
     )
 
 
-def _record(work: "Work", cost: "Cost", storage: int) -> dict[str, Any]:
+def _record(work: "MergeWork", cost: "Cost", storage: int) -> dict[str, Any]:
     allowed = None if cost.machine.is_cpu else cost.allowed
     return {
         "devices": cost.machine.name,
@@ -155,7 +155,7 @@ def _record(work: "Work", cost: "Cost", storage: int) -> dict[str, Any]:
     }
 
 
-def _show(recipe: "Recipe", work: "Work", cost: "Cost", storage: int) -> None:
+def _show(recipe: "Recipe", work: "MergeWork", cost: "Cost", storage: int) -> None:
     from recall_jax.parallel.mesh import format_mesh
 
     machine, flops = cost.machine, cost.flops
@@ -190,7 +190,7 @@ def _show(recipe: "Recipe", work: "Work", cost: "Cost", storage: int) -> None:
     print(f"assumed: {_assumptions(work, machine, storage)}")
 
 
-def _assumptions(work: "Work", machine: "Machine", storage: int) -> str:
+def _assumptions(work: "MergeWork", machine: "Machine", storage: int) -> str:
     said = [f"{_size(storage)}/s of storage for each host"]
     if work.forward is not None:
         said.append(f"{machine.kind.efficiency:.0%} of the peak of matrix products")

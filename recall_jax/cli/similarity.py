@@ -13,7 +13,7 @@ from recall_jax.errors import InputError
 from recall_jax.inputs.shapes import Fields
 
 if TYPE_CHECKING:
-    from recall_jax.similarity.study import Result, Study
+    from recall_jax.similarity.study import MeasureResult, Study
 
 
 def similarity(
@@ -148,7 +148,7 @@ def _write(folder: Path, study: "Study", settings: dict[str, object]) -> None:
     write_study(folder, study, record)
 
 
-def _show(study: "Study", result: "Result") -> None:
+def _show(study: "Study", result: "MeasureResult") -> None:
     """The last model with the others at the same depth, or a model alone with itself."""
     last = len(study.models) - 1
     newest = study.models[last]

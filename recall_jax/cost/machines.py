@@ -19,7 +19,7 @@ UNKNOWN = math.inf
 
 
 @dataclass(frozen=True)
-class Kind:
+class MachineKind:
     """A device and the host it sits in.
 
     flops: peak of matrix products a second, in bfloat16 (on CPU float32), of which the forward is
@@ -42,18 +42,18 @@ class Kind:
 
 # Interconnect of TPUs: half of what both directions have. VMs of slices with several have 4 chips.
 _TPUS = {
-    "v5e": Kind(197 * TERA, 16 * GB, 819 * GB, 200 * GB, 15 * GB, 4, 192 * GB),
-    "v5p": Kind(459 * TERA, 95 * GB, 2765 * GB, 600 * GB, 15 * GB, 4, 448 * GB),
-    "v6e": Kind(918 * TERA, 32 * GB, 1638 * GB, 400 * GB, 15 * GB, 4, 720 * GB),
+    "v5e": MachineKind(197 * TERA, 16 * GB, 819 * GB, 200 * GB, 15 * GB, 4, 192 * GB),
+    "v5p": MachineKind(459 * TERA, 95 * GB, 2765 * GB, 600 * GB, 15 * GB, 4, 448 * GB),
+    "v6e": MachineKind(918 * TERA, 32 * GB, 1638 * GB, 400 * GB, 15 * GB, 4, 720 * GB),
 }
 # NVLink and PCIe one way; a node has eight adapters of 200 (A100) or 400 Gbit/s.
 _GPUS = {
-    "a100": Kind(312 * TERA, 80 * GB, 2039 * GB, 300 * GB, 32 * GB, 8, 2000 * GB, 200 * GB),
-    "h100": Kind(989 * TERA, 80 * GB, 3350 * GB, 450 * GB, 64 * GB, 8, 2000 * GB, 400 * GB),
-    "h200": Kind(989 * TERA, 141 * GB, 4800 * GB, 450 * GB, 64 * GB, 8, 2000 * GB, 400 * GB),
+    "a100": MachineKind(312 * TERA, 80 * GB, 2039 * GB, 300 * GB, 32 * GB, 8, 2000 * GB, 200 * GB),
+    "h100": MachineKind(989 * TERA, 80 * GB, 3350 * GB, 450 * GB, 64 * GB, 8, 2000 * GB, 400 * GB),
+    "h200": MachineKind(989 * TERA, 141 * GB, 4800 * GB, 450 * GB, 64 * GB, 8, 2000 * GB, 400 * GB),
 }
 # A core of an AMD EPYC, measured: 505 GFLOP/s of two in float32, of a product of matrices of 2048.
-_CORE = Kind(250 * GB, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, 1, UNKNOWN, efficiency=0.6)
+_CORE = MachineKind(250 * GB, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, 1, UNKNOWN, efficiency=0.6)
 _SLICES = (1, 4, 8, 16, 32, 64, 128, 256)
 
 KNOWN = (
@@ -68,7 +68,7 @@ class Machine:
     """So many devices of a kind, on so many hosts."""
 
     name: str
-    kind: Kind
+    kind: MachineKind
     devices: int
     hosts: int
 
@@ -105,7 +105,7 @@ def find_machine(name: str) -> Machine:
     raise InputError(f"no machine {shown(name)} is known; known are {KNOWN}")
 
 
-def _slice(name: str, kind: Kind, chips: int) -> Machine:
+def _slice(name: str, kind: MachineKind, chips: int) -> Machine:
     """A slice; one of 8 chips is a VM by itself, but for v5p."""
     alone = chips <= 4 or (chips == 8 and not name.startswith("v5p"))
     return Machine(name, kind, chips, 1 if alone else chips // kind.per_host)

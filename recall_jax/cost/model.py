@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from recall_jax.checkpoint.units import EMBED, layer_unit
 from recall_jax.cost.machines import GB, Machine
-from recall_jax.cost.work import Forward, Work, flops_per_position, state_parameters
+from recall_jax.cost.work import ForwardWork, MergeWork, flops_per_position, state_parameters
 from recall_jax.engine.budget import SHARE
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.memory import (
@@ -76,7 +76,7 @@ class Cost:
 
 
 def plan_cost(
-    work: Work, machine: Machine, *, mesh: Mesh | None = None, storage: float = GB
+    work: MergeWork, machine: Machine, *, mesh: Mesh | None = None, storage: float = GB
 ) -> Cost:
     """The cost of a merge, with `storage` bytes a second read, or written, by each host.
 
@@ -130,7 +130,7 @@ def plan_cost(
     )
 
 
-def _chosen(work: Work, machine: Machine) -> Mesh:
+def _chosen(work: MergeWork, machine: Machine) -> Mesh:
     """As the engine chooses it; without a forward any will do."""
     forward = work.forward
     if forward is None or machine.devices == 1:
@@ -143,7 +143,7 @@ def _chosen(work: Work, machine: Machine) -> Mesh:
     )
 
 
-def _fitted(work: Work, machine: Machine, mesh: Mesh) -> tuple[Work, dict[str, float]]:
+def _fitted(work: MergeWork, machine: Machine, mesh: Mesh) -> tuple[MergeWork, dict[str, float]]:
     """With batches as large as asked, or halved until they fit, and the memory of each device."""
     device = _device_memory(work, machine, mesh)
     while (forward := work.forward) is not None and forward.batch_size > 1:
@@ -154,7 +154,7 @@ def _fitted(work: Work, machine: Machine, mesh: Mesh) -> tuple[Work, dict[str, f
     return work, device
 
 
-def _device_memory(work: Work, machine: Machine, mesh: Mesh) -> dict[str, float]:
+def _device_memory(work: MergeWork, machine: Machine, mesh: Mesh) -> dict[str, float]:
     """Bytes on each device, by part."""
     on_cpu = machine.is_cpu
     memory: dict[str, float] = {
@@ -186,7 +186,7 @@ def _device_memory(work: Work, machine: Machine, mesh: Mesh) -> dict[str, float]
     return memory
 
 
-def _hidden_bytes(forward: Forward, rows: int, mesh: Mesh) -> float:
+def _hidden_bytes(forward: ForwardWork, rows: int, mesh: Mesh) -> float:
     """Hidden states of one model on a device."""
     positions = forward.positions(rows, mesh[DATA] * mesh[FSDP])
     return positions * forward.arch.hidden_size * forward.itemsize
@@ -197,7 +197,7 @@ def _alone(mesh: Mesh) -> Mesh:
     return {**mesh, MODEL: 1, DATA: mesh[DATA] * mesh[MODEL]}
 
 
-def _flops(forward: Forward, rows: int, units: int | None = None) -> float:
+def _flops(forward: ForwardWork, rows: int, units: int | None = None) -> float:
     """Operations of one model over rows, up to a unit."""
     names = forward.arch.units[:units]
     each = sum(flops_per_position(forward.arch, unit, forward.length) for unit in names)
@@ -205,7 +205,7 @@ def _flops(forward: Forward, rows: int, units: int | None = None) -> float:
 
 
 def _select_seconds(
-    work: Work, machine: Machine, mesh: Mesh, passes: int, storage: float
+    work: MergeWork, machine: Machine, mesh: Mesh, passes: int, storage: float
 ) -> dict[str, float]:
     """Seconds of the choice of typical samples, by part."""
     forward, read = work.forward, passes * work.chosen_by
@@ -219,7 +219,7 @@ def _select_seconds(
 
 
 def _merge_seconds(
-    work: Work, machine: Machine, mesh: Mesh, storage: float, kept: int
+    work: MergeWork, machine: Machine, mesh: Mesh, storage: float, kept: int
 ) -> dict[str, float]:
     """Seconds of the walk, by part, with `kept` bytes in the hosts' memory already."""
     seconds = {"read": _read_seconds(work.bytes_read, machine, storage, kept)}
@@ -243,7 +243,7 @@ def _read_seconds(size: int, machine: Machine, storage: float, kept: int = 0) ->
 
 
 def _forward_seconds(
-    forward: Forward,
+    forward: ForwardWork,
     machine: Machine,
     mesh: Mesh,
     models: int,

@@ -12,7 +12,7 @@ from recall_jax.models.convert import state_tensors, tensor_shapes, unit_tensors
 
 
 @dataclass(frozen=True)
-class Forward:
+class ForwardWork:
     """The forward over the typical samples, and over the rows that they are chosen from.
 
     Every row is taken to have `tokens` tokens; a device has at most `batch_size` of them at a time.
@@ -55,7 +55,7 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class Work:
+class MergeWork:
     """A merge of `inputs` models (a base among them): bytes of each unit, read and written.
 
     `forward` is None where no model runs; else it runs `models` of the inputs. `whole` are the
@@ -66,7 +66,7 @@ class Work:
     written: Sequence[int]
     inputs: int
     models: int
-    forward: Forward | None
+    forward: ForwardWork | None
     whole: int = 0
 
     @property
@@ -125,12 +125,12 @@ def recall_work(
     pool: int = 1024,
     tokens: int = 512,
     batch_size: int = 8,
-) -> Work:
+) -> MergeWork:
     """RECALL of models of a shape, stored, computed with and written in `itemsize` bytes."""
     written = [itemsize * parameters(arch, unit) for unit in arch.units]
     choosing = len(arch.units) - 1 if pool > typical else 0
-    forward = Forward(arch, typical, pool, tokens, batch_size, choosing, itemsize, itemsize)
-    return Work([models * unit for unit in written], written, models, models, forward)
+    forward = ForwardWork(arch, typical, pool, tokens, batch_size, choosing, itemsize, itemsize)
+    return MergeWork([models * unit for unit in written], written, models, models, forward)
 
 
 def parameters(arch: Architecture, unit: str) -> int:

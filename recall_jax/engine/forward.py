@@ -27,7 +27,7 @@ from recall_jax.engine.programs import (
     MODELS,
     ROWS,
     Grams,
-    Parameters,
+    UnitParameters,
     in_dtype,
     prepare_context,
     run_block,
@@ -164,7 +164,7 @@ class StreamedForward:
         return [tuple(after)], grams
 
     def _run(
-        self, unit: str, parameters: Parameters, given: Sequence[jax.Array]
+        self, unit: str, parameters: UnitParameters, given: Sequence[jax.Array]
     ) -> tuple[HiddenStates, np.ndarray]:
         """Run `unit` of a group on every batch: (states after it, their pooled means (G, n, E))."""
         run = self._program(unit, parameters)
@@ -187,7 +187,7 @@ class StreamedForward:
                 states, pooled = self.advance(unit, placed, states, [model.name])
                 yield unit, pooled[0]
 
-    def _spread(self, models: Sequence[Mapping[str, np.ndarray]]) -> Parameters:
+    def _spread(self, models: Sequence[Mapping[str, np.ndarray]]) -> UnitParameters:
         """The parameters of a group, each on the devices of its model and on no others."""
         sharding = NamedSharding(self.mesh, MODELS)
 
@@ -211,7 +211,7 @@ class StreamedForward:
         ]
 
     def _program(
-        self, unit: str, tensors: Parameters
+        self, unit: str, tensors: UnitParameters
     ) -> Callable[[jax.Array, Context], tuple[jax.Array, jax.Array]]:
         """From a batch's input to (hidden states (G, B, T, E), pooled means (G, B, E))."""
         if unit == EMBED:
@@ -222,7 +222,7 @@ class StreamedForward:
         return partial(run_block, self.arch, self.mesh, in_dtype(tensors, self.dtype), window)
 
     def _program_with_grams(
-        self, unit: str, tensors: Parameters
+        self, unit: str, tensors: UnitParameters
     ) -> Callable[[jax.Array, Context, Grams], tuple[jax.Array, Grams]]:
         """From a batch's input and Grams to (hidden states (1, B, T, E), Grams with its own)."""
         if unit == HEAD:

@@ -80,7 +80,7 @@ class HasIndices(Protocol):
         """(n,) int64: the place of each row, counted from 0."""
 
 
-Rows = TypeVar("Rows", bound=HasIndices)
+RowsT = TypeVar("RowsT", bound=HasIndices)
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,10 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class TypicalSamples(Generic[Rows]):
+class TypicalSamples(Generic[RowsT]):
     """The typical samples of a run, and how they were found."""
 
-    samples: Rows
+    samples: RowsT
     typical: Typical | None  # None where the samples were given
     passes: int  # over the model that chose them, beside the merge's own
 

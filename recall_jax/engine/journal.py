@@ -37,7 +37,7 @@ _ADVICE = "or run without --resume to start afresh"
 
 
 @dataclass
-class Journal:
+class MergeJournal:
     """A journal on disk. `identity` and `prepared` are JSON values; `units` are in order.
 
     Without a path it is kept in memory: of processes that work together one writes it.
@@ -93,12 +93,14 @@ class Journal:
             append_record(self.path, record, self._header())
 
 
-def resume_journal(path: Path, identity: Mapping[str, Any], units: Sequence[str]) -> Journal:
+def resume_merge_journal(
+    path: Path, identity: Mapping[str, Any], units: Sequence[str]
+) -> MergeJournal:
     """The journal of an interrupted merge of these units, empty if there is none to be read.
 
     Raises UnfinishedError where it is of another merge, or an input has changed since.
     """
-    journal = Journal(path, identity)
+    journal = MergeJournal(path, identity)
     records, _ = valid_records(path)
     if not records or records[0].get("format") != FORMAT or "identity" not in records[0]:
         return journal

@@ -23,7 +23,7 @@ from recall_jax.engine.layout import Forward
 from recall_jax.engine.memory import gram_bytes
 from recall_jax.engine.merge import CheckpointWalk, Merge, Prepared, Rule
 from recall_jax.engine.own_samples import own_samples
-from recall_jax.engine.plan import Plan
+from recall_jax.engine.plan import MergePlan
 from recall_jax.engine.programs import Grams
 from recall_jax.engine.sources import Inputs
 from recall_jax.inputs.samples import Tokenized
@@ -187,7 +187,7 @@ def _put(stacked: Grams, k: jax.Array, own: Grams, scale: jax.Array) -> Grams:
     return jax.tree.map(lambda room, gram: room.at[k].set(gram * scale), stacked, own)
 
 
-def _largest_unit(plan: Plan) -> int:
+def _largest_unit(plan: MergePlan) -> int:
     """Bytes of the largest merged unit."""
     return max(sum(plan.specs[name].nbytes for name in names) for names in plan.units.values())
 

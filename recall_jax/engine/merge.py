@@ -13,10 +13,10 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.units import EMBED, HEAD, stacks_of
 from recall_jax.engine.budget import held_bytes
 from recall_jax.engine.findings import Findings
-from recall_jax.engine.journal import Journal
+from recall_jax.engine.journal import MergeJournal
 from recall_jax.engine.kernel import Values
 from recall_jax.engine.layout import Layout
-from recall_jax.engine.plan import NamedModel, Plan, units_of
+from recall_jax.engine.plan import MergePlan, NamedModel, units_of
 from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Reporter
@@ -116,7 +116,7 @@ class CheckpointWalk:
     """
 
     inputs: Inputs[Checkpoint]
-    plan: Plan
+    plan: MergePlan
     layout: Layout
     budget: int
     overhead: int
@@ -172,7 +172,7 @@ class Merge(Generic[P_co, M_co]):
     entries: Inputs[Entry[M_co]]
     samples: "Samples | None"
     walk: Walk
-    journal: Journal
+    journal: MergeJournal
     progress: Reporter
     ignore_tokenizers: bool = False
 

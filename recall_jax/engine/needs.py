@@ -11,7 +11,7 @@ from typing import Literal
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.units import EMBED, unit_of_tensor
 
-Samples = Literal["none", "newest", "each"]
+SampleNeed = Literal["none", "newest", "each"]
 
 
 class Observation(Enum):
@@ -56,7 +56,7 @@ class Needs:
 
     models: int = 1
     base: bool = False
-    samples: Samples = "none"
+    samples: SampleNeed = "none"
     labelled: bool = False
     observes: frozenset[Observation] = frozenset()
     passes: int = 1
@@ -75,7 +75,7 @@ class Offer:
     """What a place to merge in can do for a method; compare `Needs`."""
 
     observes: Collection[Observation] = ()
-    samples: Collection[Samples] = ("none", "newest", "each")
+    samples: Collection[SampleNeed] = ("none", "newest", "each")
     passes: int | None = None  # any number
     resident: bool = False
 

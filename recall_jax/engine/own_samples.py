@@ -35,7 +35,7 @@ from recall_jax.models.architecture import Architecture
 
 TYPICAL = "typical.jsonl"
 
-Check = Callable[[Sequence[Sequence[int]], int], object]
+TokenCheck = Callable[[Sequence[Sequence[int]], int], object]
 """Raises where rows of such lengths, of each model, do not fit beside so many bytes."""
 
 
@@ -55,7 +55,7 @@ class PerModelSamples:
 
 
 def own_samples(
-    merge: Merge[Any, Any], check: Check, *, with_base: bool = False
+    merge: Merge[Any, Any], check: TokenCheck, *, with_base: bool = False
 ) -> list[Tokenized]:
     """The samples of each model, in order, by the newest model's tokenizer.
 

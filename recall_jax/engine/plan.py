@@ -41,7 +41,7 @@ class ConfiguredModel(StoredModel, Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """What is merged: the output tensors in the order of the units, and where they are read from.
 
     Inputs `larger_than_memory` are not left in the system's cache behind the walk.
@@ -96,7 +96,7 @@ def in_forward_order(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     return dict(sorted(specs.items(), key=lambda item: _unit_rank(unit_of_tensor(item[0]))))
 
 
-def make_plan(inputs: Inputs[StoredModel], *, out_dtype: str | None) -> Plan:
+def plan_merge(inputs: Inputs[StoredModel], *, out_dtype: str | None) -> MergePlan:
     """Plan to merge all tensors of the newest model, in the order of the units.
 
     `out_dtype` is for floating point tensors; by default each keeps its dtype as stored in the
@@ -111,7 +111,7 @@ def make_plan(inputs: Inputs[StoredModel], *, out_dtype: str | None) -> Plan:
         name: TensorSpec(dtype if dtype and is_float(spec.dtype) else spec.dtype, spec.shape)
         for name, spec in in_forward_order(newest.stored).items()
     }
-    return Plan(inputs, specs)
+    return MergePlan(inputs, specs)
 
 
 def _check_alike(model: StoredModel, newest: StoredModel) -> None:

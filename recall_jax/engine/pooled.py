@@ -24,7 +24,7 @@ from recall_jax.engine.inputs import (
 from recall_jax.engine.layout import Forward
 from recall_jax.engine.merge import CheckpointWalk, Merge, Prepared, Rule
 from recall_jax.engine.plan import NamedModel
-from recall_jax.engine.resident import Resident
+from recall_jax.engine.resident import ResidentTensors
 from recall_jax.engine.select import plan_selection
 from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
@@ -95,7 +95,7 @@ def streamed_states(
     assert settings is not None
     models, arch, dtype = walk.inputs.models, walk.arch, walk.dtype
     model = models[chooser]
-    kept = Resident(model)
+    kept = ResidentTensors(model)
     with progress.stage("select"):
         pool = read_samples(
             settings,

@@ -23,7 +23,7 @@ from recall_jax.representations.pooling import masked_mean
 
 # Of the models on one device, each with its parameters in the order of `state_tensors`. On several
 # devices an array holds, along its first axis, one model's parameter after the other's.
-Parameters = list[list[jax.Array]]
+UnitParameters = list[list[jax.Array]]
 
 # Of what linear layers read, by their paths: float32 (in, in).
 Grams = dict[str, jax.Array]
@@ -38,7 +38,7 @@ def prepare_context(arch: Architecture, attention_mask: jax.Array) -> Context:
     return context(arch, attention_mask)
 
 
-def in_dtype(tensors: Parameters, dtype: DTypeLike) -> Parameters:
+def in_dtype(tensors: UnitParameters, dtype: DTypeLike) -> UnitParameters:
     """A block's parameters in the compute dtype, once for all batches."""
     # jit would copy what it passes on: on CPU a file's own pages, used where they are mapped.
     cast = any(array.dtype != dtype for array in jax.tree.leaves(tensors))
@@ -46,7 +46,7 @@ def in_dtype(tensors: Parameters, dtype: DTypeLike) -> Parameters:
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _cast(tensors: Parameters, dtype: DTypeLike) -> Parameters:
+def _cast(tensors: UnitParameters, dtype: DTypeLike) -> UnitParameters:
     return jax.tree.map(lambda array: array.astype(dtype), tensors)
 
 
@@ -59,13 +59,13 @@ def run_embed(
     arch: Architecture,
     mesh: Mesh,
     dtype: DTypeLike,
-    tensors: Parameters,
+    tensors: UnitParameters,
     input_ids: jax.Array,
     ctx: Context,
 ) -> tuple[jax.Array, jax.Array]:
     """The embedding of G models: (hidden states (G, B, T, E), pooled means (G, B, E))."""
 
-    def local(tensors: Parameters, input_ids: jax.Array, ctx: Context) -> Any:
+    def local(tensors: UnitParameters, input_ids: jax.Array, ctx: Context) -> Any:
         # No vmap: to stack tables only to look up a few of their rows is a waste.
         each = [embed(arch, _params(arch, EMBED, model), input_ids, dtype) for model in tensors]
         return _pooled(jnp.stack(each), ctx)
@@ -77,14 +77,14 @@ def run_embed(
 def run_block(
     arch: Architecture,
     mesh: Mesh,
-    tensors: Parameters,
+    tensors: UnitParameters,
     window: jax.Array,
     hidden: jax.Array,
     ctx: Context,
 ) -> tuple[jax.Array, jax.Array]:
     """A block of G models, each on its own hidden states, which are consumed: as `run_embed`."""
 
-    def local(tensors: Parameters, window: jax.Array, hidden: jax.Array, ctx: Context) -> Any:
+    def local(tensors: UnitParameters, window: jax.Array, hidden: jax.Array, ctx: Context) -> Any:
         def run(model: list[jax.Array], hidden: jax.Array) -> jax.Array:
             # Every layer has the names of the first but for its number: one program serves all.
             return block(arch, _params(arch, layer_unit(0), model), hidden, ctx, window)
@@ -97,11 +97,11 @@ def run_block(
 
 @partial(jax.jit, static_argnames=("arch", "mesh"), donate_argnames="hidden")
 def run_head(
-    arch: Architecture, mesh: Mesh, tensors: Parameters, hidden: jax.Array, ctx: Context
+    arch: Architecture, mesh: Mesh, tensors: UnitParameters, hidden: jax.Array, ctx: Context
 ) -> tuple[jax.Array, jax.Array]:
     """The final norm of G models: as `run_block`."""
 
-    def local(tensors: Parameters, hidden: jax.Array, ctx: Context) -> Any:
+    def local(tensors: UnitParameters, hidden: jax.Array, ctx: Context) -> Any:
         def run(model: list[jax.Array], hidden: jax.Array) -> jax.Array:
             return head(arch, _params(arch, HEAD, model), hidden)
 
@@ -114,7 +114,7 @@ def run_head(
 def run_block_with_grams(
     arch: Architecture,
     mesh: Mesh,
-    tensors: Parameters,
+    tensors: UnitParameters,
     window: jax.Array,
     hidden: jax.Array,
     ctx: Context,
@@ -122,7 +122,7 @@ def run_block_with_grams(
 ) -> tuple[jax.Array, Grams]:
     """A block of one model: the states after it, and `grams` with those of this batch added."""
 
-    def local(tensors: Parameters, window: jax.Array, hidden: jax.Array, ctx: Context) -> Any:
+    def local(tensors: UnitParameters, window: jax.Array, hidden: jax.Array, ctx: Context) -> Any:
         params = _params(arch, layer_unit(0), tensors[0])
         after, inputs = block_with_inputs(arch, params, hidden[0], ctx, window)
         return after[None], {path: _gram(read, ctx) for path, read in inputs.items()}
@@ -137,14 +137,14 @@ def run_block_with_grams(
 def run_head_with_grams(
     arch: Architecture,
     mesh: Mesh,
-    tensors: Parameters,
+    tensors: UnitParameters,
     hidden: jax.Array,
     ctx: Context,
     grams: Grams,
 ) -> tuple[jax.Array, Grams]:
     """As `run_block_with_grams` the head, whose output the output projection reads."""
 
-    def local(tensors: Parameters, hidden: jax.Array, ctx: Context) -> Any:
+    def local(tensors: UnitParameters, hidden: jax.Array, ctx: Context) -> Any:
         normed = head(arch, _params(arch, HEAD, tensors[0]), hidden[0])
         return normed[None], {path: _gram(normed, ctx) for path in grams}
 
@@ -177,7 +177,9 @@ def _over(
 
 
 def _each(
-    run: Callable[[list[jax.Array], jax.Array], jax.Array], tensors: Parameters, hidden: jax.Array
+    run: Callable[[list[jax.Array], jax.Array], jax.Array],
+    tensors: UnitParameters,
+    hidden: jax.Array,
 ) -> jax.Array:
     """`run` with each model's parameters on its own hidden states (G, B, T, E)."""
     if len(tensors) == 1:  # XLA multiplies matrices in a batch of one slower than without a batch

@@ -8,7 +8,7 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 
 
-class Resident:
+class ResidentTensors:
     """Keeps the tensors it reads until `release`; from then on hands each out once more.
 
     What is kept of plain tensors is their map, whose pages stay in memory while there is room.

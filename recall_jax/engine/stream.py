@@ -22,7 +22,7 @@ from recall_jax.engine.lane import Lane, prefetch
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.merge import Rule
 from recall_jax.engine.needs import NO_NEEDS, Needs
-from recall_jax.engine.plan import Plan
+from recall_jax.engine.plan import MergePlan
 from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Clock, Progress, silent
@@ -51,7 +51,7 @@ class _Unit(NamedTuple):
 
 
 def merge_stream(
-    plan: Plan,
+    plan: MergePlan,
     rule: Rule,
     writer: Writer,
     *,
@@ -137,13 +137,13 @@ def merge_stream(
     tell("", len(names))
 
 
-def _joined(plan: Plan, name: str, pieces: Sequence[Piece]) -> np.ndarray:
+def _joined(plan: MergePlan, name: str, pieces: Sequence[Piece]) -> np.ndarray:
     """A merged tensor from its pieces."""
     elements = [np.asarray(piece.elements)[piece.skip :] for piece in pieces]
     return np.concatenate(elements).reshape(plan.specs[name].shape)
 
 
-def _drop(plan: Plan, names: Sequence[str]) -> None:
+def _drop(plan: MergePlan, names: Sequence[str]) -> None:
     for model in plan.inputs.all:
         for name in names:
             model.drop(name)

@@ -13,7 +13,7 @@ from recall_jax.inputs.tokens import UNLIMITED
 Row = Mapping[str, str]
 
 
-def exact_match(model: str | Path, rows: Sequence[Row], batch_size: int = 64) -> float:
+def exact_match_rate(model: str | Path, rows: Sequence[Row], batch_size: int = 64) -> float:
     """The share of `rows` (`prompt`, `completion`) that the model answers exactly, by token."""
     return float(np.mean(exact_matches(model, rows, batch_size)))
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from recall_jax.errors import InputError, shown
 from recall_jax.evaluation.metrics import UNANSWERABLE
-from recall_jax.evaluation.prompts import evaluate, render
-from recall_jax.evaluation.rows import Rows
+from recall_jax.evaluation.prompts import evaluate_expression, render_template
+from recall_jax.evaluation.rows import TaskRows
 from recall_jax.evaluation.task import Generation, Task
 from recall_jax.inputs.row_files import Row
 
@@ -27,7 +27,7 @@ class Example:
     references: tuple[str, ...] = ()
 
 
-def make_examples(task: Task, rows: Rows) -> list[Example]:
+def make_examples(task: Task, rows: TaskRows) -> list[Example]:
     """An example of each row; InputError, with its place, for one that lacks what it takes."""
     return [
         _example(task, row, number, place)
@@ -36,19 +36,19 @@ def make_examples(task: Task, rows: Rows) -> list[Example]:
 
 
 def _example(task: Task, row: Row, number: int, place: str) -> Example:
-    prompt = render(task.prompt, row, place, "prompt")
+    prompt = render_template(task.prompt, row, place, "prompt")
     if task.references is not None:
         return Example(number, prompt, references=_references(task, row, place))
     if task.choices is None:
         return Example(number, prompt)
-    choices = tuple(render(choice, row, place, "choices") for choice in task.choices)
+    choices = tuple(render_template(choice, row, place, "choices") for choice in task.choices)
     if isinstance(task.scoring, Generation) and not all(map(_WORD.search, choices)):
         raise InputError(
             f"{place}: choices: one of {', '.join(map(repr, choices))} has no word that an answer "
             "could begin with: score by likelihood"
         )
     assert task.answer is not None
-    answer = evaluate(task.answer, row, place, "answer")
+    answer = evaluate_expression(task.answer, row, place, "answer")
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise InputError(
             f"{place}: answer: {shown(answer)} is no index from 0 to {len(choices) - 1}: take a "
@@ -59,7 +59,7 @@ def _example(task: Task, row: Row, number: int, place: str) -> Example:
 
 def _references(task: Task, row: Row, place: str) -> tuple[str, ...]:
     assert task.references is not None and task.metrics is not None
-    value = evaluate(task.references, row, place, "references")
+    value = evaluate_expression(task.references, row, place, "references")
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{place}: references: {shown(value)} is no text and no list of texts")

@@ -40,7 +40,7 @@ class EvaluationJournal(Records):
                 del self.results[pair]
 
 
-def resume_journal(path: Path, identity: Mapping[str, Any]) -> EvaluationJournal:
+def resume_evaluation_journal(path: Path, identity: Mapping[str, Any]) -> EvaluationJournal:
     """The journal of an interrupted evaluation, empty if there is none to be read.
 
     Raises UnfinishedError where it is of another evaluation. A line cut short is removed.

@@ -6,7 +6,7 @@ from recall_jax.engine.budget import MIB, memory_budget, room_for_rows
 from recall_jax.engine.memory import working_bytes
 from recall_jax.errors import InputError
 from recall_jax.evaluation.examples import Example
-from recall_jax.evaluation.resident import Resident
+from recall_jax.evaluation.resident import ResidentModel
 from recall_jax.evaluation.task import Generation, Perplexity, Task
 from recall_jax.generation.prompt_tokens import encode_prompt
 from recall_jax.inputs.batches import padded_length
@@ -14,7 +14,7 @@ from recall_jax.inputs.batches import padded_length
 _TOKENISING = 200  # bytes for each character of a text
 
 
-def count_too_long(task: Task, examples: Sequence[Example], model: Resident) -> int:
+def count_too_long(task: Task, examples: Sequence[Example], model: ResidentModel) -> int:
     """How many examples take more than the model's `max_length` tokens, answers included.
 
     Texts whose perplexity is asked are cut to fit, and never too long. Takes no weights.
@@ -24,7 +24,9 @@ def count_too_long(task: Task, examples: Sequence[Example], model: Resident) -> 
     return sum(_tokens(task, example, model) > model.max_length for example in examples)
 
 
-def check_memory(task: Task, examples: Sequence[Example], model: Resident, batch_size: int) -> None:
+def check_memory(
+    task: Task, examples: Sequence[Example], model: ResidentModel, batch_size: int
+) -> None:
     """Raise InputError for a prompt so long that memory would not hold what is made of it."""
     budget = memory_budget(None)
     room = room_for_rows(budget)
@@ -52,7 +54,7 @@ def _longest(example: Example) -> str:
     return example.prompt + max(example.choices, key=len, default="")
 
 
-def _tokens(task: Task, example: Example, model: Resident) -> int:
+def _tokens(task: Task, example: Example, model: ResidentModel) -> int:
     """With the answer, of which the last token is not fed."""
     new = task.scoring.max_new_tokens if isinstance(task.scoring, Generation) else 0
     text = example.prompt if new else _longest(example)

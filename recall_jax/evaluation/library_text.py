@@ -96,7 +96,7 @@ def draw_passages(domain: str, count: int, seed: int, *, held_out: bool = False)
     return random.Random(seed).sample(found, count)
 
 
-def is_held_out(name: str) -> bool:
+def is_held_out_document(name: str) -> bool:
     """Whether a document is for tests only."""
     return zlib.crc32(name.encode()) % _HELD_OUT_IN == 0
 
@@ -126,7 +126,7 @@ def _passages(domain: str, held_out: bool) -> tuple[Passage, ...]:
     """All passages of a split in their order, no two alike."""
     found: dict[str, Passage] = {}
     for name, text in _documents(domain):
-        if is_held_out(name) == held_out:
+        if is_held_out_document(name) == held_out:
             for passage in cut(text):
                 found.setdefault(passage, {"text": passage, "document": name})
     if held_out:

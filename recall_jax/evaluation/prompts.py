@@ -28,7 +28,7 @@ def check_expression(text: str) -> str:
     return text
 
 
-def render(template: str, row: Mapping[str, Any], where: str, key: str) -> str:
+def render_template(template: str, row: Mapping[str, Any], where: str, key: str) -> str:
     """The text that a template makes of a row's fields; `where` and `key` are for InputError."""
     try:
         return str(run_limited("rendered", template=template, row=row))
@@ -36,7 +36,7 @@ def render(template: str, row: Mapping[str, Any], where: str, key: str) -> str:
         raise _fault(error, row, where, key) from error
 
 
-def evaluate(expression: str, row: Mapping[str, Any], where: str, key: str) -> Any:
+def evaluate_expression(expression: str, row: Mapping[str, Any], where: str, key: str) -> Any:
     """The value of an expression, such as `answers.text`, of a row's fields, or InputError."""
     try:
         return run_limited("evaluated", expression=expression, row=row)

@@ -17,7 +17,7 @@ DEFAULT_MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True)
-class Resident:
+class ResidentModel:
     """What generation and likelihoods need of a model.
 
     `params` are numpy arrays in the dtype on disk, laid out as by `convert.to_flax`. `max_length`
@@ -31,7 +31,7 @@ class Resident:
     max_length: int
 
 
-def load_resident(model: str | Path, ignore_config: Collection[str] = ()) -> Resident:
+def load_resident(model: str | Path, ignore_config: Collection[str] = ()) -> ResidentModel:
     """Read a model as recipes name it: a folder, a hub id, either with adapters folded in.
 
     `ignore_config` are attributes of its config to let pass though they are not known.
@@ -43,15 +43,15 @@ def load_resident(model: str | Path, ignore_config: Collection[str] = ()) -> Res
     return with_weights(without_weights(checkpoint, ignore_config), checkpoint)
 
 
-def without_weights(checkpoint: Checkpoint, ignore_config: Collection[str] = ()) -> Resident:
+def without_weights(checkpoint: Checkpoint, ignore_config: Collection[str] = ()) -> ResidentModel:
     """A model with no `params` yet; all else of it is read and checked, as by `load_resident`."""
     arch = common_architecture([checkpoint], ignore_config)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folders, arch.family)
     max_length = attribute(checkpoint.config, "max_position_embeddings") or DEFAULT_MAX_LENGTH
-    return Resident(arch, {}, tokenizer, end_of_text(checkpoint), max_length)
+    return ResidentModel(arch, {}, tokenizer, end_of_text(checkpoint), max_length)
 
 
-def with_weights(model: Resident, checkpoint: Checkpoint) -> Resident:
+def with_weights(model: ResidentModel, checkpoint: Checkpoint) -> ResidentModel:
     """The model with the `params` of the checkpoint that it was made of."""
     tensors = {name: checkpoint.read(name) for name in tensor_shapes(model.arch)}
     return replace(model, params=to_flax(model.arch, tensors))

@@ -9,12 +9,12 @@ from recall_jax.evaluation import hub
 from recall_jax.evaluation.generators import GENERATORS
 from recall_jax.evaluation.layouts import read_layout
 from recall_jax.evaluation.task import Generated, Published, Task
-from recall_jax.inputs.data import draw
+from recall_jax.inputs.data import draw_indices
 from recall_jax.inputs.row_files import Row
 
 
 @dataclass(frozen=True)
-class Rows:
+class TaskRows:
     """Rows of a task, the number of each in its split, and where each stands, for errors."""
 
     rows: tuple[Row, ...]
@@ -23,12 +23,12 @@ class Rows:
     source: str
     files: tuple[Path, ...] = ()
 
-    def draw(self, limit: int | None, seed: int) -> "Rows":
+    def draw(self, limit: int | None, seed: int) -> "TaskRows":
         """At most `limit` of the rows, drawn by `seed` without replacement, in their order."""
         if limit is None or limit >= len(self.rows):
             return self
-        keep = draw(len(self.rows), limit, seed).tolist()
-        return Rows(
+        keep = draw_indices(len(self.rows), limit, seed).tolist()
+        return TaskRows(
             tuple(self.rows[place] for place in keep),
             tuple(self.numbers[place] for place in keep),
             tuple(self.places[place] for place in keep),
@@ -37,7 +37,7 @@ class Rows:
         )
 
 
-def load_rows(task: Task, data_root: Path | None) -> Rows:
+def load_rows(task: Task, data_root: Path | None) -> TaskRows:
     """All rows of the task's split.
 
     Of files in `data_root`/`task.task` if there is a data root, else of the hub. Raises InputError,
@@ -50,7 +50,7 @@ def load_rows(task: Task, data_root: Path | None) -> Rows:
     return _load(task, task.source)
 
 
-def _generate(source: Generated) -> Rows:
+def _generate(source: Generated) -> TaskRows:
     if source.generator not in GENERATORS:
         known = ", ".join(GENERATORS) or "none"
         raise InputError(f"no generator {shown(source.generator)} of rows: known are {known}")
@@ -58,7 +58,7 @@ def _generate(source: Generated) -> Rows:
     return _number([(f"{source.generator} {source.task}", rows)], "generated")
 
 
-def _read(task: Task, source: Published, folder: Path) -> Rows:
+def _read(task: Task, source: Published, folder: Path) -> TaskRows:
     for files in source.splits[task.split]:
         if found := sorted(path for path in folder.glob(files.files) if path.is_file()):
             read = [(str(path), read_layout(path, files.layout)) for path in found]
@@ -66,7 +66,7 @@ def _read(task: Task, source: Published, folder: Path) -> Rows:
     raise InputError(f"{folder} has no rows of {task.task}: {_wanted(task, source)} there")
 
 
-def _load(task: Task, source: Published) -> Rows:
+def _load(task: Task, source: Published) -> TaskRows:
     advice = f"{_wanted(task, source)} into DIR/{task.task} and name DIR as evaluate.data_root"
     if source.hub is None:
         raise InputError(f"no rows of {task.task}: {advice}")
@@ -85,7 +85,7 @@ def _wanted(task: Task, source: Published) -> str:
 
 def _number(
     parts: Sequence[tuple[str, Sequence[Row]]], source: str, files: Sequence[Path] = ()
-) -> Rows:
+) -> TaskRows:
     places = [f"{name}, row {index} (from 0)" for name, rows in parts for index in range(len(rows))]
     rows = tuple(row for _, rows in parts for row in rows)
-    return Rows(rows, tuple(range(len(rows))), tuple(places), source, tuple(files))
+    return TaskRows(rows, tuple(range(len(rows))), tuple(places), source, tuple(files))

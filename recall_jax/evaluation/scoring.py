@@ -22,7 +22,7 @@ from recall_jax.evaluation.metrics import (
     row_scores,
     text_estimates,
 )
-from recall_jax.evaluation.resident import Resident
+from recall_jax.evaluation.resident import ResidentModel
 from recall_jax.evaluation.stop_strings import before_any, stops_at
 from recall_jax.evaluation.task import Generation, Likelihood, Perplexity, Task
 from recall_jax.generation.generate import generate
@@ -51,7 +51,7 @@ def headline(task: Task) -> tuple[str, ...]:
 def score(
     task: Task,
     examples: Sequence[Example],
-    model: Resident,
+    model: ResidentModel,
     *,
     batch_size: int,
     dtype: DTypeLike = jnp.float32,
@@ -99,7 +99,7 @@ def split_tokens(tokenizer: Tokenizer, context: str, continuation: str) -> tuple
 def _choose(
     scoring: Likelihood,
     examples: Sequence[Example],
-    model: Resident,
+    model: ResidentModel,
     batch_size: int,
     dtype: DTypeLike,
 ) -> list[dict[str, Any]]:
@@ -139,7 +139,7 @@ def _lengths(scoring: Likelihood, example: Example, tokens: np.ndarray) -> np.nd
 
 
 def _read(
-    examples: Sequence[Example], model: Resident, batch_size: int, dtype: DTypeLike
+    examples: Sequence[Example], model: ResidentModel, batch_size: int, dtype: DTypeLike
 ) -> list[dict[str, Any]]:
     """Each text with its negative log-likelihood in nats, and its tokens and bytes.
 
@@ -180,7 +180,7 @@ def _check_numbers(likelihoods: np.ndarray) -> None:
 def _generate(
     scoring: Generation,
     examples: Sequence[Example],
-    model: Resident,
+    model: ResidentModel,
     batch_size: int,
     dtype: DTypeLike,
 ) -> list[str]:

@@ -18,7 +18,7 @@ LENGTHS = range(4, 9)
 _HELD_OUT_IN = 10
 
 
-class Row(TypedDict):
+class StringRow(TypedDict):
     """One exercise, as `samples.data` of a recipe and the evaluation take it."""
 
     prompt: str
@@ -76,23 +76,23 @@ TASKS: Mapping[str, Callable[[str], str]] = {
 }
 
 
-def exercise(task: str, text: str) -> Row:
+def exercise(task: str, text: str) -> StringRow:
     """The row that asks for `task` of `text`."""
     return {"prompt": f"{task} {text}=", "completion": TASKS[task](text)}
 
 
-def is_held_out(text: str) -> bool:
+def is_held_out_string(text: str) -> bool:
     """Whether `text` is for tests only."""
     return zlib.crc32(text.encode()) % _HELD_OUT_IN == 0
 
 
-def draw(
+def draw_exercises(
     tasks: Sequence[str],
     seed: int,
     *,
     held_out: bool = False,
     lengths: Sequence[int] = LENGTHS,
-) -> Iterator[Row]:
+) -> Iterator[StringRow]:
     """Endless exercises on strings of one split; task, length and letters are drawn uniformly.
 
     The same rows for the same arguments; a row can come twice.
@@ -100,16 +100,16 @@ def draw(
     rng = random.Random(seed)
     while True:
         text = "".join(rng.choices(ALPHABET, k=rng.choice(lengths)))
-        if is_held_out(text) == held_out:
+        if is_held_out_string(text) == held_out:
             yield exercise(rng.choice(tasks), text)
 
 
-def draw_distinct(task: str, count: int, seed: int, *, held_out: bool = False) -> list[Row]:
+def draw_distinct(task: str, count: int, seed: int, *, held_out: bool = False) -> list[StringRow]:
     """`count` exercises of `task`, no two alike; InputError for an unknown one."""
     if task not in TASKS:
         raise InputError(f"no task {task!r} on strings: choose from {', '.join(TASKS)}")
-    rows: dict[str, Row] = {}
-    for row in draw((task,), seed, held_out=held_out):
+    rows: dict[str, StringRow] = {}
+    for row in draw_exercises((task,), seed, held_out=held_out):
         rows[row["prompt"]] = row
         if len(rows) == count:
             break

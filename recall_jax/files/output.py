@@ -31,7 +31,7 @@ _KEPT = "what is done is kept"
 
 
 @dataclass(frozen=True)
-class Work:
+class UnfinishedOutput:
     """Hold an unfinished output: the folder that becomes it, and the journal of finished steps.
 
     The caller writes the journal; a work with no journal, or an empty one, is not resumed.
@@ -67,7 +67,7 @@ def output_folder(out: Path, *, force: bool = False, inputs: Iterable[Path] = ()
 @contextmanager
 def work_folder(
     out: Path, *, force: bool = False, resume: bool = False, inputs: Iterable[Path] = ()
-) -> Iterator[Work]:
+) -> Iterator[UnfinishedOutput]:
     """Yield the folder and journal of a long work; the folder becomes `out` when the block ends.
 
     With `resume`, the remains of an interrupted work are taken up, else they are removed. An
@@ -79,7 +79,9 @@ def work_folder(
     target = _target(out)
     with _place_of(target, out, partial(_refuse_folder, target, out, force, inputs)) as home:
         found = is_resumable(home)
-        work = Work(long_output(home), journal_path(home), discarded=found and not resume)
+        work = UnfinishedOutput(
+            long_output(home), journal_path(home), discarded=found and not resume
+        )
         published = False
         try:
             with _faults_of(out):

@@ -14,7 +14,7 @@ from typing import Any
 from recall_jax.errors import UnfinishedError
 from recall_jax.files.journal_lines import append_record, repair_journal
 
-Check = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
+IdentityCheck = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
 """Compares the identities of the interrupted work and this one; raises UnfinishedError."""
 
 
@@ -30,7 +30,7 @@ class Records:
         if self.path is not None:
             append_record(self.path, record, {"identity": self.identity})
 
-    def resume(self, check: Check) -> list[dict[str, Any]]:
+    def resume(self, check: IdentityCheck) -> list[dict[str, Any]]:
         """Return the records of the interrupted work, empty if none can be read.
 
         Removes an incomplete last line. Raises what `check`, which compares the identities, raises.
@@ -66,7 +66,7 @@ def resume_results(path: Path, identity: Mapping[str, Any], work: str) -> Result
     return results
 
 
-def same_identity(work: str) -> Check:
+def same_identity(work: str) -> IdentityCheck:
     """Return a check that raises UnfinishedError, which names `work`, for any other identity."""
 
     def check(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ def draw_rows(
     their `columns`, but the other rows are checked too. Raises InputError as `read_rows` does.
     """
     total = count_rows(path)
-    chosen = draw(total, pool, seed) if total > pool else None
+    chosen = draw_indices(total, pool, seed) if total > pool else None
     rows = iterate_rows(path, columns=columns, chosen=chosen)
     kept = list(_within(memory, rows, path, "draw fewer rows with samples.pool"))
     indices = np.arange(len(kept)) if chosen is None else chosen
@@ -40,7 +40,7 @@ def draw_rows(
     return indices, kept
 
 
-def draw(total: int, most: int, seed: int) -> np.ndarray:
+def draw_indices(total: int, most: int, seed: int) -> np.ndarray:
     """Draw at most `most` of the numbers below `total` by `seed` without replacement, ascending."""
     if total <= most:
         return np.arange(total)

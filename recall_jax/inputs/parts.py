@@ -13,13 +13,13 @@ from recall_jax.inputs.shapes import USUAL, Chat, Fields, Pair, row_content
 from recall_jax.inputs.tokens import UNLIMITED, Tokenizer, most_characters
 from recall_jax.inputs.turns import assistant_turns
 
-Part = tuple[str, bool]  # a text, and whether it counts
+RowPart = tuple[str, bool]  # a text, and whether it counts
 
 
 class Parts(NamedTuple):
     """Hold the parts of a row, and whether a chat template wrote them."""
 
-    parts: list[Part]
+    parts: list[RowPart]
     is_chat: bool
 
 
@@ -84,7 +84,7 @@ def tokenize_parts(
     return (ids + ending)[:max_tokens], (counted + [1] * len(ending))[:max_tokens]
 
 
-def _beginning(parts: list[Part], most: int) -> list[Part]:
+def _beginning(parts: list[RowPart], most: int) -> list[RowPart]:
     """Truncate the parts to `most` characters in total."""
     kept = []
     for text, counts in parts:
@@ -93,7 +93,7 @@ def _beginning(parts: list[Part], most: int) -> list[Part]:
     return kept
 
 
-def _chat_parts(chat: Chat, tokenizer: Tokenizer) -> list[Part]:
+def _chat_parts(chat: Chat, tokenizer: Tokenizer) -> list[RowPart]:
     """Return the chat template's text; the assistant's turns count, except those of the prompt."""
     text = tokenizer.chat_text(chat.messages)
     parts, end = [], 0

@@ -22,7 +22,7 @@ from recall_jax.checkpoint.units import stacks_of
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.configs import check_configs
 from recall_jax.engine.inputs import common_architecture
-from recall_jax.engine.plan import in_forward_order, make_plan, units_of
+from recall_jax.engine.plan import in_forward_order, plan_merge, units_of
 from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
 from recall_jax.files.json_objects import read_json_object
@@ -63,7 +63,7 @@ def convert(
     known = to != "huggingface" or isinstance(model, _TreeModel)
     arch = common_architecture([model], ignore_config) if known else None
     check_configs([model], ignore_config)
-    specs = make_plan(Inputs([model]), out_dtype=dtype).specs
+    specs = plan_merge(Inputs([model]), out_dtype=dtype).specs
     inputs = [model.folder, *model.tokenizer_folders]
     with output_folder(out, force=force, inputs=inputs) as hidden:
         warnings = copy_companions(
@@ -193,7 +193,9 @@ def describe_adapter(folder: Path) -> dict[str, object]:
     }
 
 
-def describe(model: Checkpoint, ignore_config: Collection[str] = ()) -> dict[str, object]:
+def describe_checkpoint(
+    model: Checkpoint, ignore_config: Collection[str] = ()
+) -> dict[str, object]:
     """What a model is: family, stacks of layers, units, sizes, dtypes, adapters; plain values."""
     specs = in_forward_order(model.stored)
     units = {

@@ -21,10 +21,10 @@ from recall_jax.checkpoint.folder import Checkpoint, file_warnings, open_checkpo
 from recall_jax.engine.inputs import compute_dtype
 from recall_jax.errors import InputError, shown, storage_faults
 from recall_jax.evaluation.examples import Example, make_examples
-from recall_jax.evaluation.journal import EvaluationJournal, TaskMetrics, resume_journal
+from recall_jax.evaluation.journal import EvaluationJournal, TaskMetrics, resume_evaluation_journal
 from recall_jax.evaluation.lengths import check_memory, count_too_long
 from recall_jax.evaluation.metrics import BLEU, check_metrics
-from recall_jax.evaluation.resident import Resident, with_weights, without_weights
+from recall_jax.evaluation.resident import ResidentModel, with_weights, without_weights
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.scoring import Scored, headline, score
 from recall_jax.evaluation.task import Task
@@ -40,7 +40,7 @@ RECORD, PAGE, PREDICTIONS = "evaluation.json", "index.html", "predictions"
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluateOptions:
     """How models are evaluated: on at most `limit` rows of each task, drawn by `seed`."""
 
     data_root: Path | None = None
@@ -61,11 +61,11 @@ class Options:
                 raise InputError(f"evaluate.{name} must be below 2^31, not {shown(value)}")
 
 
-DEFAULTS = Options()
+DEFAULTS = EvaluateOptions()
 
 
 @dataclass(frozen=True)
-class Asked:
+class TaskExamples:
     """A task, and what a model is asked of it: the examples of the rows drawn, of `total` rows."""
 
     task: Task
@@ -80,13 +80,13 @@ class Asked:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def ask(task: Task, options: Options = DEFAULTS) -> Asked:
+def load_task_examples(task: Task, options: EvaluateOptions = DEFAULTS) -> TaskExamples:
     """The examples of a task's rows. Raises InputError for missing or unfitting rows."""
     check_metrics(headline(task))
     rows = load_rows(task, options.data_root)
     drawn = rows.draw(options.limit, options.seed)
     examples = make_examples(task, drawn)
-    return Asked(task, examples, len(rows.rows), rows.source, rows.files)
+    return TaskExamples(task, examples, len(rows.rows), rows.source, rows.files)
 
 
 def evaluate(
@@ -94,7 +94,7 @@ def evaluate(
     tasks: Sequence[Task],
     out: Path | None = None,
     *,
-    options: Options = DEFAULTS,
+    options: EvaluateOptions = DEFAULTS,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Evaluate models on tasks, and write `out`, if given: the record, a page, and all answers.
@@ -106,7 +106,7 @@ def evaluate(
         raise InputError("name at least one model and one task")
     clock = Clock()
     with clock.stage("total"):
-        asked = [ask(task, options) for task in tasks]
+        asked = [load_task_examples(task, options) for task in tasks]
         checkpoints = [open_checkpoint(model) for model in models]
         residents = [  # what is wrong is found now
             without_weights(checkpoint, options.ignore_config) for checkpoint in checkpoints
@@ -147,7 +147,9 @@ def evaluate(
     return record | {"timing_s": clock.seconds}
 
 
-def _too_long(model: Resident, name: str, asked: Sequence[Asked], batch_size: int) -> Iterator[str]:
+def _too_long(
+    model: ResidentModel, name: str, asked: Sequence[TaskExamples], batch_size: int
+) -> Iterator[str]:
     """A warning for each task with rows that are longer than the model was made for.
 
     Raises InputError for one that is too long for the memory.
@@ -163,13 +165,13 @@ def _too_long(model: Resident, name: str, asked: Sequence[Asked], batch_size: in
 
 
 def _answers(
-    model: Resident,
+    model: ResidentModel,
     checkpoint: Checkpoint,
-    asked: Sequence[Asked],
-    options: Options,
+    asked: Sequence[TaskExamples],
+    options: EvaluateOptions,
     clock: Clock,
     tell: Callable[[str, int], None],
-) -> Iterator[tuple[Asked, Scored]]:
+) -> Iterator[tuple[TaskExamples, Scored]]:
     """What a model, which is in memory only meanwhile, answers to each task."""
     if not asked:
         return
@@ -198,7 +200,10 @@ def _answers(
 
 @contextmanager
 def _kept(
-    out: Path | None, checkpoints: Sequence[Checkpoint], asked: Sequence[Asked], options: Options
+    out: Path | None,
+    checkpoints: Sequence[Checkpoint],
+    asked: Sequence[TaskExamples],
+    options: EvaluateOptions,
 ) -> Iterator[tuple[Path | None, EvaluationJournal]]:
     """The folder that becomes `out`, and the journal of what is done; neither without `out`."""
     identity = _identity(checkpoints, asked, options)
@@ -209,13 +214,13 @@ def _kept(
     inputs += [path for model in checkpoints for path in (model.folder, *model.adapters)]
     with work_folder(out, force=options.force, resume=options.resume, inputs=inputs) as work:
         if options.resume:
-            yield work.folder, resume_journal(work.journal, identity)
+            yield work.folder, resume_evaluation_journal(work.journal, identity)
         else:
             yield work.folder, EvaluationJournal(work.journal, identity)
 
 
 def _identity(
-    checkpoints: Sequence[Checkpoint], asked: Sequence[Asked], options: Options
+    checkpoints: Sequence[Checkpoint], asked: Sequence[TaskExamples], options: EvaluateOptions
 ) -> dict[str, Any]:
     """What makes an evaluation the same: only then may one go on where another has stopped."""
     return {
@@ -230,9 +235,9 @@ def _identity(
 def _record(
     models: Sequence[str],
     names: Sequence[str],
-    asked: Sequence[Asked],
+    asked: Sequence[TaskExamples],
     results: TaskMetrics,
-    options: Options,
+    options: EvaluateOptions,
 ) -> dict[str, Any]:
     return {
         "format": 1,
@@ -274,7 +279,7 @@ def _record(
     }
 
 
-def _scorers(asked: Sequence[Asked]) -> dict[str, str]:
+def _scorers(asked: Sequence[TaskExamples]) -> dict[str, str]:
     """The versions of other software whose metrics are among those asked for."""
     uses_bleu = any(BLEU in headline(each.task) for each in asked)
     return {"sacrebleu": version("sacrebleu")} if uses_bleu else {}

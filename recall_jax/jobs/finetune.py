@@ -37,14 +37,14 @@ from recall_jax.models.forward import Params
 from recall_jax.parallel.machine import device, peak_memory_bytes, versions
 from recall_jax.parallel.mesh import BATCH_ROWS, MODEL, format_mesh, make_mesh, parse_mesh
 from recall_jax.report.training_card import training_card
-from recall_jax.training.checkpoints import Checkpoints, History
+from recall_jax.training.checkpoints import History, TrainingCheckpoints
 from recall_jax.training.ewc import online, save_anchor
 from recall_jax.training.examples import Examples, hold_out, read_examples, steps_per_epoch
-from recall_jax.training.loop import Plan, train
+from recall_jax.training.loop import TrainingPlan, train
 from recall_jax.training.lora import save_lora
-from recall_jax.training.methods import Method, make_anchor, make_method
+from recall_jax.training.methods import TrainingMethod, make_anchor, make_method
 from recall_jax.training.optimizer import adamw, learning_rate
-from recall_jax.training.settings import Settings
+from recall_jax.training.settings import TrainingSettings
 from recall_jax.training.step import Tree
 
 RECORD = "training.json"
@@ -52,7 +52,7 @@ FISHER = "ewc/fisher.safetensors"  # not beside the weights, where vLLM would ta
 
 
 @dataclass(frozen=True)
-class Options:
+class FinetuneOptions:
     """How a fine-tuning is run, beside what is trained."""
 
     force: bool = False
@@ -60,7 +60,7 @@ class Options:
     shard_bytes: int = DEFAULT_SHARD_BYTES
 
 
-DEFAULTS = Options()
+DEFAULTS = FinetuneOptions()
 
 
 class _Data(NamedTuple):
@@ -74,9 +74,9 @@ class _Data(NamedTuple):
 def finetune(
     model: str,
     out: Path,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
-    options: Options = DEFAULTS,
+    options: FinetuneOptions = DEFAULTS,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def finetune(
     with work_folder(out, force=options.force, resume=options.resume, inputs=inputs) as work:
         if work.discarded:
             announce("an interrupted run was discarded: --resume would have gone on with it")
-        checkpoints = Checkpoints(work.journal, identity)
+        checkpoints = TrainingCheckpoints(work.journal, identity)
         if options.resume:  # before anything else can be found wrong, which would end the work
             for line in checkpoints.steered():
                 announce(line)
@@ -161,14 +161,14 @@ def finetune(
     return record
 
 
-def check(settings: Settings, checkpoint: Checkpoint) -> None:
+def check(settings: TrainingSettings, checkpoint: Checkpoint) -> None:
     """Raise InputError for what a fine-tuning would refuse of its rows, all read, and settings."""
     arch = common_architecture([checkpoint], settings.ignore_config)
     _mesh(settings)
     _rate(settings, _plan(settings, len(_read_data(settings, checkpoint, arch).examples)))
 
 
-def _mesh(settings: Settings) -> Mesh:
+def _mesh(settings: TrainingSettings) -> Mesh:
     sizes = parse_mesh(settings.mesh)
     if sizes[MODEL] > 1:
         raise InputError(
@@ -184,7 +184,7 @@ def _mesh(settings: Settings) -> Mesh:
     return mesh
 
 
-def _read_data(settings: Settings, checkpoint: Checkpoint, arch: Architecture) -> _Data:
+def _read_data(settings: TrainingSettings, checkpoint: Checkpoint, arch: Architecture) -> _Data:
     tokenizer = load_tokenizer(checkpoint.tokenizer_folders, arch.family)
 
     def read(path: str) -> Examples:
@@ -211,9 +211,9 @@ def _read_data(settings: Settings, checkpoint: Checkpoint, arch: Architecture) -
     return _Data(examples, validation, list(map(read, settings.ewc_data)))
 
 
-def _plan(settings: Settings, num_rows: int) -> Plan:
+def _plan(settings: TrainingSettings, num_rows: int) -> TrainingPlan:
     epoch = steps_per_epoch(num_rows, settings.batch_size * settings.accumulate)
-    return Plan(
+    return TrainingPlan(
         steps=settings.steps or settings.epochs * epoch,
         batch_size=settings.batch_size,
         accumulate=settings.accumulate,
@@ -224,7 +224,7 @@ def _plan(settings: Settings, num_rows: int) -> Plan:
     )
 
 
-def _rate(settings: Settings, plan: Plan) -> optax.Schedule:
+def _rate(settings: TrainingSettings, plan: TrainingPlan) -> optax.Schedule:
     """The learning rate of each step."""
     warmup_steps = math.ceil(settings.warmup * plan.steps)
     if plan.steps == 1 and warmup_steps:
@@ -245,10 +245,10 @@ def _read_params(checkpoint: Checkpoint, arch: Architecture) -> Params:
 def _write_model(
     trained: Tree,
     folder: Path,
-    settings: Settings,
+    settings: TrainingSettings,
     checkpoint: Checkpoint,
     arch: Architecture,
-    options: Options,
+    options: FinetuneOptions,
 ) -> tuple[Mapping[str, FileChecksum], list[str]]:
     """The model in Hugging Face's format, each tensor in the dtype it came in or that asked for.
 
@@ -280,7 +280,9 @@ def _write_model(
     return writer.checksums, warnings
 
 
-def _describe(settings: Settings, method: Method, data: _Data, plan: Plan, mesh: Mesh) -> str:
+def _describe(
+    settings: TrainingSettings, method: TrainingMethod, data: _Data, plan: TrainingPlan, mesh: Mesh
+) -> str:
     """The plan of a fine-tuning in a line."""
     held_out = f" and {len(data.validation):,} to validate on" if data.validation else ""
     rows = plan.batch_size * plan.accumulate
@@ -294,11 +296,11 @@ def _describe(settings: Settings, method: Method, data: _Data, plan: Plan, mesh:
 
 
 def _record(
-    settings: Settings,
+    settings: TrainingSettings,
     checkpoint: Checkpoint,
-    method: Method,
+    method: TrainingMethod,
     data: _Data,
-    plan: Plan,
+    plan: TrainingPlan,
     history: History,
 ) -> dict[str, Any]:
     """What `training.json` holds."""

@@ -20,10 +20,10 @@ from recall_jax.engine.budget import (
     memory_budget,
 )
 from recall_jax.engine.configs import check_configs
-from recall_jax.engine.journal import Journal, identity_in, input_files
+from recall_jax.engine.journal import MergeJournal, identity_in, input_files
 from recall_jax.engine.layout import Layout, OnHost
 from recall_jax.engine.merge import CheckpointWalk, Merge, PooledStates, check_layers
-from recall_jax.engine.plan import Plan, make_plan, open_models
+from recall_jax.engine.plan import MergePlan, open_models, plan_merge
 from recall_jax.engine.pod.part import write_part
 from recall_jax.engine.pod.together import check_alike, shared_journal, shared_work
 from recall_jax.engine.pod.writer import UnitWriter
@@ -31,7 +31,7 @@ from recall_jax.engine.sources import Inputs
 from recall_jax.engine.stream import BACKLOG, merge_stream
 from recall_jax.errors import InputError
 from recall_jax.files.journal_lines import changed_input
-from recall_jax.files.output import Work, kept_journal, work_folder
+from recall_jax.files.output import UnfinishedOutput, kept_journal, work_folder
 from recall_jax.files.progress import Clock, Progress, Reporter, silent
 from recall_jax.jobs.outcome import make_report, resolved, write_outcome
 from recall_jax.jobs.prepare import prepare
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class MergeOptions:
     """How a merge is run, beside what the recipe says is merged.
 
     `memory` is the budget in bytes, by default a share of what is free; `inputs` are files that
@@ -70,14 +70,14 @@ class Options:
     to: str = "huggingface"
 
 
-DEFAULTS = Options()
+DEFAULTS = MergeOptions()
 
 
 def merge(
     recipe: Recipe,
     out: Path,
     *,
-    options: Options = DEFAULTS,
+    options: MergeOptions = DEFAULTS,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def merge(
         neighbours = processes.exchange("host", host).count(host)
         own = memory_budget(options.memory, neighbours=neighbours)
         budget = min(processes.exchange("budget", own))
-        plan = make_plan(inputs, out_dtype=recipe.out_dtype or recipe.dtype)
+        plan = plan_merge(inputs, out_dtype=recipe.out_dtype or recipe.dtype)
         check_layers(recipe.by_layer, plan.specs)
         held = sum(model.nbytes for model in read) // processes.count
         plan = replace(plan, larger_than_memory=held > cacheable_bytes(budget))
@@ -222,7 +222,7 @@ def _pooled(merge: Merge[Any, Any], chooser: int, check: Callable[[int], None]) 
 def _merge_trees(
     recipe: Recipe,
     out: Path,
-    options: Options,
+    options: MergeOptions,
     progress: Progress,
     announce: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -251,9 +251,9 @@ def _merge_trees(
 def _layout(
     recipe: Recipe,
     read: Sequence[Checkpoint],
-    plan: Plan,
+    plan: MergePlan,
     out: Path,
-    options: Options,
+    options: MergeOptions,
     budget: int,
 ) -> tuple[Layout, int]:
     """Where the tensors lie, and the bytes that merging them takes."""
@@ -293,7 +293,9 @@ def _mesh_before(out: Path) -> str | None:
     return ",".join(f"{axis}={size}" for axis, size in sizes.items()) or None
 
 
-def _place(out: Path, options: Options, inputs: Collection[Path]) -> AbstractContextManager[Work]:
+def _place(
+    out: Path, options: MergeOptions, inputs: Collection[Path]
+) -> AbstractContextManager[UnfinishedOutput]:
     """Where the output grows: in a folder of this process's own, or of all processes'."""
     alone = options.processes.count == 1 or options.parts
     place = work_folder if alone else partial(shared_work, processes=options.processes)
@@ -304,9 +306,9 @@ def _writer(
     folder: Path,
     recipe: Recipe,
     models: Sequence[Checkpoint],
-    plan: Plan,
+    plan: MergePlan,
     layout: Layout,
-    options: Options,
+    options: MergeOptions,
 ) -> "ShardedWriter | UnitWriter | TreeWriter":
     if options.to == "orbax":
         from recall_jax.engine.inputs import common_architecture
@@ -330,7 +332,7 @@ def _writer(
 def _finish_unit(
     unit: str,
     models: Sequence[Checkpoint],
-    journal: Journal,
+    journal: MergeJournal,
     writer: "ShardedWriter | UnitWriter | TreeWriter",
 ) -> None:
     """Note a unit once it is written, unless the models' files are no longer what they were."""
@@ -340,7 +342,7 @@ def _finish_unit(
     writer.finish_unit(partial(journal.record_unit, unit))
 
 
-def _asked(recipe: Recipe, out: Path, options: Options) -> dict[str, Any]:
+def _asked(recipe: Recipe, out: Path, options: MergeOptions) -> dict[str, Any]:
     """What all processes of a merge must be told alike."""
     return {
         "recipe": recipe.model_dump(mode="json"),
@@ -361,7 +363,7 @@ def _files(model: Checkpoint) -> list[str]:
 
 
 def _identity(
-    recipe: Recipe, inputs: Inputs[Checkpoint], options: Options, layout: Layout
+    recipe: Recipe, inputs: Inputs[Checkpoint], options: MergeOptions, layout: Layout
 ) -> dict[str, Any]:
     """What makes a merge the same merge: only then may one go on where another has stopped."""
     repeatable = resolved(recipe, inputs, recipe.compute_dtype)
@@ -379,7 +381,7 @@ def _identity(
     }
 
 
-def _inputs(recipe: Recipe, read: Sequence[Checkpoint], options: Options) -> dict[str, Any]:
+def _inputs(recipe: Recipe, read: Sequence[Checkpoint], options: MergeOptions) -> dict[str, Any]:
     """What the files of a merge are known by, so that it is resumed with the same.
 
     Weights that one machine can hold by their content, which then lies in its memory for the walk;
@@ -390,7 +392,7 @@ def _inputs(recipe: Recipe, read: Sequence[Checkpoint], options: Options) -> dic
     return input_files(read, [*_input_files(recipe), *options.plugins], content=content)
 
 
-def _describe(models: Sequence[Checkpoint], plan: Plan, budget: int, resumed: int) -> str:
+def _describe(models: Sequence[Checkpoint], plan: MergePlan, budget: int, resumed: int) -> str:
     """The plan of a merge in a line."""
     read = sum(model.nbytes for model in models) / 1e6
     rest = [name for names in list(plan.units.values())[resumed:] for name in names]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from recall_jax.engine.journal import Journal
+from recall_jax.engine.journal import MergeJournal
 from recall_jax.engine.merge import Entry, Merge, Prepared, Walk
 from recall_jax.engine.sources import Inputs
 from recall_jax.files.progress import Reporter
@@ -13,7 +13,7 @@ from recall_jax.recipes.recipe import ModelEntry, Recipe
 from recall_jax.report.record import load_report
 
 
-def prepare(recipe: Recipe, walk: Walk, journal: Journal, progress: Reporter) -> Prepared:
+def prepare(recipe: Recipe, walk: Walk, journal: MergeJournal, progress: Reporter) -> Prepared:
     """Give the method what it declared that it needs, and return the rule that it makes of that.
 
     Raises InputError and UnfinishedError as the method does.

@@ -19,7 +19,7 @@ from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
 from recall_jax.methods.method import Method
 from recall_jax.methods.parameters import Number, Parameters
-from recall_jax.methods.sparsify import total
+from recall_jax.methods.sparsify import tree_sum
 from recall_jax.methods.task_vectors import add_to_base, task_vectors
 
 
@@ -60,7 +60,7 @@ def sequential_sum(
     ground = vectors[0]
     for vector in vectors[1:]:
         ground += off_ground(vector, ground, values["alpha"]) if "alpha" in values else vector
-    return ground, jnp.stack([total(jnp.square(each)) for each in (*vectors, ground)])
+    return ground, jnp.stack([tree_sum(jnp.square(each)) for each in (*vectors, ground)])
 
 
 def off_ground(vector: jax.Array, ground: jax.Array, alpha: jax.Array) -> jax.Array:

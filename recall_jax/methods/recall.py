@@ -20,7 +20,7 @@ from recall_jax.errors import InputError, shown
 from recall_jax.methods.average import average
 from recall_jax.methods.method import Method
 from recall_jax.methods.parameters import Number, Parameters, Positive
-from recall_jax.methods.weights import Merged, Weighing
+from recall_jax.methods.weights import MergedUnits, Weighing
 from recall_jax.similarity.compare import (
     Comparison,
     Reference,
@@ -41,7 +41,7 @@ class RecallParameters(Parameters):
     reference: Annotated[int, Strict()] | str = "newest"
     similarity: str | dict[str, Positive] = "rbf"
     alignment: Literal["none", "center", "procrustes"] = "none"
-    merged_units: Merged = "all"
+    merged_units: MergedUnits = "all"
     threshold: Number | None = None
 
     @property

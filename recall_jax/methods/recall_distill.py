@@ -156,13 +156,13 @@ def _recall_weights(
     batch_size: int,
 ) -> np.ndarray:
     """RECALL's weights (K, U) of the experts, compared on the newest one's samples."""
-    from recall_jax.methods.refine import pooled_states
+    from recall_jax.methods.refine import pooled_states_in_memory
 
     walk, defaults = merge.checkpoints, RecallParameters()
     comparison = recall_comparison(defaults, merge.names)
     reps = np.stack(
         [
-            pooled_states(walk.arch, model, newest.token_ids, batch_size, walk.dtype)
+            pooled_states_in_memory(walk.arch, model, newest.token_ids, batch_size, walk.dtype)
             for model in experts
         ]
     )

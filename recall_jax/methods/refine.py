@@ -132,7 +132,7 @@ def refine(
     return Refined(found, np.asarray(losses))
 
 
-def pooled_states(
+def pooled_states_in_memory(
     arch: Architecture,
     params: Params,
     token_ids: Sequence[Sequence[int]],

@@ -30,12 +30,12 @@ def keep_at_random(vector: jax.Array, density: jax.Array, key: jax.Array) -> jax
 
 def rescaled(kept: jax.Array, vector: jax.Array) -> jax.Array:
     """`kept` with the L1 norm of `vector`, unless one of their norms is below 1e-7."""
-    before, after = total(jnp.abs(vector)), total(jnp.abs(kept))
+    before, after = tree_sum(jnp.abs(vector)), tree_sum(jnp.abs(kept))
     usable = (before >= 1e-7) & (after >= 1e-7)
     return kept * jnp.where(usable, before / jnp.where(usable, after, 1), 1)
 
 
-def total(numbers: jax.Array) -> jax.Array:
+def tree_sum(numbers: jax.Array) -> jax.Array:
     """The sum of any number of elements, by the tree, so that float32 loses next to nothing."""
     rest = numbers.ravel()
     while rest.size > 1:

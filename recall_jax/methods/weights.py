@@ -9,7 +9,7 @@ import numpy as np
 
 from recall_jax.errors import InputError, shown
 
-Merged = Literal["all", "first", "middle", "last"]
+MergedUnits = Literal["all", "first", "middle", "last"]
 _THIRDS = ("first", "middle", "last")
 
 
@@ -49,7 +49,7 @@ class Weighing:
     """
 
     temperature: float = 1.0
-    merged_units: Merged = "all"
+    merged_units: MergedUnits = "all"
     threshold: float | None = None
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.lora import LoraSpec
-from recall_jax.models.rope import rotate
+from recall_jax.models.rope import apply_rope
 
 Array = jax.Array
 
@@ -143,8 +143,8 @@ class Attention(nn.Module):
         if arch.qk_norm:
             query = RMSNorm(arch.rms_norm_eps, dtype, name="q_norm")(query)
             key = RMSNorm(arch.rms_norm_eps, dtype, name="k_norm")(key)
-        query = rotate(query, context.cos, context.sin)
-        key = rotate(key, context.cos, context.sin)
+        query = apply_rope(query, context.cos, context.sin)
+        key = apply_rope(key, context.cos, context.sin)
         index = jnp.arange(tokens, dtype=jnp.int32)
         if self.has_variable("cache", "seen"):
             cache = self.get_variable("cache", "seen")

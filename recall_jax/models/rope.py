@@ -56,7 +56,7 @@ def inverse_frequencies(rope: Rope, head_dim: int, lengths: Array) -> Array:
     return jnp.asarray(scaled, jnp.float32)[None, :]
 
 
-def rotate(states: Array, cos: Array, sin: Array) -> Array:
+def apply_rope(states: Array, cos: Array, sin: Array) -> Array:
     """Rotate the halves of the last axis: (B, T, …, D) by (B, T, D / 2), in float32."""
     middle = (1,) * (states.ndim - 3)
     cos, sin = (x.reshape(*x.shape[:2], *middle, x.shape[2]) for x in (cos, sin))

@@ -8,7 +8,7 @@ from typing import Any
 from recall_jax.report import svg, wording
 from recall_jax.report.domain_figures import clustering_figures, clusterings, domain_figures
 from recall_jax.report.evaluation_page import estimate, words
-from recall_jax.report.page import Figure, Table, line_figure, markdown, render
+from recall_jax.report.page import Figure, Table, line_figure, markdown, render_page
 
 _REFERENCES = {
     "base": "the base, not merged",
@@ -19,7 +19,7 @@ _SURE = 2  # standard errors
 
 
 @dataclass(frozen=True)
-class Section:
+class AblationSection:
     """What the page shows of one axis."""
 
     axis: str
@@ -32,7 +32,7 @@ class Section:
 
 def render_ablation(record: Mapping[str, Any]) -> str:
     """The page for a record, as `ablation.json` holds it."""
-    return render(
+    return render_page(
         "ablation.html.jinja",
         record=record,
         names=[wording.short_name(name, 40) for name in record["models"]],
@@ -100,8 +100,8 @@ def _mean(record: Mapping[str, Any], run: str, group: str = "all") -> Mapping[st
     return found
 
 
-def _section(record: Mapping[str, Any], axis: Mapping[str, Any]) -> Section:
-    return Section(
+def _section(record: Mapping[str, Any], axis: Mapping[str, Any]) -> AblationSection:
+    return AblationSection(
         axis["axis"],
         axis["about"],
         _verdict(record, axis),

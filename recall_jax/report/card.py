@@ -15,7 +15,7 @@ _MOST_UNITS = 40  # a weights table with more rows than this is cut to thirds
 
 
 def model_card(report: Mapping[str, Any], out_name: str, base_models: Sequence[str] = ()) -> str:
-    """Markdown for the folder `out_name`, from a report that fits `record.validate`.
+    """Markdown for the folder `out_name`, from a report that fits `validate_report`.
 
     `base_models` are the hub ids of the merged models, for the front matter. They are the caller's
     to give, because a name alone does not tell an id such as "org/model" from a folder.
@@ -114,7 +114,7 @@ def _method(report: Mapping[str, Any]) -> Iterator[str]:
         yield "```text\n" + "\n".join(lines) + "\n```"
     if given := report["settings"].get("weights"):
         yield f"The weights were taken from {code(str(given))}."
-    if found := wording.verdict(report):
+    if found := wording.depth_verdict(report):
         yield f"The newest model's weight rises with depth: **{found[0]}**. It is {found[1]}."
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from recall_jax.report import wording
-from recall_jax.report.page import Table, render
+from recall_jax.report.page import Table, render_page
 from recall_jax.report.scales import hex_colour, nice_range, text_colour, viridis
 from recall_jax.report.svg import Axis, Frame, Series, legend, line_chart
 
@@ -48,7 +48,7 @@ class Curves:
     left_out: Sequence[str]
 
 
-def summary(record: Mapping[str, Any], mark: str = "{}") -> Table:
+def continual_summary(record: Mapping[str, Any], mark: str = "{}") -> Table:
     """A row for the base and for each strategy: metrics as `mean ± sd`, the best of each marked.
 
     What trains on all tasks at once is an upper bound, and not among those compared.
@@ -71,7 +71,7 @@ def summary(record: Mapping[str, Any], mark: str = "{}") -> Table:
 
 def markdown_table(record: Mapping[str, Any]) -> str:
     """The table of strategies as Markdown, the best of each metric bold."""
-    table = summary(record, "**{}**")
+    table = continual_summary(record, "**{}**")
     lines = [list(table.columns), ["---", *["---:"] * (len(table.columns) - 1)]]
     lines += [["–" if cell is None else str(cell) for cell in row] for row in table.rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -79,10 +79,10 @@ def markdown_table(record: Mapping[str, Any]) -> str:
 
 def render_continual(record: Mapping[str, Any]) -> str:
     """The page for a record, as `continual.json` holds it."""
-    return render(
+    return render_page(
         "continual.html.jinja",
         record=record,
-        summary=summary(record, "★ {}"),
+        summary=continual_summary(record, "★ {}"),
         curves=[
             curves for order in range(len(record["orders"])) for curves in _curves(record, order)
         ],

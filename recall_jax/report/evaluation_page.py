@@ -7,12 +7,12 @@ from typing import Any
 
 from recall_jax.evaluation.metrics import OF_TEXTS
 from recall_jax.report import wording
-from recall_jax.report.page import Table, render
+from recall_jax.report.page import Table, render_page
 
 _DIGITS = {"perplexity": 2, "bits_per_byte": 3}
 
 
-def summary(record: Mapping[str, Any]) -> Table:
+def evaluation_summary(record: Mapping[str, Any]) -> Table:
     """A row for each model, a column for each task and metric asked for; texts `value ± error`.
 
     With several tasks, all of them scored from 0 to 100, the last column is the mean of their first
@@ -39,10 +39,10 @@ def summary(record: Mapping[str, Any]) -> Table:
 
 def render_evaluation(record: Mapping[str, Any]) -> str:
     """The page for a record, as `evaluation.json` holds it."""
-    return render(
+    return render_page(
         "evaluation.html.jinja",
         record=record,
-        summary=summary(record),
+        summary=evaluation_summary(record),
         tables=[_table(record, task["task"]) for task in record["tasks"]],
         settings=wording.flat_settings(record["settings"]),
     )

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from recall_jax.report import svg, wording
-from recall_jax.report.page import NARROW, WIDE, Figure, Table, render, unit_tick
+from recall_jax.report.page import NARROW, WIDE, Figure, Table, render_page, unit_tick
 from recall_jax.report.record import KEYS
 from recall_jax.report.scales import nice_range
 
@@ -44,7 +44,7 @@ def render_html(
     """The page for a report.
 
     Args:
-        report: as `record.validate` wants it, or what a merge in memory measures of it.
+        report: as `validate_report` wants it, or what a merge in memory measures of it.
         texts: texts of the typical samples, in the order of `typical_samples`.
         tables: further results to show, such as an evaluation.
 
@@ -55,13 +55,13 @@ def render_html(
     rows = report["typical_samples"]
     if texts and rows and len(texts) != len(rows):
         raise ValueError(f"{len(texts)} texts for {len(rows)} typical samples")
-    return render(
+    return render_page(
         "template.html.jinja",
         report=report,
         names=[wording.short_name(name, 40) for name in report["models"]],
         roles=wording.roles(report),
         shares=_shares(report),
-        verdict=wording.verdict(report),
+        verdict=wording.depth_verdict(report),
         equation=wording.equation(report),
         weights=_weights(report),
         similarity=_similarity(report),

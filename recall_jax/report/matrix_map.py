@@ -31,7 +31,7 @@ text { font-size: 12px; fill: #5a616a; }
 
 
 @dataclass(frozen=True)
-class Block:
+class MapBlock:
     """The rows, and the columns, of one model: its name, and what to write at each of its units."""
 
     name: str
@@ -55,7 +55,7 @@ class Grid:
         return self.places[-1] + self.cell
 
 
-def lay_out(blocks: Sequence[Block]) -> Grid:
+def lay_out(blocks: Sequence[MapBlock]) -> Grid:
     """As large as the page allows, and wider only where cells would become too small to see."""
     named = any(len(block.ticks) > 1 for block in blocks)
     margin = round(1.1 * CHARACTER * max(len(tick) for block in blocks for tick in block.ticks)) + 8
@@ -76,7 +76,7 @@ def lay_out(blocks: Sequence[Block]) -> Grid:
 
 def matrix_map(
     matrix: np.ndarray,
-    blocks: Sequence[Block],
+    blocks: Sequence[MapBlock],
     *,
     title: str,
     value_title: str,
@@ -106,7 +106,7 @@ def standalone(markup: Markup) -> str:
     return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{_STYLE}</style>{rest}\n'
 
 
-def reading(matrix: np.ndarray, blocks: Sequence[Block], labels: Sequence[str]) -> str:
+def hover_data(matrix: np.ndarray, blocks: Sequence[MapBlock], labels: Sequence[str]) -> str:
     """What a page's script needs to say the value of the cell that is pointed at, as JSON."""
     grid = lay_out(blocks)
     values = [number(float(value)) for value in np.ravel(matrix)]
@@ -142,7 +142,7 @@ def _cells(
                 )
 
 
-def _ticks(blocks: Sequence[Block], grid: Grid) -> Iterator[Markup]:
+def _ticks(blocks: Sequence[MapBlock], grid: Grid) -> Iterator[Markup]:
     """Units beside and below the cells, models outside of them."""
     below = grid.top + grid.extent
     done = 0
@@ -173,7 +173,7 @@ def _short(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.0e}"
 
 
-def _summary(matrix: np.ndarray, blocks: Sequence[Block]) -> str:
+def _summary(matrix: np.ndarray, blocks: Sequence[MapBlock]) -> str:
     """What the picture shows, for those who hear it."""
     names = ", ".join(f"{index} {block.name}" for index, block in enumerate(blocks, start=1))
     finite = matrix[np.isfinite(matrix)]

@@ -40,7 +40,7 @@ class Figure:
     numbers: Table
 
 
-def render(template: str, **values: Any) -> str:
+def render_page(template: str, **values: Any) -> str:
     """The page that a template of this room makes of `values`."""
     script = _read("script.js")
     environment = Environment(

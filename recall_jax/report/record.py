@@ -35,7 +35,7 @@ _KEYS_OF_WEIGHTS = ("format", "models", "units", "weights")
 _KEYS_OF_TYPICAL = ("cluster_sizes", "inertia", "silhouette")
 
 
-def validate(report: Mapping[str, Any], required: Collection[str] = KEYS) -> None:
+def validate_report(report: Mapping[str, Any], required: Collection[str] = KEYS) -> None:
     """Check a report against the contract; keys beyond the contract pass unseen.
 
     Raises:
@@ -80,7 +80,7 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a key is missing, a shape does not fit, or a number is NaN or infinite.
     """
-    validate(report)
+    validate_report(report)
     keys = (*KEYS, *(key for key in report if key not in KEYS))
     lines = (f"{json.dumps(key)}: {json.dumps(report[key], allow_nan=False)}" for key in keys)
     text = "{\n" + ",\n".join(lines) + "\n}\n"
@@ -99,7 +99,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
         report = json.loads(text, parse_constant=_refuse_constant)
         if not isinstance(report, dict):
             raise ValueError("a JSON object is needed")
-        validate(report, required=_KEYS_OF_WEIGHTS)
+        validate_report(report, required=_KEYS_OF_WEIGHTS)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
     except (ValueError, RecursionError) as error:

@@ -10,11 +10,11 @@ import numpy as np
 from markupsafe import Markup
 
 from recall_jax.report import svg, wording
-from recall_jax.report.matrix_map import Block, matrix_map, reading
-from recall_jax.report.page import NARROW, WIDE, Figure, Table, render, unit_tick
+from recall_jax.report.matrix_map import MapBlock, hover_data, matrix_map
+from recall_jax.report.page import NARROW, WIDE, Figure, Table, render_page, unit_tick
 from recall_jax.report.scales import nice_range
 from recall_jax.similarity.measure import Measure
-from recall_jax.similarity.study import ModelStates, Result, Study
+from recall_jax.similarity.study import MeasureResult, ModelStates, Study
 
 _DEPTH = "unit, from input to output"
 _STEP = "step from the unit before to this one"
@@ -23,7 +23,7 @@ _FEW = 6  # lines that one figure of pairs holds
 
 
 @dataclass(frozen=True)
-class Observation:
+class PaperObservation:
     """One of the two, by one measure: a verdict, and the numbers behind it."""
 
     verdict: str
@@ -31,7 +31,7 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Section:
+class MeasureSection:
     """What the page shows of one measure."""
 
     label: str
@@ -44,13 +44,13 @@ class Section:
     reading: str
     adjacent: Sequence[Figure]
     same_depth: Sequence[Figure]
-    ends: Observation
-    trend: Observation | None
+    ends: PaperObservation
+    trend: PaperObservation | None
 
 
 def render_study(study: Study, record: Mapping[str, Any]) -> str:
     """The page for a study and its record, as `similarity.json` holds it."""
-    return render(
+    return render_page(
         "similarity.html.jinja",
         study=study,
         record=record,
@@ -60,7 +60,7 @@ def render_study(study: Study, record: Mapping[str, Any]) -> str:
     )
 
 
-def draw_map(study: Study, result: Result) -> Markup:
+def draw_map(study: Study, result: MeasureResult) -> Markup:
     """The whole matrix of one measure as a heat map."""
     finite = result.matrix[np.isfinite(result.matrix)]
     return matrix_map(
@@ -78,13 +78,13 @@ def first_line(measure: Measure) -> str:
     return (inspect.getdoc(measure.function) or "").partition("\n")[0]
 
 
-def _section(study: Study, result: Result) -> Section:
+def _section(study: Study, result: MeasureResult) -> MeasureSection:
     low, high = (
         f"{bound:.4g}".replace("inf", "∞").replace("-", "−")
         for bound in result.choice.measure.bounds
     )
     labels = [f"{k + 1} {wording.short_name(study.models[k].name)} {u}" for k, u in study.sides]
-    return Section(
+    return MeasureSection(
         label=result.choice.label,
         slug=result.choice.slug,
         meaning=first_line(result.choice.measure),
@@ -93,7 +93,7 @@ def _section(study: Study, result: Result) -> Section:
         distance=result.distance,
         symmetric=result.choice.measure.symmetric,
         map=draw_map(study, result),
-        reading=reading(result.matrix, _blocks(study.models), labels),
+        reading=hover_data(result.matrix, _blocks(study.models), labels),
         adjacent=_adjacent(study, result),
         same_depth=_same_depth(study, result),
         ends=_ends(study, result),
@@ -101,12 +101,12 @@ def _section(study: Study, result: Result) -> Section:
     )
 
 
-def _blocks(models: Sequence[ModelStates]) -> list[Block]:
+def _blocks(models: Sequence[ModelStates]) -> list[MapBlock]:
     """A model that has one unit only goes by its own name."""
     return [
-        Block(model.name, [unit_tick(unit) for unit in model.units])
+        MapBlock(model.name, [unit_tick(unit) for unit in model.units])
         if len(model.units) > 1
-        else Block(model.name, [wording.short_name(model.name, 24)])
+        else MapBlock(model.name, [wording.short_name(model.name, 24)])
         for model in models
     ]
 
@@ -122,7 +122,7 @@ class _Curve:
     figure: int = 0
 
 
-def _adjacent(study: Study, result: Result) -> list[Figure]:
+def _adjacent(study: Study, result: MeasureResult) -> list[Figure]:
     """A curve for each model; models with other units have a figure of their own."""
     curves = [
         _Curve(
@@ -139,7 +139,7 @@ def _adjacent(study: Study, result: Result) -> list[Figure]:
     return figures
 
 
-def _same_depth(study: Study, result: Result) -> list[Figure]:
+def _same_depth(study: Study, result: MeasureResult) -> list[Figure]:
     """A curve for each pair of models, in one figure if they are few, else in one for each row."""
     pairs = list(study.pairs)
     curves = []
@@ -173,7 +173,7 @@ def _both(study: Study, row: int, column: int) -> str:
     return " and ".join(wording.short_name(study.models[k].name, 24) for k in (row, column))
 
 
-def _figure(result: Result, title: str, axis: svg.Axis, curves: Sequence[_Curve]) -> Figure:
+def _figure(result: MeasureResult, title: str, axis: svg.Axis, curves: Sequence[_Curve]) -> Figure:
     values = [float(value) for curve in curves for value in curve.values]
     best = 0.0 if result.distance else result.choice.measure.bounds[1]
     scale = _round_range(result, [*values, 0.0, *([best] if np.isfinite(best) else [])])
@@ -200,7 +200,7 @@ def _figure(result: Result, title: str, axis: svg.Axis, curves: Sequence[_Curve]
     )
 
 
-def _round_range(result: Result, values: Sequence[float]) -> tuple[float, float]:
+def _round_range(result: MeasureResult, values: Sequence[float]) -> tuple[float, float]:
     """A range for values that rounding may have carried beyond the measure's bounds."""
     within = np.asarray(values, np.float64)
     for bound in result.choice.measure.bounds:
@@ -208,7 +208,7 @@ def _round_range(result: Result, values: Sequence[float]) -> tuple[float, float]
     return nice_range(within.tolist())
 
 
-def _ends(study: Study, result: Result) -> Observation:
+def _ends(study: Study, result: MeasureResult) -> PaperObservation:
     rows: list[list[str | float | None]] = []
     answers: list[bool | None] = []
     for k, model in enumerate(study.models):
@@ -222,10 +222,10 @@ def _ends(study: Study, result: Result) -> Observation:
         rows.append([f"{k + 1} {wording.short_name(model.name, 24)}", *values, _answer(answers[k])])
     columns = ["model", "first step", "last step", "between: Q1", "Q3", "seen"]
     numbers = Table("Both ends of each model", columns, rows)
-    return Observation(verdict(answers, "model"), numbers)
+    return PaperObservation(observation_verdict(answers, "model"), numbers)
 
 
-def _trend(study: Study, result: Result) -> Observation:
+def _trend(study: Study, result: MeasureResult) -> PaperObservation:
     rows: list[list[str | float | None]] = []
     answers: list[bool | None] = []
     for row, column in study.pairs:
@@ -244,14 +244,14 @@ def _trend(study: Study, result: Result) -> Observation:
         )
     columns = ["models", "first unit", "last unit", "mean", "Spearman with depth", "seen"]
     numbers = Table("Every pair of models at the same depth", columns, rows)
-    return Observation(verdict(answers, "pair"), numbers)
+    return PaperObservation(observation_verdict(answers, "pair"), numbers)
 
 
 def _answer(seen: bool | None) -> str | None:
     return None if seen is None else "yes" if seen else "no"
 
 
-def verdict(answers: Sequence[bool | None], noun: str) -> str:
+def observation_verdict(answers: Sequence[bool | None], noun: str) -> str:
     """In how many of the models or pairs a thing is seen, of those where it can be asked."""
     asked = [answer for answer in answers if answer is not None]
     if not asked:

@@ -11,7 +11,7 @@ from recall_jax.errors import storage_faults
 from recall_jax.files.json_objects import write_json_object
 from recall_jax.report.matrix_map import standalone
 from recall_jax.report.similarity_page import draw_map, render_study
-from recall_jax.similarity.study import Result, Study
+from recall_jax.similarity.study import MeasureResult, Study
 
 PAGE, RECORD, MATRICES = "index.html", "similarity.json", "similarity.npz"
 
@@ -47,7 +47,7 @@ def _write_matrices(path: Path, study: Study) -> None:
         )
 
 
-def _write_csv(path: Path, study: Study, result: Result) -> None:
+def _write_csv(path: Path, study: Study, result: MeasureResult) -> None:
     """The matrix with `model:unit` at every row and column."""
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)

@@ -7,7 +7,7 @@ from recall_jax.similarity.throughput import Benchmark
 OURS = "recall"
 
 
-def draw(found: Benchmark) -> str:
+def draw_throughput(found: Benchmark) -> str:
     """A file of its own, at the greatest width and number of layers."""
     width, layers = (
         max(getattr(case.shape, name) for case in found.cases) for name in ("width", "layers")

@@ -96,7 +96,7 @@ def varies(weights: Sequence[Sequence[float]]) -> bool:
     return any(len(set(row)) > 1 for row in weights)
 
 
-def verdict(report: Mapping[str, Any]) -> tuple[str, str] | None:
+def depth_verdict(report: Mapping[str, Any]) -> tuple[str, str] | None:
     """Whether the newest model's weight rises with depth: ("yes" or "no", the means behind it).
 
     The report's own finding, `weight_rises_with_depth`, which compares the mean weights of the

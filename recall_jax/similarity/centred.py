@@ -24,7 +24,7 @@ from recall_jax.similarity.kernels import (
 )
 from recall_jax.similarity.measure import SampleSum, checked, cosine_score, inner_pairs
 
-Kernel = Literal["linear", "rbf", "distance"]
+KernelName = Literal["linear", "rbf", "distance"]
 
 
 class CentredKernel(NamedTuple):
@@ -43,7 +43,7 @@ class CentredKernel(NamedTuple):
 def centred_kernel(
     X: jax.Array,
     block_size: int,
-    kernel: Kernel,
+    kernel: KernelName,
     threshold: float | jax.Array = 0.5,
     debiased: bool = False,
     scaled: bool = True,
@@ -78,7 +78,7 @@ def centred_rows(
     X: jax.Array,
     index: jax.Array,
     statistics: CentredKernel,
-    kernel: Kernel,
+    kernel: KernelName,
     debiased: bool = False,
 ) -> jax.Array:
     """Return rows (b, n) of the centred kernel matrix, for the samples `index` (b,)."""
@@ -90,7 +90,7 @@ def centred_rows(
     return jnp.where(index[:, None] == jnp.arange(len(points))[None, :], 0, centred)
 
 
-def kernel_rows(kernel: Kernel, debiased: bool = False) -> SampleSum:
+def kernel_rows(kernel: KernelName, debiased: bool = False) -> SampleSum:
     """Return the cosine of two centred kernel matrices as a sum over samples."""
     return SampleSum(
         partial(centred_kernel, kernel=kernel, debiased=debiased),
@@ -121,7 +121,7 @@ def hsic(
 
 
 def _named_kernel(
-    X: jax.Array, block_size: int, kernel: Kernel, threshold: float, debiased: bool
+    X: jax.Array, block_size: int, kernel: KernelName, threshold: float, debiased: bool
 ) -> CentredKernel:
     if kernel not in ("linear", "rbf"):
         raise InputError(f"unknown kernel {kernel!r}: choose linear or rbf")
@@ -138,7 +138,7 @@ HSIC = SampleSum(_named_kernel, centred_rows, inner_pairs, _score)
 
 
 def _values(
-    points: jax.Array, index: jax.Array, squared_sigma: jax.Array, kernel: Kernel
+    points: jax.Array, index: jax.Array, squared_sigma: jax.Array, kernel: KernelName
 ) -> jax.Array:
     """Return kernel values (b, n) of samples `index` (b,) with all samples, minus one for RBF.
 

@@ -33,14 +33,14 @@ from recall_jax.similarity.measures import find_measure
 # The default size of all sides' prepared rows in one block.
 BLOCK_BYTES = 256 << 20
 
-Representations = jax.Array | np.ndarray
+RepresentationArray = jax.Array | np.ndarray
 StaticOptions = tuple[tuple[str, Any], ...]
 Groups = tuple[jax.Array, ...]  # each (A, n, E), the sides of one width
 
 
 def similarity_matrix(
-    X: Sequence[Representations] | Representations,
-    Y: Sequence[Representations] | Representations | None = None,
+    X: Sequence[RepresentationArray] | RepresentationArray,
+    Y: Sequence[RepresentationArray] | RepresentationArray | None = None,
     *,
     measure: str = "linear_cka",
     block_size: int | None = None,
@@ -251,7 +251,7 @@ def _one_axis(mesh: Mesh) -> Mesh:
 
 
 def _grouped(
-    X: Sequence[Representations] | Representations, name: str
+    X: Sequence[RepresentationArray] | RepresentationArray, name: str
 ) -> tuple[Groups, np.ndarray]:
     """Stack sides by width; return also the input index of each side."""
     if isinstance(X, str):

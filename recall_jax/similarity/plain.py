@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import numpy as np
 
 Scalar = float | np.floating
-Pair = Callable[[np.ndarray, np.ndarray], Scalar]
+PairFunction = Callable[[np.ndarray, np.ndarray], Scalar]
 
 
 def paired_rbf(X: np.ndarray, Y: np.ndarray) -> Scalar:
@@ -146,19 +146,19 @@ class Library:
     """Hold the measures of other software for one pair, by their names in our registry."""
 
     name: str
-    pairs: Mapping[str, Pair]
+    pairs: Mapping[str, PairFunction]
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LibraryLoader:
     """Describe how to get the measures of a library, if its `module` can be imported."""
 
     name: str
     module: str
-    pairs: Callable[[], Mapping[str, Pair]]
+    pairs: Callable[[], Mapping[str, PairFunction]]
 
 
-NUMPY: Mapping[str, Pair] = {
+NUMPY: Mapping[str, PairFunction] = {
     function.__name__: function
     for function in (
         paired_rbf,
@@ -170,17 +170,17 @@ NUMPY: Mapping[str, Pair] = {
         procrustes_distance,
     )
 }
-SCIKIT_LEARN: Mapping[str, Pair] = {
+SCIKIT_LEARN: Mapping[str, PairFunction] = {
     "rbf_cka": rbf_cka_by_scikit_learn,
     "mutual_knn": mutual_knn_by_scikit_learn,
 }
-PLAIN: Sequence[Adapter] = (
-    Adapter("numpy", "scipy", lambda: NUMPY),
-    Adapter("scikit-learn", "sklearn", lambda: SCIKIT_LEARN),
+PLAIN: Sequence[LibraryLoader] = (
+    LibraryLoader("numpy", "scipy", lambda: NUMPY),
+    LibraryLoader("scikit-learn", "sklearn", lambda: SCIKIT_LEARN),
 )
 
 
-def find_libraries(adapters: Sequence[Adapter] = PLAIN) -> tuple[list[Library], list[str]]:
+def find_libraries(adapters: Sequence[LibraryLoader] = PLAIN) -> tuple[list[Library], list[str]]:
     """Return the libraries that can be imported, and a line for each that cannot."""
     found, missing = [], []
     for adapter in adapters:

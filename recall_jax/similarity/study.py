@@ -65,7 +65,7 @@ class SameDepth:
 
 
 @dataclass(frozen=True)
-class Result:
+class MeasureResult:
     """Hold one measure between all sides: the matrix (A, A), and the seconds it took."""
 
     choice: MeasureChoice
@@ -89,7 +89,7 @@ class Study:
 
     models: tuple[ModelStates, ...]
     rows: np.ndarray
-    results: tuple[Result, ...]
+    results: tuple[MeasureResult, ...]
     warnings: tuple[str, ...] = ()
 
     @property
@@ -107,18 +107,18 @@ class Study:
         """Yield every pair of different models once, the later model first."""
         return ((row, column) for row in range(len(self.models)) for column in range(row))
 
-    def block(self, result: Result, row: int, column: int) -> np.ndarray:
+    def block(self, result: MeasureResult, row: int, column: int) -> np.ndarray:
         """Return the values (U1, U2) between the units of models `row` and `column`."""
         starts = np.cumsum([0, *(len(model.units) for model in self.models)])
         return result.matrix[starts[row] : starts[row + 1], starts[column] : starts[column + 1]]
 
-    def adjacent(self, result: Result, model: int) -> np.ndarray:
+    def adjacent(self, result: MeasureResult, model: int) -> np.ndarray:
         """Return each unit of a model compared with the next (U - 1,), without the head."""
         steps = len(self.models[model].body) - 1
         return np.diagonal(self.block(result, model, model), offset=1)[:steps]
 
     def same_depth(
-        self, result: Result, row: int, column: int, *, heads: bool = False
+        self, result: MeasureResult, row: int, column: int, *, heads: bool = False
     ) -> SameDepth:
         """Compare two models unit by unit, without the heads unless `heads`."""
         units, others = (
@@ -128,14 +128,14 @@ class Study:
         values = self.block(result, row, column)[np.arange(len(units)), places]
         return SameDepth(row, column, units, tuple(others[place] for place in places), values)
 
-    def ends(self, result: Result, model: int) -> Ends | None:
+    def ends(self, result: MeasureResult, model: int) -> Ends | None:
         """Test RECALL's first observation; None if layers are left out, or there are too few."""
         if not self.models[model].all_units:
             return None
         steps = self.adjacent(result, model)
         return falls_at_both_ends(steps, distance=result.distance, scale=result.scale)
 
-    def trend(self, result: Result, row: int, column: int) -> Trend | None:
+    def trend(self, result: MeasureResult, row: int, column: int) -> Trend | None:
         """Test RECALL's second observation; None if the units differ, or are too few."""
         found = self.same_depth(result, row, column)
         if not found.alike:
@@ -159,7 +159,7 @@ def compare_all(
     sides; with `leave_out`, the study has a warning instead.
     """
     sides = [unit for model in models for unit in model.states]
-    results: list[Result] = []
+    results: list[MeasureResult] = []
     warnings = list(_constant(models))
     for done, choice in enumerate(measures):
         progress(choice.label, done, len(measures))
@@ -174,7 +174,7 @@ def compare_all(
             warnings.append(f"left out {choice.label}: {error}")
             continue
         matrix = np.asarray(found)
-        results.append(Result(choice, matrix, time.perf_counter() - began))
+        results.append(MeasureResult(choice, matrix, time.perf_counter() - began))
         if undefined := np.count_nonzero(~np.isfinite(matrix)):
             warnings.append(f"{choice.label}: {undefined} of {matrix.size} values are not finite")
     return Study(tuple(models), rows, tuple(results), tuple(warnings))
@@ -200,7 +200,7 @@ def study_record(study: Study) -> dict[str, Any]:
     }
 
 
-def _measure_record(study: Study, result: Result) -> dict[str, Any]:
+def _measure_record(study: Study, result: MeasureResult) -> dict[str, Any]:
     """Return the record of one measure: its curves over depth, and the two observations."""
     choice, models, pairs = result.choice, range(len(study.models)), list(study.pairs)
     curves = [study.same_depth(result, *pair) for pair in pairs]

@@ -22,7 +22,7 @@ from recall_jax.files.progress import Progress, silent
 from recall_jax.parallel.machine import device, processor, versions
 from recall_jax.similarity.matrix import similarity_matrix
 from recall_jax.similarity.operations import operations
-from recall_jax.similarity.plain import PLAIN, Adapter, Library, find_libraries
+from recall_jax.similarity.plain import PLAIN, Library, LibraryLoader, find_libraries
 
 FORMAT = 1
 _PATIENCE = 5.0  # seconds after which a call is not repeated
@@ -101,12 +101,12 @@ class Benchmark:
         }
 
 
-def run(
+def run_benchmark(
     measures: Sequence[str],
     shapes: Sequence[Shape],
     *,
     repeat: int,
-    adapters: Sequence[Adapter] = PLAIN,
+    adapters: Sequence[LibraryLoader] = PLAIN,
     progress: Progress = silent,
 ) -> Benchmark:
     """Time these measures at these shapes, each call `repeat` times or for five seconds.

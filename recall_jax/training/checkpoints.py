@@ -48,7 +48,7 @@ class History:
 
 
 @dataclass(frozen=True)
-class Checkpoints:
+class TrainingCheckpoints:
     """Where a run keeps its checkpoints, and what makes it the same run when it is resumed.
 
     `identity` holds JSON values: `settings` and `program` by name, `inputs` by path.

@@ -31,7 +31,7 @@ from recall_jax.checkpoint.safetensors import SafetensorsFile
 from recall_jax.checkpoint.writer import write_safetensors
 from recall_jax.errors import InputError
 from recall_jax.parallel.mesh import DATA, parameter_shardings, put_parameters
-from recall_jax.training.step import Batch, Loss
+from recall_jax.training.step import Loss, TrainingBatch
 
 Array = jax.Array
 Tree = Any
@@ -62,7 +62,7 @@ def fisher(loss_of_sample: Callable[[Tree, Any], Array], params: Tree, samples: 
 
 
 def fisher_of_batches(
-    loss: Loss, trainable: Tree, frozen: Tree, batches: Iterable[Batch], mesh: Mesh
+    loss: Loss, trainable: Tree, frozen: Tree, batches: Iterable[TrainingBatch], mesh: Mesh
 ) -> Tree:
     """The Fisher information of the rows of `batches`, as `fisher`; `loss` as in an `Objective`.
 
@@ -73,9 +73,9 @@ def fisher_of_batches(
     shardings = parameter_shardings(trainable, mesh)
 
     @partial(jax.jit, donate_argnums=3, out_shardings=shardings)
-    def add(trainable: Tree, frozen: Tree, groups: Batch, total: Tree) -> Tree:
-        def loss_of_row(trainable: Tree, row: Batch) -> Array:
-            return loss(trainable, frozen, Batch(*(leaf[None] for leaf in row)), None)[0]
+    def add(trainable: Tree, frozen: Tree, groups: TrainingBatch, total: Tree) -> Tree:
+        def loss_of_row(trainable: Tree, row: TrainingBatch) -> Array:
+            return loss(trainable, frozen, TrainingBatch(*(leaf[None] for leaf in row)), None)[0]
 
         return _add_squares(loss_of_row, trainable, groups, total)
 
@@ -84,7 +84,7 @@ def fisher_of_batches(
     groups, count = NamedSharding(mesh, PartitionSpec(None, DATA)), 0
     for batch in batches:
         rows = (leaf.reshape(-1, mesh.shape[DATA], leaf.shape[-1]) for leaf in batch)
-        total = add(trainable, frozen, jax.device_put(Batch(*rows), groups), total)
+        total = add(trainable, frozen, jax.device_put(TrainingBatch(*rows), groups), total)
         # the first token of a row is predicted from nothing, so never counted
         count += int(np.asarray(batch.loss_mask)[:, 1:].any(axis=1).sum())
     return jax.tree.map(lambda leaf: leaf / count, total)

@@ -20,7 +20,7 @@ from recall_jax.inputs.row_files import iterate_rows
 from recall_jax.inputs.shapes import USUAL, Fields, used_columns
 from recall_jax.inputs.tokens import Tokenizer
 from recall_jax.training.ragged import Growing, Ragged
-from recall_jax.training.step import Batch
+from recall_jax.training.step import TrainingBatch
 
 
 @dataclass(frozen=True)
@@ -150,26 +150,30 @@ def steps_per_epoch(num_rows: int, rows_per_step: int) -> int:
     return -(-num_rows // rows_per_step)
 
 
-def make_batch(examples: Examples, rows: np.ndarray, shape: tuple[int, ...]) -> Batch:
+def make_training_batch(
+    examples: Examples, rows: np.ndarray, shape: tuple[int, ...]
+) -> TrainingBatch:
     """These rows, padded to `shape` + (T,) with T the `padded_length` of the longest.
 
     There may be fewer rows than `shape` has room for: empty ones fill it.
     """
     length = padded_length(max(len(examples.token_ids[row]) for row in rows))
-    batch = Batch(*(np.zeros((int(np.prod(shape)), length), np.int32) for _ in Batch._fields))
+    batch = TrainingBatch(
+        *(np.zeros((int(np.prod(shape)), length), np.int32) for _ in TrainingBatch._fields)
+    )
     for place, row in enumerate(rows):
         ids, mask = examples.token_ids[row], examples.loss_masks[row]
         batch.input_ids[place, : len(ids)] = ids
         batch.attention_mask[place, : len(ids)] = 1
         batch.loss_mask[place, : len(ids)] = mask
-    return Batch(*(array.reshape(*shape, length) for array in batch))
+    return TrainingBatch(*(array.reshape(*shape, length) for array in batch))
 
 
-def validation_batches(examples: Examples, batch_size: int) -> list[Batch]:
+def validation_batches(examples: Examples, batch_size: int) -> list[TrainingBatch]:
     """All rows in batches of similar length."""
     by_length = np.argsort(examples.token_ids.lengths, kind="stable")
     starts = range(0, len(by_length), batch_size)
     return [
-        make_batch(examples, by_length[start : start + batch_size], (batch_size,))
+        make_training_batch(examples, by_length[start : start + batch_size], (batch_size,))
         for start in starts
     ]

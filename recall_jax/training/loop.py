@@ -19,14 +19,19 @@ from jax.sharding import Mesh
 from recall_jax.errors import UnfinishedError
 from recall_jax.files.progress import Progress, silent
 from recall_jax.parallel.mesh import parameter_shardings, put_parameters, put_rows
-from recall_jax.training.checkpoints import Checkpoints, History
-from recall_jax.training.examples import Examples, make_batch, rows_of_step, validation_batches
+from recall_jax.training.checkpoints import History, TrainingCheckpoints
+from recall_jax.training.examples import (
+    Examples,
+    make_training_batch,
+    rows_of_step,
+    validation_batches,
+)
 from recall_jax.training.optimizer import Schedule
 from recall_jax.training.step import (
-    Batch,
-    Evaluation,
+    EvaluationStep,
     Metrics,
     Objective,
+    TrainingBatch,
     Tree,
     init_state,
     make_evaluation,
@@ -35,7 +40,7 @@ from recall_jax.training.step import (
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How many steps of how many rows, and what happens every so many of them.
 
     A step takes `accumulate` micro-batches of `batch_size` rows. 0 saves or evaluates never;
@@ -59,10 +64,10 @@ def train(
     frozen: Tree,
     examples: Examples,
     validation: Examples | None,
-    plan: Plan,
+    plan: TrainingPlan,
     *,
     mesh: Mesh,
-    checkpoints: Checkpoints,
+    checkpoints: TrainingCheckpoints,
     resume: bool = False,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda line: None,
@@ -90,7 +95,7 @@ def train(
     meter = _Meter(history, plan.steps, rate, progress)
     while (made := meter.steps_made) < plan.steps and not _has_settled(history, plan.patience):
         rows = rows_of_step(made, len(examples), rows_per_step, plan.seed)
-        batch = make_batch(examples, rows, (plan.accumulate, plan.batch_size))
+        batch = make_training_batch(examples, rows, (plan.accumulate, plan.batch_size))
         with meter.sending(batch):
             state, metrics = step(state, frozen, put_rows(batch, mesh, axis=1), key)
         meter.hear(metrics)
@@ -134,7 +139,7 @@ class _Meter:
         return len(self._history.losses) + len(self._coming)
 
     @contextmanager
-    def sending(self, batch: Batch) -> Iterator[None]:
+    def sending(self, batch: TrainingBatch) -> Iterator[None]:
         """While a step is sent off; the first of its shape is compiled, which is no speed."""
         self._tokens = int(batch.attention_mask.sum())
         began = time.perf_counter()
@@ -176,7 +181,11 @@ class _Meter:
 
 
 def _mean_loss(
-    evaluate: Evaluation, trainable: Tree, frozen: Tree, batches: Sequence[Batch], mesh: Mesh
+    evaluate: EvaluationStep,
+    trainable: Tree,
+    frozen: Tree,
+    batches: Sequence[TrainingBatch],
+    mesh: Mesh,
 ) -> float:
     sums = [evaluate(trainable, frozen, put_rows(batch, mesh)) for batch in batches]
     losses, tokens = zip(*jax.device_get(sums), strict=True)

@@ -20,7 +20,7 @@ from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.forward import Params, init_params
 from recall_jax.models.lora import LoraSpec, adapted_modules
 from recall_jax.training.loss import completion_loss
-from recall_jax.training.step import Batch, Loss
+from recall_jax.training.step import Loss, TrainingBatch
 
 Array = jax.Array
 
@@ -54,7 +54,7 @@ def lora_loss(
     """The loss of completions in the factors; `frozen["base"]` has the parameters beneath them."""
 
     def loss(
-        trainable: Params, frozen: Params, batch: Batch, key: Array | None
+        trainable: Params, frozen: Params, batch: TrainingBatch, key: Array | None
     ) -> tuple[Array, Array]:
         return completion_loss(
             arch,

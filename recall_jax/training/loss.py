@@ -12,7 +12,7 @@ from recall_jax.models.forward import Params, forward
 from recall_jax.models.lora import LoraSpec
 from recall_jax.models.loss import next_token_loss
 from recall_jax.parallel.mesh import gathered, rows_sharding
-from recall_jax.training.step import Batch
+from recall_jax.training.step import TrainingBatch
 
 Array = jax.Array
 
@@ -20,7 +20,7 @@ Array = jax.Array
 def completion_loss(
     arch: Architecture,
     params: Params,
-    batch: Batch,
+    batch: TrainingBatch,
     *,
     dtype: Any = jnp.float32,
     remat: bool = False,

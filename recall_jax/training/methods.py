@@ -16,11 +16,11 @@ from recall_jax.training.ewc import Anchor, ewc_penalty, fisher_of_batches, load
 from recall_jax.training.examples import Examples, validation_batches
 from recall_jax.training.lora import init_lora, lora_loss
 from recall_jax.training.loss import completion_loss
-from recall_jax.training.settings import Settings
-from recall_jax.training.step import Batch, Loss, Objective, Tree
+from recall_jax.training.settings import TrainingSettings
+from recall_jax.training.step import Loss, Objective, TrainingBatch, Tree
 
 
-class Method(NamedTuple):
+class TrainingMethod(NamedTuple):
     """An objective and the trees that it is a function of, numpy arrays."""
 
     objective: Objective
@@ -29,13 +29,13 @@ class Method(NamedTuple):
 
 
 def make_method(
-    settings: Settings,
+    settings: TrainingSettings,
     arch: Architecture,
     params: Params,
     earlier: Sequence[Examples],
     dtype: DTypeLike,
     mesh: Mesh,
-) -> Method:
+) -> TrainingMethod:
     """The method that the settings name, for the base `params`, to be trained on `mesh`.
 
     `earlier` are the rows of `ewc_data`. Raises InputError where LoRA's targets or the files of
@@ -44,18 +44,18 @@ def make_method(
     if settings.lora is not None:
         start = init_lora(arch, settings.lora, jax.random.key(settings.seed))
         loss = lora_loss(arch, settings.lora, dtype=dtype, remat=settings.remat, mesh=mesh)
-        return Method(Objective(loss), jax.device_get(start), {"base": params})
+        return TrainingMethod(Objective(loss), jax.device_get(start), {"base": params})
     # Master weights: an update is often smaller than bfloat16 can tell from nothing.
     master = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     loss = full_loss(arch, dtype=dtype, remat=settings.remat, mesh=mesh)
     if settings.ewc_strength is None:
-        return Method(Objective(loss), master, {})
+        return TrainingMethod(Objective(loss), master, {})
     anchors = [load_anchor(Path(file), master) for file in settings.ewc_fisher]
     anchors += [make_anchor(settings, arch, master, rows, dtype, mesh) for rows in earlier]
     if settings.ewc_decay is not None:
         anchors = [reduce(partial(online, decay=settings.ewc_decay), anchors)]
     objective = Objective(loss, ewc_penalty(settings.ewc_strength))
-    return Method(objective, master, {"anchors": anchors})
+    return TrainingMethod(objective, master, {"anchors": anchors})
 
 
 def full_loss(
@@ -63,14 +63,14 @@ def full_loss(
 ) -> Loss:
     """The loss of completions in all parameters."""
 
-    def loss(trainable: Params, frozen: Any, batch: Batch, key: Any) -> Any:
+    def loss(trainable: Params, frozen: Any, batch: TrainingBatch, key: Any) -> Any:
         return completion_loss(arch, trainable, batch, dtype=dtype, remat=remat, mesh=mesh)
 
     return loss
 
 
 def make_anchor(
-    settings: Settings,
+    settings: TrainingSettings,
     arch: Architecture,
     weights: Tree,
     examples: Examples,

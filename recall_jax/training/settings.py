@@ -29,7 +29,7 @@ _ABOVE_0 = ("learning_rate", "clip_norm", "ewc_strength", "ewc_decay")
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """What is trained on what, and how; the names of the command's options.
 
     `steps` goes before `epochs`; `evaluate_every` None is once an epoch; `save_every` 0 is never.

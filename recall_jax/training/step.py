@@ -18,7 +18,7 @@ Array = jax.Array
 Tree = Any
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """Right-padded rows, int32 (B, T) each; `loss_mask` is 1 on the tokens to be predicted.
 
     A row without tokens only fills a batch.
@@ -33,7 +33,7 @@ class Loss(Protocol):
     """The loss of a batch, to be differentiated in `trainable`."""
 
     def __call__(
-        self, trainable: Tree, frozen: Tree, batch: Batch, key: Array | None
+        self, trainable: Tree, frozen: Tree, batch: TrainingBatch, key: Array | None
     ) -> tuple[Array, Array]:
         """Summed loss and number of tokens counted, float32 scalars; without `key`, no dropout."""
 
@@ -70,8 +70,8 @@ class Metrics(NamedTuple):
     tokens: Array  # counted
 
 
-Step = Callable[[TrainState, Tree, Batch, Array], tuple[TrainState, Metrics]]
-Evaluation = Callable[[Tree, Tree, Batch], tuple[Array, Array]]
+Step = Callable[[TrainState, Tree, TrainingBatch, Array], tuple[TrainState, Metrics]]
+EvaluationStep = Callable[[Tree, Tree, TrainingBatch], tuple[Array, Array]]
 
 
 def init_state(trainable: Tree, optimizer: optax.GradientTransformation) -> TrainState:
@@ -91,7 +91,7 @@ def make_step(
 
     @partial(jax.jit, donate_argnums=0, out_shardings=shardings and (shardings, None))
     def step(
-        state: TrainState, frozen: Tree, batch: Batch, key: Array
+        state: TrainState, frozen: Tree, batch: TrainingBatch, key: Array
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         loss, tokens, gradients = _summed(objective, state.trainable, frozen, batch, key)
@@ -111,18 +111,20 @@ def make_step(
     return step
 
 
-def make_evaluation(objective: Objective) -> Evaluation:
+def make_evaluation(objective: Objective) -> EvaluationStep:
     """A compiled function of a batch (B, T): summed loss and tokens counted, without dropout."""
     return jax.jit(lambda trainable, frozen, batch: objective.loss(trainable, frozen, batch, None))
 
 
 def _summed(
-    objective: Objective, trainable: Tree, frozen: Tree, batch: Batch, key: Array
+    objective: Objective, trainable: Tree, frozen: Tree, batch: TrainingBatch, key: Array
 ) -> tuple[Array, Array, Tree]:
     """Loss, tokens and gradients, summed over the micro-batches (A, B, T) of `batch`."""
     gradient = jax.value_and_grad(objective.loss, has_aux=True)
 
-    def add(totals: tuple[Array, Array, Tree], part: tuple[Array, Batch]) -> tuple[Any, None]:
+    def add(
+        totals: tuple[Array, Array, Tree], part: tuple[Array, TrainingBatch]
+    ) -> tuple[Any, None]:
         index, rows = part
         (loss, tokens), gradients = gradient(
             trainable, frozen, rows, jax.random.fold_in(key, index)

@@ -6,8 +6,8 @@ from libraries import ADAPTERS
 
 from recall_jax.similarity import MEASURES, plain
 from recall_jax.similarity.matrix import similarity_matrix
-from recall_jax.similarity.plain import Adapter, find_libraries
-from recall_jax.similarity.throughput import Shape, representations, run
+from recall_jax.similarity.plain import LibraryLoader, find_libraries
+from recall_jax.similarity.throughput import Shape, representations, run_benchmark
 
 
 def test_the_definitions_give_what_ours_give():
@@ -26,14 +26,14 @@ def test_all_that_is_plain_is_compared_with():
 
 
 def test_what_is_not_installed_is_named():
-    absent = Adapter("ReSi", "no_such_package", dict)
+    absent = LibraryLoader("ReSi", "no_such_package", dict)
     found, missing = find_libraries([*ADAPTERS[:2], absent])
     assert [library.name for library in found] == ["numpy", "scikit-learn"]
     assert missing == ["no comparison with ReSi: not installed"]
 
 
 def test_a_measure_beside_all_that_there_is():
-    found = run(["gulp"], [Shape(32, 16, 2)], repeat=1, adapters=ADAPTERS[:2])
+    found = run_benchmark(["gulp"], [Shape(32, 16, 2)], repeat=1, adapters=ADAPTERS[:2])
     (case,) = found.cases
     (numpy,) = case.others
     assert numpy.name == "numpy" and numpy.error is None

@@ -100,7 +100,7 @@ def test_a_fault_of_ours_is_one_line_too(recall, monkeypatch, toys):
     def fail(*_):
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr(conversion, "describe", fail)
+    monkeypatch.setattr(conversion, "describe_checkpoint", fail)
     done = recall("inspect", toys.llama[0])
     assert done.status == 1
     assert done.err.startswith("recall: ") and done.err.count("\n") == 1

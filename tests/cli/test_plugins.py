@@ -115,7 +115,7 @@ def test_a_merge_goes_on_only_with_the_same_plugin(recall, recipe, tmp_path):
         if unit == "head":
             raise KeyboardInterrupt
 
-    options = job.Options(inputs=[recipe], plugins=[plugin])
+    options = job.MergeOptions(inputs=[recipe], plugins=[plugin])
     with pytest.raises(KeyboardInterrupt):
         job.merge(read_recipe(recipe), out, options=options, progress=interrupt)
     original = plugin.read_text()

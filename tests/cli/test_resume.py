@@ -54,7 +54,7 @@ def stop(recipe: Path, out: Path, before: str) -> None:
         if unit == before:
             raise KeyboardInterrupt
 
-    options = job.Options(shard_bytes=20_000, resume=True)
+    options = job.MergeOptions(shard_bytes=20_000, resume=True)
     with pytest.raises(KeyboardInterrupt):
         job.merge(read_recipe(recipe), out, options=options, progress=interrupt)
 
@@ -74,7 +74,7 @@ def kept(toys, tmp_path_factory) -> Kept:
     }
     (folder / "recipe.yml").write_text(json.dumps(values))
     recipe = read_recipe(folder / "recipe.yml")
-    job.merge(recipe, folder / "whole" / "out", options=job.Options(shard_bytes=20_000))
+    job.merge(recipe, folder / "whole" / "out", options=job.MergeOptions(shard_bytes=20_000))
     stop(folder / "recipe.yml", folder / "out", before="head")
     assert len(list((folder / HOME / "out").glob("*.safetensors"))) > 2
     return Kept(folder, untimed(folder / "whole" / "out"))
@@ -179,7 +179,7 @@ def test_an_input_may_be_touched_while_it_is_merged(change, kept, tmp_path):
         if done == 2:
             change(kept.folder / WEIGHTS)
 
-    options = job.Options(shard_bytes=20_000)
+    options = job.MergeOptions(shard_bytes=20_000)
     job.merge(read_recipe(kept.recipe), tmp_path / "out", options=options, progress=touched)
     assert untimed(tmp_path / "out") == kept.whole
 
@@ -311,7 +311,7 @@ def test_an_out_that_has_appeared_costs_nothing(kept, recall, tmp_path):
         if unit == "head":
             out.mkdir()
 
-    options = job.Options(shard_bytes=20_000)
+    options = job.MergeOptions(shard_bytes=20_000)
     with pytest.raises(UnfinishedError, match="has appeared meanwhile"):
         job.merge(read_recipe(kept.recipe), out, options=options, progress=appear)
     out.rmdir()
@@ -437,7 +437,7 @@ def average(toys, tmp_path_factory) -> Kept:
     models = [{"model": model} for model in toys.qwen2]
     recipe = folder / "recipe.yml"
     recipe.write_text(json.dumps({"merge_method": "average", "models": models}))
-    options = job.Options(shard_bytes=20_000)
+    options = job.MergeOptions(shard_bytes=20_000)
     job.merge(read_recipe(recipe), folder / "whole" / "out", options=options)
     return Kept(folder, untimed(folder / "whole" / "out"))
 

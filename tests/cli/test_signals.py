@@ -49,7 +49,7 @@ def test_a_signal_is_one_line_with_the_notes(
             error.add_note("second")
             raise
 
-    monkeypatch.setattr(conversion, "describe", stopped)
+    monkeypatch.setattr(conversion, "describe_checkpoint", stopped)
     done = recall("inspect", toys.llama[0], *options)
     assert (done.status, done.out, done.err) == (status, "", line)
 
@@ -60,7 +60,7 @@ def test_a_users_error_is_one_line_with_the_notes(recall, toys, monkeypatch):
         error.add_note(NOTE)
         raise error
 
-    monkeypatch.setattr(conversion, "describe", refused)
+    monkeypatch.setattr(conversion, "describe_checkpoint", refused)
     done = recall("inspect", toys.llama[0])
     assert (done.status, done.err) == (2, "recall: no such thing; go on with --resume\n")
 
@@ -69,7 +69,7 @@ def test_a_status_that_no_signal_gave_passes(recall, toys, monkeypatch):
     def leave(*_):
         raise SystemExit(7)
 
-    monkeypatch.setattr(conversion, "describe", leave)
+    monkeypatch.setattr(conversion, "describe_checkpoint", leave)
     done = recall("inspect", toys.llama[0])
     assert (done.status, done.err) == (7, "")
 
@@ -81,13 +81,13 @@ from recall_jax.jobs import convert as conversion
 from recall_jax.cli import main as cli_main
 from recall_jax.cli.main import main
 
-describe = conversion.describe
+describe = conversion.describe_checkpoint
 
 def interrupted(*arguments):
     os.kill(os.getpid(), signal.SIGINT)
     return describe(*arguments)
 
-conversion.describe = interrupted
+conversion.describe_checkpoint = interrupted
 main(["inspect", sys.argv[1]])
 """
     done = subprocess.run(
@@ -125,7 +125,7 @@ def describe(*_):
     del thing  # the handler's exception is raised in a callback, where Python drops it
     time.sleep(30)
 
-conversion.describe = describe
+conversion.describe_checkpoint = describe
 main(sys.argv[1:])
 """
 
@@ -211,7 +211,7 @@ def test_a_terminal_that_is_gone_changes_nothing(recall, toys, monkeypatch):
         finally:  # as a progress bar, which is to be taken away
             Gone().write("")
 
-    monkeypatch.setattr(conversion, "describe", stopped)
+    monkeypatch.setattr(conversion, "describe_checkpoint", stopped)
     monkeypatch.setattr(sys, "stderr", Gone())
     assert recall("inspect", toys.llama[0]).status == 129
 

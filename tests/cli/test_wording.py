@@ -80,7 +80,7 @@ def test_memory_that_does_not_suffice_is_one_line(error, recall, toys, monkeypat
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(conversion, "describe", fail)
+    monkeypatch.setattr(conversion, "describe_checkpoint", fail)
     done = recall("inspect", toys.llama[0])
     line = "recall: out of memory: take less at a time, or a machine with more\n"
     assert (done.status, done.err) == (2, line)
@@ -126,7 +126,7 @@ def test_warnings_are_worded_as_well(recall, toys, monkeypatch):
         console.warn(["cut by finetune.max_tokens"])
         raise InputError("try samples.count")
 
-    monkeypatch.setattr(conversion, "describe", describe)
+    monkeypatch.setattr(conversion, "describe_checkpoint", describe)
     done = recall("inspect", toys.llama[0])
     assert done.err == "warning: cut by finetune.max_tokens\nrecall: try samples.count\n"
     monkeypatch.setattr("recall_jax.jobs.stages.select", lambda *_, **options: describe(None))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from recall_jax.cost.machines import GB, find_machine
 from recall_jax.cost.model import plan_cost
-from recall_jax.cost.work import Work, flops_per_position, llama, parameters, recall_work
+from recall_jax.cost.work import MergeWork, flops_per_position, llama, parameters, recall_work
 from recall_jax.engine.memory import block_bytes, largest_tensor_bytes, working_bytes
 from recall_jax.errors import InputError
 from recall_jax.parallel.mesh import parse_mesh
@@ -178,12 +178,12 @@ def test_batches_are_halved_until_they_fit():
 
 
 def test_without_a_forward_only_bytes_count():
-    work = Work([300, 600], [100, 200], inputs=3, models=2, forward=None)
+    work = MergeWork([300, 600], [100, 200], inputs=3, models=2, forward=None)
     cost = plan_cost(work, find_machine("v6e-8"))
     assert (cost.bytes_read, cost.bytes_written) == (900, 300)
     assert cost.flops == {"select": 0, "forward": 0} and cost.select_s == {}
     assert set(cost.merge_s) == {"read", "compute: merge", "compute: pieces", "write"}
-    whole = Work([300, 600], [100, 200], inputs=3, models=2, forward=None, whole=1000)
+    whole = MergeWork([300, 600], [100, 200], inputs=3, models=2, forward=None, whole=1000)
     more = plan_cost(whole, find_machine("v6e-8")).device_memory
     assert more["tensors taken whole"] >= 3 * 4 * 1000
 

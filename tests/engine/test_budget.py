@@ -102,11 +102,11 @@ def test_pieces_become_smaller_before_a_merge_is_refused(toys, holding_nothing):
 
 def test_a_cut_merge_agrees_with_a_whole_one(toys, tmp_path, monkeypatch, holding_nothing):
     recipe = recall_recipe(toys)
-    whole = job.merge(recipe, tmp_path / "whole", options=job.Options(memory=1 << 40))
+    whole = job.merge(recipe, tmp_path / "whole", options=job.MergeOptions(memory=1 << 40))
     tight = None
     for allowed in range(16 << 10, 8 << 20, 16 << 10):  # the least that is not refused
         try:
-            options = job.Options(memory=allowed)
+            options = job.MergeOptions(memory=allowed)
             tight = job.merge(recipe, tmp_path / "tight", options=options)
             break
         except InputError:
@@ -170,13 +170,13 @@ def test_models_larger_than_the_memory_do_not_stay_in_the_cache(toys, tmp_path):
     os.sync()  # what is not on disk yet cannot be dropped
     size = sum(open_checkpoint(model).nbytes for model in models)
     recipe = make_recipe({"merge_method": "average", "models": [{"model": str(m)} for m in models]})
-    job.merge(recipe, tmp_path / "roomy", options=job.Options(memory=1 << 40))
+    job.merge(recipe, tmp_path / "roomy", options=job.MergeOptions(memory=1 << 40))
     assert min(map(cached_share, models)) == 1
     # all that this process holds counts, which is more than these models: so count nothing
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "held_bytes", lambda: 0)
         patch.setattr(budget, "_PROGRAMS", 0)
-        job.merge(recipe, tmp_path / "tight", options=job.Options(memory=size - 1))
+        job.merge(recipe, tmp_path / "tight", options=job.MergeOptions(memory=size - 1))
     # the last units are still in use when the walk ends
     assert max(map(cached_share, models)) < 0.25
 

@@ -110,7 +110,7 @@ def test_a_merge_goes_on_with_the_losses_and_batches_it_knows(folders, rows, tmp
     with pytest.raises(KeyboardInterrupt):
         job.merge(recipe, tmp_path / "out", progress=interrupt)
     heard = []
-    options = job.Options(resume=True)
+    options = job.MergeOptions(resume=True)
     with monkeypatch.context() as patch:  # however much memory there is by now
         patch.setattr(cut, "cut_forward", None)
         job.merge(

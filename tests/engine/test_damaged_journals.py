@@ -16,7 +16,7 @@ from recall_jax.evaluation.metrics import Estimate
 from recall_jax.experiments.continual.journal import open_journal
 from recall_jax.files.journal_lines import journal_line
 from recall_jax.files.results import Results, resume_results
-from recall_jax.training.checkpoints import Checkpoints, History
+from recall_jax.training.checkpoints import History, TrainingCheckpoints
 from recall_jax.training.step import TrainState
 
 
@@ -31,7 +31,7 @@ FILES = {"/m/model.safetensors": [12, 34, "ab"]}
 
 def merge(path: Path) -> list[Any]:
     identity = {"inputs": FILES, "recipe": {"merge_method": "recall"}, "program": {"jax": "1"}}
-    found = merging.resume_journal(path, identity, ["a", "b"])
+    found = merging.resume_merge_journal(path, identity, ["a", "b"])
     if not path.exists():
         found.record_prepared(Chosen([1, 2], 0.1))
         found.record_unit("a", Mark(2, "model.safetensors", 100, "0000000a"))
@@ -40,7 +40,7 @@ def merge(path: Path) -> list[Any]:
 
 
 def evaluation(path: Path) -> list[Any]:
-    found = evaluating.resume_journal(path, {"models": [FILES], "tasks": ["x"]})
+    found = evaluating.resume_evaluation_journal(path, {"models": [FILES], "tasks": ["x"]})
     if not path.exists():
         found.record(0, "x", {"accuracy": Estimate(50.25, 1.5, 400)})
         found.record(1, "x", {"accuracy": Estimate(75.0, None, 1)})
@@ -69,7 +69,9 @@ WEIGHTS = {"kernel": np.ones(2, np.float32)}
 
 
 def training(path: Path) -> list[Any]:
-    checkpoints = Checkpoints(path, {"settings": {"steps": 9}, "program": {}, "inputs": FILES})
+    checkpoints = TrainingCheckpoints(
+        path, {"settings": {"steps": 9}, "program": {}, "inputs": FILES}
+    )
     state = TrainState(WEIGHTS, {}, np.asarray(3, np.int32))
     if not path.exists():
         checkpoints.save(state, History([3.5, 2.25, 1.125], [(2, 2.5)], best_step=2, tokens=77))

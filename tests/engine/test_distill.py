@@ -47,7 +47,7 @@ def test_an_interrupted_merge_goes_on_to_the_same_bytes(recipe_of, tmp_path):
     report = job.merge(
         recipe,
         tmp_path / "out",
-        options=job.Options(resume=True),
+        options=job.MergeOptions(resume=True),
         progress=lambda doing, *at, **moved: heard.append(doing),
     )
     assert not [doing for doing in heard if doing.startswith("distillation")]

@@ -8,7 +8,7 @@ import pytest
 
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.writer import Mark
-from recall_jax.engine.journal import Journal, changed_input, input_files, resume_journal
+from recall_jax.engine.journal import MergeJournal, changed_input, input_files, resume_merge_journal
 from recall_jax.errors import InputError
 
 IDENTITY = {
@@ -36,7 +36,7 @@ PREPARED = Chosen(Rows([1, 2]), 0.1)
 
 @pytest.fixture
 def path(tmp_path):
-    journal = Journal(tmp_path / "journal.jsonl", IDENTITY)
+    journal = MergeJournal(tmp_path / "journal.jsonl", IDENTITY)
     journal.record_prepared(PREPARED)
     for name, mark in zip("abc", MARKS, strict=True):
         journal.record_unit(name, mark)
@@ -44,20 +44,20 @@ def path(tmp_path):
 
 
 def test_what_was_recorded_is_read_back(path):
-    journal = resume_journal(path, IDENTITY, UNITS)
+    journal = resume_merge_journal(path, IDENTITY, UNITS)
     assert journal.find_prepared(Chosen) == PREPARED and journal.find_prepared(Rows) is None
     assert journal.units == dict(zip("abc", MARKS, strict=True))
 
 
 def test_without_a_journal_there_is_nothing(tmp_path):
-    journal = resume_journal(tmp_path / "none", IDENTITY, UNITS)
+    journal = resume_merge_journal(tmp_path / "none", IDENTITY, UNITS)
     assert not journal.prepared and not journal.units
     (tmp_path / "empty").touch()
-    assert not resume_journal(tmp_path / "empty", IDENTITY, UNITS).units
+    assert not resume_merge_journal(tmp_path / "empty", IDENTITY, UNITS).units
 
 
 def test_nothing_is_written_before_something_is_done(tmp_path):
-    Journal(tmp_path / "journal.jsonl", IDENTITY).keep(0)
+    MergeJournal(tmp_path / "journal.jsonl", IDENTITY).keep(0)
     assert not (tmp_path / "journal.jsonl").exists()
 
 
@@ -67,17 +67,17 @@ def test_any_cut_leaves_the_lines_before_it(path):
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         lines = sum(end <= cut for end in ends)
-        journal = resume_journal(path, IDENTITY, UNITS)
+        journal = resume_merge_journal(path, IDENTITY, UNITS)
         assert list(journal.units) == list("abc")[: max(lines - 2, 0)]
         assert bool(journal.prepared) == (lines >= 2)
 
 
 def test_after_a_cut_it_can_be_continued(path):
     path.write_bytes(path.read_bytes()[:-7])
-    journal = resume_journal(path, IDENTITY, UNITS)
+    journal = resume_merge_journal(path, IDENTITY, UNITS)
     journal.keep(1)
     journal.record_unit("b", MARKS[2])
-    again = resume_journal(path, IDENTITY, UNITS)
+    again = resume_merge_journal(path, IDENTITY, UNITS)
     assert again.units == {"a": MARKS[0], "b": MARKS[2]} and again.find_prepared(Chosen) == PREPARED
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -96,7 +96,7 @@ def test_after_a_cut_it_can_be_continued(path):
 def test_another_merge_or_changed_inputs_are_refused(change, words, path):
     before = path.read_bytes()
     with pytest.raises(InputError, match="run without --resume to start afresh") as caught:
-        resume_journal(path, IDENTITY | change, UNITS)
+        resume_merge_journal(path, IDENTITY | change, UNITS)
     assert words in str(caught.value)
     assert path.read_bytes() == before
 
@@ -115,7 +115,7 @@ def test_what_is_no_record_is_not_believed_nor_what_follows(line, instead, left,
     lines = path.read_text().splitlines()
     lines[line] = instead
     path.write_text("\n".join(lines) + "\n")
-    assert list(resume_journal(path, IDENTITY, UNITS).units) == list(left)
+    assert list(resume_merge_journal(path, IDENTITY, UNITS).units) == list(left)
 
 
 def test_what_only_got_another_time_is_what_it_was(toys, tmp_path):

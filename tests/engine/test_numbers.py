@@ -38,7 +38,7 @@ def model(folder: Path, **tensors: np.ndarray) -> str:
 
 def merged(tmp_path: Path, models: list[str], mesh: str | None = None, **keys: Any) -> Any:
     values = {"merge_method": "average", "models": [{"model": name} for name in models]}
-    options = job.Options(mesh=mesh)
+    options = job.MergeOptions(mesh=mesh)
     job.merge(make_recipe(values | keys), tmp_path / "out", options=options)
     return safetensors.numpy.load_file(tmp_path / "out" / WEIGHTS)
 

@@ -73,7 +73,7 @@ def merged(request, toys, folded, tmp_path_factory):
     values["samples"] = {"data": toys.data, **values.get("samples", {})}
     recipe = make_recipe(values)
     out = tmp_path_factory.mktemp("merged") / "out"
-    report = job.merge(recipe, out, options=job.Options(shard_bytes=30_000))
+    report = job.merge(recipe, out, options=job.MergeOptions(shard_bytes=30_000))
     assert report == json.loads((out / outcome.REPORT).read_text())
     return recipe, plain, out
 
@@ -326,7 +326,7 @@ def test_the_resolved_recipe_repeats_the_run_from_anywhere(merged, tmp_path, mon
     *_, out = merged
     monkeypatch.chdir(tmp_path)
     recipe = read_recipe(out / outcome.RECIPE)
-    job.merge(recipe, Path("again"), options=job.Options(shard_bytes=30_000))
+    job.merge(recipe, Path("again"), options=job.MergeOptions(shard_bytes=30_000))
     same = [p.name for p in out.iterdir() if p.suffix in {".safetensors", ".jsonl", ".yml"}]
     assert len(same) > 3
     for name in same:

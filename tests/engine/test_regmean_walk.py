@@ -18,7 +18,7 @@ from recall_jax.engine.findings import Findings
 from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.linear_inputs import LinearInputs
 from recall_jax.engine.needs import Needs, always
-from recall_jax.engine.plan import make_plan
+from recall_jax.engine.plan import plan_merge
 from recall_jax.engine.sources import Inputs
 from recall_jax.engine.stream import merge_stream
 from recall_jax.errors import InputError
@@ -72,7 +72,7 @@ def rows():
 def walk(folders, rows, out, through_merged, batch_size=4):
     """Tensors of the streamed merge."""
     checkpoints = [open_checkpoint(folder) for folder in folders]
-    plan = make_plan(Inputs(checkpoints), out_dtype=None)
+    plan = plan_merge(Inputs(checkpoints), out_dtype=None)
     arch = read_architecture(checkpoints[-1].config)
     forwards = [
         StreamedForward.of(arch, own, batch_size=batch_size, dtype=jnp.float32) for own in rows
@@ -244,7 +244,7 @@ def test_an_interrupted_merge_goes_on_to_the_same_bytes(method, before, recipe_o
 
     with pytest.raises(KeyboardInterrupt):
         job.merge(recipe, tmp_path / "out", progress=interrupt)
-    options = job.Options(resume=True)
+    options = job.MergeOptions(resume=True)
     report = job.merge(recipe, tmp_path / "out", options=options)
     # what waits for the writer may or may not be written
     assert report["resumed_units"] in {"embed": {0}, "layers.2": {2, 3}}[before]

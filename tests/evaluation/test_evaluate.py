@@ -19,7 +19,7 @@ from recall_jax.cli.main import main
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.evaluation import lengths, scoring
 from recall_jax.evaluation.examples import Example, make_examples
-from recall_jax.evaluation.journal import EvaluationJournal, resume_journal
+from recall_jax.evaluation.journal import EvaluationJournal, resume_evaluation_journal
 from recall_jax.evaluation.lengths import check_memory, count_too_long
 from recall_jax.evaluation.likelihood import log_likelihoods
 from recall_jax.evaluation.metrics import Estimate, squad_f1
@@ -30,7 +30,7 @@ from recall_jax.evaluation.task import Task, find_task
 from recall_jax.experiments.demo.material import BASE, CHECKPOINTS
 from recall_jax.generation.generate import generate
 from recall_jax.generation.prompt_tokens import encode_prompt
-from recall_jax.jobs.evaluate import Options, evaluate
+from recall_jax.jobs.evaluate import EvaluateOptions, evaluate
 
 SHORT = {"by": "generation", "max_new_tokens": 6, "stop": ["e", "\n"], "no_answer": "unanswerable"}
 
@@ -42,7 +42,7 @@ def changed(name, **changes):
 
 
 SQUAD = changed("squad_v2", scoring=SHORT)
-OPTIONS = Options(data_root=DATA, batch_size=4)
+OPTIONS = EvaluateOptions(data_root=DATA, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,9 @@ def test_the_folder_holds_record_page_and_answers(evaluated):
 
 def test_an_evaluation_is_deterministic_whatever_the_batch(evaluated):
     models, record, _ = evaluated
-    again = evaluate(models[:1], [find_task("sst2")], options=Options(data_root=DATA, batch_size=8))
+    again = evaluate(
+        models[:1], [find_task("sst2")], options=EvaluateOptions(data_root=DATA, batch_size=8)
+    )
     assert again["results"][0]["sst2"] == record["results"][0]["sst2"]
 
 
@@ -162,14 +164,14 @@ def test_an_interrupted_evaluation_goes_on(evaluated, tmp_path, monkeypatch):
     assert "--resume" in caught.value.__notes__[0]
     journal = tmp_path / ".out.recall-work" / "journal.jsonl"
     whole = journal.read_text()
-    other = Options(data_root=DATA, batch_size=3, resume=True)
+    other = EvaluateOptions(data_root=DATA, batch_size=3, resume=True)
     with pytest.raises(UnfinishedError, match="had other options"):
         evaluate(models, tasks, out, options=other)
     assert journal.read_text() == whole
     journal.write_text(whole + '{"model": 1, "task": "sst')
     lost = next((journal.parent / "out" / "predictions").glob("*/squad_v2.jsonl"))
     lost.write_bytes(lost.read_bytes()[:-9])  # as a lost disk may leave what was not yet on it
-    evaluate(models, tasks, out, options=Options(data_root=DATA, batch_size=4, resume=True))
+    evaluate(models, tasks, out, options=EvaluateOptions(data_root=DATA, batch_size=4, resume=True))
     assert calls == ["sst2", "squad_v2", "sst2", "squad_v2", "sst2", "squad_v2"]
     assert tree(out / "predictions") == tree(finished / "predictions")
     assert json.loads((out / "evaluation.json").read_text())["results"] == record["results"]
@@ -186,11 +188,11 @@ def test_a_journal_cut_anywhere_keeps_its_whole_lines(tmp_path):
     for size in range(len(content) + 1):
         path.write_bytes(content[:size])
         kept = sum(end <= size for end in ends)
-        found = resume_journal(path, identity)
+        found = resume_evaluation_journal(path, identity)
         assert list(found.results.items()) == list(whole.results.items())[: max(kept - 1, 0)]
         found.record(1, "c", {})
         assert path.read_bytes().startswith(content[: ends[kept - 1] if kept else 0])
-        assert len(resume_journal(path, identity).results) == max(kept, 1)
+        assert len(resume_evaluation_journal(path, identity).results) == max(kept, 1)
 
 
 def test_progress_counts_rows(models, monkeypatch):
@@ -202,7 +204,7 @@ def test_progress_counts_rows(models, monkeypatch):
     evaluate(
         models,
         [find_task("sst2")],
-        options=Options(data_root=DATA, batch_size=3),
+        options=EvaluateOptions(data_root=DATA, batch_size=3),
         progress=lambda *words: heard.append(words),
     )
     assert heard == [
@@ -443,9 +445,9 @@ def test_prompts_that_memory_would_not_hold_are_refused(models, monkeypatch):
 
 def test_numbers_out_of_range_are_refused(models):
     with pytest.raises(InputError, match="limit must be at least 1, not 0"):
-        Options(limit=0)
+        EvaluateOptions(limit=0)
     with pytest.raises(InputError, match="batch_size must be at least 1, not 0"):
-        Options(batch_size=0)
+        EvaluateOptions(batch_size=0)
     for nothing in (([], [SQUAD]), (models, [])):
         with pytest.raises(InputError, match="name at least one model and one task"):
             evaluate(*nothing, options=OPTIONS)

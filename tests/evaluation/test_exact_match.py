@@ -1,6 +1,6 @@
 """Exact match: what counts as right."""
 
-from recall_jax.evaluation.exact_match import exact_match, exact_matches
+from recall_jax.evaluation.exact_match import exact_match_rate, exact_matches
 from recall_jax.experiments.demo.material import CHECKPOINTS, held_out_file
 from recall_jax.inputs.data import read_rows
 
@@ -17,7 +17,7 @@ def test_share_of_right_answers():
     wrong = [{**row, "completion": row["completion"][::-1]} for row in ROWS[:8]]
     assert sum(right[:8]) > 0
     assert answered([*wrong, *ROWS[8:]]) == [False] * 8 + right[8:]
-    assert exact_match(MODEL, [*wrong, *ROWS[8:]], batch_size=16) == sum(right[8:]) / 16
+    assert exact_match_rate(MODEL, [*wrong, *ROWS[8:]], batch_size=16) == sum(right[8:]) / 16
 
 
 def test_an_answer_must_neither_stop_short_nor_go_on():

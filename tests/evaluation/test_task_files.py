@@ -378,20 +378,20 @@ def test_a_hub_that_cannot_be_had_says_what_to_put_where(monkeypatch):
 def test_choices_that_no_answer_can_name_are_refused():
     changes = {"choices": ["+", "-"], "answer": "0", "references": None, "metrics": None}
     task = Task.model_validate(OWN | changes)
-    rows = rows_module.Rows(({"question": "1 ? 1"},), (0,), ("row 0",), "here")
+    rows = rows_module.TaskRows(({"question": "1 ? 1"},), (0,), ("row 0",), "here")
     with pytest.raises(InputError, match=r"row 0: choices: one of '\+', '-' has no word"):
         make_examples(task, rows)
 
 
 def test_a_field_may_have_any_name():
     task = Task.model_validate(OWN | {"prompt": "{{ self }}?"})
-    rows = rows_module.Rows(({"self": "x", "answer": "y"},), (0,), ("row 0",), "here")
+    rows = rows_module.TaskRows(({"self": "x", "answer": "y"},), (0,), ("row 0",), "here")
     assert make_examples(task, rows)[0].references == ("y",)
 
 
 def test_rows_that_json_lacks_words_for_make_prompts(tmp_path):
     task = Task.model_validate(OWN | {"prompt": "{{ day }}", "references": "answer"})
-    rows = rows_module.Rows(
+    rows = rows_module.TaskRows(
         ({"day": datetime.date(2024, 2, 29), "answer": "x"},), (0,), ("row 0",), "here"
     )
     assert make_examples(task, rows)[0].prompt == "2024-02-29"

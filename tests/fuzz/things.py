@@ -21,10 +21,10 @@ from recall_jax.checkpoint.orbax import save_orbax
 from recall_jax.checkpoint.pytorch_bin import PytorchFile
 from recall_jax.checkpoint.writer import checksums_of
 from recall_jax.cli import main
-from recall_jax.engine.journal import resume_journal as merging
+from recall_jax.engine.journal import resume_merge_journal as merging
 from recall_jax.engine.pod.gather import gather
 from recall_jax.errors import InputError
-from recall_jax.evaluation.journal import resume_journal as evaluating
+from recall_jax.evaluation.journal import resume_evaluation_journal as evaluating
 from recall_jax.evaluation.layouts import read_layout
 from recall_jax.evaluation.task import find_task, task_text
 from recall_jax.experiments.ablation.recipe import read_ablation

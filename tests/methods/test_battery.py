@@ -94,7 +94,7 @@ def test_a_tensor_that_is_not_finite_is_named(name, models, rows, toys, tmp_path
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_mesh_gives_what_one_device_gives(name, models, rows, merged, tmp_path):
     recipe = recipe_of(name, models[1:], rows, models[0])
-    options = job.Options(mesh=MESH)
+    options = job.MergeOptions(mesh=MESH)
     needs = ENTRIES[name].needs
     assert jax.device_count() == 8
     if not ON_MESH.meets(needs):
@@ -112,7 +112,7 @@ def test_processes_give_what_one_gives(name, models, rows, merged, tmp_path):
 
     def run(processes):
         return job.merge(
-            recipe, tmp_path / "out", options=job.Options(mesh="data=1", processes=processes)
+            recipe, tmp_path / "out", options=job.MergeOptions(mesh="data=1", processes=processes)
         )
 
     if not ON_MESH.meets(needs):
@@ -133,7 +133,7 @@ def test_an_interrupted_merge_goes_on_to_the_same_bytes(name, models, rows, merg
 
     with pytest.raises(KeyboardInterrupt):
         job.merge(recipe, out, progress=interrupt)
-    report = job.merge(recipe, out, options=job.Options(resume=True))
+    report = job.merge(recipe, out, options=job.MergeOptions(resume=True))
     assert report["resumed_units"] in (1, 2)  # what waits for the writer may or may not be written
     one, other = (
         {key: content for key, content in tree(folder).items() if key not in TIMED}

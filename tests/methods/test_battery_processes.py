@@ -50,7 +50,7 @@ def watch(peak):
 def run(recipe, out, killed):
     peak = [0]
     threading.Thread(target=watch, args=(peak,), daemon=True).start()
-    more = {"progress": kill_within} if killed else {"options": job.Options(resume=True)}
+    more = {"progress": kill_within} if killed else {"options": job.MergeOptions(resume=True)}
     job.merge(read_recipe(Path(recipe)), Path(out), **more)
     Path(out + ".peak").write_text(str(peak[0]))
 
@@ -83,7 +83,8 @@ processes = connect()
 for line in sys.stdin:
     recipe, out = json.loads(line)
     own = replace(processes, store=Prefixed(processes.store, Path(out).name + "/"))
-    job.merge(read_recipe(Path(recipe)), Path(out), options=job.Options(mesh="auto", processes=own))
+    options = job.MergeOptions(mesh="auto", processes=own)
+    job.merge(read_recipe(Path(recipe)), Path(out), options=options)
     print(processes.index, flush=True)
 """
 )

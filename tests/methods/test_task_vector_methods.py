@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from recall_jax.methods import dare as dare_module
 from recall_jax.methods.dare import dare
 from recall_jax.methods.magmax import magmax
-from recall_jax.methods.sparsify import keep_largest, total
+from recall_jax.methods.sparsify import keep_largest, tree_sum
 from recall_jax.methods.task_arithmetic import task_arithmetic
 from recall_jax.methods.ties import ties
 
@@ -224,4 +224,4 @@ def test_density_counts_as_the_decimal_number_it_was():
 
 
 def test_long_sums_lose_nothing():
-    assert float(total(jnp.full(1_000_003, 0.1))) == pytest.approx(100_000.3, rel=1e-6)
+    assert float(tree_sum(jnp.full(1_000_003, 0.1))) == pytest.approx(100_000.3, rel=1e-6)

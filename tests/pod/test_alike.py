@@ -8,7 +8,7 @@ from test_processes import start
 from threaded import together
 
 from recall_jax.checkpoint.writer import Mark
-from recall_jax.engine.journal import Journal
+from recall_jax.engine.journal import MergeJournal
 from recall_jax.engine.pod.together import check_alike, shared_journal
 from recall_jax.errors import InputError, UnfinishedError
 
@@ -54,7 +54,7 @@ def test_a_part_is_gone_on_with_only_where_its_own_inputs_are_what_they_were(tmp
         return {"recipe": {}, "program": {}, "inputs": {"/data/model": [size, 0]}}
 
     for index in range(2):
-        journal = Journal(path(index), identity(8))
+        journal = MergeJournal(path(index), identity(8))
         journal.record_prepared(By(0))
         for unit in units[: 2 - index]:  # the journal of process 1 is behind
             journal.record_unit(unit, Mark(1, "file", 2, "crc"))

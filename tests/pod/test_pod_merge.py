@@ -212,10 +212,10 @@ def assert_merged(pod: Pod, ended: Ended, alone: Path, *, processes: int) -> Non
 
 MOMENTS = {
     "choosing": Death(1, "recall_jax.engine.pod.forward", "ShardedForward.advance", 2),
-    "preparing": Death(0, "recall_jax.engine.journal", "Journal.record_prepared", 1),
+    "preparing": Death(0, "recall_jax.engine.journal", "MergeJournal.record_prepared", 1),
     "comparing": Death(1, "recall_jax.methods.recall", "Comparer.values", 3),
     "in a file": Death(1, "recall_jax.engine.pod.writer", "UnitWriter._write", 4),
-    "after a file": Death(0, "recall_jax.engine.journal", "Journal.record_unit", 3),
+    "after a file": Death(0, "recall_jax.engine.journal", "MergeJournal.record_unit", 3),
     "not yet in the journal": Death(
         1, "recall_jax.engine.pod.writer", "UnitWriter._finish_file", 5
     ),
@@ -244,7 +244,7 @@ def test_a_lost_process_ends_all_and_a_restart_goes_on(pod, recall_recipe, undis
 
 
 def test_parts_are_gone_on_with_after_a_loss_and_joined(pod, recall_recipe, undisturbed, alone):
-    death = Death(0, "recall_jax.engine.journal", "Journal.record_unit", 4)
+    death = Death(0, "recall_jax.engine.journal", "MergeJournal.record_unit", 4)
     ended = pod.merge(recall_recipe, "part-{}", *MESH, "--parts", death=death)
     assert (ended.status[1], ended.err[1]) == (2, LOST.format(0))
     ended = pod.merge(recall_recipe, "part-{}", *MESH, "--parts", "--resume")

@@ -31,6 +31,6 @@ def test_regmean_through_what_is_merged_runs_over_a_mesh_as_on_one_host(toys, tm
     recipe = make_recipe(values, where="test")
     host, mesh = tmp_path / "host", tmp_path / "mesh"
     job.merge(recipe, host)
-    report = job.merge(recipe, mesh, options=job.Options(mesh="data=2,fsdp=2,tensor=2"))
+    report = job.merge(recipe, mesh, options=job.MergeOptions(mesh="data=2,fsdp=2,tensor=2"))
     assert report["memory"]["mesh"] == {"model": 1, "data": 2, "fsdp": 2, "tensor": 2}
     assert max(differences(host, mesh)) < 1e-5

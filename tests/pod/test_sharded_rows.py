@@ -13,9 +13,9 @@ from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import ShardedWriter
 from recall_jax.engine.pod import merge as pod_merge
-from recall_jax.engine.pod.merge import Merged, in_pieces
+from recall_jax.engine.pod.merge import MergedRows, in_pieces
 from recall_jax.engine.pod.rows import put_rows_layout, read_rows_layout, row_ranges
-from recall_jax.engine.resident import Resident
+from recall_jax.engine.resident import ResidentTensors
 from recall_jax.parallel.mesh import make_mesh
 
 MESH = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
@@ -111,7 +111,7 @@ def test_every_row_is_one_process_s_in_few_ranges(num_rows, owners):
 
 
 def test_a_layout_reads_each_byte_once_and_holds_what_is_on_disk(folder):
-    kept = Resident(open_checkpoint(folder))
+    kept = ResidentTensors(open_checkpoint(folder))
     for name, array in STORED.items():
         laid = read_rows_layout(kept, name, MESH)
         rows = array.reshape(array.shape or (1,))
@@ -130,7 +130,7 @@ def test_any_bits_come_through_the_gather(kind, monkeypatch):
     monkeypatch.setattr(pod_merge, "CHUNK", 32)
     spec = TensorSpec(DTYPE_OF_NAME[kind], (37, 3))
     array = bits(spec)
-    pieces = in_pieces(Merged(put_rows_layout(array, MESH), True, np.ones(1)), spec, MESH)
+    pieces = in_pieces(MergedRows(put_rows_layout(array, MESH), True, np.ones(1)), spec, MESH)
     same_bits(np.concatenate([np.asarray(p.elements)[p.skip :] for p in pieces]), array.reshape(-1))
 
 

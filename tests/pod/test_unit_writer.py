@@ -13,7 +13,7 @@ from threaded import together
 from recall_jax.checkpoint.folder_files import weight_files
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import Mark
-from recall_jax.engine.journal import Journal, resume_journal
+from recall_jax.engine.journal import MergeJournal, resume_merge_journal
 from recall_jax.engine.plan import units_of
 from recall_jax.engine.pod import writer as pod_writer
 from recall_jax.engine.pod.writer import UnitWriter
@@ -52,11 +52,11 @@ def write(folder, processes, *, resume=False, stop_at="", before_journal=False, 
     own.mkdir(parents=True, exist_ok=True)
     path = own.parent / f"{own.name}.jsonl"
     with UnitWriter(own, UNITS, SPECS, processes, SHARD, shared=shared) as writer:
-        journal = Journal(path, IDENTITY)
+        journal = MergeJournal(path, IDENTITY)
         resumed, keeps_journal = 0, processes.index == 0 or not shared
         if resume:
             if processes.index == 0:
-                journal = resume_journal(path, journal.identity, list(UNITS))
+                journal = resume_merge_journal(path, journal.identity, list(UNITS))
             told = processes.broadcast("journal", lambda: list(journal.units.items()))
             journal.units = {unit: Mark(*mark) for unit, mark in told}
             resumed = writer.resume(list(journal.units.values()))
@@ -188,7 +188,7 @@ def test_a_fault_of_one_disk_ends_all(tmp_path, monkeypatch):
     with pytest.raises(InputError):
         together(2, run)
     assert sorted(told) == [(0, "another process has ended"), (1, "the disk is full")]
-    noted = resume_journal(tmp_path / "out.jsonl", IDENTITY, list(UNITS)).units
+    noted = resume_merge_journal(tmp_path / "out.jsonl", IDENTITY, list(UNITS)).units
     assert set(noted) <= {"embed"}  # it is noted behind, or no more
     assert not (tmp_path / "out" / "model.safetensors.index.json").exists()
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recall_jax.errors import InputError
-from recall_jax.report.record import KEYS, load_report, validate, write_report
+from recall_jax.report.record import KEYS, load_report, validate_report, write_report
 
 
 def test_round_trip_keeps_every_key_and_every_bit(make_report, tmp_path):
@@ -73,12 +73,12 @@ FAULTS = {
 @pytest.mark.parametrize("key", FAULTS)
 def test_a_fault_is_named_by_its_key(make_report, key):
     with pytest.raises(ValueError, match=rf"^{key}\b"):
-        validate(make_report(**{key: FAULTS[key]}))
+        validate_report(make_report(**{key: FAULTS[key]}))
 
 
 def test_typical_samples_ascend(make_report):
     with pytest.raises(ValueError, match="ascending"):
-        validate(make_report(typical_samples=[3, 2]))
+        validate_report(make_report(typical_samples=[3, 2]))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, True, None, "1", [1.0]])
@@ -86,7 +86,7 @@ def test_only_finite_numbers_are_weights(make_report, bad):
     report = make_report()
     report["weights"][2][5] = bad
     with pytest.raises(ValueError, match="weights holds"):
-        validate(report)
+        validate_report(report)
 
 
 @pytest.mark.parametrize("place", ["settings", "extra"])

@@ -12,11 +12,11 @@ from test_report_html import Page, assert_self_contained
 from recall_jax.checkpoint.units import unit_names
 from recall_jax.report import matrix_map
 from recall_jax.report.scales import hex_colour, viridis
-from recall_jax.report.similarity_page import draw_map, render_study, verdict
+from recall_jax.report.similarity_page import draw_map, observation_verdict, render_study
 from recall_jax.report.study_files import write_study
 from recall_jax.report.wording import number
 from recall_jax.similarity.choice import MeasureChoice
-from recall_jax.similarity.study import ModelStates, Result, Study, study_record
+from recall_jax.similarity.study import MeasureResult, ModelStates, Study, study_record
 
 
 def make_study(*units, measures=("linear_cka", "procrustes_distance"), seed=0):
@@ -29,7 +29,9 @@ def make_study(*units, measures=("linear_cka", "procrustes_distance"), seed=0):
     )
     size = sum(map(len, names))
     results = tuple(
-        Result(MeasureChoice(name, {}), draw.uniform(0, 1, (size, size)).astype(np.float32), 0.25)
+        MeasureResult(
+            MeasureChoice(name, {}), draw.uniform(0, 1, (size, size)).astype(np.float32), 0.25
+        )
         for name in measures
     )
     return Study(models, np.arange(4), results)
@@ -96,7 +98,7 @@ def cells_of(markup):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_cells_have_the_colour_of_their_value(reverse):
     matrix = np.asarray([[0.0, 0.5], [1.0, np.nan]])
-    blocks = [matrix_map.Block("a", ["x", "y"])]
+    blocks = [matrix_map.MapBlock("a", ["x", "y"])]
     markup = matrix_map.matrix_map(
         matrix, blocks, title="t", value_title="v", value_range=(0, 1), reverse=reverse
     )
@@ -183,12 +185,16 @@ def test_nothing_is_claimed_where_it_cannot_be_asked():
 
 
 def test_verdicts():
-    assert verdict([], "model") == verdict([None], "model") == "cannot be asked"
-    assert verdict([True], "pair") == "seen"
-    assert verdict([False, None], "pair") == "not seen"
-    assert verdict([True, True], "pair") == "seen in all 2 pairs"
-    assert verdict([False, None, False], "model") == "not seen in any of 2 models"
-    assert verdict([False, True, None, True], "model") == "seen in 2 of 3 models"
+    assert (
+        observation_verdict([], "model")
+        == observation_verdict([None], "model")
+        == "cannot be asked"
+    )
+    assert observation_verdict([True], "pair") == "seen"
+    assert observation_verdict([False, None], "pair") == "not seen"
+    assert observation_verdict([True, True], "pair") == "seen in all 2 pairs"
+    assert observation_verdict([False, None, False], "model") == "not seen in any of 2 models"
+    assert observation_verdict([False, True, None, True], "model") == "seen in 2 of 3 models"
 
 
 def test_values_that_are_not_finite_are_shown_as_such(tmp_path):

@@ -21,7 +21,7 @@ from recall_jax.training.ewc import (
     save_anchor,
 )
 from recall_jax.training.optimizer import adamw
-from recall_jax.training.step import Batch, Objective, init_state, make_step
+from recall_jax.training.step import Objective, TrainingBatch, init_state, make_step
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_a_step_balances_the_loss_and_the_penalty():
     optimizer = adamw(lambda step: jnp.float32(0.1))
     step = make_step(Objective(loss, ewc_penalty(strength)), optimizer, None)
     frozen = {"anchors": (Anchor({"a": importance}, {"a": anchored}),)}
-    batch = Batch(*(jnp.ones((1, 1, 2), jnp.int32) for _ in Batch._fields))
+    batch = TrainingBatch(*(jnp.ones((1, 1, 2), jnp.int32) for _ in TrainingBatch._fields))
     expected = strength / 2 * jnp.sum(importance * jnp.square(optimum - anchored))
     state = init_state({"a": optimum}, optimizer)
     _, metrics = step(state, frozen, batch, jax.random.key(0))

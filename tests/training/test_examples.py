@@ -17,7 +17,7 @@ from recall_jax.inputs.tokens import load_tokenizer
 from recall_jax.training.examples import (
     Examples,
     hold_out,
-    make_batch,
+    make_training_batch,
     read_examples,
     rows_of_step,
     steps_per_epoch,
@@ -193,7 +193,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 def test_a_batch_has_its_rows_and_empty_ones_where_they_are_few(tmp_path, tokenizer):
     found = examples(tmp_path, tokenizer, {"text": "abc"}, {"text": "a" * 20}, {"text": "d"})
-    batch = make_batch(found, np.asarray([2, 1, 0]), (2, 2))
+    batch = make_training_batch(found, np.asarray([2, 1, 0]), (2, 2))
     assert {array.shape for array in batch} == {(2, 2, 32)}
     assert {array.dtype for array in batch} == {np.dtype(np.int32)}
     lengths = batch.attention_mask.sum(axis=-1)

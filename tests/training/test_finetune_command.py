@@ -18,7 +18,7 @@ from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.cli import console
 from recall_jax.files.journal_lines import journal_line
 from recall_jax.jobs import finetune as job
-from recall_jax.training.checkpoints import Checkpoints, History
+from recall_jax.training.checkpoints import History, TrainingCheckpoints
 from recall_jax.training.step import TrainState
 
 ROWS = [{"prompt": f"{a}{b}=", "completion": f"{b}{a}"} for a in "abcde" for b in "vwxyz"]
@@ -209,7 +209,7 @@ def test_the_interrupted_work_of_another_command_is_left_alone(finetune, tmp_pat
 
 def test_of_the_best_weights_the_last_are_kept_and_those_to_resume_with(tmp_path):
     identity = {"settings": {}, "program": {}, "inputs": {}}
-    checkpoints = Checkpoints(tmp_path / "journal.jsonl", identity)
+    checkpoints = TrainingCheckpoints(tmp_path / "journal.jsonl", identity)
     weights = {"kernel": np.ones(2, np.float32)}
 
     def best(*steps):

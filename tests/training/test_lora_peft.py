@@ -25,7 +25,7 @@ from recall_jax.parallel.mesh import make_mesh
 from recall_jax.training.ewc import fisher_of_batches
 from recall_jax.training.lora import fold, init_lora, lora_loss, save_lora
 from recall_jax.training.optimizer import adamw
-from recall_jax.training.step import Batch, Objective, init_state, make_step
+from recall_jax.training.step import Objective, TrainingBatch, init_state, make_step
 
 STEPS, ROWS, TOKENS, VOCABULARY = 20, 4, 12, 41
 RATE, DECAY = 1e-2, 0.05
@@ -75,20 +75,20 @@ def save(base: Base, folder, lora, spec):
     return folder
 
 
-def draw_batch(seed: int) -> Batch:
+def draw_batch(seed: int) -> TrainingBatch:
     """Rows of different lengths, of which the first third is not counted."""
     random = np.random.default_rng(seed)
     lengths = random.integers(4, TOKENS + 1, ROWS)[:, None]
     place = np.arange(TOKENS)[None]
     ids = random.integers(0, VOCABULARY, (ROWS, TOKENS))
     masks = ids * (place < lengths), place < lengths, (place < lengths) & (place >= lengths // 3)
-    return Batch(*(mask.astype(np.int32) for mask in masks))
+    return TrainingBatch(*(mask.astype(np.int32) for mask in masks))
 
 
 BATCHES = [draw_batch(seed % 2) for seed in range(STEPS)]
 
 
-def torch_loss(model, batch: Batch) -> torch.Tensor:
+def torch_loss(model, batch: TrainingBatch) -> torch.Tensor:
     """Summed over the counted tokens."""
     ids, attention_mask, loss_mask = (torch.tensor(array).long() for array in batch)
     scores = model(input_ids=ids, attention_mask=attention_mask).logits[:, :-1]
@@ -125,7 +125,7 @@ def test_twenty_steps_are_those_of_peft(base, tmp_path):
     step = make_step(Objective(lora_loss(base.arch, spec)), ours, None)
     state, losses = init_state(start, ours), []
     for batch in BATCHES:
-        parts = Batch(*(array[None] for array in batch))
+        parts = TrainingBatch(*(array[None] for array in batch))
         state, metrics = step(state, {"base": base.params}, parts, jax.random.key(1))
         losses.append(metrics.loss.item())
     assert_allclose(losses, expected, rtol=0, atol=1e-3)
@@ -181,7 +181,9 @@ def test_the_file_holds_the_factors_to_the_bit(base, tmp_path):
 
 def test_fisher_information_of_completions_is_torch_per_row(base, tmp_path):
     lora = random_lora(base, PAPER)
-    batch = Batch(*(np.concatenate([array, np.zeros_like(array[:2])]) for array in BATCHES[0]))
+    batch = TrainingBatch(
+        *(np.concatenate([array, np.zeros_like(array[:2])]) for array in BATCHES[0])
+    )
     found = fisher_of_batches(
         lora_loss(base.arch, PAPER), lora, {"base": base.params}, [batch, batch], make_mesh({})
     )
@@ -189,7 +191,7 @@ def test_fisher_information_of_completions_is_torch_per_row(base, tmp_path):
     squares = {name: 0.0 for name, value in model.named_parameters() if value.requires_grad}
     for row in range(ROWS):
         model.zero_grad()
-        torch_loss(model, Batch(*(array[row : row + 1] for array in batch))).backward()
+        torch_loss(model, TrainingBatch(*(array[row : row + 1] for array in batch))).backward()
         for name, parameter in model.named_parameters():
             if name in squares:
                 squares[name] += parameter.grad.numpy() ** 2 / ROWS

@@ -16,12 +16,12 @@ from recall_jax.parallel.mesh import (
     put_parameters,
     put_rows,
 )
-from recall_jax.training.checkpoints import Checkpoints, History
+from recall_jax.training.checkpoints import History, TrainingCheckpoints
 from recall_jax.training.ewc import fisher_of_batches
 from recall_jax.training.lora import init_lora, lora_loss
 from recall_jax.training.methods import full_loss
 from recall_jax.training.optimizer import adamw, learning_rate
-from recall_jax.training.step import Batch, Objective, init_state, make_step
+from recall_jax.training.step import Objective, TrainingBatch, init_state, make_step
 
 STEPS, ROWS, LENGTH, VOCABULARY = 20, 8, 16, 37
 MESHES = ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"]
@@ -61,7 +61,8 @@ def batches():
     is_token = (np.arange(LENGTH)[None] < rng.integers(4, LENGTH + 1, (ROWS, 1))).astype(np.int32)
     ids = rng.integers(2, VOCABULARY, (2, ROWS, LENGTH)).astype(np.int32) * is_token[None]
     return [
-        Batch(*(array[None] for array in (ids[i % 2], is_token, is_token))) for i in range(STEPS)
+        TrainingBatch(*(array[None] for array in (ids[i % 2], is_token, is_token)))
+        for i in range(STEPS)
     ]
 
 
@@ -147,7 +148,7 @@ def test_factors_of_an_adapter_are_cut_as_their_layers_are(params, batches):
 
 
 def test_fisher_information_is_taken_on_the_mesh_and_cut_as_the_parameters_are(params, batches):
-    rows = [Batch(*(array[0] for array in batch)) for batch in batches[:2]]
+    rows = [TrainingBatch(*(array[0] for array in batch)) for batch in batches[:2]]
     loss = full_loss(ARCH, dtype=jnp.float32)
     found, expected = (
         fisher_of_batches(loss, params, {}, rows, make_mesh(parse_mesh(mesh)))
@@ -170,7 +171,9 @@ def test_what_a_step_works_with_is_shared_out(params, batches):
 
 def test_a_state_is_saved_from_a_mesh_and_loaded_back(params, batches, tmp_path):
     mesh, step, state, frozen = on(MESHES[-1], params, batches[0])
-    checkpoints = Checkpoints(tmp_path / "journal", {"settings": {}, "program": {}, "inputs": {}})
+    checkpoints = TrainingCheckpoints(
+        tmp_path / "journal", {"settings": {}, "program": {}, "inputs": {}}
+    )
     first, second = (put_rows(batch, mesh, axis=1) for batch in batches[:2])
     state, _ = step(state, frozen, first, KEY)
     like = jax.eval_shape(lambda: state)

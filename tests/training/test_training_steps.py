@@ -20,7 +20,7 @@ from recall_jax.models.convert import from_flax, tensor_shapes, to_flax
 from recall_jax.training.loss import completion_loss
 from recall_jax.training.methods import full_loss
 from recall_jax.training.optimizer import adamw, learning_rate
-from recall_jax.training.step import Batch, Objective, init_state, make_step
+from recall_jax.training.step import Objective, TrainingBatch, init_state, make_step
 
 pytestmark = pytest.mark.optimised
 
@@ -47,7 +47,7 @@ def batches():
         is_token = place < lengths
         ids = rng.integers(2, 97, (ROWS, LENGTH)) * is_token
         counted = is_token & (place >= lengths // 2)
-        found.append(Batch(*(array.astype(np.int32) for array in (ids, is_token, counted))))
+        found.append(TrainingBatch(*(array.astype(np.int32) for array in (ids, is_token, counted))))
     return found
 
 
@@ -69,7 +69,7 @@ def run(arch, params, batches, parts=1):
     state = jax.jit(lambda tree: init_state(tree, method))(params)
     losses = []
     for batch in batches:
-        batch = Batch(*(array.reshape(parts, -1, array.shape[-1]) for array in batch))
+        batch = TrainingBatch(*(array.reshape(parts, -1, array.shape[-1]) for array in batch))
         state, metrics = step(state, {}, batch, jax.random.key(0))
         losses.append(metrics.loss.item())
     return losses, state
@@ -134,11 +134,12 @@ def test_long_rows_whose_logits_come_in_blocks_have_the_same_loss(base):
     ids = rng.integers(2, 97, (2, 256)).astype(np.int32)
     mask = (np.arange(256)[None] < np.asarray([[256], [200]])).astype(np.int32)
     loss = jax.jit(partial(completion_loss, arch))
-    whole = loss(params, Batch(ids, mask, mask))
+    whole = loss(params, TrainingBatch(ids, mask, mask))
     parts = [
-        loss(params, Batch(ids, mask, mask * (np.arange(256)[None] % 2 == odd))) for odd in (0, 1)
+        loss(params, TrainingBatch(ids, mask, mask * (np.arange(256)[None] % 2 == odd)))
+        for odd in (0, 1)
     ]
-    uneven = loss(params, Batch(*(np.pad(a, ((0, 0), (0, 5))) for a in (ids, mask, mask))))
+    uneven = loss(params, TrainingBatch(*(np.pad(a, ((0, 0), (0, 5))) for a in (ids, mask, mask))))
     assert whole[1].item() == uneven[1].item() == 255 + 199
     np.testing.assert_allclose(whole[0], parts[0][0] + parts[1][0], rtol=1e-6)
     np.testing.assert_allclose(whole[0], uneven[0], rtol=1e-5)
@@ -189,7 +190,7 @@ def test_bfloat16_computes_on_master_weights(base, batches, trained):
     assert (summed / tokens).item() != pytest.approx(exact, rel=1e-6)
     method = optimizer()
     before = jax.eval_shape(lambda tree: init_state(tree, method), params)
-    batch = Batch(*(array[None] for array in batches[0]))
+    batch = TrainingBatch(*(array[None] for array in batches[0]))
     step = make_step(Objective(loss), method, None)
     after, _ = jax.eval_shape(step, before, {}, batch, jax.random.key(0))
     assert before == after
@@ -205,7 +206,7 @@ def test_a_penalty_adds_its_gradient():
     step = make_step(objective, method, None)
     before = np.asarray([1, -2, 2], np.float32)
     state = init_state({"scale": jnp.asarray(before)}, method)
-    batch = Batch(*[np.ones((1, 1, 1), np.int32)] * 3)
+    batch = TrainingBatch(*[np.ones((1, 1, 1), np.int32)] * 3)
     state, metrics = step(state, {"strength": jnp.float32(3)}, batch, jax.random.key(0))
     assert metrics.penalty.item() == pytest.approx(3 * 9)
     assert metrics.gradient_norm.item() == pytest.approx(6 * 3)

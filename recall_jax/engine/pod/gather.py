@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from recall_jax.checkpoint.writer import INDEX_NAME, write_checksums, write_index
-from recall_jax.engine.pod.part import Part, read_part
+from recall_jax.engine.pod.part import ProcessPart, read_part
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.files.checksums import ChecksummedFile, FileChecksum
 from recall_jax.files.output import output_folder
@@ -47,10 +47,10 @@ def gather(
         progress("", total, total, read=copied, written=copied)
 
 
-def _check_complete(parts: Sequence[Part]) -> None:
+def _check_complete(parts: Sequence[ProcessPart]) -> None:
     """Raise InputError unless these are all parts of one run."""
     first = parts[0]
-    by_index: dict[int, Part] = {}
+    by_index: dict[int, ProcessPart] = {}
     for part in parts:
         if (part.run, part.count, part.total_size) != (first.run, first.count, first.total_size):
             raise InputError(
@@ -71,7 +71,7 @@ def _check_complete(parts: Sequence[Part]) -> None:
         )
 
 
-def _copy(part: Part, name: str, target: Path, expected: FileChecksum) -> FileChecksum:
+def _copy(part: ProcessPart, name: str, target: Path, expected: FileChecksum) -> FileChecksum:
     source = part.folder / name
     with storage_faults(f"write {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def _copy(part: Part, name: str, target: Path, expected: FileChecksum) -> FileCh
     return found
 
 
-def _damaged(part: Part, source: Path) -> InputError:
+def _damaged(part: ProcessPart, source: Path) -> InputError:
     return InputError(
         f"{source} is damaged: it does not hold the bytes that process {part.index} wrote: copy it "
         "again from its machine"

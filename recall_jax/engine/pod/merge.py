@@ -28,7 +28,7 @@ from recall_jax.parallel.turns import in_turn
 _WORD = 4  # bytes of what is summed: 16 bits alone are no type of every collective
 
 
-class Merged(NamedTuple):
+class MergedRows(NamedTuple):
     """A merged tensor in rows layout, whether it is finite, and whether each of its inputs is.
 
     The base, where there is one, is the first of the inputs.
@@ -49,7 +49,7 @@ def merge_rows(
     whole: bool = False,
     replicated: bool = False,
     mesh: Mesh,
-) -> Merged:
+) -> MergedRows:
     """Merge one tensor of K models, given in rows layout: as `engine.chunks.merge_tensor`.
 
     `spec` is that of the merged tensor; `whole` is for kernels that see it as it is, `replicated`
@@ -59,12 +59,12 @@ def merge_rows(
     newest, inputs = stored.newest, stored.all
     if not is_float(newest.dtype) or newest.size == 0:
         with in_x64(newest.dtype, spec.dtype):
-            return Merged(newest.astype(spec.dtype), True, np.ones(len(inputs), bool))
+            return MergedRows(newest.astype(spec.dtype), True, np.ones(len(inputs), bool))
     # As every process has them: what lies on devices of its own alone is no part of a program.
     shared = jax.tree.map(np.asarray, dict(values))
     shape = spec.shape if whole else None
     with in_x64(spec.dtype, *(array.dtype for array in inputs)):
-        return Merged(
+        return MergedRows(
             *_merged(
                 stored.models,
                 shared,
@@ -96,7 +96,7 @@ def sum_rows(
         return _summed(fold, inputs.models, shared, inputs.base, whole, mesh)
 
 
-def in_pieces(merged: Merged, spec: TensorSpec, mesh: Mesh) -> Iterator[Piece]:
+def in_pieces(merged: MergedRows, spec: TensorSpec, mesh: Mesh) -> Iterator[Piece]:
     """The elements in the order of a file, a piece at a time, each on every device.
 
     A device gives the elements that it holds, and the sum over all, of bits, is the piece.

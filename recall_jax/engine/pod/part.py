@@ -23,7 +23,7 @@ _MOST_BYTES = 1 << 63
 
 
 @dataclass(frozen=True)
-class Part:
+class ProcessPart:
     """Part `index` of `count` of one run; `total_size` is the bytes of all the model's tensors."""
 
     folder: Path
@@ -58,7 +58,7 @@ def write_part(folder: Path, processes: Processes, writer: UnitWriter) -> None:
         sync_tree(folder)
 
 
-def read_part(folder: Path) -> Part:
+def read_part(folder: Path) -> ProcessPart:
     """What a part says of itself; InputError where it is none, or not written as one."""
     path = folder / PART_NAME
     if not path.is_file():
@@ -92,4 +92,4 @@ def read_part(folder: Path) -> Part:
     if not 0 <= content["total_size"] <= _MOST_BYTES:
         raise InputError(f"{path}: its model has {shown(content['total_size'])} bytes")
     keys = ("run", "process", "processes", "total_size", "weight_map", "files")
-    return Part(folder, *(content[key] for key in keys))
+    return ProcessPart(folder, *(content[key] for key in keys))

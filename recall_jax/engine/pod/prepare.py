@@ -12,7 +12,7 @@ from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.inputs import common_architecture, compute_dtype
 from recall_jax.engine.memory import mesh_that_fits
 from recall_jax.engine.needs import Needs, Observation, Offer
-from recall_jax.engine.plan import Plan, taken_whole
+from recall_jax.engine.plan import MergePlan, taken_whole
 from recall_jax.engine.pod.layout import Sharded
 from recall_jax.errors import UnfinishedError
 from recall_jax.parallel.mesh import DATA, make_mesh, parse_mesh
@@ -27,7 +27,7 @@ _AHEAD = 2  # units: one in use, one being read
 def sharded_layout(
     needs: Needs,
     models: Sequence[Checkpoint],
-    plan: Plan,
+    plan: MergePlan,
     asked: str,
     budget: int,
     *,
@@ -59,7 +59,9 @@ def sharded_layout(
     return Sharded(mesh), beside
 
 
-def _merging_bytes(needs: Needs, models: Sequence[Checkpoint], plan: Plan, num_devices: int) -> int:
+def _merging_bytes(
+    needs: Needs, models: Sequence[Checkpoint], plan: MergePlan, num_devices: int
+) -> int:
     """What reading and merging take of a device, on CPU of all devices of this process."""
     units = plan.units.values()
     read = sum(
@@ -74,7 +76,7 @@ def _merging_bytes(needs: Needs, models: Sequence[Checkpoint], plan: Plan, num_d
     return _PROGRAMS + _shares() * device + _unwritten_bytes(plan)
 
 
-def _unwritten_bytes(plan: Plan) -> int:
+def _unwritten_bytes(plan: MergePlan) -> int:
     """The unit that waits for the disk of its owner, in the memory of the host."""
     if jax.default_backend() != "cpu" or jax.process_count() == 1:
         return 0

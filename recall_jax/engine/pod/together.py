@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from recall_jax.checkpoint.writer import Mark
-from recall_jax.engine.journal import Journal, resume_journal
+from recall_jax.engine.journal import MergeJournal, resume_merge_journal
 from recall_jax.errors import InputError
 from recall_jax.files.journal_lines import differences
-from recall_jax.files.output import Work, work_folder
+from recall_jax.files.output import UnfinishedOutput, work_folder
 from recall_jax.parallel.processes import Processes
 
 _APPEARS = 10.0  # seconds that a network file system may take to show a new folder
@@ -37,7 +37,7 @@ def shared_work(
     force: bool = False,
     resume: bool = False,
     inputs: Iterable[Path] = (),
-) -> Iterator[Work]:
+) -> Iterator[UnfinishedOutput]:
     """As `output.work_folder`, one for all processes: process 0 opens it, and makes it `out`.
 
     Raises InputError in a process that does not see the folder of process 0.
@@ -56,7 +56,7 @@ def shared_work(
                 "into a folder that all share, or with --parts into one on each machine"
             )
         time.sleep(0.1)
-    yield Work(Path(folder), Path(journal), discarded)
+    yield UnfinishedOutput(Path(folder), Path(journal), discarded)
 
 
 class _Resumable(Protocol):
@@ -75,20 +75,24 @@ def shared_journal(
     *,
     resume: bool,
     own: bool,
-) -> Journal:
+) -> MergeJournal:
     """The journal of a merge, the same in all processes, and `writer` made ready to go on.
 
     Process 0's is on disk, and with `resume` takes up what an interrupted merge has left; the
     others have it in memory, or on a disk of their `own`, where it must be of the same merge too.
-    Raises as `resume_journal`.
+    Raises as `resume_merge_journal`.
     """
     kept = path if own or processes.index == 0 else None
-    journal = resume_journal(path, identity, units) if resume and kept else Journal(kept, identity)
+    journal = (
+        resume_merge_journal(path, identity, units)
+        if resume and kept
+        else MergeJournal(kept, identity)
+    )
     found = processes.broadcast("journal", lambda: [journal.prepared, list(journal.units.items())])
     if processes.index:
         prepared, written = found
         marks = {unit: Mark(*mark) for unit, mark in written}
-        journal = Journal(kept, identity, prepared, marks)
+        journal = MergeJournal(kept, identity, prepared, marks)
     if resume:
         journal.keep(writer.resume(list(journal.units.values())))
     return journal

@@ -9,7 +9,7 @@ from recall_jax.recipes.recipe import Recipe, make_recipe
 
 
 @dataclass(frozen=True)
-class Axis:
+class AblationAxis:
     """One choice: what it is, where in the recipe it is made, and what to try."""
 
     about: str
@@ -32,40 +32,42 @@ class Axis:
         return make_recipe(values | {self.section: section})
 
 
-AXES: Mapping[str, Axis] = {
-    "count": Axis("Number of typical samples", "samples", "count", (2, 5, 10, 20, 50, 100)),
-    "unit": Axis(
+AXES: Mapping[str, AblationAxis] = {
+    "count": AblationAxis("Number of typical samples", "samples", "count", (2, 5, 10, 20, 50, 100)),
+    "unit": AblationAxis(
         "Unit whose states are clustered",
         "samples",
         "unit",
         ("embed", "layers.0", "last", "head", "all"),
     ),
-    "source": Axis("Source of the samples", "samples", "source", ("data", "generated", "random")),
-    "sigma": Axis(
+    "source": AblationAxis(
+        "Source of the samples", "samples", "source", ("data", "generated", "random")
+    ),
+    "sigma": AblationAxis(
         "Bandwidth of the similarity", "parameters", "sigma", ("median", "dim", 0.1, 1.0, 10.0)
     ),
-    "temperature": Axis(
+    "temperature": AblationAxis(
         "Temperature of the weights", "parameters", "temperature", (0.03, 0.1, 0.3, 1.0, 3.0)
     ),
-    "reference": Axis(
+    "reference": AblationAxis(
         "Model that the others are compared with",
         "parameters",
         "reference",
         ("newest", 0, "pairwise"),
     ),
-    "merged_units": Axis(
+    "merged_units": AblationAxis(
         "Units that are merged, the others left to the newest model",
         "parameters",
         "merged_units",
         ("all", "first", "middle", "last"),
     ),
-    "threshold": Axis(
+    "threshold": AblationAxis(
         "Similarity below which a unit is left to the newest model",
         "parameters",
         "threshold",
         (None, 0.25, 0.5, 0.75, 0.9),
     ),
-    "similarity": Axis(
+    "similarity": AblationAxis(
         "Measure of similarity",
         "parameters",
         "similarity",
@@ -77,7 +79,7 @@ AXES: Mapping[str, Axis] = {
             {"rbf": 0.5, "linear_cka": 0.5},
         ),
     ),
-    "alignment": Axis(
+    "alignment": AblationAxis(
         "Alignment of the models' states",
         "parameters",
         "alignment",

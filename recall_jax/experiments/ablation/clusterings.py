@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from recall_jax.errors import InputError
-from recall_jax.experiments.ablation.domains import squared_distances
+from recall_jax.experiments.ablation.domains import squared_distances_between
 
 _DRAWS = 20
 
@@ -33,7 +33,7 @@ def coverage(states: np.ndarray, typical: np.ndarray) -> Coverage:
         raise InputError("every text of the domains has the same states: give other rows")
 
     def nearest(unit: int, samples: np.ndarray) -> np.ndarray:
-        squared = squared_distances(states[unit], samples)
+        squared = squared_distances_between(states[unit], samples)
         return np.sqrt(squared.min(axis=1)) / spreads[unit]
 
     found = np.stack([nearest(unit, typical[unit]) for unit in units])

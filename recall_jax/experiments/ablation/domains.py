@@ -23,7 +23,7 @@ def domain_similarity(states: np.ndarray, domains: np.ndarray) -> DomainSimilari
 
     exp(-d^2 / (2 sigma^2)) as RECALL's, with sigma^2 half the median d^2 of all pairs.
     """
-    squared = squared_distances(states, states)
+    squared = squared_distances_between(states, states)
     pairs = np.triu_indices(len(states), k=1)
     median = np.median(squared[pairs])
     if median <= 0:
@@ -38,14 +38,14 @@ def neighbour_accuracy(states: np.ndarray, domains: np.ndarray, k: int = NEIGHBO
 
     Leave-one-out: Euclidean distance, each neighbour one vote, the lowest domain of equal ones.
     """
-    squared = squared_distances(states, states)
+    squared = squared_distances_between(states, states)
     np.fill_diagonal(squared, np.inf)
     nearest = np.argsort(squared, axis=1, kind="stable")[:, :k]
     votes = (domains[nearest][:, :, None] == np.unique(domains)).sum(axis=1)  # (n, domains)
     return float(np.mean(np.unique(domains)[votes.argmax(axis=1)] == domains))
 
 
-def squared_distances(states: np.ndarray, others: np.ndarray) -> np.ndarray:
+def squared_distances_between(states: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(n, m) squared distances of states (n, E) to others (m, E), float64; rounding aside."""
     centre = states.mean(axis=0, dtype=np.float64)
     left, right = states - centre, others - centre

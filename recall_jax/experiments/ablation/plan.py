@@ -14,10 +14,9 @@ from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.task import find_tasks
 from recall_jax.experiments.ablation.recipe import OWN, Ablation, Variant, variants
 from recall_jax.experiments.ablation.scores import check_comparable
-from recall_jax.inputs.data import draw, draw_rows
+from recall_jax.inputs.data import draw_indices, draw_rows
 from recall_jax.inputs.row_files import Row
-from recall_jax.jobs.evaluate import Asked, ask
-from recall_jax.jobs.evaluate import Options as Asking
+from recall_jax.jobs.evaluate import EvaluateOptions, TaskExamples, load_task_examples
 from recall_jax.methods.recall import RecallParameters, recall_comparison
 from recall_jax.models.architecture import Architecture
 from recall_jax.parallel.machine import device, versions
@@ -29,7 +28,7 @@ ROWS_OF_DOMAIN = 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class AblationPlan:
     """An ablation ready to run.
 
     `runs` are the models to be asked, each once: the newest one and the base as they are (by name),
@@ -41,7 +40,7 @@ class Plan:
     models: Sequence[Checkpoint]
     base: Checkpoint
     arch: Architecture
-    asked: Sequence[Asked]
+    asked: Sequence[TaskExamples]
     axes: Mapping[str, Sequence[Variant]]
     left_out: Sequence[str]
     runs: Mapping[str, Recipe | str]
@@ -70,10 +69,10 @@ class Plan:
         }
 
 
-def make_plan(ablation: Ablation) -> Plan:
+def plan_ablation(ablation: Ablation) -> AblationPlan:
     """Open, read and check everything. Raises InputError for whatever does not fit."""
     evaluate = ablation.evaluate
-    asking = Asking(
+    asking = EvaluateOptions(
         data_root=None if evaluate.data_root is None else Path(evaluate.data_root),
         limit=evaluate.limit,
         batch_size=evaluate.batch_size,
@@ -109,13 +108,13 @@ def make_plan(ablation: Ablation) -> Plan:
     runs: dict[str, Recipe | str] = {NEWEST: models[-1].name, BASE: base.name}
     runs |= {AVERAGE: make_recipe(average | shared), OWN: own}
     runs |= {each.name: each.recipe for values in axes.values() for each in values}
-    asked = [ask(task, asking) for task in tasks]
-    return Plan(
+    asked = [load_task_examples(task, asking) for task in tasks]
+    return AblationPlan(
         ablation, models, base, arch, asked, axes, left_out, runs, _domains(ablation, asked)
     )
 
 
-def _domains(ablation: Ablation, asked: Sequence[Asked]) -> dict[str, list[Row]]:
+def _domains(ablation: Ablation, asked: Sequence[TaskExamples]) -> dict[str, list[Row]]:
     """At most 64 rows of each domain: of the files named, else of the tasks."""
     if ablation.domains is not None:
         files = {name: Path(path) for name, path in ablation.domains.items()}
@@ -130,7 +129,7 @@ def _domains(ablation: Ablation, asked: Sequence[Asked]) -> dict[str, list[Row]]
         for each in asked
     }
     drawn = {
-        name: [rows[place] for place in draw(len(rows), ROWS_OF_DOMAIN, 0)]
+        name: [rows[place] for place in draw_indices(len(rows), ROWS_OF_DOMAIN, 0)]
         for name, rows in named.items()
     }
     return drawn if len(drawn) > 1 else {}

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from recall_jax.experiments.ablation.axes import AXES, label
-from recall_jax.experiments.ablation.plan import Plan
+from recall_jax.experiments.ablation.plan import AblationPlan
 from recall_jax.experiments.ablation.recipe import OWN
 from recall_jax.experiments.ablation.scores import check_comparable, counted_metric, mean_difference
 from recall_jax.parallel.machine import device, versions
 from recall_jax.report.evaluation_page import mean_of_tasks
 
 
-def make_record(plan: Plan, found: Mapping[str, Any]) -> dict[str, Any]:
+def make_ablation_record(plan: AblationPlan, found: Mapping[str, Any]) -> dict[str, Any]:
     """The record, from what each run came to. Nothing in it depends on how often it was resumed."""
     tasks = [each.task for each in plan.asked]
     by_name = {task.task: task for task in tasks}

@@ -14,9 +14,9 @@ from recall_jax.engine.inputs import compute_dtype
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
-from recall_jax.experiments.ablation.plan import Plan, make_plan
+from recall_jax.experiments.ablation.plan import AblationPlan, plan_ablation
 from recall_jax.experiments.ablation.recipe import OWN, Ablation
-from recall_jax.experiments.ablation.record import make_record
+from recall_jax.experiments.ablation.record import make_ablation_record
 from recall_jax.experiments.ablation.scores import counted_metric, row_shares
 from recall_jax.experiments.ablation.units import look_at_units
 from recall_jax.files.json_objects import write_json_object
@@ -32,7 +32,7 @@ _TOLD = ("weights", "similarity", "sigma", "typical_samples", "typical", "warnin
 
 
 @dataclass(frozen=True)
-class Options:
+class AblationOptions:
     """How an ablation is run; `memory` is the merges' budget in bytes.
 
     `inputs` are files that OUT must not replace, beside those that the recipe names.
@@ -44,14 +44,14 @@ class Options:
     inputs: Collection[Path] = ()
 
 
-DEFAULTS = Options()
+DEFAULTS = AblationOptions()
 
 
 def ablate(
     ablation: Ablation,
     out: Path,
     *,
-    options: Options = DEFAULTS,
+    options: AblationOptions = DEFAULTS,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def ablate(
     Raises InputError for whatever is wrong with the recipe, the models, the rows or `out`, before
     anything is merged; UnfinishedError, which leaves what is done for `resume`.
     """
-    plan = make_plan(ablation)
+    plan = plan_ablation(ablation)
     opened = [plan.base, *plan.models]
     inputs = [*options.inputs]
     inputs += [path for model in opened for path in (model.folder, *model.adapters)]
@@ -78,7 +78,7 @@ def ablate(
                 shutil.rmtree(work.scratch, ignore_errors=True)  # of a run that was killed
                 work.scratch.mkdir()
                 results.keep(name, _run(name, recipe, plan, work.scratch, options))
-        record = make_record(plan, results.values)
+        record = make_ablation_record(plan, results.values)
         page, tables = render_ablation(record), tables_in_markdown(record)
         with storage_faults(f"write {out}"):
             write_json_object(work.folder / RECORD, record)
@@ -88,14 +88,14 @@ def ablate(
 
 
 def _run(
-    name: str, recipe: Recipe | str, plan: Plan, scratch: Path, options: Options
+    name: str, recipe: Recipe | str, plan: AblationPlan, scratch: Path, options: AblationOptions
 ) -> dict[str, Any]:
     """What a merge, or a model as it is, comes to, or why it cannot be merged; JSON values."""
     if isinstance(recipe, str):
         return _scores(recipe, plan)
     merged = scratch / "merged"
     try:
-        report = job.merge(recipe, merged, options=job.Options(memory=options.memory))
+        report = job.merge(recipe, merged, options=job.MergeOptions(memory=options.memory))
     except UnfinishedError:
         raise
     except InputError as error:
@@ -108,7 +108,7 @@ def _run(
     return found
 
 
-def _scores(model: str, plan: Plan) -> dict[str, Any]:
+def _scores(model: str, plan: AblationPlan) -> dict[str, Any]:
     """A model's metrics on every task, and each row's share in the one that counts."""
     checkpoint = open_checkpoint(model)
     resident = with_weights(without_weights(checkpoint, plan.ablation.ignore_config), checkpoint)
@@ -128,7 +128,7 @@ def _scores(model: str, plan: Plan) -> dict[str, Any]:
     return {"results": results, "shares": shares}
 
 
-def _describe(plan: Plan, done: int) -> str:
+def _describe(plan: AblationPlan, done: int) -> str:
     rows = sum(len(each.examples) for each in plan.asked)
     merges = sum(isinstance(recipe, Recipe) for recipe in plan.runs.values())
     return (

@@ -10,7 +10,7 @@ from recall_jax.engine.select import clustered_units
 from recall_jax.experiments.ablation.axes import AXES, label
 from recall_jax.experiments.ablation.clusterings import coverage, mutual_information
 from recall_jax.experiments.ablation.domains import domain_similarity, neighbour_accuracy
-from recall_jax.experiments.ablation.plan import Plan
+from recall_jax.experiments.ablation.plan import AblationPlan
 from recall_jax.inputs.data import read_rows, write_jsonl
 from recall_jax.inputs.row_files import Row
 from recall_jax.inputs.settings import make_samples
@@ -21,7 +21,9 @@ from recall_jax.representations.kmeans import kmeans
 MODELS = ("newest", "base", "merged")
 
 
-def look_at_units(plan: Plan, merged: Path, scratch: Path, memory: int | None) -> dict[str, Any]:
+def look_at_units(
+    plan: AblationPlan, merged: Path, scratch: Path, memory: int | None
+) -> dict[str, Any]:
     """The analyses, JSON values; `scratch` is a folder for files that are not kept.
 
     Of each model (3) and unit (U): similarity within and across domains, and how often a text's
@@ -51,7 +53,7 @@ def look_at_units(plan: Plan, merged: Path, scratch: Path, memory: int | None) -
 
 
 def _states(
-    plan: Plan, specs: Sequence[str], rows: Sequence[Row], scratch: Path, memory: int | None
+    plan: AblationPlan, specs: Sequence[str], rows: Sequence[Row], scratch: Path, memory: int | None
 ) -> np.ndarray:
     """(3, U, n, E): what each of the models makes of the rows in each unit."""
     settings = plan.ablation.samples
@@ -70,7 +72,9 @@ def _states(
     ).reps
 
 
-def _clusterings(plan: Plan, texts: np.ndarray, domains: np.ndarray) -> list[dict[str, Any]]:
+def _clusterings(
+    plan: AblationPlan, texts: np.ndarray, domains: np.ndarray
+) -> list[dict[str, Any]]:
     """Each number of clusters with each unit that is clustered, of the values that are varied."""
     settings = plan.ablation.samples
     assert settings is not None
@@ -97,7 +101,7 @@ def _clusterings(plan: Plan, texts: np.ndarray, domains: np.ndarray) -> list[dic
     return found
 
 
-def _varied(plan: Plan, axis: str) -> Sequence[Any]:
+def _varied(plan: AblationPlan, axis: str) -> Sequence[Any]:
     """The values of an axis, the recipe's own if it is not varied."""
     if axis in plan.axes:
         return [variant.value for variant in plan.axes[axis]]

@@ -14,13 +14,13 @@ from recall_jax.engine.select import clustered_units
 from recall_jax.errors import InputError
 from recall_jax.evaluation.resident import without_weights
 from recall_jax.evaluation.task import Task, find_task
-from recall_jax.experiments.continual.lineage import Merged, Model, Tuned, ancestry
+from recall_jax.experiments.continual.lineage import MergedModel, Model, Tuned, ancestry
 from recall_jax.experiments.continual.plan import Run
 from recall_jax.experiments.continual.recipe import Protocol
 from recall_jax.inputs.row_files import iterate_rows
 from recall_jax.inputs.settings import FIELD_KEYS, Samples
 from recall_jax.inputs.shapes import Fields, row_content
-from recall_jax.jobs.evaluate import Asked, Options, ask
+from recall_jax.jobs.evaluate import EvaluateOptions, TaskExamples, load_task_examples
 from recall_jax.jobs.finetune import check
 from recall_jax.methods.values import values_of
 from recall_jax.models.architecture import Architecture
@@ -44,10 +44,10 @@ def find_columns(protocol: Protocol) -> dict[str, Task]:
     return columns
 
 
-def ask_all(columns: dict[str, Task], options: Options) -> list[Asked]:
+def ask_all(columns: dict[str, Task], options: EvaluateOptions) -> list[TaskExamples]:
     """The examples of each evaluation task, once for those of one name. Raises InputError."""
     tasks = {task.task: task for task in columns.values()}
-    return [ask(task, options) for task in tasks.values()]
+    return [load_task_examples(task, options) for task in tasks.values()]
 
 
 def data_files(models: Sequence[Model]) -> list[Path]:
@@ -75,7 +75,7 @@ def check_inputs(
         mine = [model for run in runs if run.base.name == name for model in run.stages if model]
         checked: set[str] = set()
         for model in ancestry(mine).values():
-            if isinstance(model, Merged):
+            if isinstance(model, MergedModel):
                 _check_merge(model, base, arch, checked)
             elif isinstance(model, Tuned):
                 _check_fine_tuning(model, base, arch, checked)
@@ -87,7 +87,7 @@ def _asked_rows(models: Sequence[Model]) -> Iterator[tuple[Path, Fields | None]]
     for model in ancestry(models).values():
         if isinstance(model, Tuned):
             yield from ((Path(path), model.settings.fields) for path in model.data)
-        elif isinstance(model, Merged):
+        elif isinstance(model, MergedModel):
             samples = json.loads(model.recipe).get("samples", {})
             fields = Fields(*map(samples.get, FIELD_KEYS))
             yield from ((Path(path), fields) for path in model.data if path is not None)
@@ -114,7 +114,9 @@ def _check_fine_tuning(
         checked.add(repr(own))
 
 
-def _check_merge(model: Merged, base: Checkpoint, arch: Architecture, checked: set[str]) -> None:
+def _check_merge(
+    model: MergedModel, base: Checkpoint, arch: Architecture, checked: set[str]
+) -> None:
     """InputError for a merge that could not be of models of this architecture, or of its rows."""
     where = f"strategy of {model.label}"
     recipe = make_recipe(model.values(lambda part: part.name), where)
@@ -149,7 +151,9 @@ def _check_samples(
         checked.add(what)
 
 
-def identify(inputs: dict[str, Any], asked: Sequence[Asked], options: Options) -> dict[str, Any]:
+def identify(
+    inputs: dict[str, Any], asked: Sequence[TaskExamples], options: EvaluateOptions
+) -> dict[str, Any]:
     """What all models and scores depend on, beside how the models are defined."""
     return {
         "inputs": inputs,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from recall_jax.training.settings import Settings
+from recall_jax.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Tuned:
 
     start: "Model"
     data: tuple[str, ...]
-    settings: Settings
+    settings: TrainingSettings
     anchors: tuple["Model", ...] = ()
     label: str = "tuned"
 
@@ -40,7 +40,7 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedModel:
     """Models merged: `recipe` is a merge recipe without models, as JSON text.
 
     `data` has for each model the rows that it knows, None where the method asks for none or where
@@ -68,7 +68,7 @@ class Merged:
         return json.loads(self.recipe) | base | {"models": entries}
 
 
-Model = Given | Tuned | Merged
+Model = Given | Tuned | MergedModel
 
 
 def makers(model: Model) -> tuple[Model, ...]:
@@ -76,7 +76,7 @@ def makers(model: Model) -> tuple[Model, ...]:
     match model:
         case Tuned():
             return (model.start, *model.anchors)
-        case Merged():
+        case MergedModel():
             return model.models if model.base is None else (*model.models, model.base)
     return ()
 
@@ -134,10 +134,10 @@ def definition(model: Model) -> dict[str, Any]:
                 "anchors": [anchor.name for anchor in model.anchors],
                 "settings": {k: v for k, v in settings.items() if k not in ("data", "ewc_fisher")},
             }
-        case Merged():
+        case MergedModel():
             return model.values(lambda part: part.name)
 
 
-def _name(model: "Tuned | Merged") -> str:
+def _name(model: "Tuned | MergedModel") -> str:
     content = json.dumps(definition(model), sort_keys=True)
     return f"{model.label}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"

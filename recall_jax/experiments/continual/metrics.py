@@ -69,7 +69,7 @@ def measure(R: np.ndarray, num_tasks: int) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
-def summarise(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Summary | None]:
+def summarise_runs(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Summary | None]:
     """Each metric over the runs (orders and seeds) that have it, None where none has."""
     summary: dict[str, Summary | None] = {}
     for name in METRICS:

@@ -7,9 +7,9 @@ from itertools import product
 from typing import Any
 
 from recall_jax.errors import InputError, shown
-from recall_jax.experiments.continual.lineage import Given, Merged, Model, Tuned
+from recall_jax.experiments.continual.lineage import Given, MergedModel, Model, Tuned
 from recall_jax.experiments.continual.recipe import (
-    Merge,
+    MergeSettings,
     Protocol,
     Strategy,
     filled,
@@ -17,7 +17,7 @@ from recall_jax.experiments.continual.recipe import (
 )
 from recall_jax.methods.registry import METHODS
 from recall_jax.models.lora import LoraSpec
-from recall_jax.training.settings import Settings
+from recall_jax.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _joint(
     """The base fine-tuned on the rows of all tasks, whatever their order."""
     rows = {task.name: task.data for task in tasks}
     files = tuple(rows[task.name] for task in protocol.tasks if task.name in rows)
-    return Tuned(base, files, Settings(data=files[0], **settings), label="joint")
+    return Tuned(base, files, TrainingSettings(data=files[0], **settings), label="joint")
 
 
 def _chain(base: Given, tasks: Sequence[Learnt], settings: dict[str, Any]) -> Iterator[Model]:
@@ -113,7 +113,7 @@ def _chain(base: Given, tasks: Sequence[Learnt], settings: dict[str, Any]) -> It
 def _merges(
     protocol: Protocol,
     strategy: Strategy,
-    merge: Merge,
+    merge: MergeSettings,
     base: Given,
     tasks: Sequence[Learnt],
     settings: dict[str, Any],
@@ -166,13 +166,13 @@ def _fine_tuned(
         else:
             unknown = {"method", "ewc_strength", "ewc_decay"}
             settings = {key: value for key, value in settings.items() if key not in unknown}
-    made = Settings(data=task.data, **settings)
+    made = TrainingSettings(data=task.data, **settings)
     return Tuned(start, (task.data,), made, tuple(anchors), label=task.name)
 
 
 def _merged(
     protocol: Protocol,
-    merge: Merge,
+    merge: MergeSettings,
     base: Given,
     models: Sequence[Model],
     known: Sequence[str | None],
@@ -199,7 +199,7 @@ def _merged(
             samples.setdefault("data", known[-1])
         recipe["samples"] = samples
     text = json.dumps(filled(recipe, seed), sort_keys=True)
-    return Merged(
+    return MergedModel(
         tuple(models),
         tuple(data),
         base if needs.base else None,

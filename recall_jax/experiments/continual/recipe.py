@@ -12,7 +12,7 @@ from recall_jax.evaluation.task import Name, Text
 from recall_jax.experiments.continual.presets import PRESETS
 from recall_jax.files.schema import Schema, read_yaml
 from recall_jax.models.lora import LoraSpec
-from recall_jax.training.settings import Settings
+from recall_jax.training.settings import TrainingSettings
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
@@ -33,7 +33,7 @@ def _schema_of(settings: type, **known: Any) -> type[Schema]:
 
 
 Lora = _schema_of(LoraSpec)
-FineTuning = _schema_of(Settings, lora=Lora)
+FineTuning = _schema_of(TrainingSettings, lora=Lora)
 
 
 class SeenTask(Schema):
@@ -55,7 +55,7 @@ class Evaluated(Schema):
     stages: Literal["all", "last"] = "all"
 
 
-class Merge(Schema):
+class MergeSettings(Schema):
     """A merge as in a merge recipe; with `with_base` the base is the first of the models."""
 
     merge_method: Text
@@ -77,7 +77,7 @@ class Strategy(Schema):
     about: str = ""
     finetune: FineTuning = FineTuning()  # type: ignore[valid-type]
     start: Literal["base", "merged", "expert"] = Field(default="base", alias="from")
-    merge: Merge | None = None
+    merge: MergeSettings | None = None
     keeps: Literal["experts", "merged"] = "experts"
     joint: bool = False
 

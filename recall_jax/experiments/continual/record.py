@@ -9,8 +9,8 @@ from recall_jax.evaluation.metrics import OF_TEXTS
 from recall_jax.evaluation.scoring import headline
 from recall_jax.evaluation.task import Task
 from recall_jax.experiments.continual.journal import ContinualJournal, ModelResults
-from recall_jax.experiments.continual.lineage import Merged, Model, Tuned, ancestry, definition
-from recall_jax.experiments.continual.metrics import Summary, measure, summarise
+from recall_jax.experiments.continual.lineage import MergedModel, Model, Tuned, ancestry, definition
+from recall_jax.experiments.continual.metrics import Summary, measure, summarise_runs
 from recall_jax.experiments.continual.plan import Run
 from recall_jax.experiments.continual.recipe import Protocol
 from recall_jax.parallel.machine import device, versions
@@ -37,7 +37,7 @@ def in_order(columns: Mapping[str, Task], order: Sequence[str]) -> list[str]:
     return [*order, *(name for name in columns if name not in order)]
 
 
-def make_record(
+def make_continual_record(
     protocol: Protocol,
     runs: Sequence[Run],
     columns: Mapping[str, Task],
@@ -84,7 +84,7 @@ def make_record(
         "recipe": protocol.model_dump(mode="json", by_alias=True, exclude_none=True),
         "timing_s": {
             what: sum(journal.seconds.get(n, 0.0) for n, m in models.items() if isinstance(m, kind))
-            for what, kind in (("fine-tuning", Tuned), ("merging", Merged))
+            for what, kind in (("fine-tuning", Tuned), ("merging", MergedModel))
         },
         "versions": versions(),
         "device": device(),
@@ -126,5 +126,5 @@ def _of_base(run: Mapping[str, Any]) -> dict[str, float | None]:
 def _summary(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
     return {
         name: found._asdict() if isinstance(found, Summary) else None
-        for name, found in summarise(runs).items()
+        for name, found in summarise_runs(runs).items()
     }

@@ -15,22 +15,22 @@ from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.evaluation.task import Task
 from recall_jax.experiments.continual.inputs import ask_all, check_inputs, find_columns, identify
 from recall_jax.experiments.continual.journal import open_journal
-from recall_jax.experiments.continual.lineage import Merged, Model, Tuned, ancestry, parts
+from recall_jax.experiments.continual.lineage import MergedModel, Model, Tuned, ancestry, parts
 from recall_jax.experiments.continual.plan import Run, plan_runs
 from recall_jax.experiments.continual.recipe import Protocol
-from recall_jax.experiments.continual.record import MATRICES, MODELS, make_record, scores
+from recall_jax.experiments.continual.record import MATRICES, MODELS, make_continual_record, scores
 from recall_jax.experiments.continual.workshop import Workshop
 from recall_jax.files.json_objects import write_json_object
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Progress, silent
-from recall_jax.jobs.evaluate import Options as Evaluation
+from recall_jax.jobs.evaluate import EvaluateOptions as Evaluation
 from recall_jax.report.continual_page import markdown_table, render_continual
 
 RECORD, PAGE, TABLE = "continual.json", "index.html", "table.md"
 
 
 @dataclass(frozen=True)
-class Options:
+class ContinualOptions:
     """How a run is carried out; OUT must not replace `inputs`, such as the recipe.
 
     `plugins` are the files of merge methods, loaded by `recipes.plugins`.
@@ -42,14 +42,14 @@ class Options:
     plugins: Sequence[Path] = ()
 
 
-DEFAULTS = Options()
+DEFAULTS = ContinualOptions()
 
 
 def continual(
     protocol: Protocol,
     out: Path,
     *,
-    options: Options = DEFAULTS,
+    options: ContinualOptions = DEFAULTS,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def continual(
         kept = {run.name: _on_its_own(run.final) for run in runs if protocol.keep != "none"}
         announce(_describe(runs, staged, len(journal.results)))
         _carry_out(runs, columns, kept, shop, clear=protocol.keep != "all", announce=announce)
-        record = make_record(protocol, runs, columns, kept, journal)
+        record = make_continual_record(protocol, runs, columns, kept, journal)
         _write(work.folder, record)
     return record
 
@@ -134,7 +134,7 @@ def _on_its_own(model: Model) -> Model:
     """A model in one folder: with its adapters folded in, if it has any."""
     if len(parts(model)) == 1:
         return model
-    return Merged((model,), (None,), None, '{"merge_method": "average"}', label="folded")
+    return MergedModel((model,), (None,), None, '{"merge_method": "average"}', label="folded")
 
 
 def _describe(runs: Sequence[Run], staged: Sequence[Model], measured: int) -> str:
@@ -145,7 +145,7 @@ def _describe(runs: Sequence[Run], staged: Sequence[Model], measured: int) -> st
         "order": len({run.order for run in runs}),
         "seed": len({run.seed for run in runs}),
         "fine-tuning": sum(isinstance(model, Tuned) for model in models),
-        "merge": sum(isinstance(model, Merged) for model in models),
+        "merge": sum(isinstance(model, MergedModel) for model in models),
     }
     resumed = f"; {measured} models were measured before" * bool(measured)
     return ", ".join(_counted(*each) for each in counts.items()) + resumed

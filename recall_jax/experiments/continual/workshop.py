@@ -16,7 +16,7 @@ from recall_jax.evaluation.scoring import score
 from recall_jax.experiments.continual.journal import ContinualJournal, ModelResults
 from recall_jax.experiments.continual.lineage import (
     Given,
-    Merged,
+    MergedModel,
     Model,
     Tuned,
     makers,
@@ -29,7 +29,7 @@ from recall_jax.inputs.data import write_jsonl
 from recall_jax.inputs.row_files import iterate_rows
 from recall_jax.jobs import finetune as tuning
 from recall_jax.jobs import merge as job
-from recall_jax.jobs.evaluate import Asked, Options
+from recall_jax.jobs.evaluate import EvaluateOptions, TaskExamples
 from recall_jax.recipes.recipe import make_recipe
 
 
@@ -42,8 +42,8 @@ class Workshop:
 
     folder: Path
     journal: ContinualJournal
-    asked: Sequence[Asked]
-    options: Options
+    asked: Sequence[TaskExamples]
+    options: EvaluateOptions
     progress: Progress
 
     def spec(self, model: Model) -> str:
@@ -102,17 +102,17 @@ class Workshop:
             self.spec(model.start),
             self.folder / model.name,
             settings,
-            options=tuning.Options(resume=True),
+            options=tuning.FinetuneOptions(resume=True),
             progress=self._named(model.label),
         )
         rows.unlink(missing_ok=True)
         return list(record["warnings"])
 
-    def _merge(self, model: Merged) -> list[str]:
+    def _merge(self, model: MergedModel) -> list[str]:
         report = job.merge(
             make_recipe(model.values(self.spec)),
             self.folder / model.name,
-            options=job.Options(resume=True),
+            options=job.MergeOptions(resume=True),
             progress=self._named(model.label),
         )
         return list(report["warnings"])

@@ -58,7 +58,7 @@ def run_demo(out: Path, *, force: bool = False, progress: Progress = silent) -> 
         models |= {name: folder / name for name in (RECALL, AVERAGE)}
         tests = [read_rows(held_out_file(task)) for task in TASKS]
         scores = _evaluate(models, tests, progress)
-        table = summarise(scores, count=len(tests[0]))
+        table = score_table(scores, count=len(tests[0]))
         write_json_object(folder / EVALUATION, asdict(table), indent=2)
         texts = [
             "".join(map(str, row_content(row, TYPICAL)))
@@ -81,7 +81,7 @@ def _evaluate(
     return scores
 
 
-def summarise(scores: Scores, count: int) -> Table:
+def score_table(scores: Scores, count: int) -> Table:
     """A row for each model: its scores, their means, its forgetting; the caption defines them."""
     columns = ("model", *TASKS, "own task", "other seen", "unseen", "forgetting")
     rows = [_row(model, scores) for model in scores]

@@ -43,7 +43,7 @@ from tokenizers import (
     pre_tokenizers,
 )
 
-from recall_jax.evaluation.strings import LENGTHS, Row, draw, draw_distinct
+from recall_jax.evaluation.strings import LENGTHS, StringRow, draw_distinct, draw_exercises
 from recall_jax.experiments.demo import material
 from recall_jax.experiments.demo.material import TASKS
 from recall_jax.experiments.suites import scratch
@@ -103,7 +103,7 @@ LONGEST = 1 + LENGTHS[-1] + 1 + LENGTHS[-1] + 1
 Params = dict[str, Any]
 
 
-class Batch(NamedTuple):
+class DemoBatch(NamedTuple):
     """Right-padded rows, (B, T) int32 each; `is_answer` is 1 on the tokens that the loss counts."""
 
     input_ids: np.ndarray
@@ -111,7 +111,7 @@ class Batch(NamedTuple):
     is_answer: np.ndarray
 
 
-def make_tokenizer() -> Tokenizer:
+def make_demo_tokenizer() -> Tokenizer:
     """A tokenizer of Qwen2's kind, byte-level BPE, without a single merge.
 
     Whatever class its files name, transformers rebuilds the tokenizer of a Qwen2 model with this
@@ -132,9 +132,9 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def make_batch(tokenizer: Tokenizer, rows: Sequence[Row]) -> Batch:
+def make_demo_batch(tokenizer: Tokenizer, rows: Sequence[StringRow]) -> DemoBatch:
     """Rows with the end of text after their completions, padded to `LONGEST` tokens."""
-    batch = Batch(*(np.zeros((len(rows), LONGEST), np.int32) for _ in Batch._fields))
+    batch = DemoBatch(*(np.zeros((len(rows), LONGEST), np.int32) for _ in DemoBatch._fields))
     end = tokenizer.token_to_id(END)
     for place, row in enumerate(rows):
         prompt = tokenizer.encode(row["prompt"]).ids
@@ -156,7 +156,7 @@ def make_optimizer(learning_rate: float, steps: int) -> optax.GradientTransforma
     return optax.chain(optax.clip_by_global_norm(CLIP_NORM), adamw)
 
 
-def answer_loss(arch: Architecture, params: Params, batch: Batch) -> jax.Array:
+def answer_loss(arch: Architecture, params: Params, batch: DemoBatch) -> jax.Array:
     """Mean cross-entropy of the answers' tokens, a float32 scalar."""
     input_ids, attention_mask, is_answer = map(jnp.asarray, batch)
     _, normed = forward(arch, params, input_ids, attention_mask, observe=lambda _: ())
@@ -172,18 +172,18 @@ def _step(
     optimizer: optax.GradientTransformation,
     params: Params,
     state: optax.OptState,
-    batch: Batch,
+    batch: DemoBatch,
 ) -> tuple[Params, optax.OptState, jax.Array]:
     loss, gradients = jax.value_and_grad(answer_loss, argnums=1)(arch, params, batch)
     updates, state = optimizer.update(gradients, state, params)
     return optax.apply_updates(params, updates), state, loss
 
 
-def train(
+def train_model(
     arch: Architecture,
     optimizer: optax.GradientTransformation,
     params: Params,
-    batches: Iterable[Batch],
+    batches: Iterable[DemoBatch],
 ) -> tuple[Params, list[float]]:
     """One step for each batch: (parameters after them, loss before each)."""
     state = optimizer.init(params)
@@ -194,23 +194,25 @@ def train(
     return params, [float(loss) for loss in losses]
 
 
-def base_batches(tokenizer: Tokenizer, seed: int) -> Iterator[Batch]:
+def base_batches(tokenizer: Tokenizer, seed: int) -> Iterator[DemoBatch]:
     """Fresh short rows of all tasks for every step."""
-    rows = draw(tuple(TASKS), seed, lengths=BASE_LENGTHS)
+    rows = draw_exercises(tuple(TASKS), seed, lengths=BASE_LENGTHS)
     for _ in range(BASE_STEPS):
-        yield make_batch(tokenizer, list(islice(rows, BASE_BATCH_SIZE)))
+        yield make_demo_batch(tokenizer, list(islice(rows, BASE_BATCH_SIZE)))
 
 
-def fine_tuning_batches(tokenizer: Tokenizer, rows: Sequence[Row], seed: int) -> Iterator[Batch]:
+def fine_tuning_batches(
+    tokenizer: Tokenizer, rows: Sequence[StringRow], seed: int
+) -> Iterator[DemoBatch]:
     """The same rows in another order in every epoch."""
     rng = random.Random(seed)
     for _ in range(FINE_TUNING_EPOCHS):
         shuffled = rng.sample(rows, len(rows))
         for start in range(0, len(rows), FINE_TUNING_BATCH_SIZE):
-            yield make_batch(tokenizer, shuffled[start : start + FINE_TUNING_BATCH_SIZE])
+            yield make_demo_batch(tokenizer, shuffled[start : start + FINE_TUNING_BATCH_SIZE])
 
 
-def save_model(folder: Path, arch: Architecture, params: Params, tokenizer: Tokenizer) -> None:
+def save_demo_model(folder: Path, arch: Architecture, params: Params, tokenizer: Tokenizer) -> None:
     """Write a model folder as transformers does, the weights in bfloat16."""
     scratch.save_model(folder, CONFIG, from_flax(arch, params), tokenizer, ml_dtypes.bfloat16)
 
@@ -228,25 +230,25 @@ def save_data(folder: Path, seed: int) -> None:
 def make_material(checkpoints: Path, data: Path, seed: int) -> None:
     """Make the data and the models, and write them into two empty folders."""
     save_data(data, seed)
-    tokenizer, arch = make_tokenizer(), read_architecture(CONFIG)
+    tokenizer, arch = make_demo_tokenizer(), read_architecture(CONFIG)
 
     def save(model: str, params: Params, losses: Sequence[float]) -> None:
-        save_model(checkpoints / model, arch, params, tokenizer)
+        save_demo_model(checkpoints / model, arch, params, tokenizer)
         print(f"{model}: {len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}", flush=True)
 
     start = init_params(arch, jax.random.key(seed))
     optimizer = make_optimizer(BASE_LEARNING_RATE, BASE_STEPS)
-    base, losses = train(arch, optimizer, start, base_batches(tokenizer, seed))
+    base, losses = train_model(arch, optimizer, start, base_batches(tokenizer, seed))
     save(material.BASE, base, losses)
 
     steps = FINE_TUNING_EPOCHS * FINE_TUNING_ROWS // FINE_TUNING_BATCH_SIZE
     optimizer = make_optimizer(FINE_TUNING_LEARNING_RATE, steps)
     for task in material.FINE_TUNED:
         rows = draw_distinct(task, FINE_TUNING_ROWS, seed)
-        save(task, *train(arch, optimizer, base, fine_tuning_batches(tokenizer, rows, seed)))
+        save(task, *train_model(arch, optimizer, base, fine_tuning_batches(tokenizer, rows, seed)))
 
 
-def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+def _write_rows(path: Path, rows: Iterable[StringRow]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

@@ -20,7 +20,7 @@ END = "<|endoftext|>"
 BYTES = tuple(sorted(pre_tokenizers.ByteLevel.alphabet()))
 
 
-def make_tokenizer(words: Sequence[str] = ()) -> Tokenizer:
+def make_byte_tokenizer(words: Sequence[str] = ()) -> Tokenizer:
     """Byte-level BPE without a single merge: each of `words` is one token, else every byte is one.
 
     A text begins with the token that ends the text before it.
@@ -63,7 +63,7 @@ def make_config(tokenizer: Tokenizer, sizes: Mapping[str, int]) -> dict[str, Any
 
 def save_random(folder: Path, sizes: Mapping[str, int], words: Sequence[str], seed: int) -> None:
     """Write a float32 model of these sizes that has learnt nothing, drawn by `seed`."""
-    tokenizer = make_tokenizer(words)
+    tokenizer = make_byte_tokenizer(words)
     config = make_config(tokenizer, sizes)
     arch = read_architecture(config)
     tensors = from_flax(arch, init_params(arch, jax.random.key(seed)))

@@ -9,7 +9,7 @@ better than the base on their own task.
 from collections.abc import Sequence
 from itertools import islice
 
-from recall_jax.evaluation.strings import TASKS, Row, draw, draw_distinct
+from recall_jax.evaluation.strings import TASKS, StringRow, draw_distinct, draw_exercises
 from recall_jax.experiments.suites.suite import Stage, Suite
 
 BASE_LENGTHS = range(4, 7)
@@ -38,5 +38,5 @@ def strings_suite(seed: int = 0) -> Suite:
     )
 
 
-def _mixed(tasks: Sequence[str], count: int, seed: int) -> list[Row]:
-    return list(islice(draw(tasks, seed, lengths=BASE_LENGTHS), count))
+def _mixed(tasks: Sequence[str], count: int, seed: int) -> list[StringRow]:
+    return list(islice(draw_exercises(tasks, seed, lengths=BASE_LENGTHS), count))

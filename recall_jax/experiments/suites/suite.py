@@ -21,12 +21,12 @@ from recall_jax.files.progress import Progress, silent
 from recall_jax.inputs.data import write_jsonl
 from recall_jax.jobs.finetune import finetune
 from recall_jax.parallel.machine import device, versions
-from recall_jax.training.settings import Settings
+from recall_jax.training.settings import TrainingSettings
 
 RECORD, START, BASE, DATA = "suite.json", "start", "base", "data"
 _MIXED = "base.train.jsonl"
 
-Rows = list[Any]
+SuiteRows = list[Any]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Suite:
     words: tuple[str, ...]
     base: Stage
     fine_tune: Stage
-    draw_base: Callable[[Sequence[str], int, int], Rows]
-    draw: Callable[[str, int, int], Rows]
+    draw_base: Callable[[Sequence[str], int, int], SuiteRows]
+    draw: Callable[[str, int, int], SuiteRows]
     provenance: Callable[[Sequence[str]], dict[str, Any]] = lambda tasks: {}
 
     def definition(self) -> dict[str, Any]:
@@ -149,9 +149,9 @@ def _write_rows(suite: Suite, folder: Path) -> None:
         write_jsonl(folder / f"{task}.test.jsonl", held_out.rows)
 
 
-def _settings(suite: Suite, out: Path, model: str) -> Settings:
+def _settings(suite: Suite, out: Path, model: str) -> TrainingSettings:
     stage = suite.base if model == BASE else suite.fine_tune
-    return Settings(
+    return TrainingSettings(
         data=str(out / DATA / f"{model}.train.jsonl"),
         max_tokens=suite.sizes["max_position_embeddings"],
         epochs=stage.epochs,

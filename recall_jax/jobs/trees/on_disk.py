@@ -15,7 +15,7 @@ from recall_jax.checkpoint.dtypes import DTYPES
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.units import stacks_of
 from recall_jax.checkpoint.writer import write_checksums
-from recall_jax.engine.journal import Journal
+from recall_jax.engine.journal import MergeJournal
 from recall_jax.engine.kernel import Values
 from recall_jax.engine.merge import Prepared, check_layers
 from recall_jax.engine.plan import units_of
@@ -29,7 +29,7 @@ from recall_jax.jobs.prepare import prepare
 from recall_jax.jobs.trees.files import FORMATS, Leaf, TreeFile, open_tree, read_leaves, write_tree
 from recall_jax.jobs.trees.leaves import GROUP_BYTES, merge_leaves
 from recall_jax.jobs.trees.merge_trees import dotted_path
-from recall_jax.jobs.trees.outcome import input_paths, resolved_trees, write_outcome
+from recall_jax.jobs.trees.outcome import input_paths, resolved_trees, write_tree_outcome
 from recall_jax.jobs.trees.places import Place, place_leaves, slice_specs
 from recall_jax.jobs.trees.walk import TreeWalk
 from recall_jax.methods.registry import METHODS
@@ -88,7 +88,7 @@ def merge_trees_on_disk(
     with _place(out, force, read_paths, processes) as folder:
         with clock.stage("total"):
             walk = TreeWalk(recipe, plan.inputs.models, plan.places, plan.slices, mesh)
-            journal, reporter = Journal(None, {}), Reporter(progress, clock, tell)
+            journal, reporter = MergeJournal(None, {}), Reporter(progress, clock, tell)
             prepared = prepare(recipe, walk, journal, reporter)
             with clock.stage("merge"):
                 written = _merge(recipe, plan, prepared, folder, mesh, progress)
@@ -109,7 +109,7 @@ def merge_trees_on_disk(
         }
         if processes.index == 0:
             samples = prepared.samples.samples if prepared.samples else None
-            write_outcome(folder, out.name, resolved_trees(recipe), samples, report)
+            write_tree_outcome(folder, out.name, resolved_trees(recipe), samples, report)
             write_checksums(folder)
     return report
 

@@ -21,7 +21,7 @@ from recall_jax.report.html import render_html
 from recall_jax.report.record import write_report
 
 
-def write_outcome(
+def write_tree_outcome(
     folder: Path,
     out_name: str,
     recipe: Recipe,

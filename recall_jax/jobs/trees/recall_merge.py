@@ -10,7 +10,7 @@ from recall_jax.engine.findings import report_entries
 from recall_jax.errors import InputError
 from recall_jax.jobs.trees.merge_trees import UnitOf, merge_trees
 from recall_jax.methods.recall import compare_representations
-from recall_jax.methods.weights import Merged, Weighing
+from recall_jax.methods.weights import MergedUnits, Weighing
 from recall_jax.representations.extract import ApplyFn, Backend, MaskOf, extract, num_rows
 from recall_jax.representations.typical import select_typical
 from recall_jax.similarity.compare import (
@@ -35,7 +35,7 @@ def recall_merge(
     seed: int = 0,
     sigma: Sigma = "median",
     temperature: float = 1.0,
-    merged_units: Merged = "all",
+    merged_units: MergedUnits = "all",
     threshold: float | None = None,
     similarity: str | dict[str, float] = "rbf",
     alignment: str = "none",

@@ -12,7 +12,7 @@ from recall_jax.checkpoint.npz import NpzTree
 from recall_jax.errors import InputError
 from recall_jax.files.json_objects import read_json_object
 from recall_jax.inputs.batches import make_batches
-from recall_jax.inputs.data import draw, draw_rows, read_rows
+from recall_jax.inputs.data import draw_indices, draw_rows, read_rows
 from recall_jax.inputs.samples import INPUT_IDS, Tokenized, read_pool, read_typical
 from recall_jax.inputs.settings import Samples
 from recall_jax.inputs.tokens import Tokenizer, load_tokenizer
@@ -47,7 +47,7 @@ def read_tree_samples(settings: Samples) -> TreeSamples:
         rows = _read_arrays(path, settings)
         if settings.typical is not None:
             return rows
-        return rows.take(draw(len(rows.indices), settings.pool, settings.seed))
+        return rows.take(draw_indices(len(rows.indices), settings.pool, settings.seed))
     if settings.tokenizer is not None:
         tokenizer = _tokenizer(Path(settings.tokenizer))
         if settings.typical is not None:

@@ -14,7 +14,7 @@ import recall_jax.jobs.evaluate as evaluation
 from recall_jax.errors import InputError, StorageError
 from recall_jax.evaluation.task import find_task
 from recall_jax.experiments.ablation.recipe import read_ablation
-from recall_jax.experiments.ablation.run import Options, ablate
+from recall_jax.experiments.ablation.run import AblationOptions, ablate
 from recall_jax.experiments.ablation.scores import check_comparable, mean_difference, row_shares
 from recall_jax.jobs.merge import merge
 from recall_jax.recipes.recipe import make_recipe
@@ -75,7 +75,7 @@ def test_a_variant_is_a_merge_and_an_evaluation(place, whole, tmp_path):
     recipe = make_recipe(own | {"parameters": {"temperature": 0.2}})
     report = merge(recipe, tmp_path / "merged")
     tasks = [find_task(str(place / f"{task}.yml")) for task in TASKS]
-    asking = evaluation.Options(data_root=place / "data", batch_size=4)
+    asking = evaluation.EvaluateOptions(data_root=place / "data", batch_size=4)
     expected = evaluation.evaluate([str(tmp_path / "merged")], tasks, options=asking)
     expected = expected["results"][0]
     run = record["runs"]["temperature 0.2"]
@@ -199,7 +199,7 @@ def test_an_interrupted_ablation_goes_on_to_the_same_end(place, whole, tmp_path,
         return merge(recipe, merged, **options)
 
     monkeypatch.setattr(run_module.job, "merge", counting)
-    ablate(ablation, out, options=Options(resume=True))
+    ablate(ablation, out, options=AblationOptions(resume=True))
     assert tree(out) == tree(expected) and len(merges) + len(again) == 6
     assert list(tmp_path.iterdir()) == [out]
 
@@ -215,7 +215,7 @@ def test_another_recipe_does_not_go_on(place, tmp_path, monkeypatch):
         ablate(ablation, out)
     other = ablation.model_copy(update={"ablate": {"count": (4,)}})
     with pytest.raises(InputError, match="the interrupted ablation had other recipe: go back"):
-        ablate(other, out, options=Options(resume=True))
+        ablate(other, out, options=AblationOptions(resume=True))
     assert (tmp_path / ".out.recall-work" / "journal.jsonl").stat().st_size > 0
 
 

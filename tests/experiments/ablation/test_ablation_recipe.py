@@ -7,7 +7,7 @@ import yaml
 
 from recall_jax.errors import InputError
 from recall_jax.experiments.ablation.axes import AXES, label
-from recall_jax.experiments.ablation.plan import make_plan
+from recall_jax.experiments.ablation.plan import plan_ablation
 from recall_jax.experiments.ablation.recipe import Ablation, read_ablation, variants
 from recall_jax.recipes.recipe import Recipe
 
@@ -154,12 +154,14 @@ def test_a_wrong_value_is_refused_before_anything_is_merged(ablate, message, mon
     monkeypatch.chdir(ROOT)
     shipped = read_ablation(Path("configs/ablation.yml"))
     with pytest.raises(InputError, match=message):
-        make_plan(shipped.model_copy(update={"ablate": {k: tuple(v) for k, v in ablate.items()}}))
+        plan_ablation(
+            shipped.model_copy(update={"ablate": {k: tuple(v) for k, v in ablate.items()}})
+        )
 
 
 def test_the_shipped_recipe_can_be_run(monkeypatch):
     monkeypatch.chdir(ROOT)
-    plan = make_plan(read_ablation(Path("configs/ablation.yml")))
+    plan = plan_ablation(read_ablation(Path("configs/ablation.yml")))
     assert list(plan.axes) == list(AXES) and plan.left_out == []
     assert list(plan.runs)[:4] == ["newest", "base", "average", "own"]
     assert len(plan.runs) == 4 + sum(

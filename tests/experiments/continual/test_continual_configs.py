@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from recall_jax.experiments.continual.inputs import find_columns
-from recall_jax.experiments.continual.lineage import Merged, Tuned, ancestry
+from recall_jax.experiments.continual.lineage import MergedModel, Tuned, ancestry
 from recall_jax.experiments.continual.plan import plan_runs
 from recall_jax.experiments.continual.presets import PRESETS
 from recall_jax.experiments.continual.recipe import read_protocol
@@ -22,7 +22,7 @@ def test_a_shipped_recipe_plans_whole_runs(path):
     runs = plan_runs(protocol)
     models = ancestry(model for run in runs for model in run.stages if model is not None)
     for model in models.values():
-        if isinstance(model, Merged):
+        if isinstance(model, MergedModel):
             make_recipe(model.values(lambda part: part.name))
     for run in runs:
         assert len(columns) > len(run.tasks) or "sequence" in path.stem  # some are unseen

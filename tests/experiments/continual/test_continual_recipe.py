@@ -9,7 +9,7 @@ import pytest
 from recall_jax.errors import InputError
 from recall_jax.experiments.continual.lineage import (
     Given,
-    Merged,
+    MergedModel,
     Tuned,
     ancestry,
     definition,
@@ -18,7 +18,7 @@ from recall_jax.experiments.continual.lineage import (
 from recall_jax.experiments.continual.plan import plan_runs
 from recall_jax.experiments.continual.presets import PRESETS
 from recall_jax.experiments.continual.recipe import Protocol, filled
-from recall_jax.experiments.continual.run import Options, continual
+from recall_jax.experiments.continual.run import ContinualOptions, continual
 from recall_jax.files.schema import validate
 from recall_jax.recipes.recipe import make_recipe
 
@@ -85,7 +85,7 @@ def test_orders_may_leave_tasks_out_and_joint_training_has_none(protocol):
     assert runs["sequential-2-0"].tasks == ("shift",)
     assert len(runs["joint-0-0"].final.data) == 2
     last = planned(protocol, evaluate={"stages": "last"}, strategies=["average"])["average-0-0"]
-    assert last.stages[:2] == (None, None) and isinstance(last.final, Merged)
+    assert last.stages[:2] == (None, None) and isinstance(last.final, MergedModel)
 
 
 def test_ewc_keeps_the_anchors_of_all_earlier_tasks(protocol):
@@ -141,7 +141,7 @@ def test_what_is_needed_is_what_exists_on_the_way(protocol):
 def test_presets_give_recipes_that_merge_takes(protocol):
     for name in PRESETS:
         run = planned(protocol, strategies=[name])[f"{name}-0-0"]
-        if isinstance(run.final, Merged):
+        if isinstance(run.final, MergedModel):
             recipe = make_recipe(run.final.values(lambda model: model.name))
             assert len(recipe.models) >= 2
             assert json.loads(json.dumps(definition(run.final))) == definition(run.final)
@@ -220,5 +220,5 @@ def test_no_input_is_replaced(protocol, tmp_path):
     base = Path(shutil.copytree(protocol["base_model"], tmp_path / "base"))
     asked = validate(Protocol, protocol | {"base_model": str(base)}, "recipe")
     with pytest.raises(InputError, match="holds the input"):
-        continual(asked, base, options=Options(force=True))
+        continual(asked, base, options=ContinualOptions(force=True))
     assert (base / "model.safetensors").exists()

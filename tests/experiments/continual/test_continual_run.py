@@ -11,7 +11,7 @@ import yaml
 from recall_jax.errors import InputError, UnfinishedError
 from recall_jax.experiments.continual import workshop
 from recall_jax.experiments.continual.recipe import Protocol
-from recall_jax.experiments.continual.run import Options, continual
+from recall_jax.experiments.continual.run import ContinualOptions, continual
 from recall_jax.files.schema import validate
 
 
@@ -136,7 +136,7 @@ def test_wherever_a_run_is_stopped_it_goes_on_to_the_same(protocol, stand, tmp_p
             continual(recipe, tmp_path / "out")
         stand.stop_after = -1
         assert not (tmp_path / "out").exists()
-        continual(recipe, tmp_path / "out", options=Options(resume=True))
+        continual(recipe, tmp_path / "out", options=ContinualOptions(resume=True))
         assert stand.made == made
         assert untimed(tmp_path / "out") == untimed(whole)
         shutil.rmtree(tmp_path / "out")
@@ -147,7 +147,7 @@ def test_what_was_being_made_is_gone_on_with(protocol, stand, tmp_path):
     with pytest.raises(Stopped):
         continual(asked(protocol), tmp_path / "out")
     stand.stop_after = -1
-    continual(asked(protocol), tmp_path / "out", options=Options(resume=True))
+    continual(asked(protocol), tmp_path / "out", options=ContinualOptions(resume=True))
     assert stand.taken_up == stand.made[2:3]
 
 
@@ -157,7 +157,7 @@ def test_strategies_can_be_added_to_a_stopped_run(protocol, stand, tmp_path):
         continual(asked(protocol, strategies=["sequential", "average"]), tmp_path / "out")
     stand.stop_after = -1
     more = asked(protocol, strategies=["sequential", "average", "recall"])
-    continual(more, tmp_path / "out", options=Options(resume=True))
+    continual(more, tmp_path / "out", options=ContinualOptions(resume=True))
     assert len(stand.made) == len(set(stand.made))
     continual(more, tmp_path / "whole")
     assert untimed(tmp_path / "out") == untimed(tmp_path / "whole")
@@ -174,13 +174,13 @@ def test_other_rows_or_questions_are_another_run(protocol, stand, tmp_path):
     stand.stop_after = -1
     other = asked(protocol, tasks=tasks, evaluate={"limit": 3})
     with pytest.raises(UnfinishedError, match="had another evaluated: go back to it"):
-        continual(other, tmp_path / "out", options=Options(resume=True))
+        continual(other, tmp_path / "out", options=ContinualOptions(resume=True))
     rows.write_text(rows.read_text() + rows.read_text())
     with pytest.raises(UnfinishedError, match=r"rows\.jsonl is not what it was when the run was"):
-        continual(mine, tmp_path / "out", options=Options(resume=True))
+        continual(mine, tmp_path / "out", options=ContinualOptions(resume=True))
     for holding in (tmp_path, Path(protocol["base_model"])):
         with pytest.raises(InputError, match="holds the input"):
-            continual(mine, holding, options=Options(force=True))
+            continual(mine, holding, options=ContinualOptions(force=True))
 
 
 def test_a_fault_on_the_way_keeps_what_was_made(protocol, stand, tmp_path, monkeypatch):
@@ -194,7 +194,7 @@ def test_a_fault_on_the_way_keeps_what_was_made(protocol, stand, tmp_path, monke
         ):
             continual(asked(protocol), tmp_path / "out")
     before = list(stand.made)
-    continual(asked(protocol), tmp_path / "out", options=Options(resume=True))
+    continual(asked(protocol), tmp_path / "out", options=ContinualOptions(resume=True))
     assert len(before) == 3 and stand.made[:3] == before
     assert len(stand.made) == len(set(stand.made))
 

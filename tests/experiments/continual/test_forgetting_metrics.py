@@ -12,7 +12,7 @@ from recall_jax.experiments.continual.metrics import (
     forgetting,
     forward_transfer,
     measure,
-    summarise,
+    summarise_runs,
     unseen_average,
 )
 
@@ -69,8 +69,8 @@ def test_what_was_not_measured_leaves_metrics_out():
 def test_summaries_have_the_sample_standard_deviation():
     runs = [dict.fromkeys(METRICS, value) for value in (1.0, 2.0, 6.0)]
     runs[0] = runs[0] | {"forgetting": None}
-    found = summarise(runs)
+    found = summarise_runs(runs)
     assert found["final_average"] == (3.0, pytest.approx(math.sqrt(7)), 3)
     assert found["forgetting"] == (4.0, pytest.approx(math.sqrt(8)), 2)
-    assert summarise(runs[:1])["final_average"] == (1.0, None, 1)
-    assert summarise(runs[:1])["forgetting"] is None
+    assert summarise_runs(runs[:1])["final_average"] == (1.0, None, 1)
+    assert summarise_runs(runs[:1])["forgetting"] is None

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import tokenizers
 
-from recall_jax.evaluation.exact_match import exact_match
+from recall_jax.evaluation.exact_match import exact_match_rate
 from recall_jax.evaluation.strings import draw_distinct
 from recall_jax.experiments.demo.material import (
     BASE,
@@ -28,7 +28,7 @@ MODELS = (BASE, *FINE_TUNED)
 def scores(model):
     """Exact match by task, on a quarter of the shipped test rows."""
     return {
-        task: exact_match(CHECKPOINTS / model, read_rows(held_out_file(task))[:32], 32)
+        task: exact_match_rate(CHECKPOINTS / model, read_rows(held_out_file(task))[:32], 32)
         for task in TASKS
     }
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from recall_jax.errors import InputError
-from recall_jax.evaluation.exact_match import exact_match
+from recall_jax.evaluation.exact_match import exact_match_rate
 from recall_jax.experiments.demo.material import (
     BASE,
     CHECKPOINTS,
@@ -16,7 +16,7 @@ from recall_jax.experiments.demo.material import (
     UNSEEN,
     held_out_file,
 )
-from recall_jax.experiments.demo.run import AVERAGE, RECALL, run_demo, summarise
+from recall_jax.experiments.demo.run import AVERAGE, RECALL, run_demo, score_table
 from recall_jax.inputs.data import read_rows
 
 
@@ -24,7 +24,7 @@ def test_sums_of_a_table_worked_out_by_hand():
     def scores(*values):
         return dict(zip(TASKS, values, strict=True))
 
-    table = summarise(
+    table = score_table(
         {
             BASE: scores(0.5, 0.5, 0.5, 0.5, 0.5),
             "reverse": scores(1.0, 0.2, 0.1, 0.0, 0.6),
@@ -80,7 +80,7 @@ def test_the_table_holds_what_each_model_scores(demo_run):
     assert [row[0] for row in table.rows] == [BASE, *FINE_TUNED, RECALL, AVERAGE]
     scores = {row[0]: dict(zip(TASKS, row[1:], strict=False)) for row in table.rows}
     for folder, task in ((CHECKPOINTS / BASE, "sort"), (out / RECALL, "rotate")):
-        again = exact_match(folder, read_rows(held_out_file(task)), batch_size=128)
+        again = exact_match_rate(folder, read_rows(held_out_file(task)), batch_size=128)
         assert scores[folder.name][task] == pytest.approx(again)
     for task in FINE_TUNED:
         assert scores[task][task] > 0.9

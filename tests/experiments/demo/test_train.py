@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from recall_jax.evaluation.strings import draw
+from recall_jax.evaluation.strings import draw_exercises
 from recall_jax.experiments.demo import train
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import from_flax
@@ -29,8 +29,8 @@ def promotion_as_optax_needs_it():
 
 @pytest.fixture(scope="module")
 def batches():
-    tokenizer, rows = train.make_tokenizer(), draw(("rotate",), 0)
-    return [train.make_batch(tokenizer, list(islice(rows, 32))) for _ in range(STEPS)]
+    tokenizer, rows = train.make_demo_tokenizer(), draw_exercises(("rotate",), 0)
+    return [train.make_demo_batch(tokenizer, list(islice(rows, 32))) for _ in range(STEPS)]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def run(batches):
     optimizer = train.make_optimizer(1e-2, STEPS)
 
     def again():
-        return train.train(ARCH, optimizer, init_params(ARCH, jax.random.key(0)), batches)
+        return train.train_model(ARCH, optimizer, init_params(ARCH, jax.random.key(0)), batches)
 
     return again, again()
 
@@ -59,12 +59,12 @@ def test_training_again_gives_the_same_bits(run):
 
 
 def test_a_batch_counts_the_answer_and_its_end_alone():
-    tokenizer = train.make_tokenizer()
+    tokenizer = train.make_demo_tokenizer()
     rows = [
         {"prompt": "sort dcba=", "completion": "abcd"},
         {"prompt": "swap abcdefgh=", "completion": "badcfehg"},
     ]
-    batch = train.make_batch(tokenizer, rows)
+    batch = train.make_demo_batch(tokenizer, rows)
     assert {array.shape for array in batch} == {(2, train.LONGEST)}
     assert batch.attention_mask.sum(axis=1).tolist() == [11, train.LONGEST]
     end = train.VOCABULARY.index(train.END)
@@ -80,7 +80,7 @@ def test_loss_is_that_of_transformers(tmp_path, run, batches):
     from transformers import AutoModelForCausalLM
 
     _, (params, _) = run
-    train.save_model(tmp_path / "model", ARCH, params, train.make_tokenizer())
+    train.save_demo_model(tmp_path / "model", ARCH, params, train.make_demo_tokenizer())
     (tmp_path / "model" / "config.json").write_text(json.dumps(SMALL))
     saved = load_file(tmp_path / "model" / "model.safetensors")
     assert {array.dtype for array in saved.values()} == {np.dtype(ml_dtypes.bfloat16)}
@@ -97,8 +97,8 @@ def test_loss_is_that_of_transformers(tmp_path, run, batches):
 
 
 def test_every_epoch_sees_all_rows_in_another_order():
-    tokenizer = train.make_tokenizer()
-    rows = list(islice(draw(("sort",), 0), 2 * train.FINE_TUNING_BATCH_SIZE))
+    tokenizer = train.make_demo_tokenizer()
+    rows = list(islice(draw_exercises(("sort",), 0), 2 * train.FINE_TUNING_BATCH_SIZE))
     steps = list(train.fine_tuning_batches(tokenizer, rows, 0))
     ids = np.stack([step.input_ids for step in steps])
     epochs = ids.reshape(train.FINE_TUNING_EPOCHS, len(rows), train.LONGEST)

@@ -13,7 +13,7 @@ from recall_jax.evaluation.examples import Example
 from recall_jax.evaluation.metrics import text_estimates
 from recall_jax.evaluation.resident import load_resident
 from recall_jax.evaluation.scoring import score
-from recall_jax.evaluation.strings import is_held_out
+from recall_jax.evaluation.strings import is_held_out_string
 from recall_jax.evaluation.task import Task, find_task
 from recall_jax.experiments.demo.material import BASE, CHECKPOINTS
 from recall_jax.experiments.suites import suite as suite_module
@@ -21,7 +21,7 @@ from recall_jax.experiments.suites.strings import strings_suite
 from recall_jax.experiments.suites.suite import Stage, make_suite
 from recall_jax.experiments.suites.text import text_suite
 from recall_jax.inputs.data import read_rows
-from recall_jax.jobs.evaluate import Options, evaluate
+from recall_jax.jobs.evaluate import EvaluateOptions, evaluate
 
 TINY = {
     "hidden_size": 16,
@@ -65,7 +65,7 @@ def test_a_suite_holds_its_models_rows_and_record(made):
         assert not {row["prompt"] for row in rows} & {row["prompt"] for row in held_out}
     mixed = [row["prompt"].split(" ") for row in read_rows(out / "data/base.train.jsonl")]
     assert {task for task, _ in mixed} <= set(record["tasks"])
-    assert not any(is_held_out(text.removesuffix("=")) for _, text in mixed)
+    assert not any(is_held_out_string(text.removesuffix("=")) for _, text in mixed)
     training = json.loads((out / "reverse" / "training.json").read_text())
     assert training["model"] == str(out / "base")
     assert training["steps"] == 2
@@ -135,7 +135,7 @@ def test_perplexity_is_that_of_transformers(made, tmp_path):
 
     model = made[0] / "base"
     tasks = [find_task("text_topics"), find_task("text_names")]
-    options = Options(limit=4, batch_size=4)
+    options = EvaluateOptions(limit=4, batch_size=4)
     record = evaluate([str(model)], tasks, tmp_path / "seen", options=options)
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from recall_jax.errors import InputError
 from recall_jax.evaluation.examples import make_examples
 from recall_jax.evaluation.generators import GENERATORS
-from recall_jax.evaluation.rows import Rows, load_rows
+from recall_jax.evaluation.rows import TaskRows, load_rows
 from recall_jax.evaluation.strings import (
     ALPHABET,
     LENGTHS,
     TASKS,
-    draw,
     draw_distinct,
-    is_held_out,
+    draw_exercises,
+    is_held_out_string,
     nest,
     reverse,
     rotate,
@@ -139,17 +139,17 @@ def text_of(row):
 
 
 def test_training_and_held_out_rows_have_no_string_in_common():
-    train = {text_of(row) for row in islice(draw(tuple(TASKS), 0), 5000)}
-    test = {text_of(row) for row in islice(draw(tuple(TASKS), 1, held_out=True), 2000)}
+    train = {text_of(row) for row in islice(draw_exercises(tuple(TASKS), 0), 5000)}
+    test = {text_of(row) for row in islice(draw_exercises(tuple(TASKS), 1, held_out=True), 2000)}
     assert not train & test
-    assert not any(map(is_held_out, train))
-    assert all(map(is_held_out, test))
+    assert not any(map(is_held_out_string, train))
+    assert all(map(is_held_out_string, test))
 
 
 def test_drawing_follows_its_seed_and_covers_tasks_and_lengths_evenly():
-    rows = list(islice(draw(("sort", "swap"), 7), 2000))
-    assert rows == list(islice(draw(("sort", "swap"), 7), 2000))
-    assert rows != list(islice(draw(("sort", "swap"), 8), 2000))
+    rows = list(islice(draw_exercises(("sort", "swap"), 7), 2000))
+    assert rows == list(islice(draw_exercises(("sort", "swap"), 7), 2000))
+    assert rows != list(islice(draw_exercises(("sort", "swap"), 8), 2000))
     tasks = Counter(row["prompt"].split(" ")[0] for row in rows)
     lengths = Counter(len(text_of(row)) for row in rows)
     assert set(lengths) == set(LENGTHS)
@@ -171,14 +171,14 @@ def test_tasks_of_the_package_ask_held_out_rows_of_their_kind():
         rows = load_rows(asked, None).rows
         assert len({row["prompt"] for row in rows}) == len(rows) == 256
         assert all(row["prompt"].startswith(f"{task} ") for row in rows)
-        assert all(is_held_out(text_of(row)) for row in rows)
+        assert all(is_held_out_string(text_of(row)) for row in rows)
         # an answer that does not end in time is a token longer than any that is right
         assert asked.scoring.max_new_tokens > max(len(row["completion"]) for row in rows)
         assert find_example(asked, rows[0]) == (rows[0]["prompt"], (rows[0]["completion"],))
 
 
 def find_example(task, row):
-    (example,) = make_examples(task, Rows((row,), (0,), ("row 0",), "here"))
+    (example,) = make_examples(task, TaskRows((row,), (0,), ("row 0",), "here"))
     return example.prompt, example.references
 
 
