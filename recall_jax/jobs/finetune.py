@@ -108,7 +108,7 @@ def finetune(
             announce("an interrupted run was discarded: --resume would have gone on with it")
         checkpoints = TrainingCheckpoints(work.journal, identity)
         if options.resume:  # before anything else can be found wrong, which would end the work
-            for line in checkpoints.steered():
+            for line in checkpoints.changed_settings():
                 announce(line)
         with clock.stage("reading weights"):
             params = _read_params(checkpoint, arch)

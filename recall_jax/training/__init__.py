@@ -1,1 +1,1 @@
-"""Fine-tuning: examples to batches, batches to gradients, gradients to a model, resumable."""
+"""Fine-tune models, resumably: all parameters, LoRA adapters, or with EWC."""

@@ -1,8 +1,8 @@
-"""Checkpoints of a run: the state of its last saved step, its best weights, and what it has seen.
+"""Save and resume a training run: its last saved state, its best weights and its history.
 
-They stand beside the journal of the work: `state-<step>/` and `best-<step>/` in Orbax's format. The
-journal, one JSON object that is replaced whole, says which of them count; it is written after
-them, and only then are the older ones removed, so that a kill at any time leaves a whole set.
+The folder of the run's journal also holds `state-<step>/` and `best-<step>/` in Orbax's format. The
+journal is one JSON object, replaced atomically, that names the valid ones. It is written after
+them, and only then are the older ones removed, so that a kill at any time leaves a complete set.
 """
 
 import json
@@ -21,44 +21,49 @@ from recall_jax.files.journal_lines import changed_input, journal_line, valid_re
 from recall_jax.training.step import TrainState, Tree
 
 FORMAT = 1
-# These steer the steps to come, and are what to change where the loss was finite no more.
+# A resumed run may change these: they affect only later steps, and are what to change after the
+# loss has diverged.
 STEERING = ("learning_rate", "warmup", "clip_norm", "compute_dtype")
 _ADVICE = "or run without --resume to start afresh"
 
 
 @dataclass
 class History:
-    """What a run has seen so far; `best_step` is that of the lowest validation loss."""
+    """Record the losses, tokens and time of a run so far.
 
-    losses: list[float] = field(default_factory=list)  # of each step
-    validation: list[tuple[int, float]] = field(default_factory=list)  # steps made, loss
+    `best_step` is the step with the lowest validation loss.
+    """
+
+    losses: list[float] = field(default_factory=list)  # one for each step
+    validation: list[tuple[int, float]] = field(default_factory=list)  # (steps made, loss)
     best_step: int | None = None
-    tokens: int = 0  # of all steps, counted by the loss or not
-    seconds: float = 0.0  # of the steps, compilation left out
+    tokens: int = 0  # in all steps, whether the loss counts them or not
+    seconds: float = 0.0  # in all steps, without compilation
 
     @property
     def best_loss(self) -> float:
-        """The validation loss of `best_step`, infinite before there is one."""
+        """Return the validation loss at `best_step`, infinite before the first evaluation."""
         return dict(self.validation).get(self.best_step, float("inf"))  # type: ignore[arg-type]
 
     @property
     def evaluations_since_best(self) -> int:
-        """How many evaluations have brought nothing better."""
+        """Return the number of evaluations since the best one."""
         return sum(step > (self.best_step or 0) for step, _ in self.validation)
 
 
 @dataclass(frozen=True)
 class TrainingCheckpoints:
-    """Where a run keeps its checkpoints, and what makes it the same run when it is resumed.
+    """Save and load the checkpoints of a run, next to its `journal`.
 
-    `identity` holds JSON values: `settings` and `program` by name, `inputs` by path.
+    A run can be resumed only if its `identity` is unchanged, except for the settings in `STEERING`.
+    The identity consists of JSON values: `settings` and `program` by name, `inputs` by path.
     """
 
     journal: Path
     identity: Mapping[str, Mapping[str, Any]]
 
     def save(self, state: TrainState, history: History) -> None:
-        """Keep a state, and forget those before it."""
+        """Save a state and the history, and remove older states."""
         name = f"state-{int(state.step)}"
         _save(self._folder(name), state)
         record = {"format": FORMAT, "identity": self.identity, "state": name, **asdict(history)}
@@ -66,37 +71,43 @@ class TrainingCheckpoints:
         with storage_faults(f"write {self.journal}"):
             fresh.write_text(journal_line(record), encoding="utf-8")
             fresh.replace(self.journal)
-        self._keep({name, f"best-{history.best_step}"})
+        self._remove_all_but({name, f"best-{history.best_step}"})
 
     def save_best(self, trainable: Tree, step: int) -> None:
-        """Keep weights as the best so far, and forget those that the journal does not count on."""
+        """Save the best weights so far, and remove others that the journal does not name."""
         _save(self._folder(f"best-{step}"), trainable)
-        kept = self.check() or {}
-        self._keep({f"best-{step}", f"best-{kept.get('best_step')}", str(kept.get("state"))})
+        saved = self.check() or {}
+        self._remove_all_but(
+            {f"best-{step}", f"best-{saved.get('best_step')}", str(saved.get("state"))}
+        )
 
     def load_best(self, like: Tree, step: int) -> Tree:
-        """The best weights, numpy arrays in a tree such as `like`."""
+        """Return the best weights as numpy arrays, in a tree with the structure of `like`."""
         return _load(self._folder(f"best-{step}"), like)
 
     def resume(self, like: TrainState) -> tuple[TrainState, History] | None:
-        """What an interrupted run has saved last, None if nothing; arrays are numpy.
+        """Return the last saved state, as numpy arrays, and its history; None if there is none.
 
-        Raises UnfinishedError, which keeps it, where it is another run or an input has changed.
+        Raises UnfinishedError, which keeps the files, if they are those of a different run or an
+        input has changed.
         """
         if (record := self.check()) is None:
             return None
         name = record["state"]
-        self._keep({name, f"best-{record['best_step']}"})
+        self._remove_all_but({name, f"best-{record['best_step']}"})
         values = {field.name: record[field.name] for field in fields(History)}
         values["validation"] = [tuple(at) for at in values["validation"]]
         return _load(self._folder(name), like), History(**values)
 
     def check(self) -> dict[str, Any] | None:
-        """The journal of an interrupted run, None if there is none; raises as `resume`."""
+        """Return the journal of an interrupted run, None if there is none.
+
+        Raises UnfinishedError as `resume` does.
+        """
         if not self.journal.is_file():
             return None
         records, _ = valid_records(self.journal)
-        record = records[0] if len(records) == 1 else {}  # that of a merge has many
+        record = records[0] if len(records) == 1 else {}  # the journal of a merge has many
         if record.get("format") != FORMAT or "state" not in record:
             raise UnfinishedError(
                 "what was interrupted here is another command, of another version, or damaged: "
@@ -105,8 +116,8 @@ class TrainingCheckpoints:
         self._check_same(record["identity"])
         return record
 
-    def steered(self) -> list[str]:
-        """What steers otherwise than in the run that is resumed, a line each."""
+    def changed_settings(self) -> list[str]:
+        """Describe each setting that differs from the run being resumed, in a line."""
         then = (self.check() or {"identity": self.identity})["identity"]["settings"]
         now = self.identity["settings"]
         return [
@@ -118,7 +129,7 @@ class TrainingCheckpoints:
     def _folder(self, name: str) -> Path:
         return self.journal.parent / name
 
-    def _keep(self, names: set[str]) -> None:
+    def _remove_all_but(self, names: set[str]) -> None:
         for kind in ("state-*", "best-*"):
             for folder in self.journal.parent.glob(kind):
                 if folder.name not in names:
@@ -142,13 +153,13 @@ class TrainingCheckpoints:
 
 def _save(folder: Path, tree: Tree) -> None:
     with storage_faults(f"write {folder}"):
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed at this very step
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed at this step
         folder.mkdir(parents=True)
         save_orbax(folder, _named(tree))
 
 
 def _load(folder: Path, like: Tree) -> Tree:
-    """The tree in `folder`, whose leaves are as those of `like`; InputError if damaged."""
+    """Return the tree in `folder`; InputError unless its leaves match `like` in shape and dtype."""
     found, expected = load_orbax(folder), _named(like)
     for name, leaf in expected.items():
         array = found.get(name, np.empty(0))
@@ -158,6 +169,6 @@ def _load(folder: Path, like: Tree) -> Tree:
 
 
 def _named(tree: Tree) -> dict[str, Any]:
-    """The leaves by their paths: Orbax knows dicts, but not the records of optax."""
+    """Return the leaves by path: Orbax saves dicts, but not the named tuples of optax."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

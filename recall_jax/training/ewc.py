@@ -1,19 +1,20 @@
-"""Elastic weight consolidation (EWC): weights that mattered for earlier tasks are held in place.
+"""Penalise changes to weights that earlier tasks depend on: elastic weight consolidation (EWC).
 
 Kirkpatrick et al. 2017 (arXiv:1612.00796), eq. 3: the loss of a new task is
 
     loss(theta) + strength / 2 * sum over i of F_i (theta_i - theta*_i)^2
 
-with theta* the weights after an earlier task and F the diagonal of its Fisher information there.
-The 1/2 is that of the paper, a Gaussian's log-density; implementations without it mean half our
-strength.
+where theta* are the weights after an earlier task and F is the diagonal of the task's Fisher
+information at theta*. The factor 1/2 is the paper's, from a Gaussian's log-density; a strength in
+an implementation without it corresponds to twice that strength here.
 
-F is the empirical Fisher, of labels as they are in the data, and per sample: the mean over samples
-of the squared gradient of that one sample's log-likelihood, which for a text is the sum over its
-counted tokens. The square of a batch's mean gradient is another quantity, and far smaller.
+F is the empirical Fisher information, computed with the labels in the data and per sample: the mean
+over samples of the squared gradient of the sample's log-likelihood, which for a text is the sum
+over its counted tokens. The square of a batch's mean gradient is a different quantity, and far
+smaller.
 
-Several tasks are kept `separate`, an `Anchor` for each, or as one running anchor, `online`
-(Schwarz et al. 2018, arXiv:1805.06370, section 3.2).
+Several tasks have an `Anchor` each, or are combined into one running anchor by `online` (Schwarz et
+al. 2018, arXiv:1805.06370, section 3.2).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -40,9 +41,9 @@ Tree = Any
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Anchor:
-    """What a task leaves behind: its `fisher` F, float32, and the `weights` theta* it is taken at.
+    """Hold the `fisher` information F of a task, float32, and the `weights` theta* for it.
 
-    Two trees of the same shapes.
+    Both are trees of the same structure and shapes.
     """
 
     fisher: Tree
@@ -50,10 +51,11 @@ class Anchor:
 
 
 def fisher(loss_of_sample: Callable[[Tree, Any], Array], params: Tree, samples: Any) -> Tree:
-    """Diagonal empirical Fisher information, float32, a tree shaped as `params`.
+    """Return the diagonal empirical Fisher information, float32, in a tree shaped as `params`.
 
     `loss_of_sample(params, sample)` is the negative log-likelihood of one sample; `samples` is a
-    pytree with the n samples on axis 0. They are taken one by one: one gradient exists at a time.
+    pytree with the n samples on axis 0. Samples are processed one by one, so that only one gradient
+    is in memory at a time.
     """
     count = jax.tree.leaves(samples)[0].shape[0]
     groups = jax.tree.map(lambda leaf: leaf[:, None], samples)
@@ -64,11 +66,11 @@ def fisher(loss_of_sample: Callable[[Tree, Any], Array], params: Tree, samples: 
 def fisher_of_batches(
     loss: Loss, trainable: Tree, frozen: Tree, batches: Iterable[TrainingBatch], mesh: Mesh
 ) -> Tree:
-    """The Fisher information of the rows of `batches`, as `fisher`; `loss` as in an `Objective`.
+    """Return the Fisher information of the rows of `batches`, as `fisher` does.
 
-    Rows without counted tokens are no samples. Dropout is off. On a mesh as many rows are taken at
-    a time as its axis `data` has, each on devices that have one gradient between them, cut as the
-    parameters are.
+    `loss` is that of an `Objective`, without dropout. Rows without counted tokens are not samples.
+    On a mesh, the rows processed at a time are as many as its axis `data` has devices, and each
+    row's gradient is sharded as the parameters are.
     """
     shardings = parameter_shardings(trainable, mesh)
 
@@ -85,42 +87,49 @@ def fisher_of_batches(
     for batch in batches:
         rows = (leaf.reshape(-1, mesh.shape[DATA], leaf.shape[-1]) for leaf in batch)
         total = add(trainable, frozen, jax.device_put(TrainingBatch(*rows), groups), total)
-        # the first token of a row is predicted from nothing, so never counted
+        # The first token of a row has no context to be predicted from, and is never counted.
         count += int(np.asarray(batch.loss_mask)[:, 1:].any(axis=1).sum())
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 def ewc_penalty(strength: float) -> Callable[[Tree, Tree], Array]:
-    """A penalty of an `Objective`: that of `penalty` for the anchors in `frozen["anchors"]`."""
+    """Return `penalty` for the anchors in `frozen["anchors"]`, as an `Objective` needs it."""
     return lambda trainable, frozen: penalty(trainable, frozen["anchors"], strength)
 
 
 def penalty(weights: Tree, anchors: Sequence[Anchor], strength: float) -> Array:
-    """strength / 2 * sum over anchors and weights of F (theta - theta*)^2, a float32 scalar."""
+    """Return strength / 2 * sum over anchors and weights of F (theta - theta*)^2, float32 ().
+
+    Kirkpatrick et al. 2017, eq. 3.
+    """
     total = jnp.float32(0)
     for anchor in anchors:
-        terms = jax.tree.map(_energy, anchor.fisher, weights, anchor.weights)
+        terms = jax.tree.map(_weighted_change, anchor.fisher, weights, anchor.weights)
         total += jax.tree.reduce(jnp.add, terms)
     return 0.5 * strength * total
 
 
 def online(previous: Anchor, newest: Anchor, decay: float) -> Anchor:
-    """One anchor for all tasks so far: F = decay * F of before + F of the newest, at its weights.
+    """Return one anchor for all tasks so far: F = decay * F_previous + F_newest, newest weights.
 
-    Schwarz et al. 2018, eq. 9; with a decay below 1 old tasks are forgotten gracefully.
+    Schwarz et al. 2018, eq. 9; with a decay below 1, old tasks are forgotten gradually.
     """
     total = jax.tree.map(lambda old, new: decay * old + new, previous.fisher, newest.fisher)
     return Anchor(total, newest.weights)
 
 
 def save_anchor(path: Path, anchor: Anchor) -> None:
-    """Write a safetensors file of tensors `fisher.<path>` and `weights.<path>`."""
+    """Write a safetensors file with tensors `fisher.<path>` and `weights.<path>`."""
     trees = {"fisher": anchor.fisher, "weights": anchor.weights}
     write_safetensors(path, {name: np.asarray(leaf) for name, leaf in _named(trees).items()})
 
 
 def load_anchor(path: Path, like: Tree) -> Anchor:
-    """The anchor in a file, numpy arrays; InputError if damaged or unfit for the weights `like`."""
+    """Return the anchor in a file, as numpy arrays.
+
+    Raises InputError if the file is damaged, or its tensors do not have the names and shapes of the
+    weights `like`.
+    """
     file = SafetensorsFile(path)
     trees = {"fisher": like, "weights": like}
     expected = {name: tuple(leaf.shape) for name, leaf in _named(trees).items()}
@@ -145,9 +154,9 @@ def load_anchor(path: Path, like: Tree) -> Anchor:
 def _add_squares(
     loss_of_sample: Callable[[Tree, Any], Array], params: Tree, groups: Any, total: Tree
 ) -> Tree:
-    """`total` + the sum over samples of the squared gradient of each.
+    """Return `total` plus the sum over samples of the squared gradient of each.
 
-    The samples are on axes 0 and 1 of `groups`, those of axis 1 being taken together.
+    The samples are on axes 0 and 1 of `groups`; those on axis 1 are processed in parallel.
     """
     gradients = jax.vmap(jax.grad(loss_of_sample), in_axes=(None, 0))
 
@@ -165,12 +174,12 @@ def _zeros(params: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), params)
 
 
-def _energy(fisher: Array, weights: Array, anchor: Array) -> Array:
-    moved = weights.astype(jnp.float32) - anchor.astype(jnp.float32)
-    return jnp.sum(fisher * jnp.square(moved))
+def _weighted_change(fisher: Array, weights: Array, anchor: Array) -> Array:
+    change = weights.astype(jnp.float32) - anchor.astype(jnp.float32)
+    return jnp.sum(fisher * jnp.square(change))
 
 
 def _named(tree: Tree) -> dict[str, Any]:
-    """The leaves by their paths."""
+    """Return the leaves of a tree by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -1,7 +1,7 @@
-"""Rows of text as training examples: token ids, and which of them the loss counts.
+"""Make training examples of rows of text: token ids, and which of them the loss counts.
 
-A completion or text is followed by the end of text, which counts; a chat template writes its own
-ends.
+The end-of-text token is appended to a completion or text, and is counted; a chat template writes
+its ends itself.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ from recall_jax.inputs.parts import row_parts, tokenize_parts
 from recall_jax.inputs.row_files import iterate_rows
 from recall_jax.inputs.shapes import USUAL, Fields, used_columns
 from recall_jax.inputs.tokens import Tokenizer
-from recall_jax.training.ragged import Growing, Ragged
+from recall_jax.training.ragged import Ragged, RaggedBuilder
 from recall_jax.training.step import TrainingBatch
 
 
 @dataclass(frozen=True)
 class Examples:
-    """n tokenised rows: token ids (T_i,) int32, and 1 where the loss counts (T_i,) int8.
+    """Hold n tokenised rows: token ids (T_i,) int32, and loss masks (T_i,) int8 of 0 and 1.
 
-    `left_out` rows of the file had no token to count within the token limit.
+    `left_out` counts the rows of the file with no token to learn within the token limit.
     """
 
     token_ids: Ragged
@@ -35,30 +35,30 @@ class Examples:
     left_out: int = 0
 
     def __len__(self) -> int:
-        """Number of rows n."""
+        """Return the number of rows n."""
         return len(self.token_ids)
 
     @property
     def num_counted(self) -> int:
-        """Tokens that the loss counts in one epoch; a row's first token never does."""
+        """Return the number of tokens that the loss counts in one epoch, never a row's first."""
         first = self.loss_masks.ends - self.loss_masks.lengths
         return int(self.loss_masks.values.sum() - self.loss_masks.values[first].sum())
 
     @property
     def largest_id(self) -> int:
-        """The largest token id."""
+        """Return the largest token id."""
         return int(self.token_ids.values.max())
 
-    def take(self, places: Sequence[int] | np.ndarray) -> "Examples":
-        """The rows at these places, in this order."""
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Examples":
+        """Return the rows with these indices, in this order."""
         return replace(
             self,
-            token_ids=self.token_ids.take(places),
-            loss_masks=self.loss_masks.take(places),
+            token_ids=self.token_ids.take(rows),
+            loss_masks=self.loss_masks.take(rows),
         )
 
     def digest(self) -> str:
-        """A checksum of all token ids and of what counts."""
+        """Return a SHA-256 checksum of all token ids and loss masks."""
         masks = self.loss_masks.values.astype(np.int32)
         digest = hashlib.sha256()
         for array in (self.token_ids.lengths, self.token_ids.values, masks):
@@ -66,7 +66,7 @@ class Examples:
         return digest.hexdigest()
 
     def facts(self) -> dict[str, Any]:
-        """Sizes and digest, plain values."""
+        """Return the sizes and the digest, as the training record states them."""
         return {
             "rows": len(self),
             "tokens": len(self.token_ids.values),
@@ -76,7 +76,7 @@ class Examples:
         }
 
     def warnings(self, path: str) -> list[str]:
-        """What a user should know of the file at `path`, one line each."""
+        """Return warnings about the file at `path` that the rows came from, one line each."""
         if not self.left_out:
             return []
         return [
@@ -94,12 +94,13 @@ def read_examples(
     fields: Fields = USUAL,
     memory: int | None = None,
 ) -> Examples:
-    """All rows of a data file, cut on the right to `max_tokens`; only one is whole in memory.
+    """Tokenise all rows of a data file, truncated on the right to `max_tokens`.
 
-    Raises InputError, with its number, for a row that tokenises to nothing, where no row has a
-    token to count, and where the tokens take over `memory` bytes.
+    Only one row of text is in memory at a time. Raises InputError, with its number, for a row that
+    tokenises to nothing, if no row has a token to count, and if the tokens take more than `memory`
+    bytes.
     """
-    ids, masks, left_out = Growing("i"), Growing("b"), 0
+    ids, masks, left_out = RaggedBuilder("i"), RaggedBuilder("b"), 0
     rows = iterate_rows(path, columns=partial(used_columns, fields=fields))
     for index, row in enumerate(rows):
         where = f"{path}, row {index} (from 0)"
@@ -125,7 +126,11 @@ def read_examples(
 
 
 def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Examples]:
-    """(rows to train on, rows to validate on): the share is drawn by `seed`, at least one row."""
+    """Split into rows to train on and rows to validate on, in this order.
+
+    `share` of the rows, at least one, are drawn by `seed` to validate on. Raises InputError if that
+    leaves none to train on.
+    """
     count = max(1, round(share * len(examples)))
     if count >= len(examples):
         raise InputError(
@@ -136,41 +141,41 @@ def hold_out(examples: Examples, share: float, seed: int) -> tuple[Examples, Exa
 
 
 def rows_of_step(step: int, num_rows: int, rows_per_step: int, seed: int) -> np.ndarray:
-    """The rows of a step, counted from 0: every epoch has all rows once, in an order of its own.
+    """Return the row indices of a step, counted from 0: every epoch shuffles all rows anew.
 
-    It depends on nothing but the arguments. The last step of an epoch may have fewer rows.
+    They depend only on the arguments. The last step of an epoch may have fewer rows.
     """
-    epoch, place = divmod(step, steps_per_epoch(num_rows, rows_per_step))
+    epoch, step_in_epoch = divmod(step, steps_per_epoch(num_rows, rows_per_step))
     order = np.random.default_rng([seed, epoch]).permutation(num_rows)
-    return order[place * rows_per_step : (place + 1) * rows_per_step]
+    return order[step_in_epoch * rows_per_step : (step_in_epoch + 1) * rows_per_step]
 
 
 def steps_per_epoch(num_rows: int, rows_per_step: int) -> int:
-    """Steps in which every row comes once."""
+    """Return the number of steps in which every row is used once."""
     return -(-num_rows // rows_per_step)
 
 
 def make_training_batch(
     examples: Examples, rows: np.ndarray, shape: tuple[int, ...]
 ) -> TrainingBatch:
-    """These rows, padded to `shape` + (T,) with T the `padded_length` of the longest.
+    """Make a batch of these rows with arrays `shape` + (T,), T the `padded_length` of the longest.
 
-    There may be fewer rows than `shape` has room for: empty ones fill it.
+    Empty rows are appended if there are fewer rows than `shape` holds.
     """
     length = padded_length(max(len(examples.token_ids[row]) for row in rows))
     batch = TrainingBatch(
         *(np.zeros((int(np.prod(shape)), length), np.int32) for _ in TrainingBatch._fields)
     )
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         ids, mask = examples.token_ids[row], examples.loss_masks[row]
-        batch.input_ids[place, : len(ids)] = ids
-        batch.attention_mask[place, : len(ids)] = 1
-        batch.loss_mask[place, : len(ids)] = mask
+        batch.input_ids[index, : len(ids)] = ids
+        batch.attention_mask[index, : len(ids)] = 1
+        batch.loss_mask[index, : len(ids)] = mask
     return TrainingBatch(*(array.reshape(*shape, length) for array in batch))
 
 
 def validation_batches(examples: Examples, batch_size: int) -> list[TrainingBatch]:
-    """All rows in batches of similar length."""
+    """Return all rows in batches of rows of similar length."""
     by_length = np.argsort(examples.token_ids.lengths, kind="stable")
     starts = range(0, len(by_length), batch_size)
     return [

@@ -1,7 +1,7 @@
-"""The loop over steps: batches in an order of their own, checkpoints, validation, an end.
+"""Run the training loop: steps over shuffled batches, validation, checkpoints, early stopping.
 
-What a step does depends on its number alone, so that a resumed run makes the steps that an
-uninterrupted one would have made.
+A step depends only on its number, so that a resumed run makes the same steps as an uninterrupted
+one.
 """
 
 import math
@@ -41,10 +41,11 @@ from recall_jax.training.step import (
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How many steps of how many rows, and what happens every so many of them.
+    """State how many steps to make, of how many rows, and how often to save and evaluate.
 
-    A step takes `accumulate` micro-batches of `batch_size` rows. 0 saves or evaluates never;
-    without `patience` no run stops early.
+    A step takes `accumulate` micro-batches of `batch_size` rows. `save_every` and `evaluate_every`
+    are numbers of steps, 0 for never. The run stops early after `patience` evaluations without a
+    better one, never if it is None.
     """
 
     steps: int
@@ -72,10 +73,11 @@ def train(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda line: None,
 ) -> tuple[Tree, History]:
-    """Carry out the plan: the weights that validate best, or the last ones without `validation`.
+    """Train by the plan, and return the weights with the best validation loss, and the history.
 
-    `rate` is the optimizer's own learning rate, to be shown. With `resume` the run goes on from
-    what `checkpoints` hold. Raises UnfinishedError where the loss is finite no more.
+    Without `validation` the weights are those of the last step. `rate` is the schedule in the
+    optimizer, which progress displays. With `resume` the run continues from `checkpoints`. Raises
+    UnfinishedError if the loss, the gradient or the weights are no longer finite.
     """
     like = jax.eval_shape(lambda tree: init_state(tree, optimizer), trainable)
     shardings = parameter_shardings(like, mesh)
@@ -93,12 +95,12 @@ def train(
     held_out = [] if validation is None else validation_batches(validation, plan.batch_size)
     key, rows_per_step = jax.random.key(plan.seed), plan.accumulate * plan.batch_size
     meter = _Meter(history, plan.steps, rate, progress)
-    while (made := meter.steps_made) < plan.steps and not _has_settled(history, plan.patience):
+    while (made := meter.steps_made) < plan.steps and not _is_exhausted(plan.patience, history):
         rows = rows_of_step(made, len(examples), rows_per_step, plan.seed)
         batch = make_training_batch(examples, rows, (plan.accumulate, plan.batch_size))
-        with meter.sending(batch):
+        with meter.dispatching(batch):
             state, metrics = step(state, frozen, put_rows(batch, mesh, axis=1), key)
-        meter.hear(metrics)
+        meter.record(metrics)
         made += 1
         if held_out and (made == plan.steps or _is_due(made, plan.evaluate_every)):
             with meter.pause():
@@ -114,7 +116,7 @@ def train(
             with meter.pause():
                 checkpoints.save(state, history)
                 meter.saved = made
-    meter.settle()
+    meter.flush()
     if history.best_step is not None:
         return checkpoints.load_best(like.trainable, history.best_step), history
     if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable)):
@@ -123,24 +125,24 @@ def train(
 
 
 class _Meter:
-    """Losses as they come, a step late so that the device need not wait; speed and progress."""
+    """Record losses and speed, and show progress, a step late so that the device never waits."""
 
     def __init__(self, history: History, steps: int, rate: Schedule, progress: Progress) -> None:
-        self.saved = len(history.losses)  # steps of the last checkpoint
+        self.saved = len(history.losses)  # number of steps at the last checkpoint
         self._history, self._steps, self._rate, self._progress = history, steps, rate, progress
-        self._coming: deque[tuple[Metrics, int]] = deque()
+        self._pending: deque[tuple[Metrics, int]] = deque()
         self._shapes: set[tuple[int, ...]] = set()
-        self._tokens = 0  # of the step that is being sent
+        self._tokens = 0  # number of tokens in the step being dispatched
         self._since = time.perf_counter()
 
     @property
     def steps_made(self) -> int:
-        """Steps sent to the device, those of an interrupted run included."""
-        return len(self._history.losses) + len(self._coming)
+        """Return the number of steps dispatched, including those before a resumption."""
+        return len(self._history.losses) + len(self._pending)
 
     @contextmanager
-    def sending(self, batch: TrainingBatch) -> Iterator[None]:
-        """While a step is sent off; the first of its shape is compiled, which is no speed."""
+    def dispatching(self, batch: TrainingBatch) -> Iterator[None]:
+        """Exclude compilation, which the first step of a shape waits for, from the time."""
         self._tokens = int(batch.attention_mask.sum())
         began = time.perf_counter()
         yield
@@ -148,23 +150,23 @@ class _Meter:
             self._shapes.add(batch.input_ids.shape)
             self._since += time.perf_counter() - began
 
-    def hear(self, metrics: Metrics) -> None:
-        """Take the metrics of the step that was sent, and read those of the steps before it."""
-        self._coming.append((metrics, self._tokens))
-        self.settle(keep=1)
+    def record(self, metrics: Metrics) -> None:
+        """Queue the metrics of the dispatched step, and read those of the steps before it."""
+        self._pending.append((metrics, self._tokens))
+        self.flush(keep=1)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """While something else than steps is done, all of which have ended well."""
-        self.settle()
+        """Read all metrics, and exclude the time until the end of the context."""
+        self.flush()
         yield
         self._since = time.perf_counter()
 
-    def settle(self, keep: int = 0) -> None:
+    def flush(self, keep: int = 0) -> None:
         """Read the metrics of all steps but the last `keep`; UnfinishedError if not finite."""
         history = self._history
-        while len(self._coming) > keep:
-            metrics, tokens = self._coming.popleft()
+        while len(self._pending) > keep:
+            metrics, tokens = self._pending.popleft()
             step, loss = len(history.losses) + 1, float(metrics.loss)
             if not math.isfinite(loss):
                 raise _diverged(f"the loss is {loss} at step {step}", self.saved)
@@ -192,7 +194,7 @@ def _mean_loss(
     return math.fsum(losses) / math.fsum(tokens)
 
 
-def _has_settled(history: History, patience: int | None) -> bool:
+def _is_exhausted(patience: int | None, history: History) -> bool:
     return patience is not None and history.evaluations_since_best >= patience
 
 
@@ -201,8 +203,8 @@ def _is_due(step: int, every: int) -> bool:
 
 
 def _diverged(what: str, saved: int) -> UnfinishedError:
-    kept = f"; the last checkpoint, of step {saved}, is sound" if saved else ""
+    checkpoint = f"; the last checkpoint, of step {saved}, is sound" if saved else ""
     return UnfinishedError(
         f"{what}: try a lower finetune.learning_rate, a longer finetune.warmup or "
-        f"finetune.compute_dtype float32{kept}"
+        f"finetune.compute_dtype float32{checkpoint}"
     )

@@ -1,8 +1,8 @@
-"""LoRA in training: the factors at the start, the loss in them, and what becomes of them.
+"""Train LoRA adapters: initialise the factors, compute the loss, fold them or save them.
 
-Hu et al. 2021 (arXiv:2106.09685). The factors are a tree that mirrors the modules of a block,
-{"layers": {"self_attn": {"q_proj": {"a": (L, in, r), "b": (L, r, out)}}, …}}, float32: the
-transposes of peft's lora_A and lora_B, stacked.
+Hu et al. 2021 (arXiv:2106.09685). The factors are a float32 tree that mirrors the modules of a
+block, {"layers": {"self_attn": {"q_proj": {"a": (L, in, r), "b": (L, r, out)}}, …}}: the transposes
+of peft's lora_A and lora_B, stacked over the L layers.
 """
 
 import math
@@ -26,19 +26,19 @@ Array = jax.Array
 
 
 def init_lora(arch: Architecture, spec: LoraSpec, key: Array) -> Params:
-    """The factors before training, as in peft: A uniform on ±1 / sqrt(in), B zero.
+    """Return initial factors as peft does: A is uniform on ±1 / sqrt(in), B is zero.
 
-    That is Kaiming's uniform distribution with a = sqrt(5); the model is at first its base.
-    InputError for target modules that `arch` does not have.
+    This is Kaiming's uniform distribution with a = sqrt(5); the adapted model equals its base.
+    Raises InputError for target modules that `arch` does not have.
     """
     shapes = flatten_dict(jax.eval_shape(lambda: init_params(arch, key))[LAYERS], sep="/")
     factors = {}
     for index, path in enumerate(adapted_modules(arch, spec)):
         layers, inputs, outputs = shapes[f"{path}/kernel"].shape
         bound = 1 / math.sqrt(inputs)
-        own_key = jax.random.fold_in(key, index)
+        module_key = jax.random.fold_in(key, index)
         shape = (layers, inputs, spec.r)
-        factors[f"{path}/a"] = jax.random.uniform(own_key, shape, jnp.float32, -bound, bound)
+        factors[f"{path}/a"] = jax.random.uniform(module_key, shape, jnp.float32, -bound, bound)
         factors[f"{path}/b"] = jnp.zeros((layers, spec.r, outputs), jnp.float32)
     return {LAYERS: unflatten_dict(factors, sep="/")}
 
@@ -51,7 +51,7 @@ def lora_loss(
     remat: bool = False,
     mesh: Mesh | None = None,
 ) -> Loss:
-    """The loss of completions in the factors; `frozen["base"]` has the parameters beneath them."""
+    """Return `completion_loss` as a function of the factors; `frozen["base"]` is the base model."""
 
     def loss(
         trainable: Params, frozen: Params, batch: TrainingBatch, key: Array | None
@@ -72,7 +72,7 @@ def lora_loss(
 
 
 def fold(params: Params, lora: Params, spec: LoraSpec) -> Params:
-    """Parameters without an adapter that compute the same: W + scale A B, float32, rounded once."""
+    """Return parameters with the adapter folded in: W + scale A B in float32, rounded once."""
     layers = flatten_dict(params[LAYERS], sep="/")
     factors = flatten_dict(lora[LAYERS], sep="/")
     for path in dict.fromkeys(name.rpartition("/")[0] for name in factors):
@@ -86,7 +86,7 @@ def fold(params: Params, lora: Params, spec: LoraSpec) -> Params:
 def save_lora(
     folder: Path, arch: Architecture, lora: Params, spec: LoraSpec, *, base_model: str
 ) -> None:
-    """Write the adapter in peft's format into `folder`, which exists."""
+    """Write the adapter in peft's format into an existing `folder`."""
     stacked = flatten_dict(lora[LAYERS], sep="/")
     factors = {}
     for layer in range(arch.num_hidden_layers):

@@ -1,4 +1,4 @@
-"""The loss of a decoder on the tokens that a batch asks for."""
+"""Compute the loss of a decoder on the counted tokens of a batch."""
 
 from typing import Any
 
@@ -29,12 +29,12 @@ def completion_loss(
     dropout_key: Array | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Array, Array]:
-    """Summed cross-entropy of the tokens of `loss_mask`, and their number; float32 scalars.
+    """Return the summed cross-entropy of the tokens in `loss_mask`, and their number; float32 ().
 
-    The forward runs in `dtype`, whatever that of `params`; logits are float32. A row's first token
-    follows nothing and never counts. With `remat`, blocks are computed again in the backward pass,
-    so that only their inputs are kept. For the adapter's arguments see `forward`. On a `mesh` the
-    batch has rows for all of `data` and `fsdp`, and hidden states stay where their rows are.
+    The forward runs in `dtype`, whatever the dtype of `params`; logits are float32. A row's first
+    token has no context and is never counted. With `remat`, blocks are recomputed in the backward
+    pass, so that only their inputs are stored. See `forward` for the adapter's arguments. On a
+    `mesh`, rows and hidden states are sharded over the axes `data` and `fsdp`.
     """
     input_ids, attention_mask, loss_mask = map(jnp.asarray, batch)
     if mesh is not None:

@@ -1,4 +1,4 @@
-"""The methods of fine-tuning: what each trains, beside what, and what it minimises."""
+"""Set up the methods of fine-tuning: the objective, the trained and the frozen parameters."""
 
 from collections.abc import Sequence
 from functools import partial, reduce
@@ -21,7 +21,7 @@ from recall_jax.training.step import Loss, Objective, TrainingBatch, Tree
 
 
 class TrainingMethod(NamedTuple):
-    """An objective and the trees that it is a function of, numpy arrays."""
+    """Hold an objective, and the trees of numpy arrays that it is a function of."""
 
     objective: Objective
     trainable: Tree
@@ -36,16 +36,16 @@ def make_method(
     dtype: DTypeLike,
     mesh: Mesh,
 ) -> TrainingMethod:
-    """The method that the settings name, for the base `params`, to be trained on `mesh`.
+    """Return the method that the settings name, for the base model's `params`.
 
-    `earlier` are the rows of `ewc_data`. Raises InputError where LoRA's targets or the files of
-    EWC do not fit the model.
+    `earlier` are the rows of `ewc_data`, one for each file. Raises InputError if LoRA's target
+    modules or the files of EWC do not match the model.
     """
     if settings.lora is not None:
         start = init_lora(arch, settings.lora, jax.random.key(settings.seed))
         loss = lora_loss(arch, settings.lora, dtype=dtype, remat=settings.remat, mesh=mesh)
         return TrainingMethod(Objective(loss), jax.device_get(start), {"base": params})
-    # Master weights: an update is often smaller than bfloat16 can tell from nothing.
+    # Float32 master weights: an update is often too small to change a bfloat16 number.
     master = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
     loss = full_loss(arch, dtype=dtype, remat=settings.remat, mesh=mesh)
     if settings.ewc_strength is None:
@@ -61,7 +61,7 @@ def make_method(
 def full_loss(
     arch: Architecture, *, dtype: DTypeLike, remat: bool = False, mesh: Mesh | None = None
 ) -> Loss:
-    """The loss of completions in all parameters."""
+    """Return `completion_loss` as a function of all parameters; nothing is frozen."""
 
     def loss(trainable: Params, frozen: Any, batch: TrainingBatch, key: Any) -> Any:
         return completion_loss(arch, trainable, batch, dtype=dtype, remat=remat, mesh=mesh)
@@ -77,7 +77,7 @@ def make_anchor(
     dtype: DTypeLike,
     mesh: Mesh,
 ) -> Anchor:
-    """What EWC is to keep of `examples`: Fisher information of `ewc_samples` rows at `weights`."""
+    """Return the anchor of `examples`: Fisher information of `ewc_samples` rows at `weights`."""
     order = np.random.default_rng([settings.seed, len(examples)]).permutation(len(examples))
     rows = examples.take(order[: settings.ewc_samples])
     batches = validation_batches(rows, settings.batch_size)

@@ -1,4 +1,4 @@
-"""AdamW and the learning rate over the steps, as transformers' Trainer has them, in float32."""
+"""Provide AdamW and learning rate schedules in float32, as in transformers' Trainer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,14 @@ Array = jax.Array
 Schedule = Callable[[ArrayLike], Array]
 
 SCHEDULES = ("constant", "linear", "cosine")
-_DECAYED = ("kernel", "embedding", "a", "b")  # matrices; scales of norms and biases are not
+_DECAYED = ("kernel", "embedding", "a", "b")  # matrices, not biases or scales of norms
 
 
 def learning_rate(peak: float, schedule: str, steps: int, warmup_steps: int) -> Schedule:
-    """The learning rate of each step, float32, of steps from 0, integers or float32.
+    """Return a function from a step, counted from 0, to its learning rate, float32.
 
-    It rises from 0 to `peak` in a line over `warmup_steps`; then it is constant, or falls to 0 at
-    `steps` in a line or along half a cosine.
+    The rate rises linearly from 0 to `peak` over `warmup_steps`; then it is constant, or falls to 0
+    at `steps`, linearly or along half a cosine.
     """
 
     def rate(step: ArrayLike) -> Array:
@@ -39,9 +39,9 @@ def learning_rate(peak: float, schedule: str, steps: int, warmup_steps: int) -> 
 def adamw(
     rate: Schedule, *, weight_decay: float = 0.0, clip_norm: float | None = None
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019), b1 0.9, b2 0.999, eps 1e-8.
+    """Return AdamW (Loshchilov and Hutter 2019) with b1 0.9, b2 0.999, eps 1e-8.
 
-    Gradients are clipped by their global norm first; decay is of matrices alone.
+    Gradients are first clipped by their global norm; only matrices decay.
     """
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     decay = optax.add_decayed_weights(weight_decay, mask=_is_decayed)
@@ -49,7 +49,7 @@ def adamw(
 
 
 def _scale_by_adam() -> optax.GradientTransformation:
-    """optax's, which counts steps in float32: b ** count then promotes nothing implicitly."""
+    """Return optax's Adam with a float32 step count: b ** count then needs no type promotion."""
     adam = optax.scale_by_adam()
 
     def init(params: Any) -> optax.OptState:

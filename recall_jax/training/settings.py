@@ -1,4 +1,4 @@
-"""What can be asked of a fine-tuning, and what is refused."""
+"""Check the settings of a fine-tuning."""
 
 import math
 from collections.abc import Collection
@@ -30,14 +30,16 @@ _ABOVE_0 = ("learning_rate", "clip_norm", "ewc_strength", "ewc_decay")
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What is trained on what, and how; the names of the command's options.
+    """Hold the settings of a fine-tuning, named as the options of `recall finetune`.
 
-    `steps` goes before `epochs`; `evaluate_every` None is once an epoch; `save_every` 0 is never.
-    `learning_rate` is the highest of the schedule, `warmup` the share of the steps in which it
-    rises. `mesh` is such as `data=2,fsdp=2,tensor=2`. `ewc_fisher` are files of earlier runs,
-    `ewc_data` rows whose Fisher information is taken in the base; `ewc_decay` makes one anchor of
-    them, each earlier one counted by it again; `save_fisher` writes that of this run.
-    Raises InputError for a value that makes no sense.
+    `steps` takes precedence over `epochs`. `evaluate_every` and `save_every` are numbers of steps:
+    None evaluates once an epoch, 0 never saves. `learning_rate` is the peak of the schedule, and
+    `warmup` the fraction of the steps in which it rises. `mesh` is written as
+    `data=2,fsdp=2,tensor=2`. `ewc_fisher` are files that earlier runs wrote by `save_fisher`;
+    `ewc_data` are data files whose Fisher information is computed in the base model. `ewc_decay`
+    combines these anchors into one, as `training.ewc.online` does.
+
+    Raises InputError for a value out of range, or settings that exclude each other.
     """
 
     data: str
@@ -75,7 +77,7 @@ class TrainingSettings:
     ignore_config: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense, in a line that names the setting."""
+        """Check all settings; InputError names the setting at fault."""
         _choice("finetune.method", self.method, METHODS)
         _choice("finetune.schedule", self.schedule, SCHEDULES)
         if self.out_dtype is not None:
@@ -104,17 +106,17 @@ class TrainingSettings:
 
     @property
     def fields(self) -> Fields:
-        """The fields of the rows that hold their text."""
+        """Return the fields of a row that hold its text."""
         return Fields(self.field, self.prompt_field, self.completion_field)
 
     @property
     def validates(self) -> bool:
-        """Whether there are rows to validate on."""
+        """Return whether there are rows to validate on."""
         return self.validation is not None or self.validation_share is not None
 
     @property
     def data_files(self) -> tuple[str, ...]:
-        """All files that are read beside the model."""
+        """Return all files that are read, except those of the model."""
         files = (self.data, self.validation, *self.ewc_fisher, *self.ewc_data)
         return tuple(file for file in files if file is not None)
 
@@ -150,7 +152,7 @@ class TrainingSettings:
 
 
 def lora_spec(method: str, **given: Any) -> LoraSpec | None:
-    """LoRA's settings where the method is lora, or any is given; None stands for the default."""
+    """Return the settings of LoRA if the method is lora or any is given; None is the default."""
     chosen = {name: value for name, value in given.items() if value is not None}
     return LoraSpec(**chosen) if chosen or method == "lora" else None
 

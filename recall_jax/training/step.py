@@ -1,8 +1,8 @@
-"""One step of training: the gradients of a few micro-batches, one update, nothing else.
+"""Make one step of training: accumulate the gradients of micro-batches, and update once.
 
-What is trained is a tree, whatever it holds: all parameters, or a LoRA beside a frozen base. A
-method is an `Objective` and the two trees `trainable` and `frozen` that it is a function of; step,
-loop, sharding and checkpoints are the same for all.
+A method is an `Objective` and the two trees `trainable` and `frozen` that it is a function of: all
+parameters and nothing, or the factors of LoRA and the base model. Step, loop, sharding and
+checkpoints are the same for all methods.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ Tree = Any
 
 
 class TrainingBatch(NamedTuple):
-    """Right-padded rows, int32 (B, T) each; `loss_mask` is 1 on the tokens to be predicted.
+    """Hold right-padded rows, int32 (B, T) each; `loss_mask` is 1 on the tokens to be predicted.
 
-    A row without tokens only fills a batch.
+    A row without tokens is padding.
     """
 
     input_ids: Any
@@ -30,21 +30,24 @@ class TrainingBatch(NamedTuple):
 
 
 class Loss(Protocol):
-    """The loss of a batch, to be differentiated in `trainable`."""
+    """Compute the loss of a batch, differentiable in `trainable`."""
 
     def __call__(
         self, trainable: Tree, frozen: Tree, batch: TrainingBatch, key: Array | None
     ) -> tuple[Array, Array]:
-        """Summed loss and number of tokens counted, float32 scalars; without `key`, no dropout."""
+        """Return the summed loss and the number of counted tokens, float32 ().
+
+        There is no dropout without `key`.
+        """
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: mean of `loss` over the counted tokens + penalty(trainable, frozen).
+    """Minimise the mean of `loss` over the counted tokens + penalty(trainable, frozen).
 
-    `frozen` is a tree that no step changes: the base of a LoRA, the anchor and Fisher information
-    of EWC, or nothing. What is named as a decoder's parameters in it, or in the trainable tree, is
-    cut over a mesh by `recall_jax.parallel.mesh`; all else is repeated on every device.
+    `frozen` is a tree that no step changes: the base model of a LoRA, the anchors of EWC, or
+    nothing. In both trees, leaves named as a decoder's parameters are sharded over a mesh by
+    `recall_jax.parallel.mesh`; all others are replicated.
     """
 
     loss: Loss
@@ -54,7 +57,7 @@ class Objective:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that a step changes; `step` is the number of steps made, int32."""
+    """Hold all that a step changes; `step` is the number of steps made, int32 ()."""
 
     trainable: Tree
     optimizer_state: Tree
@@ -62,12 +65,12 @@ class TrainState:
 
 
 class Metrics(NamedTuple):
-    """Of one step, float32 scalars: `loss` is the mean per counted token, without the penalty."""
+    """Measure one step, float32 (): `loss` is the mean over counted tokens, without the penalty."""
 
     loss: Array
     penalty: Array
     gradient_norm: Array  # before clipping
-    tokens: Array  # counted
+    tokens: Array  # number of counted tokens
 
 
 Step = Callable[[TrainState, Tree, TrainingBatch, Array], tuple[TrainState, Metrics]]
@@ -75,18 +78,18 @@ EvaluationStep = Callable[[Tree, Tree, TrainingBatch], tuple[Array, Array]]
 
 
 def init_state(trainable: Tree, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     return TrainState(trainable, optimizer.init(trainable), jnp.int32(0))
 
 
 def make_step(
     objective: Objective, optimizer: optax.GradientTransformation, shardings: TrainState | None
 ) -> Step:
-    """A compiled function (state, frozen, batch, key) -> (state, metrics); `state` is donated.
+    """Return a compiled function (state, frozen, batch, key) -> (state, metrics).
 
-    The batch is A micro-batches, (A, B, T) each. Their gradients are summed and divided by the
-    number of tokens counted in all of them, so that the update is that of one batch of A * B rows.
-    `shardings` are where the state's leaves live, and stay.
+    `state` is donated. The arrays of the batch are (A, B, T), for A micro-batches. Their gradients
+    are summed and divided by the number of counted tokens in all of them, so that the update equals
+    that of one batch of A * B rows. `shardings` are those of the state, before and after.
     """
 
     @partial(jax.jit, donate_argnums=0, out_shardings=shardings and (shardings, None))
@@ -103,35 +106,40 @@ def make_step(
         if shardings is not None:
             gradients = jax.lax.with_sharding_constraint(gradients, shardings.trainable)
         norm = optax.tree.norm(gradients)
-        updates, memory = optimizer.update(gradients, state.optimizer_state, state.trainable)
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer_state, state.trainable
+        )
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = Metrics(loss / tokens, penalty, norm, tokens)
-        return TrainState(trainable, memory, state.step + 1), metrics
+        return TrainState(trainable, optimizer_state, state.step + 1), metrics
 
     return step
 
 
 def make_evaluation(objective: Objective) -> EvaluationStep:
-    """A compiled function of a batch (B, T): summed loss and tokens counted, without dropout."""
+    """Return a compiled function (trainable, frozen, batch) -> (summed loss, counted tokens).
+
+    The arrays of the batch are (B, T). There is no dropout.
+    """
     return jax.jit(lambda trainable, frozen, batch: objective.loss(trainable, frozen, batch, None))
 
 
 def _summed(
     objective: Objective, trainable: Tree, frozen: Tree, batch: TrainingBatch, key: Array
 ) -> tuple[Array, Array, Tree]:
-    """Loss, tokens and gradients, summed over the micro-batches (A, B, T) of `batch`."""
+    """Return loss, tokens and gradients, summed over the micro-batches (A, B, T) of `batch`."""
     gradient = jax.value_and_grad(objective.loss, has_aux=True)
 
     def add(
-        totals: tuple[Array, Array, Tree], part: tuple[Array, TrainingBatch]
+        totals: tuple[Array, Array, Tree], micro_batch: tuple[Array, TrainingBatch]
     ) -> tuple[Any, None]:
-        index, rows = part
+        index, rows = micro_batch
         (loss, tokens), gradients = gradient(
             trainable, frozen, rows, jax.random.fold_in(key, index)
         )
         return jax.tree.map(jnp.add, totals, (loss, tokens, gradients)), None
 
-    nothing = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable))
-    parts = (jnp.arange(batch.input_ids.shape[0]), batch)
-    totals, _ = jax.lax.scan(add, nothing, parts)
+    zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable))
+    micro_batches = (jnp.arange(batch.input_ids.shape[0]), batch)
+    totals, _ = jax.lax.scan(add, zeros, micro_batches)
     return totals
