@@ -1,1 +1,1 @@
-"""What a model can do: tasks, its answers and their likelihoods, and the scores of these."""
+"""Evaluate models on tasks, by their answers or by likelihoods."""

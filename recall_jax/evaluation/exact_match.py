@@ -1,4 +1,4 @@
-"""The share of prompts that a model completes exactly as asked."""
+"""Measure how many prompts a model completes exactly as expected."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +14,15 @@ Row = Mapping[str, str]
 
 
 def exact_match_rate(model: str | Path, rows: Sequence[Row], batch_size: int = 64) -> float:
-    """The share of `rows` (`prompt`, `completion`) that the model answers exactly, by token."""
+    """Return the fraction of `rows` that the model answers exactly; see `exact_matches`."""
     return float(np.mean(exact_matches(model, rows, batch_size)))
 
 
 def exact_matches(model: str | Path, rows: Sequence[Row], batch_size: int = 64) -> np.ndarray:
-    """Which of `rows` the model answers exactly, bool (n,).
+    """Return which of `rows` (`prompt`, `completion`) the model answers exactly, bool (n,).
 
-    Greedily decoded from the prompt's tokens, the new tokens up to the end of text must be those of
-    the completion. Raises InputError for a model that cannot be read, or that has no end of text.
+    The tokens decoded greedily after the prompt, up to the end of text, must equal those of the
+    completion. Raises InputError for a model that cannot be read, or that has no end of text.
     """
     resident = load_resident(model)
     prompts = [encode_prompt(resident.tokenizer, row["prompt"]) for row in rows]
@@ -31,9 +31,9 @@ def exact_matches(model: str | Path, rows: Sequence[Row], batch_size: int = 64) 
         resident.arch,
         resident.params,
         prompts,
-        # One more than the longest, so that an answer that does not end in time is no match.
+        # One more than the longest, so that an answer that continues after its completion fails.
         max_new_tokens=max(map(len, expected)) + 1,
         eos_token_ids=resident.eos_token_ids,
         batch_size=batch_size,
     )
-    return np.asarray([mine == its for mine, its in zip(decoded, expected, strict=True)])
+    return np.asarray([answer == right for answer, right in zip(decoded, expected, strict=True)])

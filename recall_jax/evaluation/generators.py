@@ -1,4 +1,4 @@
-"""Generators of rows, for tasks that need no files: held-out rows of the offline suites."""
+"""List the generators of rows for tasks without files: held-out rows of the offline suites."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,7 +8,7 @@ from recall_jax.evaluation.library_text import draw_passages
 from recall_jax.evaluation.strings import draw_distinct
 
 Generator = Callable[[str, int, int], list[Any]]
-"""From (task, count, seed) to `count` rows, the same for the same arguments."""
+"""A function (task, count, seed) -> `count` rows, deterministic."""
 
 GENERATORS: Mapping[str, Generator] = {
     "strings": partial(draw_distinct, held_out=True),

@@ -1,4 +1,4 @@
-"""Rows of the Hugging Face hub, through `datasets` where it is installed."""
+"""Load rows from the Hugging Face hub, if `datasets` is installed."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from recall_jax.inputs.row_files import Row
 
 
 def load_split(split: str, **source: Any) -> list[Row]:
-    """The rows of one split of `datasets.load_dataset(**source)`.
+    """Return the rows of one split of `datasets.load_dataset(**source)`.
 
-    Raises InputError, one line, where `datasets` cannot give them.
+    Raises InputError, one line, if `datasets` is not installed or cannot load them.
     """
     try:
         import datasets
@@ -19,5 +19,5 @@ def load_split(split: str, **source: Any) -> list[Row]:
         ) from None
     try:
         return list(datasets.load_dataset(**source, split=split))
-    except Exception as error:  # offline, renamed, gated: the library raises of many kinds
+    except Exception as error:  # offline, renamed or gated: the library raises many types
         raise InputError(f"datasets cannot load it ({' '.join(str(error).split())})") from error

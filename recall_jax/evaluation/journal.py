@@ -1,7 +1,7 @@
-"""The journal of an evaluation: which tasks of which models are finished, with their metrics.
+"""Record which tasks of which models are finished, with their metrics, in a journal.
 
-Lines of JSON: first what is evaluated, then each finished (model, task). A line that a kill cut
-short, or that is damaged, is as if it and what follows were not there.
+The journal consists of lines of JSON: first the identity of the evaluation, then each finished
+(model, task). A damaged line, such as one truncated by a kill, is ignored with all that follow it.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +14,12 @@ from recall_jax.files.checksums import FileChecksum, file_checksum
 from recall_jax.files.results import Records, same_identity
 
 TaskMetrics = dict[tuple[int, str], dict[str, Estimate]]
-"""The metrics by name, of each pair of a model's index and a task's name."""
+"""Metrics by name for each (model index, task name)."""
 
 
 @dataclass
 class EvaluationJournal(Records):
-    """What is finished, here and, where there is a path, on disk."""
+    """Hold the finished results in memory and, if there is a path, on disk."""
 
     results: TaskMetrics = field(default_factory=dict)
     answers: dict[tuple[int, str], FileChecksum] = field(default_factory=dict)
@@ -27,27 +27,30 @@ class EvaluationJournal(Records):
     def record(
         self, model: int, task: str, metrics: dict[str, Estimate], answers: Path | None = None
     ) -> None:
-        """Note the metrics of one task of one model, and the file of what it answered."""
+        """Record the metrics of one model on one task, and the file of its answers."""
         self.results[model, task] = metrics
-        known = None if answers is None else file_checksum(answers)
-        self.append({"model": model, "task": task, "metrics": metrics, "answers": known})
+        checksum = None if answers is None else file_checksum(answers)
+        self.append({"model": model, "task": task, "metrics": metrics, "answers": checksum})
 
     def forget_lost(self, answers: Callable[[int, str], Path]) -> None:
-        """Forget what is finished whose file of answers is gone, or not as it was written."""
-        for pair, known in self.answers.items():
+        """Forget the results whose file of answers is missing or changed.
+
+        `answers(model, task)` returns the path of the file.
+        """
+        for pair, checksum in self.answers.items():
             path = answers(*pair)
-            if not path.is_file() or file_checksum(path) != known:
+            if not path.is_file() or file_checksum(path) != checksum:
                 del self.results[pair]
 
 
 def resume_evaluation_journal(path: Path, identity: Mapping[str, Any]) -> EvaluationJournal:
-    """The journal of an interrupted evaluation, empty if there is none to be read.
+    """Return the journal of an interrupted evaluation, empty if there is none.
 
-    Raises UnfinishedError where it is of another evaluation. A line cut short is removed.
+    Raises UnfinishedError if it belongs to another evaluation. A truncated line is removed.
     """
     journal = EvaluationJournal(path, identity)
     for record in journal.resume(same_identity("evaluation")):
-        if record.keys() != {"model", "task", "metrics", "answers"}:  # a whole line, but not ours
+        if record.keys() != {"model", "task", "metrics", "answers"}:  # of another version
             break
         metrics = {name: Estimate(*values) for name, values in record["metrics"].items()}
         pair = record["model"], record["task"]

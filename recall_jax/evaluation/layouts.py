@@ -1,4 +1,4 @@
-"""Files as data sets were first published, read into the rows that the hub gives of them."""
+"""Read data sets from the files that they were published in, as the rows that the hub has."""
 
 import html
 import json
@@ -16,7 +16,11 @@ _SEGMENT = re.compile(r"<seg[^>]*>(.*?)</seg>")
 
 
 def read_layout(path: Path, layout: str) -> list[Row]:
-    """The rows of one file in a layout of `LAYOUTS`; InputError, which begins with the file."""
+    """Return the rows of one file in a layout of `LAYOUTS`.
+
+    Raises InputError, which names the file, if it cannot be read, is not in that layout, or has no
+    rows.
+    """
     try:
         rows = LAYOUTS[layout](path)
     except UnicodeDecodeError as error:
@@ -32,12 +36,12 @@ def read_layout(path: Path, layout: str) -> list[Row]:
 
 
 def _rows(path: Path) -> list[Row]:
-    """Those of any file of rows that recall reads."""
+    """Read any format of `inputs.row_files`."""
     return read_rows(path, memory=room_for_rows(memory_budget(None)))
 
 
 def _tsv(path: Path) -> list[Row]:
-    """GLUE's: a header, and tabs between fields that are never quoted."""
+    """Read a file of GLUE: a header, and tabs between fields that are never quoted."""
     header, *lines = [line.split("\t") for line in _split(_text(path))]
     rows = []
     for number, fields in enumerate(lines, start=2):
@@ -52,7 +56,7 @@ def _tsv(path: Path) -> list[Row]:
 
 
 def _squad(path: Path) -> list[Row]:
-    """SQuAD's articles of paragraphs of questions; no `answers` where `is_impossible`."""
+    """Read a file of SQuAD; the `answers` to a question marked `is_impossible` are empty."""
     return [
         {
             "id": question["id"],
@@ -71,7 +75,7 @@ def _squad(path: Path) -> list[Row]:
 
 
 def _iwslt(path: Path) -> list[Row]:
-    """The English side's file, `….en.xml` or `train.tags.….en`; the French one lies beside it."""
+    """Read an English file, `….en.xml` or `train.tags.….en`, and the French one of its folder."""
     is_xml = path.suffix == ".xml"
     stem = path.name.removesuffix(".xml").removesuffix(".en")
     other = path.with_name(f"{stem}.fr{'.xml' if is_xml else ''}")
@@ -87,13 +91,13 @@ def _segments(path: Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of text; those that begin with a tag describe the talk."""
+    """Return the lines of text, without those that begin with a tag, which describe the talk."""
     lines = (line.strip() for line in _split(_text(path)))
     return [line for line in lines if not line.startswith("<")]
 
 
 def _race(path: Path) -> list[Row]:
-    """An article with all its questions."""
+    """Read a file of RACE: an article and its questions."""
     article = _json(_text(path), str(path))
     questions = zip(article["questions"], article["options"], article["answers"], strict=True)
     return [
@@ -109,7 +113,7 @@ def _race(path: Path) -> list[Row]:
 
 
 def _medmcqa(path: Path) -> list[Row]:
-    """Lines of JSON with `cop` from 1 to 4, which the hub counts from 0."""
+    """Read a file of MedMCQA: lines of JSON, whose `cop` counts from 1, where the hub has 0."""
     rows = []
     for number, line in enumerate(_split(_text(path)), start=1):
         if line.strip():
@@ -124,7 +128,7 @@ def _text(path: Path) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """Lines of a file: `str.splitlines` also takes for ends what stands within sentences."""
+    """Split at line feeds only: `str.splitlines` also splits at characters within sentences."""
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 

@@ -1,4 +1,4 @@
-"""Whether prompts and answers are longer than the texts that a model was made for."""
+"""Check whether prompts and answers fit a model's maximum length and the memory."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,14 @@ from recall_jax.evaluation.task import Generation, Perplexity, Task
 from recall_jax.generation.prompt_tokens import encode_prompt
 from recall_jax.inputs.batches import padded_length
 
-_TOKENISING = 200  # bytes for each character of a text
+_TOKENISING = 200  # bytes of memory for each character of a text
 
 
 def count_too_long(task: Task, examples: Sequence[Example], model: ResidentModel) -> int:
-    """How many examples take more than the model's `max_length` tokens, answers included.
+    """Return how many examples take more than the model's `max_length` tokens, with their answers.
 
-    Texts whose perplexity is asked are cut to fit, and never too long. Takes no weights.
+    A text whose perplexity is measured is split into windows, and never too long. The model needs
+    no weights.
     """
     if isinstance(task.scoring, Perplexity):
         return 0
@@ -27,7 +28,7 @@ def count_too_long(task: Task, examples: Sequence[Example], model: ResidentModel
 def check_memory(
     task: Task, examples: Sequence[Example], model: ResidentModel, batch_size: int
 ) -> None:
-    """Raise InputError for a prompt so long that memory would not hold what is made of it."""
+    """Raise InputError for a prompt that is too long to tokenise or to run in free memory."""
     budget = memory_budget(None)
     room = room_for_rows(budget)
     for example in examples:
@@ -55,7 +56,7 @@ def _longest(example: Example) -> str:
 
 
 def _tokens(task: Task, example: Example, model: ResidentModel) -> int:
-    """With the answer, of which the last token is not fed."""
+    """Return the number of tokens fed: prompt and answer, without the answer's last token."""
     new = task.scoring.max_new_tokens if isinstance(task.scoring, Generation) else 0
     text = example.prompt if new else _longest(example)
     return len(encode_prompt(model.tokenizer, text)) + new - 1

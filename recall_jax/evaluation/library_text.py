@@ -1,8 +1,8 @@
-"""Text that any machine with Python has: domains of the standard library, cut into passages.
+"""Split the text of Python's standard library, which needs no download, into passages by domain.
 
-One document in eight is held out, known by the checksum of its name alone; a passage that also
-stands in another document is never in both splits. What the documents say differs from one version
-of Python to the next, so `provenance` tells what there was.
+One document in eight is held out, chosen by the checksum of its name; a passage that occurs in
+several documents is never in both splits. The documents differ between versions of Python, so
+`provenance` records their checksums.
 """
 
 import ast
@@ -23,25 +23,25 @@ from typing import Any, TypedDict
 from recall_jax.errors import InputError
 
 PASSAGE_BYTES = range(64, 241)
-"""Lengths of a passage, UTF-8."""
+"""Lengths of a passage in bytes of UTF-8."""
 _HELD_OUT_IN = 8
-_BLOCK = 256  # code points in a document of names
-_LAST_NAMED = 0x20000  # beyond are ideographs, which are named by their numbers
+_BLOCK = 256  # number of code points in a document of the domain `names`
+_LAST_NAMED = 0x20000  # ideographs follow, whose names are their numbers
 _NO_TEXT = ("encodings", "idlelib", "lib2to3", "pydoc_data", "test", "tests")
 
 Documents = Iterator[tuple[str, str]]
-"""Names and texts."""
+"""Pairs of a name and a text."""
 
 
 class Passage(TypedDict):
-    """A row: some lines of a document."""
+    """A row: consecutive lines of a document, and the document's name."""
 
     text: str
     document: str
 
 
 def source() -> Documents:
-    """Modules of the standard library without their docstrings."""
+    """Yield the modules of the standard library, without docstrings and blank lines."""
     for name, text, documented in _modules():
         lines = text.split("\n")
         for docstring in documented:
@@ -51,20 +51,20 @@ def source() -> Documents:
 
 
 def docstrings() -> Documents:
-    """All docstrings of each module, one after the other."""
+    """Yield the concatenated docstrings of each module."""
     for name, _, documented in _modules():
         yield name, "\n\n".join(inspect.cleandoc(str(docstring.value)) for docstring in documented)
 
 
 def topics() -> Documents:
-    """The language reference as `help()` shows it, a document for each topic."""
+    """Yield the topics of the language reference that `help()` displays."""
     from pydoc_data.topics import topics as texts
 
     yield from sorted(texts.items())
 
 
 def names() -> Documents:
-    """Names of Unicode's characters, a line each; those that only tell a number are left out."""
+    """Yield the names of Unicode characters, one a line, except those that contain a number."""
     for start in range(0, _LAST_NAMED, _BLOCK):
         block = [
             (point, unicodedata.name(chr(point), "")) for point in range(start, start + _BLOCK)
@@ -74,7 +74,7 @@ def names() -> Documents:
 
 
 def encodings() -> Documents:
-    """The modules of character encodings, most of them tables."""
+    """Yield the modules of character encodings, most of which are tables."""
     yield from _files(_library() / "encodings")
 
 
@@ -84,7 +84,7 @@ DOMAINS: Mapping[str, Callable[[], Documents]] = {
 
 
 def draw_passages(domain: str, count: int, seed: int, *, held_out: bool = False) -> list[Passage]:
-    """`count` passages of a split, drawn without replacement; InputError if there are fewer."""
+    """Draw `count` passages of a split without replacement; InputError if there are fewer."""
     if domain not in DOMAINS:
         raise InputError(f"no domain {domain!r} of text: choose from {', '.join(DOMAINS)}")
     found = _passages(domain, held_out)
@@ -97,12 +97,12 @@ def draw_passages(domain: str, count: int, seed: int, *, held_out: bool = False)
 
 
 def is_held_out_document(name: str) -> bool:
-    """Whether a document is for tests only."""
+    """Return whether a document is held out from training."""
     return zlib.crc32(name.encode()) % _HELD_OUT_IN == 0
 
 
 def provenance(domains: Sequence[str]) -> dict[str, Any]:
-    """Which text these domains were made of: versions, and a SHA-256 for each document."""
+    """Return what text these domains have here: versions, and a SHA-256 for each document."""
     return {
         "python": platform.python_version(),
         "unicode": unicodedata.unidata_version,
@@ -123,11 +123,11 @@ def _documents(domain: str) -> tuple[tuple[str, str], ...]:
 
 @cache
 def _passages(domain: str, held_out: bool) -> tuple[Passage, ...]:
-    """All passages of a split in their order, no two alike."""
+    """Return the distinct passages of a split, in the order of the documents."""
     found: dict[str, Passage] = {}
     for name, text in _documents(domain):
         if is_held_out_document(name) == held_out:
-            for passage in cut(text):
+            for passage in split_passages(text):
                 found.setdefault(passage, {"text": passage, "document": name})
     if held_out:
         trained = {passage["text"] for passage in _passages(domain, False)}
@@ -135,24 +135,24 @@ def _passages(domain: str, held_out: bool) -> tuple[Passage, ...]:
     return tuple(found.values())
 
 
-def cut(text: str) -> Iterator[str]:
-    """A text in passages of whole lines, as many as fit; too short a rest is left out.
+def split_passages(text: str) -> Iterator[str]:
+    """Split a text into passages of as many lines as fit; a remainder that is too short is dropped.
 
-    A line too long for a passage is cut itself.
+    A line too long for a passage is split too.
     """
     passage = b""
     for line in text.encode("utf-8", "replace").splitlines(keepends=True):
         for start in range(0, len(line), PASSAGE_BYTES[-1]):
             piece = line[start : start + PASSAGE_BYTES[-1]]
             if len(passage) + len(piece) > PASSAGE_BYTES[-1]:
-                yield from _whole(passage)
+                yield from _trimmed(passage)
                 passage = b""
             passage += piece
-    yield from _whole(passage)
+    yield from _trimmed(passage)
 
 
-def _whole(passage: bytes) -> Iterator[str]:
-    """The passage, if it is one, without blank lines around it or half a character at its ends."""
+def _trimmed(passage: bytes) -> Iterator[str]:
+    """Yield the passage without blank lines and partial characters at its ends, if long enough."""
     text = passage.decode("utf-8", "ignore").strip("\n")
     if len(text.encode()) in PASSAGE_BYTES:
         yield text
@@ -164,7 +164,7 @@ def _library() -> Path:
 
 @cache
 def _modules() -> list[tuple[str, str, list[ast.Constant]]]:
-    """Every module of the library but tests and what is no code: its name, text and docstrings."""
+    """Return the name, text and docstrings of every module of the library, except tests."""
     kept = sorted(sys.stdlib_module_names - set(_NO_TEXT))
     paths = [path for name in kept for path in (_library() / f"{name}.py", _library() / name)]
     found = [document for path in paths for document in _files(path)]
@@ -172,7 +172,7 @@ def _modules() -> list[tuple[str, str, list[ast.Constant]]]:
 
 
 def _files(path: Path) -> Documents:
-    """The Python files at or below a path, by their names in the library."""
+    """Yield the Python files at or below a path, by their paths in the library."""
     for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
         name = file.relative_to(_library())
         if file.is_file() and not set(name.parts[1:]) & set(_NO_TEXT):
@@ -180,8 +180,8 @@ def _files(path: Path) -> Documents:
 
 
 def _docstrings(text: str) -> list[ast.Constant]:
-    """The docstrings of a module and of all that is in it, in their order."""
-    with warnings.catch_warnings(action="ignore"):  # of escapes that the library has wrong
+    """Return the docstrings of a module and of its classes and functions, in order."""
+    with warnings.catch_warnings(action="ignore"):  # of invalid escapes in the library
         module = ast.parse(text)
     found = []
     for node in ast.walk(module):

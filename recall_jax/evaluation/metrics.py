@@ -1,7 +1,7 @@
-"""Metrics of answers, all on the scale from 0 to 100, and of texts; each with its standard error.
+"""Compute metrics of answers, on a scale from 0 to 100, and of texts, with standard errors.
 
-A metric that is a mean over rows has the standard error of the mean; BLEU, which is of the
-corpus as a whole, that of its bootstrap.
+A metric that is a mean over rows has the standard error of the mean; BLEU, a metric of the corpus,
+has a bootstrap standard error.
 """
 
 import re
@@ -20,11 +20,11 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _RESAMPLES = 1000
 BLEU = "bleu"
 OF_TEXTS = ("perplexity", "bits_per_byte")
-"""Metrics of texts, which less is better of and which have no upper end."""
+"""Metrics of texts: lower is better, and there is no upper bound."""
 
 
 class Estimate(NamedTuple):
-    """A metric over `rows` rows; no standard error of a single one."""
+    """Hold a metric over `rows` rows, and its standard error, None for a single row."""
 
     value: float
     standard_error: float | None
@@ -32,7 +32,10 @@ class Estimate(NamedTuple):
 
 
 def mean_estimate(scores: ArrayLike) -> Estimate:
-    """100 times the mean of scores (n,) in [0, 1]; standard error s / sqrt(n), s with n - 1."""
+    """Return 100 times the mean of scores (n,) in [0, 1], with its standard error s / sqrt(n).
+
+    s is the sample standard deviation, with n - 1 in the denominator.
+    """
     values = 100 * np.asarray(scores, np.float64)
     if len(values) < 2:
         return Estimate(float(values.mean()), None, len(values))
@@ -41,14 +44,15 @@ def mean_estimate(scores: ArrayLike) -> Estimate:
 
 
 def text_estimates(nats: ArrayLike, tokens: ArrayLike, num_bytes: ArrayLike) -> dict[str, Estimate]:
-    """Of n texts with their negative log-likelihoods, tokens and UTF-8 bytes, (n,) each.
+    """Return `perplexity` and `bits_per_byte` of n texts.
 
-    perplexity is exp(sum nats / sum tokens); bits_per_byte, sum nats / (ln 2 · sum num_bytes), can
-    be compared between tokenizers. The first one's standard error is the value's times that of its
-    logarithm; both stop at the largest number there is.
+    perplexity is exp(sum nats / sum tokens); bits_per_byte is sum nats / (ln 2 · sum num_bytes),
+    which is comparable between tokenizers. `nats` (n,) are negative log-likelihoods, `num_bytes`
+    (n,) the lengths in UTF-8. The standard error of the perplexity is the perplexity times the
+    standard error of its logarithm; both are clipped at the largest float64.
     """
-    surprise, count, size = (np.asarray(each, np.float64) for each in (nats, tokens, num_bytes))
-    per_token, per_byte = _ratio(surprise, count), _ratio(surprise / np.log(2), size)
+    nll, count, size = (np.asarray(each, np.float64) for each in (nats, tokens, num_bytes))
+    per_token, per_byte = _ratio(nll, count), _ratio(nll / np.log(2), size)
     largest = float(np.finfo(np.float64).max)
     with np.errstate(over="ignore"):
         value = min(float(np.exp(per_token.value)), largest)
@@ -59,7 +63,7 @@ def text_estimates(nats: ArrayLike, tokens: ArrayLike, num_bytes: ArrayLike) -> 
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
-    """sum above / sum below, and its standard error for a sample of rows (Cochran 1977, 2.46)."""
+    """Return sum above / sum below, with the standard error of a ratio (Cochran 1977, eq. 2.46)."""
     rows, value = len(above), above.sum() / below.sum()
     if rows < 2:
         return Estimate(float(value), None, rows)
@@ -69,32 +73,33 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1 if the answer is one of `references` to the letter, white space at the ends aside."""
+    """Return 1 if the answer equals one of `references` up to white space at the ends, else 0."""
     return float(prediction.strip() in [reference.strip() for reference in references])
 
 
 def normalise_answer(text: str) -> str:
-    """An answer as SQuAD compares it.
+    """Normalise an answer as SQuAD does.
 
-    Lower case, ASCII punctuation removed, then the words a, an and the; words one space apart.
+    Converts to lower case, removes ASCII punctuation and then the words a, an and the, and
+    separates words by one space.
     """
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def squad_exact_match(prediction: str, references: Sequence[str]) -> float:
-    """SQuAD 2.0's exact match (Rajpurkar et al. 2018): 1 if any reference normalises alike.
+    """Return SQuAD 2.0's exact match (Rajpurkar et al. 2018): 1 or 0.
 
-    A question without references has no answer, and the right prediction is empty. So it is too
-    where every reference normalises to nothing.
+    It is 1 if the normalised prediction equals a normalised reference. If there is no reference, or
+    all normalise to nothing, the question has no answer and the right prediction is empty.
     """
     normalised = normalise_answer(prediction)
     return float(any(normalised == reference for reference in _normalised(references)))
 
 
 def squad_f1(prediction: str, references: Sequence[str]) -> float:
-    """SQuAD 2.0's F1 of the words of normalised answers, counted as bags; the best reference's.
+    """Return SQuAD 2.0's F1 between the bags of words of normalised answers, in [0, 1].
 
-    Where either is empty, 1 if both are.
+    It is the highest F1 of any reference. If either bag is empty, it is 1 if both are, else 0.
     """
     normalised = normalise_answer(prediction)
     return max(_f1(normalised.split(), reference.split()) for reference in _normalised(references))
@@ -115,16 +120,16 @@ def _f1(words: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Estimate:
-    """Corpus BLEU by sacrebleu's defaults: 13a tokens, up to 4-grams, exponential smoothing.
+    """Return corpus BLEU by sacrebleu's defaults: 13a tokens, 4-grams, exponential smoothing.
 
-    `references` are those of each prediction, one or more. The standard error is the standard
-    deviation over 1000 bootstrap samples of the rows (Koehn 2004), drawn by a fixed seed. Raises
-    InputError where sacrebleu is not installed.
+    Each prediction has one or more `references`. The standard error is the standard deviation over
+    1000 bootstrap samples of the rows (Koehn 2004), drawn by a fixed seed. Raises InputError if
+    sacrebleu is not installed.
     """
     metric = _sacrebleu()
     rows = [
-        metric.sentence_score(prediction, list(mine))
-        for prediction, mine in zip(predictions, references, strict=True)
+        metric.sentence_score(prediction, list(accepted))
+        for prediction, accepted in zip(predictions, references, strict=True)
     ]
     counts = np.asarray([[*r.counts, *r.totals, r.sys_len, r.ref_len] for r in rows], np.int64)
 
@@ -146,24 +151,24 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Est
 
 
 def _sacrebleu() -> Any:
-    # imported only when used: most tasks need none of it
+    # Imported when used, since most tasks do not need it.
     try:
         import sacrebleu
     except ImportError as error:
         raise InputError("BLEU needs sacrebleu: pip install sacrebleu") from error
-    return sacrebleu.BLEU(effective_order=True)  # which silences its advice for single rows
+    return sacrebleu.BLEU(effective_order=True)  # silences its advice about single rows
 
 
 MEANS: Mapping[str, Callable[[str, Sequence[str]], float]] = {
     metric.__name__: metric for metric in (exact_match, squad_exact_match, squad_f1)
 }
-"""Metrics that are means of a score of each row, by name."""
+"""Metrics that are means over rows: the function that scores one row, by name."""
 UNANSWERABLE = ("squad_exact_match", "squad_f1")
-"""Those that take a question without references, which an empty prediction answers."""
+"""Metrics that allow a question without references, whose right prediction is empty."""
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """Raise InputError if a metric needs what is not installed."""
+    """Raise InputError if a metric needs software that is not installed."""
     if BLEU in metrics:
         _sacrebleu()
 
@@ -171,7 +176,7 @@ def check_metrics(metrics: Sequence[str]) -> None:
 def row_scores(
     metrics: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[dict[str, float]]:
-    """The scores in [0, 1] of each prediction by those of `metrics` that are means over rows."""
+    """Return the scores in [0, 1] of each prediction, by those of `metrics` that are means."""
     rows = zip(predictions, references, strict=True)
     return [{name: MEANS[name](*row) for name in metrics if name in MEANS} for row in rows]
 
@@ -182,13 +187,13 @@ def estimates(
     references: Sequence[Sequence[str]],
     scores: Sequence[Mapping[str, float]],
 ) -> dict[str, Estimate]:
-    """Each metric over all rows, by name; `scores` are their `row_scores`.
+    """Return each metric over all rows, by name; `scores` are the `row_scores`.
 
-    Where some questions have no answer and others have one, SQuAD's metrics are given of either
-    kind too, as the published script gives them: `has_answer_…` and `no_answer_…`.
+    If only some questions have an answer, SQuAD's metrics are also computed for those with one and
+    for those without, named as in the published script: `has_answer_…` and `no_answer_…`.
     """
     found: dict[str, Estimate] = {}
-    has_answer = np.asarray([bool(mine) for mine in references])
+    has_answer = np.asarray([bool(accepted) for accepted in references])
     for name in metrics:
         if name == BLEU:
             found[name] = bleu(predictions, references)

@@ -1,6 +1,6 @@
-"""Templates of prompts: Jinja in a sandbox that can reach the row's fields and nothing else.
+"""Render templates of prompts: Jinja in a sandbox that can access only the fields of a row.
 
-A task's file may be another's: what it says is run in the process for that, within its limits.
+A task's file may come from someone else, so its templates run in a separate process with limits.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from recall_jax.foreign.process import ForeignError, run_limited
 
 
 def check_template(text: str) -> str:
-    """`text`, if it is a Jinja template, else ValueError."""
+    """Return `text` if it is a Jinja template, else raise ValueError."""
     try:
         run_limited("rendered", template=text, row=None)
     except ForeignError as error:
@@ -20,7 +20,7 @@ def check_template(text: str) -> str:
 
 
 def check_expression(text: str) -> str:
-    """`text`, if it is a Jinja expression, else ValueError."""
+    """Return `text` if it is a Jinja expression, else raise ValueError."""
     try:
         run_limited("evaluated", expression=text, row=None)
     except ForeignError as error:
@@ -29,18 +29,24 @@ def check_expression(text: str) -> str:
 
 
 def render_template(template: str, row: Mapping[str, Any], where: str, key: str) -> str:
-    """The text that a template makes of a row's fields; `where` and `key` are for InputError."""
+    """Render a template with the fields of a row.
+
+    Raises InputError, which begins with `where` and `key`, if it fails on this row.
+    """
     try:
         return str(run_limited("rendered", template=template, row=row))
-    except ForeignError as error:  # whatever a row that is not as expected makes it raise
+    except ForeignError as error:
         raise _fault(error, row, where, key) from error
 
 
 def evaluate_expression(expression: str, row: Mapping[str, Any], where: str, key: str) -> Any:
-    """The value of an expression, such as `answers.text`, of a row's fields, or InputError."""
+    """Return the value of an expression of a row's fields, such as `answers.text`.
+
+    Raises InputError, which begins with `where` and `key`, if it fails on this row.
+    """
     try:
         return run_limited("evaluated", expression=expression, row=row)
-    except ForeignError as error:  # as above
+    except ForeignError as error:
         raise _fault(error, row, where, key) from error
 
 

@@ -1,4 +1,4 @@
-"""A whole model in memory, ready to be asked."""
+"""Load a model into memory, with its tokenizer, to generate text and score likelihoods."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -18,10 +18,10 @@ DEFAULT_MAX_LENGTH = 2048
 
 @dataclass(frozen=True)
 class ResidentModel:
-    """What generation and likelihoods need of a model.
+    """Hold a model in memory, with what generation and likelihoods need.
 
-    `params` are numpy arrays in the dtype on disk, laid out as by `convert.to_flax`. `max_length`
-    is the number of tokens that the model was made for.
+    `params` are numpy arrays in the dtype on disk, in the tree of `convert.to_flax`. `max_length`
+    is the largest number of tokens that the model's config allows.
     """
 
     arch: Architecture
@@ -32,9 +32,9 @@ class ResidentModel:
 
 
 def load_resident(model: str | Path, ignore_config: Collection[str] = ()) -> ResidentModel:
-    """Read a model as recipes name it: a folder, a hub id, either with adapters folded in.
+    """Load a model by a name as in recipes: a folder or a hub id, possibly with adapters.
 
-    `ignore_config` are attributes of its config to let pass though they are not known.
+    Attributes of its config in `ignore_config` may be unknown.
 
     Raises:
         InputError: if it cannot be read, or does not say which tokens end a text.
@@ -44,7 +44,7 @@ def load_resident(model: str | Path, ignore_config: Collection[str] = ()) -> Res
 
 
 def without_weights(checkpoint: Checkpoint, ignore_config: Collection[str] = ()) -> ResidentModel:
-    """A model with no `params` yet; all else of it is read and checked, as by `load_resident`."""
+    """Load and check a model as `load_resident` does, but leave its `params` empty."""
     arch = common_architecture([checkpoint], ignore_config)
     tokenizer = load_tokenizer(checkpoint.tokenizer_folders, arch.family)
     max_length = attribute(checkpoint.config, "max_position_embeddings") or DEFAULT_MAX_LENGTH
@@ -52,6 +52,6 @@ def without_weights(checkpoint: Checkpoint, ignore_config: Collection[str] = ())
 
 
 def with_weights(model: ResidentModel, checkpoint: Checkpoint) -> ResidentModel:
-    """The model with the `params` of the checkpoint that it was made of."""
+    """Return the model with the `params` of the same checkpoint."""
     tensors = {name: checkpoint.read(name) for name in tensor_shapes(model.arch)}
     return replace(model, params=to_flax(model.arch, tensors))

@@ -1,4 +1,4 @@
-"""The rows of a task: of files below the data root, of the hub, or of a generator."""
+"""Load the rows of a task from files below the data root, from the hub, or from a generator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,10 @@ from recall_jax.inputs.row_files import Row
 
 @dataclass(frozen=True)
 class TaskRows:
-    """Rows of a task, the number of each in its split, and where each stands, for errors."""
+    """Hold rows of a task, the number of each in its split, and its place as errors name it.
+
+    `source` describes where the rows came from, and `files` are those that were read.
+    """
 
     rows: tuple[Row, ...]
     numbers: tuple[int, ...]
@@ -24,24 +27,24 @@ class TaskRows:
     files: tuple[Path, ...] = ()
 
     def draw(self, limit: int | None, seed: int) -> "TaskRows":
-        """At most `limit` of the rows, drawn by `seed` without replacement, in their order."""
+        """Draw at most `limit` of the rows by `seed`, without replacement, in order."""
         if limit is None or limit >= len(self.rows):
             return self
-        keep = draw_indices(len(self.rows), limit, seed).tolist()
+        drawn = draw_indices(len(self.rows), limit, seed).tolist()
         return TaskRows(
-            tuple(self.rows[place] for place in keep),
-            tuple(self.numbers[place] for place in keep),
-            tuple(self.places[place] for place in keep),
+            tuple(self.rows[index] for index in drawn),
+            tuple(self.numbers[index] for index in drawn),
+            tuple(self.places[index] for index in drawn),
             self.source,
             self.files,
         )
 
 
 def load_rows(task: Task, data_root: Path | None) -> TaskRows:
-    """All rows of the task's split.
+    """Load all rows of the task's split.
 
-    Of files in `data_root`/`task.task` if there is a data root, else of the hub. Raises InputError,
-    which says what to put where.
+    They come from its generator, from files in `data_root`/`task.task` if there is a data root, or
+    from the hub. Raises InputError, which says which files to put where, if they are not found.
     """
     if isinstance(task.source, Generated):
         return _generate(task.source)
@@ -63,23 +66,23 @@ def _read(task: Task, source: Published, folder: Path) -> TaskRows:
         if found := sorted(path for path in folder.glob(files.files) if path.is_file()):
             read = [(str(path), read_layout(path, files.layout)) for path in found]
             return _number(read, str(folder / files.files), found)
-    raise InputError(f"{folder} has no rows of {task.task}: {_wanted(task, source)} there")
+    raise InputError(f"{folder} has no rows of {task.task}: {_advice(task, source)} there")
 
 
 def _load(task: Task, source: Published) -> TaskRows:
-    advice = f"{_wanted(task, source)} into DIR/{task.task} and name DIR as evaluate.data_root"
+    advice = f"{_advice(task, source)} into DIR/{task.task} and name DIR as evaluate.data_root"
     if source.hub is None:
         raise InputError(f"no rows of {task.task}: {advice}")
-    asked = source.hub.model_dump(exclude_none=True)
-    name = ", ".join(asked.values())
+    arguments = source.hub.model_dump(exclude_none=True)
+    name = ", ".join(arguments.values())
     try:
-        rows = hub.load_split(task.split, **asked)
+        rows = hub.load_split(task.split, **arguments)
     except InputError as error:
         raise InputError(f"no rows of {task.task}, {name} of the hub: {error}; {advice}") from error
     return _number([(f"{name}, {task.split}", rows)], f"{name} of the hub, {task.split}")
 
 
-def _wanted(task: Task, source: Published) -> str:
+def _advice(task: Task, source: Published) -> str:
     return f"put {' or '.join(each.files for each in source.splits[task.split])}"
 
 

@@ -1,4 +1,4 @@
-"""Scoring: what a model answers to a task's examples, and how much of it is right."""
+"""Run a model on the examples of a task, and score its answers."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -30,19 +30,19 @@ from recall_jax.generation.prompt_tokens import encode_prompt
 from recall_jax.inputs.tokens import UNLIMITED, Tokenizer
 
 ACCURACY = "accuracy"
-_BATCHES_AT_ONCE = 64  # between two words of progress
+_BATCHES_AT_ONCE = 64  # number of batches between two calls of `progress`
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A task's metrics of one model, and what it answered: a JSON object for each example."""
+    """Hold a model's metrics on a task, and its answers, a JSON object for each example."""
 
     metrics: dict[str, Estimate]
     predictions: list[dict[str, Any]]
 
 
 def headline(task: Task) -> tuple[str, ...]:
-    """The names of the metrics that a task asks for; `Scored.metrics` may hold more."""
+    """Return the names of a task's main metrics; `Scored.metrics` may hold more."""
     if isinstance(task.scoring, Perplexity):
         return OF_TEXTS
     return task.metrics or (ACCURACY,)
@@ -57,23 +57,23 @@ def score(
     dtype: DTypeLike = jnp.float32,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Scored:
-    """Ask a model all examples of a task; the forward runs in `dtype`.
+    """Run a model on all examples of a task, and score its answers; the forward runs in `dtype`.
 
-    `progress` hears now and then how many are answered. Prompts are never cut. Raises InputError
-    for a prompt or a choice without tokens, or too long for the memory, and for a model whose
-    likelihoods are NaN.
+    `progress(done)` is called from time to time with the number of examples done. Prompts are never
+    truncated. Raises InputError for a prompt or a choice that has no tokens or is too long for the
+    memory, and for a model whose likelihoods are NaN.
     """
     check_memory(task, examples, model, batch_size)
-    scoring, asked = task.scoring, (model, batch_size, dtype)
+    scoring, run = task.scoring, (model, batch_size, dtype)
     answers: list[Any] = []
     for start in range(0, len(examples), _BATCHES_AT_ONCE * batch_size):
         block = examples[start : start + _BATCHES_AT_ONCE * batch_size]
         if isinstance(scoring, Likelihood):
-            answers += _choose(scoring, block, *asked)
+            answers += _choose(scoring, block, *run)
         elif isinstance(scoring, Perplexity):
-            answers += _read(block, *asked)
+            answers += _measure_texts(block, *run)
         else:
-            answers += _generate(scoring, block, *asked)
+            answers += _generate(scoring, block, *run)
         progress(len(answers))
     if isinstance(scoring, Likelihood):
         return _accuracy(answers)
@@ -81,19 +81,20 @@ def score(
         counts = ([row[name] for row in answers] for name in ("nats", "tokens", "bytes"))
         return Scored(text_estimates(*counts), answers)
     if task.metrics is None:
-        return _accuracy(list(map(_named, examples, answers)))
-    return _measured(task.metrics, scoring, examples, answers)
+        return _accuracy(list(map(_parse_choice, examples, answers)))
+    return _apply_metrics(task.metrics, scoring, examples, answers)
 
 
 def split_tokens(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], ...]:
-    """Token ids of a context and of what follows it, tokenised as one text.
+    """Return token ids of a context and of its continuation, tokenised as one text.
 
-    Spaces at the end of the context count to the continuation, as its first word's token has them.
+    Spaces at the end of the context belong to the continuation: the token of its first word
+    includes them.
     """
     stripped = context.rstrip()
     count = len(encode_prompt(tokenizer, stripped))
-    whole = encode_prompt(tokenizer, context + continuation)
-    return whole[:count], whole[count:]
+    tokens = encode_prompt(tokenizer, context + continuation)
+    return tokens[:count], tokens[count:]
 
 
 def _choose(
@@ -103,13 +104,13 @@ def _choose(
     batch_size: int,
     dtype: DTypeLike,
 ) -> list[dict[str, Any]]:
-    """Each example with its likeliest choice; of several alike, the first."""
+    """Return each example's answer record with its likeliest choice, the first of equal ones."""
     pairs = []
     for example in examples:
-        mine = [split_tokens(model.tokenizer, example.prompt, each) for each in example.choices]
-        if not all(all(pair) for pair in mine):
+        options = [split_tokens(model.tokenizer, example.prompt, each) for each in example.choices]
+        if not all(all(pair) for pair in options):
             raise InputError(f"row {example.row} (from 0): its prompt or a choice has no tokens")
-        pairs += mine
+        pairs += options
     contexts, continuations = zip(*pairs, strict=True)
     sums, _, counts = log_likelihoods(
         model.arch, model.params, contexts, continuations, batch_size=batch_size, dtype=dtype
@@ -124,13 +125,13 @@ def _likeliest(
     scoring: Likelihood, example: Example, sums: np.ndarray, tokens: np.ndarray
 ) -> dict[str, Any]:
     chosen = int(np.argmax(sums / _lengths(scoring, example, tokens)))
-    seen = {"log_likelihoods": sums.tolist(), "tokens": tokens.tolist()}
+    measured = {"log_likelihoods": sums.tolist(), "tokens": tokens.tolist()}
     right = float(chosen == example.answer)
-    return {**_asked(example), **seen, "prediction": chosen, ACCURACY: right}
+    return {**_example_record(example), **measured, "prediction": chosen, ACCURACY: right}
 
 
 def _lengths(scoring: Likelihood, example: Example, tokens: np.ndarray) -> np.ndarray:
-    """What the log-likelihood of each choice is divided by."""
+    """Return the divisor of each choice's log-likelihood."""
     if scoring.normalise == "token":
         return tokens
     if scoring.normalise == "byte":
@@ -138,12 +139,12 @@ def _lengths(scoring: Likelihood, example: Example, tokens: np.ndarray) -> np.nd
     return np.ones(len(tokens))
 
 
-def _read(
+def _measure_texts(
     examples: Sequence[Example], model: ResidentModel, batch_size: int, dtype: DTypeLike
 ) -> list[dict[str, Any]]:
-    """Each text with its negative log-likelihood in nats, and its tokens and bytes.
+    """Return each text's negative log-likelihood in nats, and its numbers of tokens and bytes.
 
-    What the tokenizer puts before a text, or else the end of the text before it, is its context.
+    The context of a text is the token that the tokenizer adds before it, or else an end of text.
     """
     tokenizer = model.tokenizer
     rows = [tokenizer.encode(example.prompt, UNLIMITED, False) for example in examples]
@@ -164,11 +165,11 @@ def _read(
         {
             "row": example.row,
             "prompt": example.prompt,
-            "nats": float(mine),
+            "nats": float(nll),
             "tokens": int(count),
             "bytes": len(example.prompt.encode()),
         }
-        for example, mine, count in zip(examples, nats, tokens, strict=True)
+        for example, nll, count in zip(examples, nats, tokens, strict=True)
     ]
 
 
@@ -184,7 +185,7 @@ def _generate(
     batch_size: int,
     dtype: DTypeLike,
 ) -> list[str]:
-    """The text that follows each prompt, up to a stop string."""
+    """Return the text generated after each prompt, up to a stop string."""
     tokenizer = model.tokenizer
     prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
     for example, prompt in zip(examples, prompts, strict=True):
@@ -203,54 +204,54 @@ def _generate(
     return [before_any(tokenizer.decode(tokens), scoring.stop) for tokens in new]
 
 
-def _named(example: Example, text: str) -> dict[str, Any]:
-    """An example with the choice that a text names."""
-    chosen = _choice_named(text, example.choices)
+def _parse_choice(example: Example, text: str) -> dict[str, Any]:
+    """Return the answer record with the choice that a generated text names."""
+    chosen = _named_choice(text, example.choices)
     right = float(chosen == example.answer)
-    return {**_asked(example), "generated": text, "prediction": chosen, ACCURACY: right}
+    return {**_example_record(example), "generated": text, "prediction": chosen, ACCURACY: right}
 
 
 def _accuracy(predictions: list[dict[str, Any]]) -> Scored:
     return Scored({ACCURACY: mean_estimate([row[ACCURACY] for row in predictions])}, predictions)
 
 
-def _measured(
+def _apply_metrics(
     metrics: Sequence[str], scoring: Generation, examples: Sequence[Example], texts: Sequence[str]
 ) -> Scored:
     answers = [_answer(text, scoring.no_answer) for text in texts]
     references = [example.references for example in examples]
     scores = row_scores(metrics, answers, references)
     predictions = [
-        {**_asked(example), "generated": text, "prediction": answer, **mine}
-        for example, text, answer, mine in zip(examples, texts, answers, scores, strict=True)
+        {**_example_record(example), "generated": text, "prediction": answer, **by_metric}
+        for example, text, answer, by_metric in zip(examples, texts, answers, scores, strict=True)
     ]
     return Scored(estimates(metrics, answers, references, scores), predictions)
 
 
 def _answer(text: str, no_answer: str | None) -> str:
-    """The answer without white space around it, empty where it says that there is none."""
+    """Strip white space; an answer that equals `no_answer` once normalised becomes empty."""
     if no_answer is not None and normalise_answer(text) == normalise_answer(no_answer):
         return ""
     return text.strip()
 
 
-def _choice_named(text: str, choices: Sequence[str]) -> int | None:
-    """The choice with whose words a text begins, of several the longest; None without one."""
+def _named_choice(text: str, choices: Sequence[str]) -> int | None:
+    """Return the index of the longest choice whose words begin the text, None if there is none."""
     words = _words(text)
-    begun = [
+    matching = [
         index
         for index, choice in enumerate(choices)
-        if (mine := _words(choice)) and words[: len(mine)] == mine
+        if (prefix := _words(choice)) and words[: len(prefix)] == prefix
     ]
-    return max(begun, key=lambda index: len(_words(choices[index])), default=None)
+    return max(matching, key=lambda index: len(_words(choices[index])), default=None)
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def _asked(example: Example) -> dict[str, Any]:
-    asked: dict[str, Any] = {"row": example.row, "prompt": example.prompt}
+def _example_record(example: Example) -> dict[str, Any]:
+    record: dict[str, Any] = {"row": example.row, "prompt": example.prompt}
     if example.choices:
-        return asked | {"choices": example.choices, "answer": example.answer}
-    return asked | {"references": example.references}
+        return record | {"choices": example.choices, "answer": example.answer}
+    return record | {"references": example.references}

@@ -1,4 +1,4 @@
-"""Strings at which an answer ends, looked for in its text."""
+"""Stop generation at strings in the generated text."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,10 @@ from recall_jax.inputs.tokens import Tokenizer
 
 
 def stops_at(tokenizer: Tokenizer, strings: Sequence[str]) -> Callable[[list[int]], bool] | None:
-    """The `stop` of `generate`: whether the text of new tokens holds any of these strings."""
+    """Return a `stop` for `generate`, which is whether the new text contains any of `strings`.
+
+    Returns None if there are no strings.
+    """
     if not strings:
         return None
 
@@ -18,5 +21,5 @@ def stops_at(tokenizer: Tokenizer, strings: Sequence[str]) -> Callable[[list[int
 
 
 def before_any(text: str, strings: Sequence[str]) -> str:
-    """The text up to the first place at which any of the strings begins."""
+    """Return the text up to where the first of the strings begins, all of it if there is none."""
     return text[: min((text.index(string) for string in strings if string in text), default=None)]

@@ -1,8 +1,8 @@
-"""Tasks on short strings of letters; every answer can be checked exactly.
+"""Make exercises on short strings of letters, whose answers can be checked exactly.
 
-A prompt reads `reverse kdbfa=` and its completion `afbdk`; of `tree` and `nest` it is a structure
-in brackets. One string in ten is held out, known by its checksum alone: whatever the task and the
-seed, nothing trained on is ever tested.
+A prompt is `reverse kdbfa=` and its completion `afbdk`; the answers of `tree` and `nest` are
+structures in brackets. One string in ten is held out, chosen by its checksum: whatever the task and
+the seed, no string is used both to train and to test.
 """
 
 import random
@@ -19,39 +19,39 @@ _HELD_OUT_IN = 10
 
 
 class StringRow(TypedDict):
-    """One exercise, as `samples.data` of a recipe and the evaluation take it."""
+    """One exercise, in the form of a recipe's `samples.data` and of the evaluation."""
 
     prompt: str
     completion: str
 
 
 def reverse(text: str) -> str:
-    """The letters from last to first."""
+    """Reverse the letters."""
     return text[::-1]
 
 
 def sort(text: str) -> str:
-    """The letters in alphabetical order."""
+    """Sort the letters alphabetically."""
     return "".join(sorted(text))
 
 
 def shift(text: str) -> str:
-    """Every letter replaced by the next of the alphabet, z by a."""
+    """Replace every letter by the next of the alphabet, z by a."""
     return text.translate(str.maketrans(ALPHABET, ALPHABET[1:] + ALPHABET[0]))
 
 
 def swap(text: str) -> str:
-    """First and second letter exchanged, third and fourth, and so on; an odd last one stays."""
+    """Exchange the first and second letter, the third and fourth, and so on."""
     return "".join(text[start : start + 2][::-1] for start in range(0, len(text), 2))
 
 
 def rotate(text: str) -> str:
-    """The first letter moved to the end."""
+    """Move the first letter to the end."""
     return text[1:] + text[:1]
 
 
 def tree(text: str) -> str:
-    """A balanced binary tree over the letters: `abcde` is `((ab)(c(de)))`."""
+    """Return a balanced binary tree over the letters: `((ab)(c(de)))` for `abcde`."""
     if len(text) < 2:
         return text
     middle = len(text) // 2
@@ -59,9 +59,9 @@ def tree(text: str) -> str:
 
 
 def nest(text: str) -> str:
-    """Every letter in the bracket of the nearest smaller one before it.
+    """Nest every letter in the bracket of the nearest smaller letter before it.
 
-    `kdbfa` is `(k)(d)(b(f))(a)`: a letter closes the open brackets that begin with one not smaller.
+    `kdbfa` becomes `(k)(d)(b(f))(a)`: a letter closes the open brackets of letters not smaller.
     """
     answer, opened = "", ""
     for letter in text:
@@ -77,12 +77,12 @@ TASKS: Mapping[str, Callable[[str], str]] = {
 
 
 def exercise(task: str, text: str) -> StringRow:
-    """The row that asks for `task` of `text`."""
+    """Return the row that asks to apply `task` to `text`."""
     return {"prompt": f"{task} {text}=", "completion": TASKS[task](text)}
 
 
 def is_held_out_string(text: str) -> bool:
-    """Whether `text` is for tests only."""
+    """Return whether a string is held out from training."""
     return zlib.crc32(text.encode()) % _HELD_OUT_IN == 0
 
 
@@ -93,9 +93,9 @@ def draw_exercises(
     held_out: bool = False,
     lengths: Sequence[int] = LENGTHS,
 ) -> Iterator[StringRow]:
-    """Endless exercises on strings of one split; task, length and letters are drawn uniformly.
+    """Yield exercises on strings of one split without end, deterministic for the same arguments.
 
-    The same rows for the same arguments; a row can come twice.
+    Task, length and letters are drawn uniformly; a row may be repeated.
     """
     rng = random.Random(seed)
     while True:
@@ -105,7 +105,7 @@ def draw_exercises(
 
 
 def draw_distinct(task: str, count: int, seed: int, *, held_out: bool = False) -> list[StringRow]:
-    """`count` exercises of `task`, no two alike; InputError for an unknown one."""
+    """Draw `count` distinct exercises of `task`; InputError for an unknown task."""
     if task not in TASKS:
         raise InputError(f"no task {task!r} on strings: choose from {', '.join(TASKS)}")
     rows: dict[str, StringRow] = {}

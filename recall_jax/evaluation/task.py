@@ -1,6 +1,6 @@
-"""A task: where its rows come from, how they become prompts, and how answers are scored.
+"""Define the schema of tasks: the source of rows, their prompts, and the scoring of answers.
 
-A task is one YAML file of the schema here. Those that come with the package are in `tasks/`.
+A task is a YAML file. Those that come with the package are in `tasks/`.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 def _stay_below(pattern: str) -> str:
-    """`pattern`, if it is one of files below the folder that it is of, else ValueError."""
+    """Return `pattern` if it is a glob pattern that stays below its folder, else ValueError."""
     path = PurePath(pattern)
     if path.anchor or ".." in path.parts:
         raise ValueError(f"{shown(pattern)} leads out of the task's folder: put the files there")
@@ -48,14 +48,14 @@ Metric = Literal["exact_match", "squad_exact_match", "squad_f1", "bleu"]
 
 
 class FileSet(Schema):
-    """Files by a glob pattern below the task's folder, and how they are laid out."""
+    """Files by a glob pattern below the task's folder, and their layout."""
 
     files: Annotated[Text, AfterValidator(_stay_below)]
     layout: Literal["rows", "tsv", "squad", "iwslt", "race", "medmcqa"] = "rows"
 
 
 class Hub(Schema):
-    """A data set of the Hugging Face hub, by the arguments of `datasets.load_dataset`."""
+    """A data set on the Hugging Face hub, as arguments of `datasets.load_dataset`."""
 
     path: Text
     name: Text | None = None
@@ -64,14 +64,14 @@ class Hub(Schema):
 
 
 class Published(Schema):
-    """Rows of a published data set: in each split, the first of the file sets that is there."""
+    """Rows of a published data set; a split is read from the first of its file sets that exists."""
 
     splits: dict[str, Annotated[tuple[FileSet, ...], Field(min_length=1)]]
     hub: Hub | None = None
 
 
 class Generated(Schema):
-    """Rows made by a generator of this package, all of them before the first is asked."""
+    """Rows made by a generator of this package."""
 
     generator: Text
     task: Text
@@ -80,16 +80,16 @@ class Generated(Schema):
 
 
 class Likelihood(Schema):
-    """The choice of the highest log-likelihood, divided by its tokens or bytes or not at all."""
+    """Choose by the highest log-likelihood, divided by tokens, by bytes, or not at all."""
 
     by: Literal["likelihood"]
     normalise: Literal["token", "byte", "none"] = "token"
 
 
 class Generation(Schema):
-    """What the model writes after the prompt, greedily, up to the first of the `stop` strings.
+    """Decode greedily after the prompt, up to the first of the `stop` strings.
 
-    Where that normalises to `no_answer`, it counts as an empty answer.
+    Text that equals `no_answer` once normalised counts as an empty answer.
     """
 
     by: Literal["generation"]
@@ -99,7 +99,7 @@ class Generation(Schema):
 
 
 class Perplexity(Schema):
-    """How well a model foretells the text of `prompt`, every token of it."""
+    """Measure how well a model predicts every token of `prompt`."""
 
     by: Literal["perplexity"]
 
@@ -110,10 +110,11 @@ def _kind_of_source(value: Any) -> str:
 
 
 class Task(Schema):
-    """A task with `choices` is scored by accuracy, one with `references` by its `metrics`.
+    """Describe a task: the source of its rows, templates for a row, and the scoring.
 
-    With neither, `prompt` is a text, scored by perplexity. `prompt` and `choices` are templates of
-    the row's fields; `answer`, the index of the right choice, and `references`, a text or a list of
+    A task with `choices` is scored by accuracy, one with `references` by its `metrics`. With
+    neither, `prompt` is a text, scored by perplexity. `prompt` and `choices` are templates of the
+    row's fields; `answer`, the index of the right choice, and `references`, a text or a list of
     texts, are expressions.
     """
 
@@ -153,32 +154,32 @@ class Task(Schema):
 
 
 def task_names() -> list[str]:
-    """The tasks that come with the package."""
+    """Return the names of the tasks that come with the package."""
     folder = files("recall_jax.evaluation").joinpath("tasks")
     return sorted(path.name.removesuffix(".yml") for path in folder.iterdir())
 
 
 def task_text(name: str) -> str:
-    """The YAML of a task that comes with the package."""
+    """Return the YAML of a task that comes with the package."""
     path = files("recall_jax.evaluation").joinpath("tasks", f"{name}.yml")
     return path.read_text(encoding="utf-8")
 
 
-def find_task(asked: str) -> Task:
-    """A task of the package by its name, or of a YAML file by its path; InputError without it."""
-    if asked in task_names():
-        return parse_yaml(Task, task_text(asked), f"the task {asked}")
-    if Path(asked).suffix in (".yml", ".yaml"):
-        return read_yaml(Task, Path(asked))
+def find_task(name_or_path: str) -> Task:
+    """Return a task of the package by name, or of a YAML file by path; InputError if not found."""
+    if name_or_path in task_names():
+        return parse_yaml(Task, task_text(name_or_path), f"the task {name_or_path}")
+    if Path(name_or_path).suffix in (".yml", ".yaml"):
+        return read_yaml(Task, Path(name_or_path))
     known = ", ".join(task_names())
     raise InputError(
-        f"no task {shown(asked)}: choose from {known}, or give a file of your own (.yml)"
+        f"no task {shown(name_or_path)}: choose from {known}, or give a file of your own (.yml)"
     )
 
 
-def find_tasks(asked: Sequence[str]) -> list[Task]:
-    """Several tasks, no two of one name; InputError."""
-    tasks = [find_task(each) for each in asked]
+def find_tasks(names_or_paths: Sequence[str]) -> list[Task]:
+    """Return several tasks by name or path; InputError if there is none, or two have one name."""
+    tasks = [find_task(each) for each in names_or_paths]
     names = [task.task for task in tasks]
     if not tasks:
         raise InputError(f"name at least one task: {', '.join(task_names())}")

@@ -1,4 +1,4 @@
-"""A task's rows to be learnt from: prompts as the evaluation asks them, with the right answers."""
+"""Make training rows of a task: the prompts of the evaluation, with the right answers."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from recall_jax.inputs.row_files import Row
 
 
 def with_split(task: Task, split: str) -> Task:
-    """The task with the rows of another split; InputError for the one that is evaluated."""
+    """Return the task with another split; InputError if it has none, or it is the evaluated one."""
     if isinstance(task.source, Generated):
         raise InputError(
             f"{task.task} has no splits, and its rows are held out: recall suite makes rows to "
@@ -26,10 +26,10 @@ def with_split(task: Task, split: str) -> Task:
 
 
 def training_rows(task: Task, examples: Sequence[Example]) -> list[Row]:
-    """Rows for fine-tuning: `prompt` and `completion`, or `text` of a task without answers.
+    """Return rows for fine-tuning: `prompt` and `completion`, or `text` for a task without answers.
 
-    The completion is the right choice or the first reference, or `no_answer` where there is none. A
-    space goes before it unless there is white space already.
+    The completion is the right choice, the first reference, or `no_answer` if there is none. A
+    space is inserted before it unless there is white space already.
     """
     return [_row(task, example) for example in examples]
 

@@ -1,1 +1,1 @@
-"""Adapters to other software; each module needs what it adapts to, and is imported by name."""
+"""Integrate with other software; each module must be imported by name, and needs that software."""

@@ -1,11 +1,11 @@
-"""EleutherAI's lm-evaluation-harness on models of this package.
+"""Evaluate models with EleutherAI's lm-evaluation-harness.
 
     from lm_eval import simple_evaluate
     from recall_jax.integrations.lm_eval import RecallLM
 
     simple_evaluate(RecallLM("merged"), tasks=["sciq"])
 
-Texts become tokens, and tokens scores, as in the harness's own `hf` model.
+Texts are tokenised and scored as by the harness's `hf` model.
 """
 
 import json
@@ -38,11 +38,11 @@ _INERT = {"num_beams": 1, "repetition_penalty": 1.0}
 
 
 class RecallLM(TemplateLM):
-    """A model that the harness can ask; see `lm_eval.api.model.LM` for the requests' semantics.
+    """Answer the harness's requests; see `lm_eval.api.model.LM` for their semantics.
 
-    `max_length`, by default what the config gives, is the number of tokens fed at most: longer
-    contexts lose their beginning. `seed` is of tasks that sample. `ignore_config` are attributes of
-    the config to let pass though they are not known.
+    `max_length`, by default that of the config, is the largest number of tokens fed: longer
+    contexts lose their beginning. `seed` is for tasks that sample. Attributes of the config in
+    `ignore_config` may be unknown.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RecallLM(TemplateLM):
         seed: int = 0,
         ignore_config: Collection[str] = (),
     ) -> None:
-        """Load a model as recipes name it; InputError as `load_resident` raises it."""
+        """Load a model by a name as in recipes; raises InputError as `load_resident` does."""
         import transformers
 
         super().__init__()
@@ -67,32 +67,32 @@ class RecallLM(TemplateLM):
         )
         self.max_length = max_length or resident.max_length
         self.max_gen_toks = max_gen_toks
-        self._name, self._seed, self._text_of = model, seed, resident.tokenizer
+        self._name, self._seed, self._decoder = model, seed, resident.tokenizer
         self._ends = resident.eos_token_ids
         self._model = (resident.arch, jax.device_put(resident.params))
         self._options: dict[str, Any] = {"batch_size": batch_size, "dtype": dtype}
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text, of the tokenizer if it has one."""
+        """Return the token that ends a text, that of the tokenizer if it has one."""
         token: int | None = self.tokenizer.eos_token_id
         return self._ends[0] if token is None else token
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context."""
+        """Return the token that precedes a text without context."""
         token: int | None = self.tokenizer.bos_token_id
         return self.eot_token_id if token is None else token
 
     @property
     def tokenizer_name(self) -> str:
-        """For the names of cached requests."""
+        """Return a name for the harness's cache of requests."""
         return self._name.replace("/", "__")
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Messages as one text; without a generation prompt the last of them is to go on."""
+        """Format messages as one text; without a generation prompt the last one stays open."""
         try:
             text = run_limited(
                 "chat",
@@ -102,14 +102,14 @@ class RecallLM(TemplateLM):
                 prompt=add_generation_prompt,
                 open_end=not add_generation_prompt,
             )
-        except (ValueError, ForeignError) as error:  # as the samples' tokenizers refuse it
+        except (ValueError, ForeignError) as error:
             raise InputError(f"the chat template of {self._name} failed: {brief(error)}") from error
         return str(text)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Token ids; unless told, with special tokens if the text does not begin with one."""
+        """Tokenise a text; by default with special tokens unless it begins with one."""
         if add_special_tokens is None:
             prefix = self.tokenizer.decode([self.prefix_token_id])
             add_special_tokens = not string.startswith(prefix)
@@ -118,8 +118,11 @@ class RecallLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """(ln p, whether greedy decoding gives it) of (texts, context, continuation)."""
-        contexts, continuations, cut = [], [], 0
+        """Return (ln p, whether it is the greedy answer) of each continuation.
+
+        A request is (texts, context tokens, continuation tokens).
+        """
+        contexts, continuations, num_truncated = [], [], 0
         for _, context, continuation in requests:
             if len(continuation) > self.max_length:
                 raise InputError(
@@ -128,10 +131,10 @@ class RecallLM(TemplateLM):
                 )
             # The last token of a row is not fed.
             room = self.max_length + 1 - len(continuation)
-            cut += len(context) > room
+            num_truncated += len(context) > room
             contexts.append(context[-room:])
             continuations.append(continuation)
-        _warn_of_cuts(cut, self.max_length)
+        _warn_of_truncation(num_truncated, self.max_length)
         sums, is_greedy, _ = log_likelihoods(*self._model, contexts, continuations, **self._options)
         answers = list(zip(sums.tolist(), is_greedy.tolist(), strict=True))
         for (texts, _, _), answer in zip(requests, answers, strict=True):
@@ -141,7 +144,7 @@ class RecallLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Ln p of whole texts, each after the prefix token, in windows where they are long."""
+        """Return ln p of texts, each after the prefix token; long texts are split into windows."""
         nll, _ = token_nll(
             *self._model,
             [self.tok_encode(request.args[0]) for request in requests],
@@ -155,53 +158,54 @@ class RecallLM(TemplateLM):
         return answers
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The text that follows each context, up to the first of its stop strings.
+        """Return the text generated after each context, up to the first of its stop strings.
 
         Raises:
-            InputError: for a generation argument that means something and is not known here.
+            InputError: for a generation argument that is not supported.
         """
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
         answers = [""] * len(requests)
         for indices in groups.values():
-            asked = _read_arguments(requests[indices[0]].args[1], self.max_gen_toks)
+            arguments = _read_arguments(requests[indices[0]].args[1], self.max_gen_toks)
             texts = [requests[index].args[0] for index in indices]
-            for index, answer in zip(indices, self._answers(texts, asked), strict=True):
+            for index, answer in zip(indices, self._answers(texts, arguments), strict=True):
                 answers[index] = answer
                 self.cache_hook.add_partial("generate_until", requests[index].args, answer)
         return answers
 
-    def _answers(self, texts: Sequence[str], asked: "_Arguments") -> list[str]:
-        room = self.max_length - asked.max_new_tokens
+    def _answers(self, texts: Sequence[str], arguments: "_Arguments") -> list[str]:
+        room = self.max_length - arguments.max_new_tokens
         if room < 1:
             raise InputError(
-                f"{asked.max_new_tokens} new tokens leave no room for a context within the "
+                f"{arguments.max_new_tokens} new tokens leave no room for a context within the "
                 f"{self.max_length} tokens of {self._name}: ask for fewer, or give a larger "
                 "max_length"
             )
         prompts = [self.tok_encode(text) or [self.prefix_token_id] for text in texts]
-        _warn_of_cuts(sum(len(prompt) > room for prompt in prompts), room)
-        # Special tokens leave no text behind: one that is asked for is looked for by its id.
+        _warn_of_truncation(sum(len(prompt) > room for prompt in prompts), room)
+        # Special tokens are not decoded to text, so those in `until` stop by their ids.
         special = self.tokenizer.get_added_vocab()
-        ends = {*self._ends, self.eot_token_id, *(special[s] for s in asked.until if s in special)}
+        stops = (special[string] for string in arguments.until if string in special)
+        ends = {*self._ends, self.eot_token_id, *stops}
         completions = generate(
             *self._model,
             [prompt[-room:] for prompt in prompts],
-            max_new_tokens=asked.max_new_tokens,
+            max_new_tokens=arguments.max_new_tokens,
             eos_token_ids=sorted(ends),
-            temperature=asked.temperature,
-            top_k=asked.top_k,
-            top_p=asked.top_p,
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
             seed=self._seed,
-            stop=stops_at(self._text_of, asked.until),
+            stop=stops_at(self._decoder, arguments.until),
             **self._options,
         )
-        return [before_any(self._text_of.decode(tokens), asked.until) for tokens in completions]
+        return [before_any(self._decoder.decode(tokens), arguments.until) for tokens in completions]
 
 
 class _Arguments(NamedTuple):
-    """What a request for generation asks."""
+    """Hold the arguments of a request for generation."""
 
     until: list[str]
     max_new_tokens: int
@@ -211,10 +215,12 @@ class _Arguments(NamedTuple):
 
 
 def _read_arguments(arguments: Mapping[str, Any], max_gen_toks: int) -> _Arguments:
-    """Names and defaults as in the harness: greedy unless told, at temperature 1 if only told to.
+    """Parse generation arguments with the harness's names and defaults.
+
+    Decoding is greedy by default; `do_sample` alone samples at temperature 1.
 
     Raises:
-        InputError: for an argument that is not known, unless it has the value that changes nothing.
+        InputError: for an unknown argument, unless its value has no effect.
     """
     left = {key: value for key, value in arguments.items() if value is not None}
     until = left.pop("until", [])
@@ -238,7 +244,7 @@ def _read_arguments(arguments: Mapping[str, Any], max_gen_toks: int) -> _Argumen
     )
 
 
-def _warn_of_cuts(count: int, length: int) -> None:
+def _warn_of_truncation(count: int, length: int) -> None:
     if count:
         message = "%d contexts do not fit into %d tokens and lost their beginning"
         logging.getLogger(__name__).warning(message, count, length)

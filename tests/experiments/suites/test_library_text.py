@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recall_jax.errors import InputError
 from recall_jax.evaluation import library_text
 from recall_jax.evaluation.generators import GENERATORS
-from recall_jax.evaluation.library_text import DOMAINS, PASSAGE_BYTES, cut, draw_passages
+from recall_jax.evaluation.library_text import DOMAINS, PASSAGE_BYTES, draw_passages, split_passages
 from recall_jax.evaluation.rows import load_rows
 from recall_jax.evaluation.task import find_task
 
@@ -66,7 +66,7 @@ def test_names_are_those_of_characters():
 @given(st.text(st.characters(codec="utf-8"), max_size=2000))
 def test_passages_are_pieces_of_a_text_in_order(text):
     place = 0
-    for passage in cut(text):
+    for passage in split_passages(text):
         assert len(passage.encode()) in PASSAGE_BYTES
         found = text.find(passage, place)
         assert found >= place
@@ -75,7 +75,7 @@ def test_passages_are_pieces_of_a_text_in_order(text):
 
 def test_lines_stay_whole_where_they_fit():
     lines = [f"line {number} " + "x" * 40 for number in range(60)]
-    passages = list(cut("\n".join(lines)))
+    passages = list(split_passages("\n".join(lines)))
     assert "\n".join(passages).splitlines() == lines
     assert all(len(passage) > 180 for passage in passages[:-1])
 
