@@ -129,7 +129,7 @@ def _forward(recipe: "Recipe", models: Any, machine: "Machine") -> Any:
         pool=samples.pool,
         tokens=samples.max_tokens,
         batch_size=samples.batch_size,
-        choosing=arch.units.index(last) + 1 if chosen else 0,
+        select_units=arch.units.index(last) + 1 if chosen else 0,
         itemsize=DTYPES[name].itemsize,
         stored=max(widest(model.specs) for model in models),
     )

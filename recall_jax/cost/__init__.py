@@ -1,1 +1,1 @@
-"""What a merge will cost on a machine that need not be at hand; pure, computed from shapes."""
+"""Predict from shapes what a merge will cost on a machine, without running on it."""

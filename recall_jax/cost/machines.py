@@ -1,10 +1,9 @@
-"""Machines by name, with what their vendors publish of them. Bytes and seconds; GB are 10^9 bytes.
+"""List machines by name with their published figures, in bytes and seconds; GB are 10^9 bytes.
 
-Sources, as read in November 2026: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e (peak in
-bfloat16, HBM, interconnect, machine types and their RAM); NVIDIA's data sheets of A100 80GB SXM,
-H100 SXM and H200 SXM (dense peaks) and of the DGX A100, H100 and H200. Google publishes no rate
-between a host and its chips: 15 GB/s a chip is of "How to Scale Your Model" (Austin et al. 2025),
-part 2.
+Sources, as of November 2026: docs.cloud.google.com/tpu/docs/v5e, /v5p and /v6e (peak in bfloat16,
+HBM, interconnect, machine types and their RAM); NVIDIA's data sheets of A100 80GB SXM, H100 SXM and
+H200 SXM (dense peaks) and of the DGX A100, H100 and H200. Google publishes no bandwidth between a
+host and its chips: 15 GB/s a chip is from "How to Scale Your Model" (Austin et al. 2025), part 2.
 """
 
 import math
@@ -20,13 +19,14 @@ UNKNOWN = math.inf
 
 @dataclass(frozen=True)
 class MachineKind:
-    """A device and the host it sits in.
+    """Describe a device and its host.
 
-    flops: peak of matrix products a second, in bfloat16 (on CPU float32), of which the forward is
-    taken to reach the share `efficiency`. memory in bytes, and its bandwidth. link: what a device
-    receives a second from the others of its slice or node, over all its links. host_link: to or
-    from its host. A host has `per_host` devices, `host_memory` bytes, and sends `network` bytes a
-    second to other hosts, where devices of several are no one slice.
+    `flops` is the peak rate of matrix products in bfloat16 (float32 on CPU), in operations a
+    second; the forward is assumed to reach the fraction `efficiency` of it. `memory` is in bytes,
+    `bandwidth` is that of the memory. In bytes a second, `link` is what a device receives from the
+    others of its slice or node over all its links, `host_link` what it exchanges with its host, and
+    `network` what a host sends to other hosts if they are not one slice. A host has `per_host`
+    devices and `host_memory` bytes.
     """
 
     flops: float
@@ -40,19 +40,20 @@ class MachineKind:
     efficiency: float = 0.4  # assumed; not measured on TPU or GPU
 
 
-# Interconnect of TPUs: half of what both directions have. VMs of slices with several have 4 chips.
+# The interconnect of TPUs is half the published bandwidth, which adds both directions. In slices
+# with several VMs, each has 4 chips.
 _TPUS = {
     "v5e": MachineKind(197 * TERA, 16 * GB, 819 * GB, 200 * GB, 15 * GB, 4, 192 * GB),
     "v5p": MachineKind(459 * TERA, 95 * GB, 2765 * GB, 600 * GB, 15 * GB, 4, 448 * GB),
     "v6e": MachineKind(918 * TERA, 32 * GB, 1638 * GB, 400 * GB, 15 * GB, 4, 720 * GB),
 }
-# NVLink and PCIe one way; a node has eight adapters of 200 (A100) or 400 Gbit/s.
+# NVLink and PCIe in one direction; a node has eight adapters of 200 (A100) or 400 Gbit/s.
 _GPUS = {
     "a100": MachineKind(312 * TERA, 80 * GB, 2039 * GB, 300 * GB, 32 * GB, 8, 2000 * GB, 200 * GB),
     "h100": MachineKind(989 * TERA, 80 * GB, 3350 * GB, 450 * GB, 64 * GB, 8, 2000 * GB, 400 * GB),
     "h200": MachineKind(989 * TERA, 141 * GB, 4800 * GB, 450 * GB, 64 * GB, 8, 2000 * GB, 400 * GB),
 }
-# A core of an AMD EPYC, measured: 505 GFLOP/s of two in float32, of a product of matrices of 2048.
+# A core of an AMD EPYC: measured 505 GFLOP/s on two, in float32 products of 2048 x 2048 matrices.
 _CORE = MachineKind(250 * GB, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, 1, UNKNOWN, efficiency=0.6)
 _SLICES = (1, 4, 8, 16, 32, 64, 128, 256)
 
@@ -65,7 +66,7 @@ KNOWN = (
 
 @dataclass(frozen=True)
 class Machine:
-    """So many devices of a kind, on so many hosts."""
+    """Describe a number of devices of one kind, on a number of hosts."""
 
     name: str
     kind: MachineKind
@@ -74,22 +75,23 @@ class Machine:
 
     @property
     def is_cpu(self) -> bool:
-        """Whether the host itself computes."""
+        """Return whether the host itself computes."""
         return self.kind.link == UNKNOWN
 
     @property
     def link(self) -> float:
-        """Bytes a second that each device receives in a collective over all of them.
+        """Return the bytes a second that each device receives in a collective over all devices.
 
-        Those of several nodes pass a ring, which the network of a node closes.
+        Over several nodes the devices form a ring, which passes through the network of each node.
         """
         return min(self.kind.link, self.kind.network) if self.hosts > 1 else self.kind.link
 
 
 def find_machine(name: str) -> Machine:
-    """The machine of a name such as v5e-16, named as Google does, or h200-8; or InputError.
+    """Return the machine of a name such as v5e-16, as Google calls it, or h200-8.
 
-    The number of a v5p counts TensorCores, of which a chip has two.
+    The number of a v5p counts TensorCores, of which a chip has two. Raises InputError for an
+    unknown name.
     """
     found = re.fullmatch(r"(v5e|v5litepod|v5p|v6e|a100|h100|h200|cpu)-([1-9]\d{0,4})", name)
     if found:
@@ -106,6 +108,6 @@ def find_machine(name: str) -> Machine:
 
 
 def _slice(name: str, kind: MachineKind, chips: int) -> Machine:
-    """A slice; one of 8 chips is a VM by itself, but for v5p."""
-    alone = chips <= 4 or (chips == 8 and not name.startswith("v5p"))
-    return Machine(name, kind, chips, 1 if alone else chips // kind.per_host)
+    """Return a slice of TPUs; up to 8 chips (v5p: 4) are a single VM."""
+    single = chips <= 4 or (chips == 8 and not name.startswith("v5p"))
+    return Machine(name, kind, chips, 1 if single else chips // kind.per_host)

@@ -1,4 +1,4 @@
-"""What a merge has to do, whatever does it: bytes by unit, and the forward that it runs."""
+"""Describe the work of a merge, independently of a machine: bytes by unit, and its forward."""
 
 import functools
 import math
@@ -13,12 +13,12 @@ from recall_jax.models.convert import state_tensors, tensor_shapes, unit_tensors
 
 @dataclass(frozen=True)
 class ForwardWork:
-    """The forward over the typical samples, and over the rows that they are chosen from.
+    """Describe the forward over `typical` samples, and over the rows that they are selected from.
 
-    Every row is taken to have `tokens` tokens; a device has at most `batch_size` of them at a time.
-    `choosing` counts the units that the choice runs, of
-    one model over `pool` rows; 0 where the samples are given. `itemsize` is that of the compute
-    dtype, `stored` that of a parameter on disk.
+    Every row is assumed to have `tokens` tokens, and a device runs at most `batch_size` rows at a
+    time. The selection runs the first `select_units` units of one model over `pool` rows; it is 0
+    if the samples are given. `itemsize` is the bytes of an element of the compute dtype, `stored`
+    those of a parameter on disk.
     """
 
     arch: Architecture
@@ -26,40 +26,41 @@ class ForwardWork:
     pool: int
     tokens: int
     batch_size: int
-    choosing: int
+    select_units: int
     itemsize: int
     stored: int
 
     @property
     def length(self) -> int:
-        """Positions of a row, padded."""
+        """Return the number of positions of a row, with padding."""
         return padded_length(self.tokens)
 
     def rows_each(self, rows: int, splits: int) -> int:
-        """Rows of a batch on each of `splits` devices, some of them empty where there are few."""
+        """Return the rows of a batch on each of `splits` devices, padding included."""
         return min(self.batch_size, -(-rows // splits))
 
     def batches(self, rows: int, splits: int) -> int:
-        """Batches of `rows` rows over `splits` devices."""
+        """Return the number of batches of `rows` rows over `splits` devices."""
         return -(-rows // (splits * self.rows_each(rows, splits)))
 
     def positions(self, rows: int, splits: int) -> int:
-        """Positions that `rows` rows take on each of `splits` devices."""
+        """Return the number of positions of `rows` rows on each of `splits` devices."""
         return self.batches(rows, splits) * self.rows_each(rows, splits) * self.length
 
     def state_bytes(self, unit: str) -> int:
-        """Parameters of a unit that hidden states depend on, as computed with."""
-        # the embedding is looked up as it is stored
-        each = self.stored if unit in (EMBED, HEAD) else self.itemsize
-        return each * state_parameters(self.arch, unit)
+        """Return the bytes in memory of a unit's parameters that hidden states depend on."""
+        # Only layers are cast to the compute dtype.
+        itemsize = self.stored if unit in (EMBED, HEAD) else self.itemsize
+        return itemsize * state_parameters(self.arch, unit)
 
 
 @dataclass(frozen=True)
 class MergeWork:
-    """A merge of `inputs` models (a base among them): bytes of each unit, read and written.
+    """Describe a merge of `inputs` models, a base included, by the bytes of each unit.
 
-    `forward` is None where no model runs; else it runs `models` of the inputs. `whole` are the
-    elements of the largest tensor that the method's kernel looks at whole.
+    `read` counts the bytes of all inputs together. `forward` is None if no model runs; otherwise
+    `models` of the inputs do. `largest_full_tensor` is the number of elements of the largest tensor
+    that the method's kernel needs in full, 0 if there is none.
     """
 
     read: Sequence[int]
@@ -67,22 +68,24 @@ class MergeWork:
     inputs: int
     models: int
     forward: ForwardWork | None
-    whole: int = 0
+    largest_full_tensor: int = 0
 
     @property
     def bytes_read(self) -> int:
-        """Of all models, once."""
+        """Return the bytes of all models, each read once."""
         return sum(self.read)
 
     @property
     def bytes_written(self) -> int:
-        """Of the merged model."""
+        """Return the bytes of the merged model."""
         return sum(self.written)
 
     @property
-    def chosen_by(self) -> int:
-        """Bytes that one pass of the choice of typical samples reads of one model."""
-        return 0 if self.forward is None else sum(self.read[: self.forward.choosing]) // self.inputs
+    def select_bytes(self) -> int:
+        """Return the bytes that one pass to select typical samples reads of one model."""
+        if self.forward is None:
+            return 0
+        return sum(self.read[: self.forward.select_units]) // self.inputs
 
 
 def llama(
@@ -94,7 +97,7 @@ def llama(
     num_attention_heads: int,
     num_key_value_heads: int,
 ) -> Architecture:
-    """A Llama of some shape, its output projection untied."""
+    """Return the architecture of a Llama of this shape, with an untied output projection."""
     return Architecture(
         family="llama",
         vocab_size=vocab_size,
@@ -126,42 +129,51 @@ def recall_work(
     tokens: int = 512,
     batch_size: int = 8,
 ) -> MergeWork:
-    """RECALL of models of a shape, stored, computed with and written in `itemsize` bytes."""
+    """Return the work of RECALL on models of a shape, with `itemsize` bytes for every parameter.
+
+    Parameters are stored, computed with and written in this size.
+    """
     written = [itemsize * parameters(arch, unit) for unit in arch.units]
-    choosing = len(arch.units) - 1 if pool > typical else 0
-    forward = ForwardWork(arch, typical, pool, tokens, batch_size, choosing, itemsize, itemsize)
+    select_units = len(arch.units) - 1 if pool > typical else 0
+    forward = ForwardWork(arch, typical, pool, tokens, batch_size, select_units, itemsize, itemsize)
     return MergeWork([models * unit for unit in written], written, models, models, forward)
 
 
 def parameters(arch: Architecture, unit: str) -> int:
-    """How many parameters a unit has."""
-    return sum(math.prod(shape) for shape in _shapes(arch, _like(unit), whole=True))
+    """Return the number of parameters of a unit."""
+    shapes = _shapes(arch, _same_shape(unit), with_projection=True)
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def state_parameters(arch: Architecture, unit: str) -> int:
-    """How many of them hidden states depend on: all but those of the output projection."""
-    return sum(math.prod(shape) for shape in _shapes(arch, _like(unit), whole=False))
+    """Return the number of parameters of a unit, without those of the output projection.
+
+    Hidden states depend on these alone.
+    """
+    shapes = _shapes(arch, _same_shape(unit), with_projection=False)
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def flops_per_position(arch: Architecture, unit: str, length: int) -> int:
-    """Floating-point operations of a unit for one position of a row of `length`.
+    """Return the floating-point operations of a unit for one position of a row of `length`.
 
-    Two for each element of a matrix, and of each query and value with every position: what a causal
-    mask hides is computed too. Norms and the like are left out.
+    Counts two for each element of a matrix, and of each query and value with every position, since
+    positions hidden by the causal mask are computed too. Norms and activations are not counted.
     """
-    if unit in (EMBED, HEAD):  # looked up; normed
+    if unit in (EMBED, HEAD):  # a lookup, and a norm
         return 0
-    shapes = _shapes(arch, _like(unit), whole=False)
+    shapes = _shapes(arch, _same_shape(unit), with_projection=False)
     products = sum(math.prod(shape) for shape in shapes if len(shape) == 2)
     return 2 * products + 4 * length * arch.num_attention_heads * arch.head_dim
 
 
-def _like(unit: str) -> str:
-    """A unit of the same shapes: all blocks are alike."""
+def _same_shape(unit: str) -> str:
+    """Return a unit with the same shapes: all layers have those of the first."""
     return unit if unit in (EMBED, HEAD) else layer_unit(0)
 
 
 @functools.lru_cache(maxsize=128)
-def _shapes(arch: Architecture, unit: str, *, whole: bool) -> list[tuple[int, ...]]:
+def _shapes(arch: Architecture, unit: str, *, with_projection: bool) -> list[tuple[int, ...]]:
     shapes = tensor_shapes(arch)
-    return [shapes[name] for name in (unit_tensors if whole else state_tensors)(arch, unit)]
+    names = (unit_tensors if with_projection else state_tensors)(arch, unit)
+    return [shapes[name] for name in names]

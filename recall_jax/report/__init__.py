@@ -1,1 +1,1 @@
-"""What was merged, and why each layer was weighed as it was: JSON, HTML and model card."""
+"""Report results as JSON, HTML pages and model cards."""

@@ -1,4 +1,4 @@
-"""The page of an ablation: for each choice a table and a plot, and what the units tell."""
+"""Render the page of an ablation: a table and a plot for each choice, and analyses by unit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ _REFERENCES = {
     "newest": "the newest model, not merged",
     "average": "the average of all models",
 }
-_SURE = 2  # standard errors
+_SURE = 2  # standard errors beyond which a difference is reported
 
 
 @dataclass(frozen=True)
 class AblationSection:
-    """What the page shows of one axis."""
+    """Hold what the page shows about one axis."""
 
     axis: str
     about: str
@@ -31,7 +31,7 @@ class AblationSection:
 
 
 def render_ablation(record: Mapping[str, Any]) -> str:
-    """The page for a record, as `ablation.json` holds it."""
+    """Render the page for a record, in the form of `ablation.json`."""
     return render_page(
         "ablation.html.jinja",
         record=record,
@@ -48,7 +48,7 @@ def render_ablation(record: Mapping[str, Any]) -> str:
 
 
 def tables_in_markdown(record: Mapping[str, Any]) -> str:
-    """Every table of the page, one after the other."""
+    """Return all tables of the page as Markdown."""
     tables = [_references(record), overview(record)]
     tables += [_axis_table(record, axis) for axis in record["axes"]]
     if record["domains"] is not None:
@@ -58,32 +58,32 @@ def tables_in_markdown(record: Mapping[str, Any]) -> str:
 
 
 def _references(record: Mapping[str, Any]) -> Table:
-    """What the merges stand beside."""
-    named = {**_REFERENCES, "own": "RECALL as the recipe has it"}
+    """Return the table of the recipe's merge and of the models to compare it with."""
+    descriptions = {**_REFERENCES, "own": "RECALL as the recipe has it"}
     rows = []
-    for name, said in named.items():
-        rows.append([said, _difference(record, name), *_scores(record, name)])
+    for name, description in descriptions.items():
+        rows.append([description, _difference(record, name), *_scores(record, name)])
     return Table("Without variation", ["model", "difference", *_columns(record)], rows)
 
 
 def overview(record: Mapping[str, Any]) -> Table:
-    """The best and the worst value of each axis, and how far they are from the recipe's own."""
+    """Return a table of the best and the worst value of each axis, and their differences."""
     columns = ["choice", "the recipe’s", "best", "difference", "worst", "difference"]
     rows: list[list[str | None]] = []
     for axis in record["axes"]:
         ranked = _ranked(record, axis)
-        own = next((each["label"] for each in axis["values"] if each["run"] == "own"), None)
+        in_recipe = next((each["label"] for each in axis["values"] if each["run"] == "own"), None)
         cells = [
             cell
             for each in (ranked[0], ranked[-1])
             for cell in (each["label"], _difference(record, each["run"]))
         ]
-        rows.append([axis["axis"], own, *cells])
+        rows.append([axis["axis"], in_recipe, *cells])
     return Table("How much each choice matters", columns, rows)
 
 
 def _ranked(record: Mapping[str, Any], axis: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The values that could be merged, the best mean first; of equal ones, the recipe's own."""
+    """Return the values that could be merged, by decreasing mean; the recipe's wins a tie."""
     sign = 1 if record["less_is_better"] else -1
     return sorted(
         _merged(record, axis),
@@ -116,7 +116,7 @@ def _section(record: Mapping[str, Any], axis: Mapping[str, Any]) -> AblationSect
 
 
 def _verdict(record: Mapping[str, Any], axis: Mapping[str, Any]) -> str:
-    """Whether any value differs from the recipe's by more than twice the standard error."""
+    """Name the values that differ from the recipe's by more than twice the standard error."""
     sure = []
     for each in _merged(record, axis):
         found = record["runs"][each["run"]]["differences"]["all"]
@@ -140,7 +140,7 @@ def _axis_table(record: Mapping[str, Any], axis: Mapping[str, Any]) -> Table:
 
 
 def _columns(record: Mapping[str, Any]) -> list[str]:
-    """The groups' means, and the tasks, with their metrics where these differ."""
+    """Return a column for each group's mean and each task, with its metric if metrics differ."""
     groups = ["mean" if group == "all" else group for group in record["groups"]]
     tasks = record["tasks"]
     if len({task["metric"] for task in tasks}) == 1:
@@ -159,19 +159,19 @@ def _scores(record: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _difference(record: Mapping[str, Any], name: str) -> str | None:
-    """Of a run's mean over all tasks, from the recipe's own merge."""
+    """Return the difference of a run's mean over all tasks from that of the recipe's merge."""
     found = record["runs"][name]["differences"]["all"]
     if found is None or name == "own":
         return None
     value, error = found["value"], found["standard_error"]
     digits = 3 if record["less_is_better"] else 1
-    if error > 0:  # as many as tell the error at all
+    if error > 0:  # enough for the first digit of the error
         digits = max(digits, ceil(-log10(error)))
     return f"{value:+.{digits}f} ± {error:.{digits}f}"
 
 
 def _axis_figure(record: Mapping[str, Any], axis: Mapping[str, Any]) -> Figure | None:
-    """The groups' means over the values, and as a level line the average of all models."""
+    """Plot the groups' means over the values, with the average of all models as a level line."""
     values = _merged(record, axis)
     if len(values) < 2:
         return None

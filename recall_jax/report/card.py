@@ -1,4 +1,4 @@
-"""The model card, `README.md` of a merged folder: what was merged, how, and how to use it."""
+"""Write the model card of a merged folder, `README.md`: its models, the method, and its use."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,14 +11,14 @@ import yaml
 from recall_jax.report import wording
 from recall_jax.report.markdown import bullet, code, plain, table
 
-_MOST_UNITS = 40  # a weights table with more rows than this is cut to thirds
+_MOST_UNITS = 40  # a table of weights with more rows shows means over thirds of the depth
 
 
 def model_card(report: Mapping[str, Any], out_name: str, base_models: Sequence[str] = ()) -> str:
-    """Markdown for the folder `out_name`, from a report that fits `validate_report`.
+    """Return the Markdown of the card of folder `out_name`, for a valid report of a merge.
 
-    `base_models` are the hub ids of the merged models, for the front matter. They are the caller's
-    to give, because a name alone does not tell an id such as "org/model" from a folder.
+    `base_models` are the hub ids of the merged models, for the front matter. The caller provides
+    them, because an id such as "org/model" cannot be distinguished from a folder by name.
     """
     library = "jax" if report.get("tree") else "transformers"
     parts = [_front_matter(library, base_models), *_models(report, out_name), *_method(report)]
@@ -52,7 +52,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```"""
 
 
-# A tree goes back to the code that its models come from.
+# A tree is loaded by the code that its models come from.
 _USE_OF_TREES = {
     "orbax": """\
 ```python
@@ -119,7 +119,7 @@ def _method(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _weights(report: Mapping[str, Any]) -> Iterator[str]:
-    """The weights of every unit, or their means over thirds of the depth, or one row for all."""
+    """Yield the table of weights: for every unit, over thirds of the depth, or one row for all."""
     weights, units = report["weights"], report["units"]
     if weights is None:
         return

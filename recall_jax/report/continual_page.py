@@ -1,4 +1,4 @@
-"""The page of a continual-learning run: the table, learning curves, and every matrix."""
+"""Render the page of a continual-learning run: the table, learning curves, and all matrices."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from recall_jax.report.scales import hex_colour, nice_range, text_colour, viridi
 from recall_jax.report.svg import Axis, Frame, Series, legend, line_chart
 
 _CURVES = Frame(width=430, left=46, right=14)
-_MOST_LINES = 8  # as many as have a style of their own
+_MOST_LINES = 8  # the number of different line styles
 _LOWEST_IS_BEST = ("forgetting",)
 
-Matrix = Sequence[Sequence[Any]]  # numbers, or None where nothing was measured
+Matrix = Sequence[Sequence[Any]]  # numbers, None if not measured
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A score in a heat map, and its colours in CSS."""
+    """Hold a score in a heat map, and its colours in CSS."""
 
     text: str
     background: str
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A matrix R: the name of each column, and each row's name and cells, None where unmeasured."""
+    """Hold a matrix R as column names, and a name and cells for each row, None if not measured."""
 
     title: str
     columns: Sequence[str]
@@ -40,7 +40,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Curves:
-    """The learning curves of an order: a key, and a picture for each task."""
+    """Hold the learning curves of an order: a legend, and a picture for each task."""
 
     title: str
     legend: Markup
@@ -49,15 +49,16 @@ class Curves:
 
 
 def continual_summary(record: Mapping[str, Any], mark: str = "{}") -> Table:
-    """A row for the base and for each strategy: metrics as `mean ± sd`, the best of each marked.
+    """Return a table with a row for the base and for each strategy, metrics as `mean ± sd`.
 
-    What trains on all tasks at once is an upper bound, and not among those compared.
+    The best of each metric is formatted with `mark`. The base and joint training are bounds, and do
+    not count.
     """
-    told = {"base": record["base"] | {"joint": True}, **record["strategies"]}
+    entries = {"base": record["base"] | {"joint": True}, **record["strategies"]}
     metrics = list(record["base"]["summary"])
     digits = _digits(record)
     rows = []
-    for name, entry in told.items():
+    for name, entry in entries.items():
         cells: list[str | float | None] = [name]
         for metric in metrics:
             found = entry["summary"][metric]
@@ -70,7 +71,7 @@ def continual_summary(record: Mapping[str, Any], mark: str = "{}") -> Table:
 
 
 def markdown_table(record: Mapping[str, Any]) -> str:
-    """The table of strategies as Markdown, the best of each metric bold."""
+    """Return the table of strategies as Markdown, with the best of each metric in bold."""
     table = continual_summary(record, "**{}**")
     lines = [list(table.columns), ["---", *["---:"] * (len(table.columns) - 1)]]
     lines += [["–" if cell is None else str(cell) for cell in row] for row in table.rows]
@@ -78,7 +79,7 @@ def markdown_table(record: Mapping[str, Any]) -> str:
 
 
 def render_continual(record: Mapping[str, Any]) -> str:
-    """The page for a record, as `continual.json` holds it."""
+    """Render the page for a record, in the form of `continual.json`."""
     return render_page(
         "continual.html.jinja",
         record=record,
@@ -109,26 +110,26 @@ def _best(record: Mapping[str, Any], metric: str) -> float | None:
 
 
 def _digits(record: Mapping[str, Any]) -> int:
-    """Decimals of scores: one where they run to 100, three where they are bits per byte."""
+    """Return the number of decimals: one for scores up to 100, three for bits per byte."""
     values = [abs(value) for run in record["runs"] for row in run["R"] for value in row if value]
     return 1 if max(values, default=0.0) > 20 else 3
 
 
 def _estimate(found: Mapping[str, Any], digits: int) -> str:
-    text = _signless(found["mean"], digits)
+    text = _with_minus(found["mean"], digits)
     if found["deviation"] is None:
         return text
     return f"{text} ± {found['deviation']:.{digits}f}"
 
 
-def _signless(value: float, digits: int) -> str:
-    """A number whose minus is a minus, and whose zero has none."""
+def _with_minus(value: float, digits: int) -> str:
+    """Format a number with a minus sign instead of a hyphen, and zero without one."""
     text = f"{value:.{digits}f}"
     return text.replace("-", "" if float(text) == 0 else "−")
 
 
 def _mean_of(matrices: Sequence[Matrix]) -> list[list[Any]]:
-    """The mean of matrices over seeds, element by element; None where one has none."""
+    """Return the element-wise mean of matrices over seeds; None if any of them has None there."""
     return [
         [None if None in values else fmean(values) for values in zip(*rows, strict=True)]
         for rows in zip(*matrices, strict=True)
@@ -136,7 +137,7 @@ def _mean_of(matrices: Sequence[Matrix]) -> list[list[Any]]:
 
 
 def _groups(record: Mapping[str, Any], order: int) -> dict[str, list[Mapping[str, Any]]]:
-    """The runs of an order by strategy, the highest final average first."""
+    """Return the runs of an order by strategy, sorted by decreasing final average."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for run in record["runs"]:
         if run["order"] == order:
@@ -149,23 +150,23 @@ def _groups(record: Mapping[str, Any], order: int) -> dict[str, list[Mapping[str
 
 
 def _curves(record: Mapping[str, Any], order: int) -> Iterator[Curves]:
-    """Curves of the strategies that were measured after every task, at most eight of them."""
+    """Yield curves of the strategies that were measured after every task, at most eight."""
     groups = _groups(record, order)
     means = {name: _mean_of([run["R"] for run in runs]) for name, runs in groups.items()}
-    whole = {name: R for name, R in means.items() if not any(None in row for row in R)}
-    if not whole:
+    complete = {name: R for name, R in means.items() if not any(None in row for row in R)}
+    if not complete:
         return
-    shown = list(whole)[:_MOST_LINES]
+    shown = list(complete)[:_MOST_LINES]
     run = groups[shown[0]][0]
     stages, count = run["stages"], run["num_tasks"]
     axis = Axis("after learning", stages, stages)
-    values = [value for name in shown for row in whole[name] for value in row]
+    values = [value for name in shown for row in complete[name] for value in row]
     y_range = (0.0, 100.0) if _digits(record) == 1 and min(values) >= 0 else nice_range(values)
     titles = [*run["columns"][:count], *(f"{name} (unseen)" for name in run["columns"][count:])]
     pictures = [
         line_chart(
             [
-                Series(name, [row[column] for row in whole[name]], style=style)
+                Series(name, [row[column] for row in complete[name]], style=style)
                 for style, name in enumerate(shown)
             ],
             axis,
@@ -183,7 +184,7 @@ def _curves(record: Mapping[str, Any], order: int) -> Iterator[Curves]:
 
 
 def _maps(record: Mapping[str, Any], strategy: str) -> Iterator[HeatMap]:
-    """The matrix of each order and seed of a strategy, all in one range of colours."""
+    """Yield the matrix of each order and seed of a strategy, with one colour scale for all."""
     digits = _digits(record)
     values = [v for run in record["runs"] for row in run["R"] for v in row if v is not None]
     low, high = (0.0, 100.0) if digits == 1 and min(values) >= 0 else nice_range(values)
@@ -202,4 +203,4 @@ def _cell(value: float | None, low: float, high: float, digits: int) -> Cell | N
     if value is None:
         return None
     colour = viridis((value - low) / (high - low))
-    return Cell(_signless(value, digits), hex_colour(colour), text_colour(colour))
+    return Cell(_with_minus(value, digits), hex_colour(colour), text_colour(colour))

@@ -1,4 +1,4 @@
-"""What the units of a model tell of the domains of texts, in pictures and tables."""
+"""Draw figures and tables of how the units of a model separate the domains of texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,41 +12,41 @@ _KINDS = ("within", "across")
 
 
 def domain_figures(record: Mapping[str, Any]) -> list[Figure]:
-    """Over the units: similarity within less across domains, and how often neighbours tell."""
+    """Plot over the units: similarity within minus across domains, and neighbour accuracy."""
     found = record["domains"]
     if found is None:
         return []
     axis = svg.Axis(_DEPTH, record["units"], [unit_tick(unit) for unit in record["units"]])
-    apart = [
+    differences = [
         [None if one is None else one - other for one, other in zip(*pair, strict=True)]
         for pair in zip(found["within"], found["across"], strict=True)
     ]
     figures = []
-    if all(value is not None for row in apart for value in row):
+    if all(value is not None for row in differences for value in row):
         figure = line_figure(
             "Similarity within domains less across them",
             "within − across",
             axis,
-            _of_models(found, apart),
+            _series(found, differences),
             guide=0.0,
             guide_name="texts of two domains as alike as those of one",
         )
-        figures.append(replace(figure, numbers=_both(record)))
+        figures.append(replace(figure, numbers=_similarity_table(record)))
     figures.append(
         line_figure(
-            "Domain told by the five nearest texts",
-            "share told right",
+            "Domain predicted from the five nearest texts",
+            "accuracy",
             axis,
-            _of_models(found, found["neighbour_accuracy"]),
+            _series(found, found["neighbour_accuracy"]),
             guide=found["chance"],
-            guide_name="the largest domain, always",
+            guide_name="always the largest domain",
         )
     )
     return figures
 
 
-def _both(record: Mapping[str, Any]) -> Table:
-    """Similarity within and across domains of each model, unit by unit."""
+def _similarity_table(record: Mapping[str, Any]) -> Table:
+    """Return the similarity within and across domains for each model and unit."""
     found = record["domains"]
     columns = ["unit", *(f"{name} {kind}" for name in found["models"] for kind in _KINDS)]
     rows = [
@@ -63,8 +63,8 @@ def _both(record: Mapping[str, Any]) -> Table:
     return Table("Similarity within and across domains", columns, rows)
 
 
-def _of_models(found: Mapping[str, Any], values: Sequence[Sequence[Any]]) -> list[svg.Series]:
-    """A line for each of the models, the newest in front."""
+def _series(found: Mapping[str, Any], values: Sequence[Sequence[Any]]) -> list[svg.Series]:
+    """Return a line for each model, the newest first."""
     return [
         svg.Series(f"{name} model", row, name, index)
         for index, (name, row) in enumerate(zip(found["models"], values, strict=True))
@@ -72,7 +72,7 @@ def _of_models(found: Mapping[str, Any], values: Sequence[Sequence[Any]]) -> lis
 
 
 def clusterings(record: Mapping[str, Any]) -> Table:
-    """How well each clustering covers the texts, and what it tells of their domains."""
+    """Return a table of how well each clustering covers the texts and separates their domains."""
     columns = [
         "clustered unit",
         "clusters",
@@ -101,11 +101,11 @@ def clusterings(record: Mapping[str, Any]) -> Table:
 
 
 def clustering_figures(record: Mapping[str, Any]) -> list[Figure]:
-    """Over the number of clusters, with a line for each clustered unit."""
+    """Plot information and coverage over the number of clusters, a line for each clustered unit."""
     found = record["domains"]
     if found is None:
         return []
-    own = str(record["settings"]["samples"]["unit"])
+    recipe_unit = str(record["settings"]["samples"]["unit"])
     units = list(dict.fromkeys(each["unit"] for each in found["clusterings"]))
     counts = list(dict.fromkeys(str(each["count"]) for each in found["clusterings"]))
     if len(counts) < 2:
@@ -121,7 +121,7 @@ def clustering_figures(record: Mapping[str, Any]) -> list[Figure]:
                 f"clustered by {unit}",
                 by_unit[unit],
                 wording.short_name(unit, 10),
-                0 if unit == own else 1 + index % 7,
+                0 if unit == recipe_unit else 1 + index % 7,
             )
             for index, unit in enumerate(units)
         ]
@@ -129,7 +129,7 @@ def clustering_figures(record: Mapping[str, Any]) -> list[Figure]:
     axis = svg.Axis("number of clusters", counts, counts)
     return [
         line_figure(
-            "What the cluster tells of the domain",
+            "Information about the domain in the cluster",
             "normalised mutual information",
             axis,
             lines(lambda each: each["mutual_information"]["normalised"]),

@@ -1,4 +1,4 @@
-"""The page of an evaluation: one table for all models, and each task with all its metrics."""
+"""Render the page of an evaluation: a table of all models, and one of each task's metrics."""
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
@@ -13,10 +13,11 @@ _DIGITS = {"perplexity": 2, "bits_per_byte": 3}
 
 
 def evaluation_summary(record: Mapping[str, Any]) -> Table:
-    """A row for each model, a column for each task and metric asked for; texts `value ± error`.
+    """Return a table with a row for each model and a column for each task's main metrics.
 
-    With several tasks, all of them scored from 0 to 100, the last column is the mean of their first
-    metrics. Its standard error is that of a mean of independent tasks.
+    Cells are texts `value ± error`. If there are several tasks and all are scored from 0 to 100,
+    the last column is the mean of their first metrics, with the standard error of a mean of
+    independent tasks.
     """
     columns = [(task["task"], metric) for task in record["tasks"] for metric in task["metrics"]]
     titles = ["model", *(f"{task}: {words(metric)}" for task, metric in columns)]
@@ -38,7 +39,7 @@ def evaluation_summary(record: Mapping[str, Any]) -> Table:
 
 
 def render_evaluation(record: Mapping[str, Any]) -> str:
-    """The page for a record, as `evaluation.json` holds it."""
+    """Render the page for a record, in the form of `evaluation.json`."""
     return render_page(
         "evaluation.html.jinja",
         record=record,
@@ -49,21 +50,21 @@ def render_evaluation(record: Mapping[str, Any]) -> str:
 
 
 def words(metric: str) -> str:
-    """A metric's name as one says it."""
+    """Return a metric's name in words."""
     return (
         metric.replace("squad_", "").replace("_", " ").replace("bleu", "BLEU").replace("f1", "F1")
     )
 
 
 def mean_of_tasks(estimates: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The mean of tasks' scores; they share no rows, so their errors are independent."""
+    """Return the mean of tasks' scores; they share no rows, so their errors are independent."""
     errors = [each["standard_error"] for each in estimates]
-    known = None if None in errors else sqrt(sum(error**2 for error in errors)) / len(errors)
-    return {"value": fmean(each["value"] for each in estimates), "standard_error": known}
+    error = None if None in errors else sqrt(sum(error**2 for error in errors)) / len(errors)
+    return {"value": fmean(each["value"] for each in estimates), "standard_error": error}
 
 
 def estimate(found: Mapping[str, Any], metric: str = "") -> str:
-    """An estimate as `value ± standard error`, in as many digits as the metric is told in."""
+    """Format an estimate as `value ± standard error`, with the number of digits for the metric."""
     digits = _DIGITS.get(metric, 1)
     if found["standard_error"] is None:
         return f"{found['value']:.{digits}f}"
@@ -71,7 +72,7 @@ def estimate(found: Mapping[str, Any], metric: str = "") -> str:
 
 
 def _table(record: Mapping[str, Any], task: str) -> Table:
-    """Every metric of one task, with the number of rows behind it."""
+    """Return a table of all metrics of one task, with their numbers of rows."""
     metrics = list(record["results"][0][task])
     counts = record["results"][0][task]
     columns = ["model", *(f"{words(name)} (n = {counts[name]['rows']:,})" for name in metrics)]

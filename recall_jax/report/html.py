@@ -1,4 +1,4 @@
-"""`recall_report.html`: the report as one page that opens offline and explains itself."""
+"""Render the report of a merge as a page that works offline, `recall_report.html`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,15 +20,16 @@ _UNMEASURED: dict[str, Any] = {
 }
 _SHOWN_ELSEWHERE = ("equation", "weight_rises_with_depth")
 _DEPTH = "unit, from input to output"
-_PREVIEW = 280  # a text longer than this, in characters, is folded
-_LONGEST = 20_000  # and beyond this it is cut
+_PREVIEW = 280  # number of characters beyond which a text is folded
+_LONGEST = 20_000  # number of characters beyond which a text is truncated
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A typical sample as shown: its row in the data and the texts it stands for, where known.
+    """Hold a typical sample as the page shows it.
 
-    A long text is folded to its `preview`, and loses `left_out` characters beyond the limit.
+    `row` is its row in the data, and `stands_for` the number of texts in its cluster, if known. A
+    long text is folded to its `preview`, and truncated by `left_out` characters.
     """
 
     row: int | None
@@ -41,15 +42,16 @@ class Sample:
 def render_html(
     report: Mapping[str, Any], texts: Sequence[str] = (), tables: Sequence[Table] = ()
 ) -> str:
-    """The page for a report.
+    """Render the page for a report.
 
     Args:
-        report: as `validate_report` wants it, or what a merge in memory measures of it.
+        report: a report valid by `validate_report`, or without the entries that a merge in memory
+            does not measure.
         texts: texts of the typical samples, in the order of `typical_samples`.
         tables: further results to show, such as an evaluation.
 
     Raises:
-        ValueError: texts and typical samples differ in number.
+        ValueError: if texts and typical samples differ in number.
     """
     report = _UNMEASURED | dict(report)
     rows = report["typical_samples"]
@@ -75,7 +77,7 @@ def render_html(
 
 
 def _shares(report: Mapping[str, Any]) -> list[tuple[float, float, float]] | None:
-    """Mean, least and greatest weight of each model over the units."""
+    """Return the mean, the least and the greatest weight of each model over the units."""
     if report["weights"] is None:
         return None
     return [(sum(row) / len(row), min(row), max(row)) for row in report["weights"]]
@@ -123,7 +125,7 @@ def _map_over_units(
     colour_range: tuple[float, float],
     equal_share: float | None = None,
 ) -> Figure:
-    """Curves above a heat map of `values` (K, U), one column a unit."""
+    """Draw curves above a heat map of `values` (K, U), with a column for each unit."""
     units = report["units"]
     ticks = [unit_tick(unit) for unit in units]
     upper, lower = svg.Axis("", units, ticks), svg.Axis(_DEPTH, units, ticks)
@@ -162,7 +164,7 @@ def _map_over_units(
 def _series(
     models: Sequence[str], values: Sequence[Sequence[float]]
 ) -> tuple[list[svg.Series], list[svg.Series]]:
-    """The models' lines labelled with number and name, and with the number alone."""
+    """Return lines labelled with each model's number and name, and lines with only the number."""
     wide, narrow = [], []
     for index, (name, row) in enumerate(zip(models, values, strict=True)):
         style = 0 if index == len(models) - 1 else 1 + index % 7
@@ -204,7 +206,7 @@ def _curve(
     value: str,
     value_range: tuple[float, float],
 ) -> Figure:
-    """One line of its own, which needs no room for labels at its right."""
+    """Draw a single line, without room for labels at its right."""
     series = [svg.Series(title, values)]
     wide, narrow = (
         svg.line_chart(
@@ -237,7 +239,7 @@ def _samples(report: Mapping[str, Any], texts: Sequence[str]) -> list[Sample]:
 
 
 def _run(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is known of the run beside its timings: bytes, memory, and keys beyond the contract."""
+    """Return bytes, memory, the plan, and further keys of the report, as rows of a table."""
     sizes = {
         "bytes read from weight files": report["bytes"]["read"],
         "bytes written": report["bytes"]["written"],

@@ -1,4 +1,4 @@
-"""Small charts side by side, both axes logarithmic and the same in all: cost against size."""
+"""Draw small charts of cost against size, side by side with the same logarithmic axes."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from recall_jax.report.svg import picture, text_at
 _COLUMNS, _WIDTH, _HEIGHT = 4, 250, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 30, 28  # margins of one chart
 _HEAD = 44
-# Colour and dashes of a line; those of the first say what to look at.
+# Colour and dashes of a line; the first is the most prominent.
 _STYLES = (
     ("#b13c00", "none"),
     ("#3b6eaf", "7 4"),
@@ -23,14 +23,14 @@ _STYLES = (
 
 @dataclass(frozen=True)
 class Chart:
-    """What it shows, and for each name the points (x, y), all above zero."""
+    """Hold a chart's title, and for each name the points (x, y), all above zero."""
 
     title: str
     lines: Mapping[str, Sequence[tuple[float, float]]]
 
 
 def log_log_charts(charts: Sequence[Chart], *, x_title: str, y_title: str) -> Markup:
-    """All charts, with a key above: a name has the same colour and dashes in each."""
+    """Draw all charts below a legend; a name has the same colour and dashes in each chart."""
     names = list(dict.fromkeys(name for chart in charts for name in chart.lines))
     points = [point for chart in charts for line in chart.lines.values() for point in line]
     (x_low, x_high), (y_low, y_high) = (
@@ -62,14 +62,16 @@ def log_log_charts(charts: Sequence[Chart], *, x_title: str, y_title: str) -> Ma
         for name, line in reversed(list(chart.lines.items())):
             colour, dashes = _STYLES[names.index(name) % len(_STYLES)]
             width = 2.6 if names.index(name) == 0 else 1.6
-            places = [place(number, point) for point in line]
-            parts.append(_polyline(places, colour, dashes, width))
-            parts += [_dot(x, y, colour) for x, y in places]
+            points = [place(number, point) for point in line]
+            parts.append(_polyline(points, colour, dashes, width))
+            parts += [_dot(x, y, colour) for x, y in points]
     parts.append(text_at(_LEFT, _HEAD - 8, f"{y_title}, against {x_title}", "title"))
     rows = -(-len(charts) // _COLUMNS)
     width = _WIDTH * min(_COLUMNS, len(charts))
-    told = f"{y_title} against {x_title}, both logarithmic. {' '.join(map(_summary, charts))}"
-    return picture(max(width, 2 * _WIDTH), _HEAD + _HEIGHT * rows, told, parts, "picture broad")
+    summaries = " ".join(map(_summary, charts))
+    description = f"{y_title} against {x_title}, both logarithmic. {summaries}"
+    height = _HEAD + _HEIGHT * rows
+    return picture(max(width, 2 * _WIDTH), height, description, parts, "picture broad")
 
 
 def _corner(chart: int) -> tuple[int, int]:
@@ -84,17 +86,17 @@ def _key(names: Sequence[str]) -> Iterator[Markup]:
 
 
 def _summary(chart: Chart) -> str:
-    said = ", ".join(f"{name} {line[-1][1]:.2g}" for name, line in chart.lines.items())
-    return f"{chart.title}: {said}."
+    values = ", ".join(f"{name} {line[-1][1]:.2g}" for name, line in chart.lines.items())
+    return f"{chart.title}: {values}."
 
 
 def _polyline(
-    places: Sequence[tuple[float, float]], colour: str, dashes: str, width: float
+    points: Sequence[tuple[float, float]], colour: str, dashes: str, width: float
 ) -> Markup:
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    coordinates = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return Markup(
         '<polyline fill="none" points="{}" stroke="{}" stroke-dasharray="{}" stroke-width="{}"/>'
-    ).format(points, colour, dashes, width)
+    ).format(coordinates, colour, dashes, width)
 
 
 def _dot(x: float, y: float, colour: str) -> Markup:

@@ -1,4 +1,4 @@
-"""A matrix of similarities as a heat map: blocks of models, in each a cell for every two units."""
+"""Draw a matrix of similarities as a heat map, in blocks of models, with a cell for two units."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,13 @@ from recall_jax.report.scales import CHARACTER, hex_colour, text_colour, viridis
 from recall_jax.report.svg import colour_bar, picture, text_at
 from recall_jax.report.wording import number, printable, short_name
 
-_WIDTH = 880  # as long as cells are not too small
+_WIDTH = 880  # width of the picture unless cells would be too small
 _CELLS = 4, 40  # least and greatest side of a cell
-_GAP = 8  # between models, so that ticks at its two sides keep clear of each other
+_GAP = 8  # between models, so that ticks at its two sides do not touch
 _LINE = 13
-_LEVELS = 128  # of colour; the cells of one are drawn at one stroke
+_LEVELS = 128  # number of colours; all cells of one colour are a single path
 _ROOM_FOR_VALUE = 34
-# For a map that stands alone; on a page the page's style applies.
+# For a map in a separate file; in a page the page's style applies.
 _STYLE = """
 svg { background: #ffffff; font-family: system-ui, "Segoe UI", Roboto, Arial, sans-serif; }
 text { font-size: 12px; fill: #5a616a; }
@@ -32,7 +32,7 @@ text { font-size: 12px; fill: #5a616a; }
 
 @dataclass(frozen=True)
 class MapBlock:
-    """The rows, and the columns, of one model: its name, and what to write at each of its units."""
+    """Describe the rows, and the columns, of one model: its name, and a tick for each unit."""
 
     name: str
     ticks: Sequence[str]
@@ -40,23 +40,23 @@ class MapBlock:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the cells are, in CSS pixels: `places` (A,) along either axis, from the corner on."""
+    """Place the cells, in CSS pixels: `offsets` (A,) along either axis from the top left corner."""
 
     left: int
     top: int
     cell: int
-    places: Sequence[int]
+    offsets: Sequence[int]
     margin: int  # of the ticks
-    named: bool  # whether models are named beside the ticks
+    named: bool  # whether models are named next to the ticks
 
     @property
     def extent(self) -> int:
-        """Width and height of all cells."""
-        return self.places[-1] + self.cell
+        """Return the width, and the height, of all cells."""
+        return self.offsets[-1] + self.cell
 
 
 def lay_out(blocks: Sequence[MapBlock]) -> Grid:
-    """As large as the page allows, and wider only where cells would become too small to see."""
+    """Make cells as large as the page's width allows; only the smallest cells may exceed it."""
     named = any(len(block.ticks) > 1 for block in blocks)
     margin = round(1.1 * CHARACTER * max(len(tick) for block in blocks for tick in block.ticks)) + 8
     left = margin + (20 if named else 0)
@@ -66,12 +66,12 @@ def lay_out(blocks: Sequence[MapBlock]) -> Grid:
     cell = min(max(cell, _CELLS[0]), _CELLS[1])
     sizes = [len(block.ticks) * cell + gap for block in blocks]
     starts = [0, *accumulate(sizes)][:-1]
-    places = [
+    offsets = [
         start + index * cell
         for start, block in zip(starts, blocks, strict=True)
         for index in range(len(block.ticks))
     ]
-    return Grid(left, 4, cell, places, margin, named)
+    return Grid(left, 4, cell, offsets, margin, named)
 
 
 def matrix_map(
@@ -83,9 +83,10 @@ def matrix_map(
     value_range: tuple[float, float],
     reverse: bool = False,
 ) -> Markup:
-    """The heat map of a matrix (A, A), the first row on top.
+    """Draw the heat map of a matrix (A, A), the first row on top.
 
-    Bright is high, with `reverse` (for distances) low. Values that are not finite are grey.
+    Bright cells are high, or low with `reverse`, for distances. Values that are not finite are
+    grey.
     """
     grid = lay_out(blocks)
     bar = round(CHARACTER * len(value_title)) + 180
@@ -101,17 +102,17 @@ def matrix_map(
 
 
 def standalone(markup: Markup) -> str:
-    """A map as a file of its own, with its own style."""
+    """Return the content of an SVG file with the map and its style."""
     head, rest = markup.split(">", 1)
     return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{_STYLE}</style>{rest}\n'
 
 
 def hover_data(matrix: np.ndarray, blocks: Sequence[MapBlock], labels: Sequence[str]) -> str:
-    """What a page's script needs to say the value of the cell that is pointed at, as JSON."""
+    """Return as JSON what the page's script needs to show the value of the cell pointed at."""
     grid = lay_out(blocks)
     values = [number(float(value)) for value in np.ravel(matrix)]
     corner = {"left": grid.left, "top": grid.top, "cell": grid.cell}
-    record = {**corner, "places": list(grid.places), "labels": list(labels), "values": values}
+    record = {**corner, "places": list(grid.offsets), "labels": list(labels), "values": values}
     return json.dumps(record, separators=(",", ":"))
 
 
@@ -122,7 +123,7 @@ def _cells(
     fractions = np.clip((np.nan_to_num(matrix) - low) / (high - low), 0, 1)
     levels = np.rint((1 - fractions if reverse else fractions) * (_LEVELS - 1)).astype(int)
     levels[~np.isfinite(matrix)] = -1
-    corners = np.asarray(grid.places)
+    corners = np.asarray(grid.offsets)
     for level in np.unique(levels):
         rows, columns = np.nonzero(levels == level)
         across, down = grid.left + corners[columns], grid.top + corners[rows]
@@ -143,27 +144,27 @@ def _cells(
 
 
 def _ticks(blocks: Sequence[MapBlock], grid: Grid) -> Iterator[Markup]:
-    """Units beside and below the cells, models outside of them."""
+    """Draw ticks of units to the left of the cells and below them, and models' names outside."""
     below = grid.top + grid.extent
     done = 0
     for index, block in enumerate(blocks, start=1):
         count = len(block.ticks)
         for unit in visible_ticks(block.ticks, grid.cell, line_height=_LINE):
-            middle = grid.places[done + unit] + grid.cell / 2 + 4
+            middle = grid.offsets[done + unit] + grid.cell / 2 + 4
             yield text_at(grid.left - 6, grid.top + middle, block.ticks[unit], "tick end")
-            yield _on_end(grid.left + middle, below + 6, block.ticks[unit], "tick end")
+            yield _vertical_text(grid.left + middle, below + 6, block.ticks[unit], "tick end")
         if count > 1:
             size = count * grid.cell
             limit = int(size / CHARACTER) - 3
             name = f"{index} {short_name(block.name, limit)}" if limit > 3 else f"{index}"
-            middle = grid.places[done] + size / 2
-            yield _on_end(12, grid.top + middle, name, "title middle")
+            middle = grid.offsets[done] + size / 2
+            yield _vertical_text(12, grid.top + middle, name, "title middle")
             yield text_at(grid.left + middle, below + grid.margin + 14, name, "title middle")
         done += count
 
 
-def _on_end(x: float, y: float, text: str, css: str) -> Markup:
-    """Text that reads upwards."""
+def _vertical_text(x: float, y: float, text: str, css: str) -> Markup:
+    """Draw text that reads upwards."""
     return Markup(
         '<text class="{}" transform="translate({:.1f} {:.1f}) rotate(-90)">{}</text>'
     ).format(css, x, y, printable(text))
@@ -174,7 +175,7 @@ def _short(value: float) -> str:
 
 
 def _summary(matrix: np.ndarray, blocks: Sequence[MapBlock]) -> str:
-    """What the picture shows, for those who hear it."""
+    """Describe the picture for screen readers."""
     names = ", ".join(f"{index} {block.name}" for index, block in enumerate(blocks, start=1))
     finite = matrix[np.isfinite(matrix)]
     if not finite.size:

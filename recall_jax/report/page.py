@@ -1,4 +1,4 @@
-"""What every page is made of: figures and tables in one style, offline, with one small script."""
+"""Render pages from templates, with figures and tables in one style; they work offline."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ NARROW = svg.Frame(width=340, left=46, right=22)
 
 @dataclass(frozen=True)
 class Table:
-    """A table for the page; a cell is text, a number or None (nothing to show)."""
+    """Hold a table for a page; a cell is text, a number, or None if empty."""
 
     title: str
     columns: Sequence[str]
@@ -32,7 +32,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """Pictures of the same values, drawn for wide and for narrow screens, and the values."""
+    """Hold pictures of the same values, for wide and for narrow screens, and the values."""
 
     legend: Markup
     wide: Sequence[Markup]
@@ -41,7 +41,7 @@ class Figure:
 
 
 def render_page(template: str, **values: Any) -> str:
-    """The page that a template of this room makes of `values`."""
+    """Render a template of this package with `values`."""
     script = _read("script.js")
     environment = Environment(
         loader=FunctionLoader(_read),
@@ -74,12 +74,12 @@ def line_figure(
     guide: float | None = None,
     guide_name: str = "",
 ) -> Figure:
-    """Lines over the same places, and their values in a table.
+    """Draw lines over one axis, with their values in a table.
 
-    `guide` is a level line, called `guide_name` in the legend.
+    `guide` is the value of a level line, called `guide_name` in the legend.
     """
-    every = [value for line in lines for value in line.values]
-    y_range = nice_range([*every, *([] if guide is None else [guide])])
+    values = [value for line in lines for value in line.values]
+    y_range = nice_range([*values, *([] if guide is None else [guide])])
 
     def draw(frame: svg.Frame) -> Any:
         return svg.line_chart(
@@ -103,14 +103,14 @@ def line_figure(
 
 
 def markdown(table: Table) -> str:
-    """A table as Markdown, numbers as on the page, the title above it."""
+    """Return a table as Markdown below its title, with numbers as on the page."""
     columns, *rows = [[_cell(value) for value in row] for row in (table.columns, *table.rows)]
     text = f"## {plain(table.title)}\n\n{markdown_table(columns, rows)}\n"
     return wording.printable(text)
 
 
 def unit_tick(unit: str) -> str:
-    """What stands under a unit's column: a layer's bare number, else the unit's name."""
+    """Return the tick of a unit: a layer's number, or the unit's name."""
     return wording.short_name(unit.rpartition(".")[2], 12)
 
 
@@ -125,5 +125,5 @@ def _cell(value: str | float | None) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """A path that may be broken after its separators."""
+    """Allow line breaks after the separators of a path."""
     return Markup("<wbr>").join(re.split(r"(?<=[/+_-])", name))

@@ -1,4 +1,4 @@
-"""`recall_report.json`: the record of a merge, written whole and read back as weights.
+"""Write and read the record of a merge, `recall_report.json`.
 
 Shapes, for K models and U units: weights and similarity [K][U], sigma [U], adjacent [U-2].
 """
@@ -36,10 +36,10 @@ _KEYS_OF_TYPICAL = ("cluster_sizes", "inertia", "silhouette")
 
 
 def validate_report(report: Mapping[str, Any], required: Collection[str] = KEYS) -> None:
-    """Check a report against the contract; keys beyond the contract pass unseen.
+    """Check a report against the format; further keys are allowed.
 
     Raises:
-        ValueError: one line naming the key at fault.
+        ValueError: one line that names the key at fault.
     """
     if missing := [key for key in required if key not in report]:
         raise ValueError(f"key missing: {', '.join(missing)}")
@@ -78,7 +78,7 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
     """Write a report of plain Python values, one key a line, numbers unrounded.
 
     Raises:
-        ValueError: a key is missing, a shape does not fit, or a number is NaN or infinite.
+        ValueError: if a key is missing, a shape does not fit, or a number is NaN or infinite.
     """
     validate_report(report)
     keys = (*KEYS, *(key for key in report if key not in KEYS))
@@ -88,10 +88,10 @@ def write_report(path: str | Path, report: Mapping[str, Any]) -> None:
 
 
 def load_report(path: str | Path) -> dict[str, Any]:
-    """Read a report, or a file with at least format, models, units and weights, to merge by again.
+    """Read a report, or a file with at least format, models, units and weights, to reuse them.
 
     Raises:
-        InputError: the file cannot be read, is not such a record, or holds no weights.
+        InputError: if the file cannot be read, is not such a record, or has no weights.
     """
     advice = "give the recall_report.json or weights.json of an earlier run"
     try:

@@ -1,4 +1,4 @@
-"""From numbers to places and colours on a picture: ranges, ticks, labels, the colour map."""
+"""Compute ranges, ticks, label positions and colours for pictures."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ _VIRIDIS = (
 
 
 def nice_range(values: Sequence[float], minimum_span: float = 0.0) -> tuple[float, float]:
-    """The smallest range with round ends that holds all values and is `minimum_span` wide."""
+    """Return the smallest range with round ends that includes all values and `minimum_span`."""
     low, high = min(values), max(values)
     span = max(minimum_span, 1e-6 * max(abs(low), abs(high))) or 1.0
     if high - low < span:
@@ -34,7 +34,7 @@ def nice_range(values: Sequence[float], minimum_span: float = 0.0) -> tuple[floa
 
 
 def value_ticks(low: float, high: float) -> Iterator[tuple[float, str]]:
-    """Values from `low` to `high` in round steps, and how they are written."""
+    """Yield values from `low` to `high` in round steps, with their texts."""
     step = _nice_step(high - low)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     plain = decimals <= 5 and max(abs(low), abs(high)) < 1e6
@@ -46,10 +46,10 @@ def value_ticks(low: float, high: float) -> Iterator[tuple[float, str]]:
 def visible_ticks(
     ticks: Sequence[str], spacing: float, line_height: float | None = None
 ) -> list[int]:
-    """Columns whose tick is written: words, and multiples of a round step between them.
+    """Return the columns whose ticks are shown: words, and multiples of a round step between them.
 
-    `spacing` is the width of a column; ticks that stand one above the other, or on end, take the
-    height of a line each. Numbers that repeat count as words.
+    `spacing` is the width of a column. Stacked or vertical ticks take `line_height` each, others
+    the width of their text. Numbers that repeat count as words.
     """
 
     def clear(first: int, second: int) -> bool:
@@ -73,10 +73,10 @@ def visible_ticks(
     return sorted(words + numbers)
 
 
-def apart(places: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
-    """`places` moved as little as a sweep down and one up need to keep `gap` between them."""
-    order = sorted(range(len(places)), key=lambda index: places[index])
-    moved = list(places)
+def separate(positions: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
+    """Move positions apart, by a sweep down and one up, until they are `gap` from each other."""
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
+    moved = list(positions)
     for above, below in pairwise(order):
         moved[below] = max(moved[below], moved[above] + gap)
     limit = bottom
@@ -87,18 +87,18 @@ def apart(places: Sequence[float], gap: float, top: float, bottom: float) -> lis
 
 
 def viridis(fraction: float) -> tuple[int, int, int]:
-    """Colour of the viridis map (matplotlib's, ten anchors) at a place in [0, 1]."""
-    place = min(max(fraction, 0.0), 1.0) * (len(_VIRIDIS) - 1)
-    index = min(int(place), len(_VIRIDIS) - 2)
+    """Return the colour of matplotlib's viridis map, by ten anchors, at a fraction in [0, 1]."""
+    position = min(max(fraction, 0.0), 1.0) * (len(_VIRIDIS) - 1)
+    index = min(int(position), len(_VIRIDIS) - 2)
     first, second = _VIRIDIS[index], _VIRIDIS[index + 1]
     red, green, blue = (
-        round(a + (b - a) * (place - index)) for a, b in zip(first, second, strict=True)
+        round(a + (b - a) * (position - index)) for a, b in zip(first, second, strict=True)
     )
     return red, green, blue
 
 
 def text_colour(background: tuple[int, int, int]) -> str:
-    """Black or white, whichever stands out more on `background` (sRGB); at least 4.5 to 1."""
+    """Return black or white, whichever has more contrast on `background` (sRGB), at least 4.5:1."""
     linear = [
         channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
         for channel in (part / 255 for part in background)
@@ -108,11 +108,11 @@ def text_colour(background: tuple[int, int, int]) -> str:
 
 
 def hex_colour(colour: tuple[int, int, int]) -> str:
-    """The colour as CSS writes it."""
+    """Return the colour in CSS notation."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def _nice_step(span: float) -> float:
-    """The step of 1, 2 or 5 times a power of ten that cuts `span` into five parts or fewer."""
+    """Return the step, 1, 2 or 5 times a power of ten, that divides `span` into at most five."""
     power = 10.0 ** math.floor(math.log10(span / 5))
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= span / 5 * (1 - 1e-9))

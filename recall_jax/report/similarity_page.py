@@ -1,4 +1,4 @@
-"""The page of a study: every pair of models by every measure, and what is seen over depth."""
+"""Render the page of a similarity study: all pairs of models, by all measures, over depth."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ from recall_jax.similarity.study import MeasureResult, ModelStates, Study
 _DEPTH = "unit, from input to output"
 _STEP = "step from the unit before to this one"
 _ROUNDING = 1e-4
-_FEW = 6  # lines that one figure of pairs holds
+_FEW = 6  # number of pairs that are drawn in one figure
 
 
 @dataclass(frozen=True)
 class PaperObservation:
-    """One of the two, by one measure: a verdict, and the numbers behind it."""
+    """Hold the verdict on one of the paper's two observations by one measure, and its numbers."""
 
     verdict: str
     numbers: Table
@@ -32,7 +32,7 @@ class PaperObservation:
 
 @dataclass(frozen=True)
 class MeasureSection:
-    """What the page shows of one measure."""
+    """Hold what the page shows about one measure."""
 
     label: str
     slug: str
@@ -49,7 +49,7 @@ class MeasureSection:
 
 
 def render_study(study: Study, record: Mapping[str, Any]) -> str:
-    """The page for a study and its record, as `similarity.json` holds it."""
+    """Render the page for a study and its record, in the form of `similarity.json`."""
     return render_page(
         "similarity.html.jinja",
         study=study,
@@ -61,7 +61,7 @@ def render_study(study: Study, record: Mapping[str, Any]) -> str:
 
 
 def draw_map(study: Study, result: MeasureResult) -> Markup:
-    """The whole matrix of one measure as a heat map."""
+    """Draw the complete matrix of one measure as a heat map."""
     finite = result.matrix[np.isfinite(result.matrix)]
     return matrix_map(
         result.matrix,
@@ -74,7 +74,7 @@ def draw_map(study: Study, result: MeasureResult) -> Markup:
 
 
 def first_line(measure: Measure) -> str:
-    """The first line of a measure's docstring: its definition."""
+    """Return the first line of a measure's docstring, its definition."""
     return (inspect.getdoc(measure.function) or "").partition("\n")[0]
 
 
@@ -88,7 +88,7 @@ def _section(study: Study, result: MeasureResult) -> MeasureSection:
         label=result.choice.label,
         slug=result.choice.slug,
         meaning=first_line(result.choice.measure),
-        # That of the defaults; an option may change it.
+        # The bounds are those of the default options.
         range="" if result.choice.options else f"from {low} to {high}",
         distance=result.distance,
         symmetric=result.choice.measure.symmetric,
@@ -102,7 +102,7 @@ def _section(study: Study, result: MeasureResult) -> MeasureSection:
 
 
 def _blocks(models: Sequence[ModelStates]) -> list[MapBlock]:
-    """A model that has one unit only goes by its own name."""
+    """Return the blocks of the map; a model with a single unit is labelled by its name."""
     return [
         MapBlock(model.name, [unit_tick(unit) for unit in model.units])
         if len(model.units) > 1
@@ -113,7 +113,7 @@ def _blocks(models: Sequence[ModelStates]) -> list[MapBlock]:
 
 @dataclass(frozen=True)
 class _Curve:
-    """A line over units, under a short label and a name, in one figure with others of its kind."""
+    """Hold a line over units; lines with the same `figure` and units are drawn together."""
 
     units: tuple[str, ...]
     label: str
@@ -123,7 +123,7 @@ class _Curve:
 
 
 def _adjacent(study: Study, result: MeasureResult) -> list[Figure]:
-    """A curve for each model; models with other units have a figure of their own."""
+    """Draw a curve for each model, in a separate figure for each set of units."""
     curves = [
         _Curve(
             model.body, f"{k + 1}", wording.short_name(model.name, 24), study.adjacent(result, k)
@@ -131,7 +131,7 @@ def _adjacent(study: Study, result: MeasureResult) -> list[Figure]:
         for k, model in enumerate(study.models)
     ]
     figures = []
-    for lines in _together(curves):
+    for lines in _grouped(curves):
         units = lines[0].units
         steps = [f"{first} and {second}" for first, second in pairwise(units)]
         axis = svg.Axis(_STEP, steps, [unit_tick(unit) for unit in units[1:]])
@@ -140,7 +140,7 @@ def _adjacent(study: Study, result: MeasureResult) -> list[Figure]:
 
 
 def _same_depth(study: Study, result: MeasureResult) -> list[Figure]:
-    """A curve for each pair of models, in one figure if they are few, else in one for each row."""
+    """Draw a curve for each pair of models, in one figure if they are few, else by row."""
     pairs = list(study.pairs)
     curves = []
     for row, column in pairs:
@@ -153,15 +153,15 @@ def _same_depth(study: Study, result: MeasureResult) -> list[Figure]:
         label, name = f"{row + 1}–{column + 1}", _both(study, row, column)
         curves.append(_Curve(units, label, name, found.values, figure))
     figures = []
-    for lines in _together(curves):
+    for lines in _grouped(curves):
         units = lines[0].units
         axis = svg.Axis(_DEPTH, units, [unit_tick(unit.partition(" and ")[0]) for unit in units])
         figures.append(_figure(result, "The same depth in two models", axis, lines))
     return figures
 
 
-def _together(curves: Sequence[_Curve]) -> list[list[_Curve]]:
-    """Curves by figure and units; no single points, nor values that are not finite."""
+def _grouped(curves: Sequence[_Curve]) -> list[list[_Curve]]:
+    """Group curves by figure and units; drop single points and values that are not finite."""
     groups: dict[tuple[int, tuple[str, ...]], list[_Curve]] = {}
     for curve in curves:
         if len(curve.values) > 1 and np.isfinite(curve.values).all():
@@ -201,7 +201,7 @@ def _figure(result: MeasureResult, title: str, axis: svg.Axis, curves: Sequence[
 
 
 def _round_range(result: MeasureResult, values: Sequence[float]) -> tuple[float, float]:
-    """A range for values that rounding may have carried beyond the measure's bounds."""
+    """Return a range for values that rounding may have moved beyond the measure's bounds."""
     within = np.asarray(values, np.float64)
     for bound in result.choice.measure.bounds:
         within = np.where(np.abs(within - bound) < _ROUNDING, bound, within)
@@ -252,14 +252,14 @@ def _answer(seen: bool | None) -> str | None:
 
 
 def observation_verdict(answers: Sequence[bool | None], noun: str) -> str:
-    """In how many of the models or pairs a thing is seen, of those where it can be asked."""
-    asked = [answer for answer in answers if answer is not None]
-    if not asked:
-        return "cannot be asked"
-    if len(asked) == 1:
-        return "seen" if asked[0] else "not seen"
-    if not any(asked):
-        return f"not seen in any of {len(asked)} {noun}s"
-    if all(asked):
-        return f"seen in all {len(asked)} {noun}s"
-    return f"seen in {sum(asked)} of {len(asked)} {noun}s"
+    """State in how many models or pairs an observation is seen; None cannot be tested."""
+    tested = [answer for answer in answers if answer is not None]
+    if not tested:
+        return "cannot be tested"
+    if len(tested) == 1:
+        return "seen" if tested[0] else "not seen"
+    if not any(tested):
+        return f"not seen in any of {len(tested)} {noun}s"
+    if all(tested):
+        return f"seen in all {len(tested)} {noun}s"
+    return f"seen in {sum(tested)} of {len(tested)} {noun}s"

@@ -1,4 +1,4 @@
-"""The folder of a study: matrices for programs and for spreadsheets, pictures, record and page."""
+"""Write the folder of a study: matrices as npz and CSV, pictures, the record and the page."""
 
 import csv
 from collections.abc import Mapping
@@ -17,10 +17,11 @@ PAGE, RECORD, MATRICES = "index.html", "similarity.json", "similarity.npz"
 
 
 def write_study(folder: Path, study: Study, record: Mapping[str, Any]) -> None:
-    """Write everything into `folder`; `record` is what similarity.json is to hold.
+    """Write all files of a study into `folder`; `record` is the content of similarity.json.
 
-    similarity.npz has a matrix (A, A) by each measure's label; `models` (K,), their names; and for
-    each of the A sides its model's index `side_model` (A,) and its unit `side_unit` (A,).
+    similarity.npz has a matrix (A, A) for each measure, by its label; the names of the models,
+    `models` (K,); and for each of the A sides the index of its model, `side_model` (A,), and its
+    unit, `side_unit` (A,).
     """
     page = render_study(study, record)
     with storage_faults(f"write {folder}"):
@@ -48,7 +49,7 @@ def _write_matrices(path: Path, study: Study) -> None:
 
 
 def _write_csv(path: Path, study: Study, result: MeasureResult) -> None:
-    """The matrix with `model:unit` at every row and column."""
+    """Write the matrix as CSV, with `model:unit` for every row and column."""
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["", *study.labels])

@@ -1,7 +1,8 @@
-"""Charts as SVG markup: pure functions of numbers and names, styled by the page's CSS.
+"""Draw charts as SVG, styled by the page's CSS.
 
-A `Frame` gives the horizontal geometry; pictures drawn in one frame over one axis line up column by
-column. Colours of lines are the CSS classes `s0` … `s7`; dashes tell them apart without colour.
+A `Frame` sets the horizontal geometry, so that the columns of pictures with the same frame and axis
+are aligned. The colours of lines are the CSS classes `s0` … `s7`; dashes distinguish them without
+colour.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,8 @@ from markupsafe import Markup
 
 from recall_jax.report.scales import (
     CHARACTER,
-    apart,
     hex_colour,
+    separate,
     text_colour,
     value_ticks,
     viridis,
@@ -20,14 +21,14 @@ from recall_jax.report.scales import (
 )
 from recall_jax.report.wording import number, printable
 
-# Style 0 is the line to look at: solid and heavy.
+# Style 0 is the most prominent line: solid and heavy.
 _DASHES = ("", "9 5", "2 3", "10 3 2 3", "20 4", "4 2", "8 3 2 3 2 3", "1.5 6")
 _ROW = 26
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, or one row: a value for each column of the axis, a full name and a short label."""
+    """Hold a line or a row: a value for each column of the axis, a full name and a short label."""
 
     name: str
     values: Sequence[float]
@@ -37,7 +38,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """The columns of a picture: what they are, each one's full name, and what a tick says."""
+    """Describe the columns of a picture: a title, and the full name and the tick of each."""
 
     title: str
     names: Sequence[str]
@@ -46,7 +47,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Frame:
-    """Width and side margins of a picture, in CSS pixels."""
+    """Set the width and side margins of a picture, in CSS pixels."""
 
     width: int
     left: int
@@ -64,9 +65,9 @@ def line_chart(
     guide: float | None = None,
     height: int = 270,
 ) -> Markup:
-    """Lines over the columns of `axis`, each labelled at its right end.
+    """Draw lines over the columns of `axis`, each labelled at its right end.
 
-    `guide` is a value marked by a thin dotted level line, which `legend` can name.
+    `guide` is the value of a thin dotted level line, which `legend` can name.
     """
     top, bottom = 30, height - (48 if axis.title else 28)
     low, high = y_range
@@ -88,11 +89,11 @@ def line_chart(
     if guide is not None:
         parts.append(_line(frame.left, y(guide), right, y(guide), "guide"))
     for one in sorted(series, key=lambda one: one.style == 0):
-        places = [(x(column), y(value)) for column, value in enumerate(one.values)]
-        points = " ".join(f"{across:.1f},{down:.1f}" for across, down in places)
+        points = [(x(column), y(value)) for column, value in enumerate(one.values)]
+        coordinates = " ".join(f"{across:.1f},{down:.1f}" for across, down in points)
         parts.append(
             Markup('<polyline class="line {}" points="{}" stroke-dasharray="{}"/>').format(
-                _style(one), points, _dash(one)
+                _style(one), coordinates, _dash(one)
             )
         )
         if spacing >= 14 or columns == 1:
@@ -100,18 +101,17 @@ def line_chart(
                 Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(
                     _style(one), across, down, 2.8 if one.style else 3.6
                 )
-                for across, down in places
+                for across, down in points
             ]
     labelled = [one for one in series if one.label]
     ends = [y(one.values[-1]) for one in labelled]
-    for one, end, place in zip(labelled, ends, apart(ends, 15, top, bottom), strict=True):
-        parts.append(_line(x(columns - 1) + 5, end, right + 4, place, f"leader {_style(one)}"))
-        parts.append(text_at(right + 7, place + 4, one.label, f"label {_style(one)}"))
+    for one, end, label_y in zip(labelled, ends, separate(ends, 15, top, bottom), strict=True):
+        parts.append(_line(x(columns - 1) + 5, end, right + 4, label_y, f"leader {_style(one)}"))
+        parts.append(text_at(right + 7, label_y + 4, one.label, f"label {_style(one)}"))
     for column, name in enumerate(axis.names):
-        said = ", ".join(f"{one.label or one.name} {number(one.values[column])}" for one in series)
-        parts.append(
-            _rect(x(column) - spacing / 2, top, spacing, bottom - top, f"{name}: {said}", "band")
-        )
+        values = (f"{one.label or one.name} {number(one.values[column])}" for one in series)
+        tooltip = f"{name}: {', '.join(values)}"
+        parts.append(_rect(x(column) - spacing / 2, top, spacing, bottom - top, tooltip, "band"))
     return picture(frame.width, height, f"{title}. {_summary(series, axis)}", parts)
 
 
@@ -125,9 +125,9 @@ def heat_map(
     value_range: tuple[float, float],
     minimum_cell: float = 5.0,
 ) -> Markup:
-    """One coloured cell for each row and column, with the value in it where it fits.
+    """Draw a coloured cell for each row and column, with its value in it if there is room.
 
-    The first word of a row's label stands at its left, the whole at its right if there is room.
+    The first word of a row's label is at its left, the full label at its right if there is room.
     The picture is wider than the frame if its cells would be narrower than `minimum_cell`.
     """
     columns = len(axis.names)
@@ -144,10 +144,11 @@ def heat_map(
         for column, value in enumerate(row.values):
             left = frame.left + column * spacing
             colour = viridis((value - low) / (high - low))
-            said = f"{axis.names[column]}, {row.label or row.name}: {number(value)}"
-            # Narrow cells overlap a little, or hairlines would show between them.
+            tooltip = f"{axis.names[column]}, {row.label or row.name}: {number(value)}"
+            # Narrow cells overlap slightly, to leave no hairlines between them.
             cell = spacing - 1 if spacing > 8 else spacing + 0.6
-            parts.append(_rect(left, top, cell, _ROW - 2, said, "cell", fill=hex_colour(colour)))
+            fill = hex_colour(colour)
+            parts.append(_rect(left, top, cell, _ROW - 2, tooltip, "cell", fill=fill))
             if spacing >= 44:
                 parts.append(
                     Markup(
@@ -161,7 +162,7 @@ def heat_map(
 
 
 def legend(series: Sequence[Series], guide: str = "") -> Markup:
-    """An HTML list that names each line, and the guide if there is one, beside a piece of it."""
+    """Return an HTML list with a sample and the name of each line, and of the guide if named."""
     lines = [(f"line {_style(one)}", _dash(one), one.name) for one in series]
     if guide:
         lines.append(("guide", "1 3", guide))
@@ -199,7 +200,7 @@ def _column_axis(axis: Axis, frame: Frame, spacing: float, bottom: float) -> lis
 def colour_bar(
     left: float, top: float, title: str, low: float, high: float, *, reverse: bool = False
 ) -> Iterator[Markup]:
-    """The title, and beside it the colours from `low` to `high`; 28 pixels high."""
+    """Draw a title and the colours from `low` to `high` next to it; 28 pixels high."""
     cells, width = 40, 160
     bar = left + 8 + CHARACTER * len(title)
     yield text_at(left, top + 11, title, "title")
@@ -214,7 +215,7 @@ def colour_bar(
 
 
 def _summary(series: Sequence[Series], axis: Axis) -> str:
-    """What a picture shows, for those who hear it."""
+    """Describe a picture for screen readers."""
     return " ".join(
         f"{one.label or one.name}: {number(one.values[0])} at {axis.names[0]}, "
         f"{number(one.values[-1])} at {axis.names[-1]}, "
@@ -226,7 +227,7 @@ def _summary(series: Sequence[Series], axis: Axis) -> str:
 def picture(
     width: int, height: float, description: str, parts: Sequence[Markup], css: str = "picture"
 ) -> Markup:
-    """An SVG of these parts, `description` for those who hear it."""
+    """Return an SVG of these parts, with a `description` for screen readers."""
     return Markup(
         '<svg class="{css}" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'role="img" aria-label="{description}">{content}</svg>'
@@ -240,7 +241,7 @@ def picture(
 
 
 def text_at(x: float, y: float, text: str, css: str) -> Markup:
-    """A line of text whose base begins there, or as its style anchors it."""
+    """Draw a line of text with its baseline at `y`, and its anchor (by the style) at `x`."""
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
         css, x, y, printable(text)
     )
@@ -253,10 +254,10 @@ def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
 
 
 def _rect(
-    x: float, y: float, width: float, height: float, said: str, css: str, fill: str = "none"
+    x: float, y: float, width: float, height: float, tooltip: str, css: str, fill: str = "none"
 ) -> Markup:
-    """A rectangle that says `said` when pointed at."""
+    """Draw a rectangle with a tooltip."""
     return Markup(
         '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}">'
         "<title>{}</title></rect>"
-    ).format(css, x, y, width, height, fill, printable(said))
+    ).format(css, x, y, width, height, fill, printable(tooltip))

@@ -1,4 +1,4 @@
-"""The figures of a benchmark as charts: seconds of a pair over samples, measure by measure."""
+"""Draw the results of a benchmark: for each measure, seconds for a pair over samples."""
 
 from recall_jax.report.log_log import Chart, log_log_charts
 from recall_jax.report.matrix_map import standalone
@@ -8,7 +8,7 @@ OURS = "recall"
 
 
 def draw_throughput(found: Benchmark) -> str:
-    """A file of its own, at the greatest width and number of layers."""
+    """Return the content of an SVG file, for the greatest width and number of layers."""
     width, layers = (
         max(getattr(case.shape, name) for case in found.cases) for name in ("width", "layers")
     )

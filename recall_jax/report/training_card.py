@@ -1,4 +1,4 @@
-"""The model card, `README.md` of a fine-tuned folder."""
+"""Write the model card of a fine-tuned folder, `README.md`."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from recall_jax.report.markdown import code, plain
 
 
 def training_card(record: Mapping[str, Any], out_name: str) -> str:
-    """Markdown for the folder `out_name`, from a record as `training.json` holds it."""
+    """Return the Markdown of the card of folder `out_name`, for the record in `training.json`."""
     losses, best = record["losses"], record["best_step"]
     facts = [
         f"{record['steps']} steps, {record['tokens']:,} tokens",

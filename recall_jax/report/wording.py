@@ -1,4 +1,4 @@
-"""How the page and the model card put numbers, names and findings into words."""
+"""Format numbers, names and findings for pages and model cards."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from unicodedata import east_asian_width
 
 from recall_jax.errors import escaped
 
-# Characters that XML does not take: show their pictures instead.
+# Characters that XML does not allow, replaced by their pictures.
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {
     0x7F: 0x2421,
     0xFFFE: 0xFFFD,
@@ -16,21 +16,21 @@ _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n
 }
 
 
-_KEPT = "\n\t\xad\u200b\u200c\u200d\u2060"  # lines, and what joins or parts letters
+_KEPT = "\n\t\xad\u200b\u200c\u200d\u2060"  # line breaks, and joiners or breaks of letters
 
 
 def printable(text: str) -> str:
-    """`text` as XML and UTF-8 can hold it, and as it reads.
+    """Return `text` without characters that XML, UTF-8, terminals or readers would stumble over.
 
-    Control characters are pictured, lone surrogates "?", and what a terminal would obey or what
-    turns the text around is written as an escape.
+    Control characters become their pictures, lone surrogates become "?", and terminal controls and
+    changes of text direction are escaped.
     """
     text = text.replace("\r\n", "\n").translate(_CONTROLS).encode("utf-8", "replace").decode()
     return escaped(text, _KEPT)
 
 
 def number(value: float) -> str:
-    """Four decimals, or two digits and an exponent where four decimals would hide the value."""
+    """Format with four decimals, or with an exponent if four decimals would hide the value."""
     if isinstance(value, int):
         return f"{value:,}"
     if value == 0 or 5e-4 <= abs(value) < 1e5:
@@ -39,7 +39,7 @@ def number(value: float) -> str:
 
 
 def size(count: float | None) -> str:
-    """A number of bytes in decimal units."""
+    """Format a number of bytes in decimal units."""
     if count is None:
         return "unknown"
     if count < 1000:
@@ -49,7 +49,7 @@ def size(count: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the units in which one would say it."""
+    """Format a time in ms, s, min or h."""
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 100:
@@ -61,9 +61,9 @@ def duration(seconds: float) -> str:
 
 
 def short_name(model: str, limit: int = 15) -> str:
-    """A model's name without folders ("runs/base+runs/fr" -> "base+fr").
+    """Return a model's name without folders ("runs/base+runs/fr" -> "base+fr").
 
-    A name wider than `limit` narrow characters loses its middle.
+    The middle of a name wider than `limit` narrow characters is replaced by an ellipsis.
     """
     parts = [part.rstrip("/").rpartition("/")[2] or part for part in model.split("+")]
     name = "+".join(parts)
@@ -77,12 +77,12 @@ def short_name(model: str, limit: int = 15) -> str:
 
 
 def _columns(text: str) -> int:
-    """Width of a text in narrow characters; Chinese ones, for example, take two each."""
+    """Return the width of a text in narrow characters; a Chinese one, for example, takes two."""
     return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def roles(report: Mapping[str, Any]) -> list[str]:
-    """For each of the K models what it was in a merge by similarity, "" if nothing special."""
+    """Return each model's role in a merge by similarity: newest, reference, both or ""."""
     found: list[list[str]] = [[] for _ in report["models"]]
     if report["similarity"] is not None:
         found[-1].append("newest")
@@ -92,15 +92,15 @@ def roles(report: Mapping[str, Any]) -> list[str]:
 
 
 def varies(weights: Sequence[Sequence[float]]) -> bool:
-    """Whether any model's weight differs between units; weights (K, U)."""
+    """Return whether any model's weight differs between units; weights (K, U)."""
     return any(len(set(row)) > 1 for row in weights)
 
 
 def depth_verdict(report: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Whether the newest model's weight rises with depth: ("yes" or "no", the means behind it).
+    """Return whether the newest model's weight rises with depth, "yes" or "no", and the means.
 
-    The report's own finding, `weight_rises_with_depth`, which compares the mean weights of the
-    first and the last third of the layers; None where there is none.
+    This is the report's `weight_rises_with_depth`, which compares the mean weights of the first and
+    the last third of the layers; None if the report has none.
     """
     rises = report.get("weight_rises_with_depth")
     if rises is None or report["weights"] is None:
@@ -116,7 +116,7 @@ def depth_verdict(report: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def equation(report: Mapping[str, Any]) -> tuple[str, ...]:
-    """The method in a few lines of plain text, none where the report has no equation."""
+    """Return the method in a few lines of plain text, none if the report has no equation."""
     if report["similarity"] is not None:
         settings = report["settings"]
         measure = settings.get("similarity", "rbf")
@@ -128,24 +128,26 @@ def equation(report: Mapping[str, Any]) -> tuple[str, ...]:
             compared = "Sₖ = similarity of rₖ and r_ref over the texts"
         alignment = settings.get("alignment", "none")
         aligned = "" if alignment == "none" else f", aligned by {alignment}"
-        some = settings.get("merged_units", "all") != "all" or settings.get("threshold") is not None
-        left = "; 1 for the newest model in units left to it" if some else ""
+        partial = (
+            settings.get("merged_units", "all") != "all" or settings.get("threshold") is not None
+        )
+        unmerged = "; 1 for the newest model in units that are not merged" if partial else ""
         return (
             compared,
-            f"w = softmax of S / τ over the models k{left}",
-            *_own_equation(report),
+            f"w = softmax of S / τ over the models k{unmerged}",
+            *_merge_equation(report),
             f"r: hidden state, averaged over a text's tokens{aligned}; σ: bandwidth; "
             "τ: temperature; θ: parameters",
         )
-    return _own_equation(report)
+    return _merge_equation(report)
 
 
-def _own_equation(report: Mapping[str, Any]) -> tuple[str, ...]:
+def _merge_equation(report: Mapping[str, Any]) -> tuple[str, ...]:
     return (report["equation"],) if report.get("equation") else ()
 
 
 def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Settings as (dotted name, value as one would write it in a recipe), unset ones left out."""
+    """Return settings as (dotted name, value as written in a recipe), without unset ones."""
     rows: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, Mapping):

@@ -132,8 +132,8 @@ def test_a_model_that_hosts_cannot_keep_is_read_again():
     mesh = parse_mesh("tensor=8")
     once, again = (plan_cost(work, find_machine(m), mesh=mesh) for m in ("h200-8", "v6e-8"))
     assert once.bytes_read == work.bytes_read
-    assert again.bytes_read == work.bytes_read + work.chosen_by
-    assert 0.99 < work.chosen_by / (work.bytes_read / 2) < 1  # all but the head
+    assert again.bytes_read == work.bytes_read + work.select_bytes
+    assert 0.99 < work.select_bytes / (work.bytes_read / 2) < 1  # all but the head
 
 
 def test_every_host_writes_its_own_units():
@@ -183,7 +183,9 @@ def test_without_a_forward_only_bytes_count():
     assert (cost.bytes_read, cost.bytes_written) == (900, 300)
     assert cost.flops == {"select": 0, "forward": 0} and cost.select_s == {}
     assert set(cost.merge_s) == {"read", "compute: merge", "compute: pieces", "write"}
-    whole = MergeWork([300, 600], [100, 200], inputs=3, models=2, forward=None, whole=1000)
+    whole = MergeWork(
+        [300, 600], [100, 200], inputs=3, models=2, forward=None, largest_full_tensor=1000
+    )
     more = plan_cost(whole, find_machine("v6e-8")).device_memory
     assert more["tensors taken whole"] >= 3 * 4 * 1000
 

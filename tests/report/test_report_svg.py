@@ -90,7 +90,7 @@ def test_a_nice_range_holds_its_values_between_round_ticks(values, span):
 
 @given(places=st.lists(st.floats(30, 220), min_size=1, max_size=8))
 def test_labels_are_moved_apart_in_their_order(places):
-    moved = scales.apart(places, 15, 30, 222)
+    moved = scales.separate(places, 15, 30, 222)
     assert all(30 <= place <= 222 for place in moved)
     order = sorted(range(len(places)), key=lambda index: places[index])
     gaps = [moved[below] - moved[above] for above, below in itertools.pairwise(order)]

@@ -175,20 +175,20 @@ def test_nothing_is_claimed_where_it_cannot_be_asked():
     some = falling(9, at_ends=True)
     parts = tuple(replace(model, all_units=False) for model in some.models)
     markup = render(replace(some, models=parts))
-    assert "the last layers: <strong>cannot be asked</strong>" in markup
+    assert "the last layers: <strong>cannot be tested</strong>" in markup
     few = render(falling(5))
-    assert "the last layers: <strong>cannot be asked</strong>" in few
+    assert "the last layers: <strong>cannot be tested</strong>" in few
     unlike = render(make_study(9, 12))
-    assert "with depth: <strong>cannot be asked</strong>" in unlike
+    assert "with depth: <strong>cannot be tested</strong>" in unlike
     alone = render(make_study(9))
-    assert "cannot be asked of one model" in alone and "with depth: <strong>" not in alone
+    assert "needs two models" in alone and "with depth: <strong>" not in alone
 
 
 def test_verdicts():
     assert (
         observation_verdict([], "model")
         == observation_verdict([None], "model")
-        == "cannot be asked"
+        == "cannot be tested"
     )
     assert observation_verdict([True], "pair") == "seen"
     assert observation_verdict([False, None], "pair") == "not seen"

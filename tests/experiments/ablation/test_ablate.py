@@ -161,7 +161,7 @@ def test_the_folder_has_the_record_the_page_and_the_tables_and_no_model(place, w
 
 def test_the_page_without_domains_and_with_many_clusterings(whole):
     record, _ = whole
-    assert "What the units tell" not in render_ablation(record | {"domains": None})
+    assert "How well the units separate" not in render_ablation(record | {"domains": None})
     (clustering,) = record["domains"]["clusterings"]
     many = [
         {**clustering, "unit": unit, "count": count} for unit in ("last", "all") for count in (5, 9)
