@@ -1,1 +1,1 @@
-"""The command line `recall`; each command imports what it needs when it runs."""
+"""Provide the command line `recall`; each command imports what it needs when it runs."""

@@ -1,4 +1,4 @@
-"""`recall ablate`: what matters in a merge by RECALL."""
+"""Define `recall ablate`: measure how much each choice of a merge by RECALL matters."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,9 +24,9 @@ def ablate(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Vary each choice of a RECALL recipe alone, merge and evaluate.
+    """Vary one choice of a RECALL recipe at a time, merge and evaluate.
 
-    Each merged model is removed when it has been asked.
+    Each merged model is removed once it has been evaluated.
 
     \b
     Example: recall ablate configs/ablation.yml --out varied

@@ -1,4 +1,4 @@
-"""`recall bench`: how fast this project is, on the device at hand."""
+"""Define `recall bench`: measure throughput on the current device."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 bench = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Measure throughput on this machine, beside other software.",
+    help="Measure throughput on this machine, compared with other software.",
 )
-_USUAL = ("100,300,1000", "256,1024", "1,4", 5)
+_DEFAULTS = ("100,300,1000", "256,1024", "1,4", 5)
 _QUICK = ("32,64", "16", "1,3", 2)
 _QUICK_MEASURES = "cka,rbf_cka,procrustes_distance,rsa,mutual_knn"
 
@@ -25,22 +25,22 @@ _QUICK_MEASURES = "cka,rbf_cka,procrustes_distance,rsa,mutual_knn"
 @bench.command("similarity")
 def bench_similarity(
     samples: Annotated[
-        str | None, typer.Option("--samples", help=f"Numbers of samples; {_USUAL[0]} if not said.")
+        str | None, typer.Option("--samples", help=f"Numbers of samples; default {_DEFAULTS[0]}.")
     ] = None,
     width: Annotated[
-        str | None, typer.Option("--width", help=f"Numbers of features; {_USUAL[1]} if not said.")
+        str | None, typer.Option("--width", help=f"Numbers of features; default {_DEFAULTS[1]}.")
     ] = None,
     layers: Annotated[
         str | None,
-        typer.Option("--layers", help=f"Layers of both models; {_USUAL[2]} if not said."),
+        typer.Option("--layers", help=f"Numbers of layers; default {_DEFAULTS[2]}."),
     ] = None,
     measure: Annotated[
-        str | None, typer.Option("--measure", help="Measures with commas between; all if not said.")
+        str | None, typer.Option("--measure", help="Measures, comma-separated; default all.")
     ] = None,
     repeat: Annotated[
         int | None,
         typer.Option(
-            "--repeat", min=1, help=f"Calls to time, within five seconds; {_USUAL[3]} if not said."
+            "--repeat", min=1, help=f"Calls to time, within five seconds; default {_DEFAULTS[3]}."
         ),
     ] = None,
     quick: Annotated[
@@ -55,19 +55,19 @@ def bench_similarity(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Time every measure of similarity, all pairs of layers of two models.
+    """Time every measure of similarity, for all pairs of layers of two models.
 
-    Beside plain numpy and, where it is installed, scikit-learn, for the best-known measures.
-    Takes minutes, or with --quick seconds.
+    The best-known measures are compared with plain numpy and, if installed, scikit-learn. Takes
+    minutes, or seconds with --quick.
 
     \b
     Example: recall bench similarity --samples 100,1000 --measure cka,rsa --out bench
     """
-    usual = _QUICK if quick else _USUAL
+    defaults = _QUICK if quick else _DEFAULTS
     sizes = [
         _numbers(name, given or default)
         for name, given, default in zip(
-            ("samples", "width", "layers"), (samples, width, layers), usual[:3], strict=True
+            ("samples", "width", "layers"), (samples, width, layers), defaults[:3], strict=True
         )
     ]
     console.prepare_jax(no_compilation_cache, device)
@@ -81,7 +81,7 @@ def bench_similarity(
     with output_folder(out, force=force) as folder:
         with console.progress_bar(quiet) as progress:
             found = throughput.run_benchmark(
-                names, shapes, repeat=repeat or usual[3], progress=progress
+                names, shapes, repeat=repeat or defaults[3], progress=progress
             )
         _write(folder, found)
     if not quiet:
@@ -90,10 +90,10 @@ def bench_similarity(
 
 
 def _numbers(name: str, text: str) -> list[int]:
-    """Whole numbers above zero, ascending, of a text such as 100,1000."""
+    """Parse positive integers in a text such as 100,1000, and sort them."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise InputError(f"--{name} {text}: give whole numbers above 0 with commas between")
+        raise InputError(f"--{name} {text}: give positive integers, comma-separated")
     return sorted({int(word) for word in words})
 
 

@@ -1,4 +1,4 @@
-"""`recall convert`, `recall inspect` and `recall verify`."""
+"""Define `recall convert`, `recall inspect` and `recall verify`."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def convert(
         str | None, typer.Option("--dtype", help="bfloat16, float16, float32 or float64.")
     ] = None,
     untie: Annotated[
-        bool, typer.Option("--untie", help="Write a head that is the embedding apart from it.")
+        bool, typer.Option("--untie", help="Write the head of a tied model as a separate tensor.")
     ] = False,
     shard_size: opt.ShardSize = "5GB",
     ignore_config: opt.IgnoreConfig = None,
@@ -60,17 +60,17 @@ def convert(
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(help="Folder, folder+adapter, adapter, hub id, or tree of JAX.")
+        str, typer.Argument(help="Folder, folder+adapter, adapter, hub id, or JAX tree.")
     ],
     ignore_config: opt.IgnoreConfig = None,
     as_json: Json = False,
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Say what a model folder holds.
+    """Describe the contents of a model folder.
 
-    Family, units, sizes, dtypes, tied weights, adapters; of an adapter its base, rank and targets;
-    of a tree of JAX its leaves.
+    Prints the family, units, sizes, dtypes, tied weights and adapters of a model; the base, rank
+    and targets of an adapter; the leaves of a JAX tree.
 
     \b
     Example: recall inspect checkpoints/math
@@ -179,8 +179,8 @@ def verify(
 ) -> None:
     """Check a folder against its checksums.
 
-    And whether headers, index, config and tensors fit together, for any Hugging Face folder. Exit
-    status 1 if not.
+    For any Hugging Face folder, also checks that headers, index, config and tensors match. The exit
+    status is 1 if a check fails.
 
     \b
     Example: recall verify merged

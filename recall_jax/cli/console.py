@@ -1,4 +1,4 @@
-"""What a command shows: results on stdout, progress and warnings on stderr."""
+"""Print results on stdout, progress and warnings on stderr."""
 
 import sys
 import time
@@ -20,9 +20,9 @@ _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator["Progress"]:
-    """Yield what a run tells its progress to: steps done, bytes moved, rate, time left.
+    """Yield a callback that displays progress: steps done, bytes moved, rate, time left.
 
-    A bar on stderr, only if that is a terminal and the command is not quiet.
+    It draws a bar on stderr, only if that is a terminal and the command is not quiet.
     """
     from recall_jax.files.progress import silent
 
@@ -55,7 +55,7 @@ def progress_bar(quiet: bool) -> Iterator["Progress"]:
             doing: str, done: int, total: int, *, read: int = 0, written: int = 0, note: str = ""
         ) -> None:
             nonlocal began
-            began = began or time.monotonic()  # what was done before is no moving of bytes
+            began = began or time.monotonic()  # exclude the time before the first byte
             moved = f"{read / 1e9:.2f} GB in, {written / 1e9:.2f} out"
             if (seconds := time.monotonic() - began) > 0.1:
                 moved += f", {(read + written) / 1e6 / seconds:,.0f} MB/s"
@@ -71,10 +71,10 @@ def progress_bar(quiet: bool) -> Iterator["Progress"]:
         yield show
 
 
-def say(said: str | Sequence[str], quiet: bool) -> None:
-    """Print a result on stdout, a line or several, unless quiet."""
+def say(lines: str | Sequence[str], quiet: bool) -> None:
+    """Print a result on stdout, one line or several, unless quiet."""
     if not quiet:
-        for line in [said] if isinstance(said, str) else said:
+        for line in [lines] if isinstance(lines, str) else lines:
             print(escaped(line))
 
 
@@ -97,13 +97,13 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
         )
     for row in rows:
         table.add_row(*map(escaped, row))
-    # A pipe has no width of its own: never fold what a program may read.
+    # A pipe has no width; a program that reads it must not get folded lines.
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False, markup=False).print(table)
 
 
 def size_in_bytes(text: str) -> int:
-    """Bytes of a size such as 5GB, 500MB or 2GiB, or InputError."""
+    """Return the bytes of a size such as 5GB, 500MB or 2GiB; InputError if it is invalid."""
     number = text.strip().rstrip("BKMGTIbkmgti")
     unit = text.strip()[len(number) :].upper() or "B"
     try:
@@ -118,14 +118,14 @@ def size_in_bytes(text: str) -> int:
 
 
 def optional_size(text: str | None) -> int | None:
-    """Bytes of a size that may be left out."""
+    """Return the bytes of a size as `size_in_bytes` does, None if it is None."""
     return None if text is None else size_in_bytes(text)
 
 
 def prepare_jax(no_compilation_cache: bool = False, device: str | None = None) -> None:
-    """Import jax, on the device asked for; compiled programs are kept in the user's cache folder.
+    """Import jax, select the device, and cache compiled programs in the user's cache folder.
 
-    Raises InputError where there is no such device.
+    Raises InputError if there is no such device.
     """
     import jax
 
@@ -134,7 +134,7 @@ def prepare_jax(no_compilation_cache: bool = False, device: str | None = None) -
     signals.begin()
     if device is not None:
         choose_device(device)
-    # Libraries' warnings are for their callers; what a user must know, we say in words of ours.
+    # Libraries' warnings are for their callers; commands print warnings for users themselves.
     warnings.simplefilter("ignore")
     if no_compilation_cache:
         jax.config.update("jax_enable_compilation_cache", False)
@@ -145,7 +145,10 @@ def prepare_jax(no_compilation_cache: bool = False, device: str | None = None) -
 
 
 def choose_device(device: str) -> None:
-    """Run on a kind of device, or InputError where there is none; jax finds its devices here."""
+    """Select the kind of device to run on; InputError if there is none.
+
+    This initialises jax's devices.
+    """
     import jax
 
     if device not in ("cpu", "gpu", "tpu"):

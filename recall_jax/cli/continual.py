@@ -1,4 +1,4 @@
-"""`recall continual`: tasks learnt one after the other, by several strategies."""
+"""Define `recall continual`: learn tasks in sequence by several strategies."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +24,7 @@ def continual(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Learn tasks one after the other by several strategies, and measure what each keeps.
+    """Learn tasks in sequence by several strategies, and measure what each retains.
 
     \b
     Example: recall continual configs/continual/strings.yml --out strings-learnt

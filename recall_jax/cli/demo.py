@@ -1,4 +1,4 @@
-"""`recall demo`."""
+"""Define `recall demo`: merge and evaluate the shipped models."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +18,7 @@ def demo(
 ) -> None:
     """Merge and evaluate the shipped models.
 
-    By RECALL and by the average, with the report of the former.
+    Merges by RECALL and by averaging, and writes the report of the merge by RECALL.
 
     \b
     Example: recall demo --out recall_demo

@@ -1,4 +1,4 @@
-"""`recall evaluate`: many models, many tasks, one table."""
+"""Define `recall evaluate`: evaluate models on tasks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ def evaluate(
         list[str] | None, typer.Argument(help="Models, each a row of the table.")
     ] = None,
     tasks: Annotated[
-        str, typer.Option("--tasks", help="Tasks with commas between, by name or .yml file.")
+        str, typer.Option("--tasks", help="Tasks, comma-separated, by name or .yml file.")
     ] = "",
     data_root: Annotated[
         Path | None,
@@ -37,11 +37,13 @@ def evaluate(
         typer.Option("--out", help="Folder to write: evaluation.json, index.html, predictions."),
     ] = None,
     list_tasks: Annotated[
-        bool, typer.Option("--list", help="Name the tasks that come with recall, and end.")
+        bool, typer.Option("--list", help="List the tasks that come with recall, and exit.")
     ] = False,
     show: Annotated[
         str | None,
-        typer.Option("--show", metavar="TASK", help="Print a task's file, to start your own from."),
+        typer.Option(
+            "--show", metavar="TASK", help="Print a task's file, as a template for yours."
+        ),
     ] = None,
     compute_dtype: opt.ComputeDtype = None,
     ignore_config: opt.IgnoreConfig = None,
@@ -67,7 +69,7 @@ def evaluate(
         return
     if not models:
         raise InputError("name at least one model")
-    asked = find_tasks([name.strip() for name in tasks.split(",") if name.strip()])
+    chosen = find_tasks([name.strip() for name in tasks.split(",") if name.strip()])
     if resume and out is None:
         raise InputError("--resume goes on with an output: add --out")
     console.prepare_jax(no_compilation_cache, device)
@@ -86,7 +88,7 @@ def evaluate(
         resume,
     )
     with console.progress_bar(quiet) as progress:
-        record = evaluate_models(models, asked, out, options=options, progress=progress)
+        record = evaluate_models(models, chosen, out, options=options, progress=progress)
     console.warn(record["warnings"])
     if quiet:
         return

@@ -1,4 +1,4 @@
-"""`recall finetune`."""
+"""Define `recall finetune`: train a model on rows of text."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +15,8 @@ def finetune(
         Path,
         typer.Option(
             "--data",
-            help="Rows to learn: .jsonl, .json, .csv, .txt (also .gz) or .parquet. Of prompt + "
-            "completion the completion is learnt, of messages the assistant's turns, of text all.",
+            help="Rows to train on: .jsonl, .json, .csv, .txt (also .gz) or .parquet. The loss "
+            "counts completions, the assistant's turns of messages, or all of a text.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; it must not exist.")],
@@ -29,36 +29,36 @@ def finetune(
     ] = None,
     validation_share: Annotated[
         float | None,
-        typer.Option("--validation-share", help="Validate on this share of the data, not learnt."),
+        typer.Option("--validation-share", help="Hold out this share of the data to validate on."),
     ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", help="How often every row comes.")] = 3,
+    epochs: Annotated[int, typer.Option("--epochs", help="Number of passes over the rows.")] = 3,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Number of steps, in place of epochs.")
+        int | None, typer.Option("--steps", help="Number of steps, instead of epochs.")
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Rows on the devices at a time.")
+        int, typer.Option("--batch-size", help="Rows in a batch, over all devices.")
     ] = 8,
     accumulate: Annotated[
-        int, typer.Option("--accumulate", help="Batches whose gradients make one step.")
+        int, typer.Option("--accumulate", help="Batches whose gradients are summed in a step.")
     ] = 1,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", help="The highest of the schedule.")
+        float, typer.Option("--learning-rate", help="Peak of the schedule.")
     ] = 2e-5,
     schedule: Annotated[
         str, typer.Option("--schedule", help="After the warm-up: cosine, linear or constant.")
     ] = "cosine",
     warmup: Annotated[
-        float, typer.Option("--warmup", help="Share of the steps in which the rate rises.")
+        float, typer.Option("--warmup", help="Fraction of the steps in which the rate rises.")
     ] = 0.03,
     weight_decay: Annotated[
-        float, typer.Option("--weight-decay", help="AdamW's, of matrices alone.")
+        float, typer.Option("--weight-decay", help="Weight decay of AdamW, for matrices only.")
     ] = 0.0,
     clip_norm: Annotated[
         float, typer.Option("--clip-norm", help="Largest global norm of the gradients.")
     ] = 1.0,
     patience: Annotated[
         int | None,
-        typer.Option("--patience", help="Stop after so many validations without a better one."),
+        typer.Option("--patience", help="Stop after this many validations without a better one."),
     ] = None,
     evaluate_every: Annotated[
         int | None,
@@ -74,7 +74,7 @@ def finetune(
         float | None, typer.Option("--lora-alpha", help="Scale alpha / r; by default 32.")
     ] = None,
     lora_dropout: Annotated[
-        float | None, typer.Option("--lora-dropout", help="Share of inputs; by default 0.1.")
+        float | None, typer.Option("--lora-dropout", help="Fraction of inputs; by default 0.1.")
     ] = None,
     target_modules: Annotated[
         str | None,
@@ -88,7 +88,7 @@ def finetune(
     ewc_fisher: Annotated[
         list[Path] | None,
         typer.Option(
-            "--ewc-fisher", help="What --save-fisher wrote of an earlier task. Repeatable."
+            "--ewc-fisher", help="File that --save-fisher wrote for an earlier task. Repeatable."
         ),
     ] = None,
     ewc_data: Annotated[
@@ -102,12 +102,12 @@ def finetune(
         float | None,
         typer.Option(
             "--ewc-decay",
-            help="Online EWC: one anchor for all earlier tasks, each counted by this share again "
-            "at the next; by default an anchor for each.",
+            help="Online EWC: one anchor for all earlier tasks, whose Fisher information decays by "
+            "this factor with each; by default an anchor for each.",
         ),
     ] = None,
     ewc_samples: Annotated[
-        int, typer.Option("--ewc-samples", help="Rows that Fisher information is taken of.")
+        int, typer.Option("--ewc-samples", help="Rows to compute Fisher information on.")
     ] = 256,
     save_fisher: Annotated[
         bool, typer.Option("--save-fisher", help="Write OUT/ewc/fisher.safetensors as well.")
@@ -116,22 +116,22 @@ def finetune(
     prompt_field: opt.PromptField = None,
     completion_field: opt.CompletionField = None,
     max_tokens: opt.MaxTokens = 512,
-    seed: Annotated[int, typer.Option("--seed", help="Of the order of rows, and of dropout.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the row order and dropout.")] = 0,
     compute_dtype: opt.ComputeDtype = None,
     out_dtype: Annotated[
         str | None,
-        typer.Option("--out-dtype", help="Of the weights written; by default as they came."),
+        typer.Option("--out-dtype", help="Dtype of the weights written; by default as read."),
     ] = None,
     remat: Annotated[
         bool,
-        typer.Option("--remat", help="Keep less for the backward pass and compute it again."),
+        typer.Option("--remat", help="Save memory: recompute activations in the backward pass."),
     ] = False,
     mesh: Annotated[
         str,
         typer.Option(
             "--mesh",
-            help="Devices, such as data=2,fsdp=2,tensor=2: copies of the parameters, parts that "
-            "each is cut into and gathered from, parts that compute apart.",
+            help="Devices, such as data=2,fsdp=2,tensor=2: replicas of the parameters, shards to "
+            "gather before use, shards to compute with.",
         ),
     ] = "data=1",
     shard_size: opt.ShardSize = "5GB",
@@ -143,7 +143,7 @@ def finetune(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Train a model on rows of text, to a new model folder.
+    """Train a model on rows of text, and write a new model folder.
 
     \b
     Example: recall finetune base --data french.jsonl --out french --validation-share 0.05
@@ -212,7 +212,7 @@ def finetune(
 
 
 def _summary(record: dict[str, Any], out: Path) -> list[str]:
-    """A few lines on a finished fine-tuning."""
+    """Return a few lines about a finished fine-tuning."""
     losses, best, speed = record["losses"], record["best_step"], record["tokens_per_second"]
     lines = [f"trained {record['model']} into {out} by {record['method']}"]
     lines.append(

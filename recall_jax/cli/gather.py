@@ -1,4 +1,4 @@
-"""`recall gather`."""
+"""Define `recall gather`: join the parts of a distributed merge."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,8 @@ def gather(
 ) -> None:
     """Join the parts of a model that several machines have written.
 
-    What recall merge --distributed --parts leaves on their own disks, copied to one machine.
+    These are the folders that recall merge --distributed --parts wrote on the disk of each machine,
+    copied to one machine.
 
     \b
     Example: recall gather part-0 part-1 --out merged

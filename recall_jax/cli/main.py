@@ -1,4 +1,4 @@
-"""Entry point of `recall`: the commands, and one unwrapped line for every error.
+"""Run the command line `recall`, with one unwrapped line for every error.
 
 Exit status: 0 success, 1 a failed check or a fault of ours, 2 a user's error, 129 hung up, 130
 interrupted, 143 terminated.
@@ -66,7 +66,7 @@ app.add_typer(bench.bench, name="bench")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line and exit with its status."""
-    # A shell can close them; what is said then is for nobody.
+    # A shell can close the streams; output is then discarded.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -75,24 +75,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     signals.catch()
     explain_lost_bytes()
-    # XLA and transformers report their own affairs there; errors that matter come as exceptions.
+    # Silence the logs of XLA and transformers; errors that matter come as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # on tasks of Orbax's that failed
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # about missing torch
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # about failed tasks of Orbax
     sys.exit(_run(arguments))
 
 
 def run() -> None:
-    """The command `recall`: `main`, and out at once.
+    """Run `main` as the command `recall`, and exit immediately.
 
-    Taking the interpreter and XLA apart costs a quarter of a second, and nothing is left to do.
+    This skips the shutdown of the interpreter and of XLA, which takes a quarter of a second.
     """
     try:
         main()
     except SystemExit as end:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # a pipe that nobody reads any more
+            with suppress(OSError, ValueError):  # a pipe whose reader has gone
                 stream.flush()
         os._exit(end.code if isinstance(end.code, int) else 1)
 
@@ -108,10 +108,10 @@ def _run(arguments: Sequence[str]) -> int:
         return _complain(signals.STATUSES[end.code], end.code, end)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a panic of Rust is no Exception
+    except BaseException as error:  # a panic in Rust is not an Exception
         if (status := _signal_behind(error)) is not None:
             return _complain(signals.STATUSES[status], status, error)
-        if hasattr(error, "format_message"):  # a usage error of click's
+        if hasattr(error, "format_message"):  # a usage error from click
             return _complain(_usage(error), 2, error)
         if debug:
             raise
@@ -127,10 +127,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _signal_behind(error: BaseException) -> int | None:
-    """The status of a signal that came before an error.
+    """Return the exit status of a signal that caused an error, None if there was no signal.
 
-    Inside of a C callback, which made a SystemError of it; or the terminal went with a lost
-    connection, and a progress bar could not be taken away any more.
+    A C callback turns the SystemExit of a signal into a SystemError; and once the terminal has
+    hung up, removing a progress bar fails.
     """
     while cause := error.__cause__ or error.__context__:
         if isinstance(cause, SystemExit) and cause.code in signals.STATUSES:
@@ -140,10 +140,10 @@ def _signal_behind(error: BaseException) -> int | None:
 
 
 def _complain(message: str, status: int, error: BaseException) -> int:
-    """Print one line, the error's notes included, and give the status back."""
-    notes = dict.fromkeys(getattr(error, "__notes__", ()))  # a work within a work says the same
+    """Print one line with the error's notes, and return the status."""
+    notes = dict.fromkeys(getattr(error, "__notes__", ()))  # nested works add the same note
     line = "; ".join([message, *notes])
-    with suppress(OSError, ValueError):  # nobody is there to read it
+    with suppress(OSError, ValueError):  # stderr is closed
         sys.stderr.write(f"recall: {escaped(' '.join(line.split()))}\n")
         sys.stderr.flush()
     return status

@@ -1,10 +1,10 @@
-"""What becomes of the command when bytes of a mapped file are gone: one line and status 2.
+"""End the command with one line and status 2 when bytes of a mapped file are lost.
 
-Weights are read through memory maps. Where a file is cut short, or its disk fails, after its bytes
-were mapped, the system sends SIGBUS to whichever thread touches them, XLA's included, and the
-process would die without a word. Python's own signal handlers run between two bytecodes, to which
-that thread never comes back: only a handler of C's runs in time, here one made by ctypes. It has
-to wait for the interpreter's lock, as every callback; it may, as it never returns.
+Weights are read through memory maps. If a file is truncated, or its disk fails, after its bytes
+were mapped, the system sends SIGBUS to the thread that touches them, which may be one of XLA, and
+the process would die without a message. Python's signal handlers run between two bytecodes, which
+that thread never reaches again: only a C handler runs in time, here one made by ctypes. Like every
+callback it waits for the interpreter's lock, which is safe because it never returns.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from recall_jax.errors import escaped
 
 _SA_SIGINFO = 4
 _ADDRESS_OFFSET = 16 if sys.maxsize > 2**32 else 12  # of si_addr in siginfo_t, signal.h
-_ADVICE = (  # for a disk that failed, and for a file that was changed
+_ADVICE = (  # for a failed disk and for a changed file
     "restore it, then run the same command again "
     "(--resume goes on where a merge stopped, if the file is as it was)\n"
 )
@@ -27,7 +27,7 @@ _first = threading.Lock()
 
 
 class _Action(ctypes.Structure):
-    """struct sigaction of Linux's C libraries."""
+    """Mirror struct sigaction of Linux's C libraries."""
 
     _fields_ = (
         ("handler", _Handler),
@@ -38,9 +38,9 @@ class _Action(ctypes.Structure):
 
 
 def explain_lost_bytes() -> None:
-    """From now on, end the process with a line on stderr where it touches bytes that are gone.
+    """Install a handler that ends the process with a line on stderr when it touches lost bytes.
 
-    Linux only; nothing happens elsewhere.
+    Has an effect on Linux only.
     """
     if sys.platform == "linux":
         action = _Action(handler=_explain, flags=_SA_SIGINFO)
@@ -49,11 +49,11 @@ def explain_lost_bytes() -> None:
 
 @_Handler
 def _explain(number: int, info: int, context: int) -> None:
-    # Several threads may fault at once; those that come later wait here for the end.
+    # Several threads may fault at once; all but the first wait here until the process exits.
     _first.acquire()
     try:
         path = _mapped_file(ctypes.c_size_t.from_address(info + _ADDRESS_OFFSET).value)
-        # a progress bar leaves its line, and the cursor hidden
+        # Clear the line of a progress bar, and show the cursor that it has hidden.
         clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
         line = f"recall: {escaped(path)} was cut short or could not be read while it was in use: "
         os.write(2, os.fsencode(clear + line + _ADVICE))
@@ -62,7 +62,7 @@ def _explain(number: int, info: int, context: int) -> None:
 
 
 def _mapped_file(address: int) -> str:
-    """The file that is mapped at an address, by /proc/self/maps; see proc(5)."""
+    """Return the file mapped at an address, by /proc/self/maps; see proc(5)."""
     with open("/proc/self/maps", errors="surrogateescape") as maps:
         for line in maps:
             begin, end = (int(part, 16) for part in line.split(" ", 1)[0].split("-"))

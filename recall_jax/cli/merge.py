@@ -1,4 +1,4 @@
-"""`recall merge` and `recall quick`."""
+"""Define `recall merge` and `recall quick`."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ def merge(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Merge models as a recipe says.
+    """Merge models by a recipe.
 
     \b
     Example: recall merge configs/recall.yml merged
@@ -84,7 +84,8 @@ def quick(
     unit: opt.Unit = "last",
     sigma: Annotated[str, typer.Option("--sigma", help="median, dim or a number.")] = "median",
     temperature: Annotated[
-        float, typer.Option("--temperature", help="Of the softmax over the models; above 0.")
+        float,
+        typer.Option("--temperature", help="Temperature of the softmax over models; above 0."),
     ] = 1.0,
     out_dtype: Annotated[
         str | None, typer.Option("--out-dtype", help="bfloat16, float16, float32 or float64.")
@@ -137,7 +138,7 @@ def sample_values(
     batch_size: int,
     seed: int,
 ) -> dict[str, Any]:
-    """A recipe's `samples` from the options that every command on samples has."""
+    """Return a recipe's `samples`, from the options shared by all commands that take samples."""
     return {
         "data": data and str(data),
         "typical": typical and str(typical),
@@ -152,7 +153,7 @@ def sample_values(
 
 
 def as_number(text: str) -> int | float | str:
-    """A number where the text is one, else the text."""
+    """Return a number if the text is one, else the text."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -163,7 +164,7 @@ def as_number(text: str) -> int | float | str:
 
 @dataclass(frozen=True)
 class _Run:
-    """The options on how to run, which do not change what is merged."""
+    """Hold the options that do not change the merged model."""
 
     shard_size: str
     memory: str | None
@@ -180,7 +181,7 @@ class _Run:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "_Run":
-        """Those among all options of a command, by name."""
+        """Select them by name among all options of a command."""
         return cls(**{field.name: options[field.name] for field in fields(cls)})
 
 
@@ -197,14 +198,14 @@ def _run(
     from recall_jax.jobs.trees.names import names_tree
     from recall_jax.parallel.watch import ADVICE, joined
 
-    at_once = run.to == "orbax" or recipe.tree is not None or names_tree(recipe.models[-1].model)
-    advice = "start all processes again" if at_once else ADVICE  # of a tree nothing is kept
+    is_tree = run.to == "orbax" or recipe.tree is not None or names_tree(recipe.models[-1].model)
+    advice = "start all processes again" if is_tree else ADVICE  # merges of trees do not resume
     with joined(advice=advice, debug=run.debug) as processes:
         if run.device is not None:
             console.choose_device(run.device)
-        # What is the same for all is said once.
-        own = replace(run, quiet=run.quiet or processes.index > 0)
-        _merge(recipe, out, inputs, own, plugins, processes)
+        # Only one process prints what is the same for all.
+        local = replace(run, quiet=run.quiet or processes.index > 0)
+        _merge(recipe, out, inputs, local, plugins, processes)
 
 
 def _merge(
@@ -231,25 +232,25 @@ def _merge(
     )
     if processes is not None:
         options = replace(options, processes=processes)
-    # A person is told the plan at once; a file or a pipe gets it with the result.
-    watched = sys.stdout.isatty()
+    # The plan is printed immediately on a terminal, with the result in a file or pipe.
+    interactive = sys.stdout.isatty()
     with console.progress_bar(run.quiet) as progress:
         report = job.merge(
             recipe,
             out,
             options=options,
             progress=progress,
-            announce=lambda line: console.say(line, run.quiet or not watched),
+            announce=lambda line: console.say(line, run.quiet or not interactive),
         )
     if processes is None or processes.index == 0:
         console.warn(report["warnings"])
-    if not watched:
+    if not interactive:
         console.say(report["plan"], run.quiet)
     console.say(_summary(report, out, out / PAGE), run.quiet)
 
 
 def _summary(report: dict[str, Any], out: Path, page: Path) -> list[str]:
-    """A few lines on a finished merge."""
+    """Return a few lines about a finished merge."""
     lines = [f"merged {len(report['models'])} models into {out} by {report['method']}"]
     width = max(len(name) for name in report["models"])
     for name, weights in zip(report["models"], report["weights"], strict=True):

@@ -1,4 +1,4 @@
-"""Options that several commands share, each defined once."""
+"""Define the options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ Data = Annotated[
 ]
 TypicalFile = Annotated[
     Path | None,
-    typer.Option("--typical", help="Typical samples as chosen before: all rows of this file."),
+    typer.Option("--typical", help="Typical samples chosen before: use all rows of this file."),
 ]
 Field = Annotated[
     str | None,
@@ -35,7 +35,9 @@ Count = Annotated[int, typer.Option("--count", min=1, help="Number of typical sa
 Pool = Annotated[
     int, typer.Option("--pool", min=1, help="Choose among at most this many rows, drawn by seed.")
 ]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Cut rows to this length.")]
+MaxTokens = Annotated[
+    int, typer.Option("--max-tokens", min=1, help="Truncate rows to this length.")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows in a forward pass.")]
 Seed = Annotated[
     int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of the draw and of k-means.")
@@ -59,32 +61,32 @@ IgnoreConfig = Annotated[
     typer.Option(
         "--ignore-config",
         metavar="NAME",
-        help="Let a config attribute pass that recall does not know. Repeatable.",
+        help="Allow a config attribute that recall does not know. Repeatable.",
     ),
 ]
 IgnoreTokenizers = Annotated[
     bool,
     typer.Option(
         "--ignore-tokenizers",
-        help="Let models pass to whose tokenizers the samples would be other texts.",
+        help="Allow models whose tokenizers read the samples differently.",
     ),
 ]
 Plugin = Annotated[
     list[Path] | None,
     typer.Option(
         "--plugin",
-        help="Python file with merge methods of your own. This runs its code. May be repeated.",
+        help="Python file that defines merge methods; its code is run. Repeatable.",
     ),
 ]
 NoCache = Annotated[
     bool,
-    typer.Option("--no-compilation-cache", help="Compile afresh; keep no compiled programs."),
+    typer.Option("--no-compilation-cache", help="Neither use nor keep compiled programs."),
 ]
 Memory = Annotated[
     str | None,
     typer.Option(
         "--memory",
-        help="Memory to use at most, such as 8GiB; by default 60 % of what is free.",
+        help="Memory budget, such as 8GiB; by default 60 % of free memory.",
     ),
 ]
 Device = Annotated[
@@ -92,34 +94,34 @@ Device = Annotated[
     typer.Option("--device", help="cpu, gpu or tpu; by default the best that JAX finds."),
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on where an interrupted run of this command stopped.")
+    bool, typer.Option("--resume", help="Continue an interrupted run of this command.")
 ]
 Mesh = Annotated[
     str | None,
     typer.Option(
         "--mesh",
-        help="Cut all tensors over devices, such as data=2,fsdp=4,tensor=1, or auto.",
+        help="Shard all tensors over devices, such as data=2,fsdp=4,tensor=1, or auto.",
     ),
 ]
 Distributed = Annotated[
     bool,
     typer.Option(
         "--distributed",
-        help="One of several processes that merge together, as the cluster or "
-        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say.",
+        help="Merge together with other processes, as configured by the cluster or by "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
     ),
 ]
 WriteParts = Annotated[
     bool,
     typer.Option(
         "--parts",
-        help="With --distributed: each process writes its own part in OUT, on a disk of its own; "
-        "recall gather joins them.",
+        help="With --distributed: each process writes its part in OUT on a local disk; recall "
+        "gather joins them.",
     ),
 ]
 MergedTo = Annotated[
     str,
     typer.Option(
-        "--to", help="huggingface (safetensors), or orbax: the Flax tree, of known families."
+        "--to", help="huggingface (safetensors), or orbax: the Flax tree, for known families."
     ),
 ]

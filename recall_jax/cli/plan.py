@@ -1,4 +1,4 @@
-"""`recall plan`: what a merge will cost on a machine that need not be at hand."""
+"""Define `recall plan`: predict the cost of a merge on any machine."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def plan(
         str, typer.Option("--mesh", help="Such as data=2,fsdp=4,tensor=2; auto chooses.")
     ] = "auto",
     storage: Annotated[
-        str, typer.Option("--storage", help="What each host reads or writes a second.")
+        str, typer.Option("--storage", help="Storage bandwidth of each host.")
     ] = "1GB/s",
     ignore_config: opt.IgnoreConfig = None,
     plugin: opt.Plugin = None,
@@ -35,9 +35,9 @@ def plan(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Say what a merge will cost: bytes, operations, memory, time.
+    """Predict what a merge will cost: bytes, operations, memory, time.
 
-    Computed from configs and headers alone, for a machine that need not be at hand.
+    The prediction needs only configs and headers, and is for any machine, not the current one.
 
     \b
     Example: recall plan configs/recall.yml --devices v5e-16
@@ -53,17 +53,20 @@ def plan(
     sizes = None if mesh == "auto" else parse_mesh(mesh)
     rate = console.size_in_bytes(storage.removesuffix("/s"))
     load_plugins(plugin or [])
-    asked = read_recipe(recipe).changed(ignore_config=ignore_config)
-    work = work_of(asked, machine)
+    planned = read_recipe(recipe).changed(ignore_config=ignore_config)
+    work = merge_work(planned, machine)
     cost = plan_cost(work, machine, mesh=sizes, storage=rate)
     if as_json:
         console.say(json.dumps(_record(work, cost, rate), indent=1).splitlines(), quiet)
     elif not quiet:
-        _show(asked, work, cost, rate)
+        _show(planned, work, cost, rate)
 
 
-def work_of(recipe: "Recipe", machine: "Machine") -> "MergeWork":
-    """What a recipe has to do, from the configs and headers of its models."""
+def merge_work(recipe: "Recipe", machine: "Machine") -> "MergeWork":
+    """Return the work of a recipe's merge, from the configs and headers of its models.
+
+    Raises InputError for a method whose cost is not modelled, or models that do not match.
+    """
     from recall_jax.cost.model import PLANNED
     from recall_jax.cost.work import MergeWork
     from recall_jax.engine.configs import check_configs
@@ -94,14 +97,14 @@ def work_of(recipe: "Recipe", machine: "Machine") -> "MergeWork":
         forward = _forward(recipe, models, machine)
     console.warn(warnings)
     units = merged.units.values()
-    whole = taken_whole(needs.whole, merged.specs)
+    full = taken_whole(needs.whole, merged.specs)
     return MergeWork(
         [sum(model.stored[name].nbytes for model in read for name in names) for names in units],
         [sum(merged.specs[name].nbytes for name in names) for names in units],
         len(read),
         len(models),
         forward,
-        max((math.prod(merged.specs[name].shape) for name in whole), default=0),
+        max((math.prod(merged.specs[name].shape) for name in full), default=0),
     )
 
 
@@ -191,12 +194,12 @@ def _show(recipe: "Recipe", work: "MergeWork", cost: "Cost", storage: int) -> No
 
 
 def _assumptions(work: "MergeWork", machine: "Machine", storage: int) -> str:
-    said = [f"{_size(storage)}/s of storage for each host"]
+    assumed = [f"{_size(storage)}/s of storage for each host"]
     if work.forward is not None:
-        said.append(f"{machine.kind.efficiency:.0%} of the peak of matrix products")
-        said.append(f"every row has {work.forward.tokens} tokens")
-    said += ["other rates as published", "start-up and compilation left out", "nothing measured"]
-    return ", ".join(said)
+        assumed.append(f"{machine.kind.efficiency:.0%} of the peak of matrix products")
+        assumed.append(f"every row has {work.forward.tokens} tokens")
+    assumed += ["other rates as published", "start-up and compilation left out", "nothing measured"]
+    return ", ".join(assumed)
 
 
 def _count(number: int, what: str, plural: str = "s") -> str:

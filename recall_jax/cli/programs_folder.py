@@ -1,4 +1,4 @@
-"""Where compiled programs are kept: a folder for each kind of processor."""
+"""Find the folder for compiled programs, one for each kind of processor."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-# What tells kinds of processors apart, by the names that Linux gives it on x86 and on ARM.
+# Fields of Linux's /proc/cpuinfo on x86 and on ARM that distinguish kinds of processors.
 _KIND = (
     "vendor_id",
     "cpu family",
@@ -29,12 +29,12 @@ def programs_folder() -> Path:
 
 
 def processor_kind(description: Path = Path("/proc/cpuinfo")) -> str:
-    """Return a name that only processors share which run each other's compiled programs.
+    """Return a name shared only by processors that can run each other's compiled programs.
 
-    XLA compiles for the instructions of the processor at hand: on a processor that lacks one of
-    them, the program aborts. Hence the name is drawn from the model and the instructions of every
-    processor in Linux's description, and from the version of jaxlib, the compiler. Where there is
-    no such file, the machine's and the processor's names are all that is known.
+    XLA compiles for the instructions of the current processor: on a processor that lacks one of
+    them, the program aborts. Hence the name is a hash of the model and the instructions of every
+    processor in Linux's description, and of the version of jaxlib, the compiler. Without that file
+    it is a hash of the machine's and the processor's names.
     """
     known = {f"jaxlib {version('jaxlib')}", platform.machine(), platform.processor()}
     if description.exists():

@@ -1,4 +1,4 @@
-"""`recall rows`: what a task has to learn from, as rows for `recall finetune`."""
+"""Define `recall rows`: write the training rows of a task for `recall finetune`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ def rows(
     task: Annotated[str, typer.Argument(help="Evaluation task, by name or .yml file.")],
     out: Annotated[Path, typer.Option("--out", help="File to write, .jsonl.")],
     split: Annotated[
-        str, typer.Option("--split", help="Rows to take; never the ones that are evaluated.")
+        str, typer.Option("--split", help="Split to write; not the one that is evaluated.")
     ] = "train",
     data_root: Annotated[
         Path | None,
@@ -32,7 +32,7 @@ def rows(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Write a task's training rows, asked as the evaluation asks, with the right answers.
+    """Write a task's training rows: the prompts of the evaluation, with the right answers.
 
     \b
     Example: recall rows sst2 --limit 10000 --out sst2.train.jsonl
@@ -45,10 +45,10 @@ def rows(
     from recall_jax.inputs.data import write_jsonl
 
     signals.begin()
-    asked = with_split(find_task(task), split)
-    found = load_rows(asked, data_root)
+    training_task = with_split(find_task(task), split)
+    found = load_rows(training_task, data_root)
     drawn = found.draw(limit, seed)
-    made = training_rows(asked, make_examples(asked, drawn))
+    made = training_rows(training_task, make_examples(training_task, drawn))
     with output_file(out, force=force, inputs=found.files) as file:
         write_jsonl(file, made)
     console.say(f"{len(made):,} of {len(found.rows):,} rows of {found.source} in {out}", quiet)

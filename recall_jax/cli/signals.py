@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a lost terminal end a command in one line, with its work undone or kept."""
+"""End a command in one line on Ctrl-C, SIGTERM or a hang-up, with its work undone or kept."""
 
 import os
 import signal
@@ -16,10 +16,10 @@ _begun = _stopping = False
 
 
 def catch() -> None:
-    """Take over the signals, unless they are ignored, as in a shell's background job."""
+    """Handle the signals, unless they are ignored, as in a shell's background job."""
     global _begun, _stopping
     _begun = _stopping = False
-    # typer would catch a KeyboardInterrupt, and lose the notes on how to go on
+    # typer would catch a KeyboardInterrupt, and lose the notes on how to resume.
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
@@ -27,7 +27,7 @@ def catch() -> None:
 
 
 def begin() -> None:
-    """From now on there may be something to undo: a signal becomes a SystemExit."""
+    """Turn signals into a SystemExit from now on, since there may be work to undo."""
     global _begun
     _begun = True
 
@@ -35,21 +35,21 @@ def begin() -> None:
 def _stop(number: int, frame: FrameType | None) -> None:
     global _stopping
     status = 128 + number
-    if not _begun:  # and an exception while jaxlib is being imported would crash it
-        with suppress(OSError):  # the terminal is gone
+    if not _begun:  # an exception while jaxlib is being imported would crash it
+        with suppress(OSError):  # the terminal has hung up
             os.write(2, f"recall: {STATUSES[status]}\n".encode())
         os._exit(status)
-    if not _stopping:  # else one is being obeyed: a second Ctrl-C hastens nothing
+    if not _stopping:  # ignore a second signal while the first is handled
         _stopping = True
         raise SystemExit(status)
 
 
 def _again(unraisable: Any) -> None:
-    """Python drops an exception raised in a callback of its memory management: raise it later."""
+    """Raise SystemExit again later: Python drops exceptions raised in its memory management."""
     global _stopping
     status = getattr(unraisable.exc_value, "code", None)
     if status not in STATUSES:
-        # a read of Orbax's that ended after another of them had failed
+        # Ignore a read of Orbax that ended after another one had failed.
         if str(unraisable.exc_value) != "Event loop is closed":
             sys.__unraisablehook__(unraisable)
         return

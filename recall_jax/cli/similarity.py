@@ -1,4 +1,4 @@
-"""`recall similarity`: how alike models are, every unit with every other."""
+"""Define `recall similarity`: compare models, every unit with every other."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,7 +27,7 @@ def similarity(
         Path | None,
         typer.Option(
             "--reps",
-            help="Representations in place of models (.npz): of `recall extract`, or any arrays "
+            help="Representations instead of models (.npz): from `recall extract`, or any arrays "
             "(rows, width) and (units, rows, width).",
         ),
     ] = None,
@@ -35,8 +35,8 @@ def similarity(
         str,
         typer.Option(
             "--measure",
-            help="Measures with commas between, options in parentheses: cka,mutual_knn(k=5); or "
-            "all. --list names them.",
+            help="Measures, comma-separated, with options in parentheses: cka,mutual_knn(k=5); or "
+            "all. See --list.",
         ),
     ] = "rbf",
     layers: Annotated[
@@ -52,7 +52,7 @@ def similarity(
         typer.Option("--block-size", min=1, help="Rows at a time; by default as many as fit."),
     ] = None,
     list_measures: Annotated[
-        bool, typer.Option("--list", help="Name the measures with their options, and end.")
+        bool, typer.Option("--list", help="List the measures with their options, and exit.")
     ] = False,
     field: opt.Field = None,
     prompt_field: opt.PromptField = None,
@@ -75,7 +75,7 @@ def similarity(
 ) -> None:
     """Compare models, unit by unit.
 
-    Every unit of every model with every other, by any of the measures.
+    Compares every unit of every model with every other, by any of the measures.
 
     \b
     Example: recall similarity base math french --data french.jsonl --measure rbf,cka --out seen
@@ -93,9 +93,9 @@ def similarity(
     from recall_jax.similarity.choice import parse_measures
     from recall_jax.similarity.study import compare_all
 
-    asked = parse_measures(measure)
+    choices = parse_measures(measure)
     inputs = [path for path in (data, typical, reps, *map(Path, models or [])) if path]
-    # Entered first, so that a folder which may not be written is refused before anything runs.
+    # Entered first, so that a folder that cannot be written is refused before anything runs.
     with output_folder(out, force=force, inputs=inputs) if out else nullcontext() as folder:
         with console.progress_bar(quiet) as progress:
             if reps is not None:
@@ -115,7 +115,7 @@ def similarity(
             study = compare_all(
                 choose_units(found, layers),
                 rows,
-                asked,
+                choices,
                 block_size=block_size,
                 leave_out=measure.strip() == "all",
                 progress=progress,
@@ -149,7 +149,7 @@ def _write(folder: Path, study: "Study", settings: dict[str, object]) -> None:
 
 
 def _show(study: "Study", result: "MeasureResult") -> None:
-    """The last model with the others at the same depth, or a model alone with itself."""
+    """Print the last model's similarity with the others at the same depth, or with itself."""
     last = len(study.models) - 1
     newest = study.models[last]
     if last == 0:

@@ -1,4 +1,4 @@
-"""`recall select`, `extract` and `weights`: the stages of RECALL on their own."""
+"""Define `recall select`, `extract` and `weights`: the stages of RECALL as separate commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 Sigma = Annotated[str, typer.Option("--sigma", help="median, dim or a number.")]
 Temperature = Annotated[
-    float, typer.Option("--temperature", help="Of the softmax over the models; above 0.")
+    float, typer.Option("--temperature", help="Temperature of the softmax over models; above 0.")
 ]
 Reference = Annotated[
     str,
-    typer.Option("--reference", help="newest, pairwise, a model as named, or its index from 0."),
+    typer.Option("--reference", help="newest, pairwise, a model's name, or its index from 0."),
 ]
 SimilarityName = Annotated[
     str,
@@ -33,14 +33,12 @@ MergedUnits = Annotated[
     str,
     typer.Option(
         "--merged-units",
-        help="all, or the first, middle or last third; others are left to the newest model.",
+        help="all, or the first, middle or last third; others are the newest model's.",
     ),
 ]
 Threshold = Annotated[
     float | None,
-    typer.Option(
-        "--threshold", help="Leave units of less mean similarity than this to the newest model."
-    ),
+    typer.Option("--threshold", help="Use the newest model's units below this mean similarity."),
 ]
 AllRows = Annotated[
     int | None,
@@ -180,7 +178,7 @@ def weights(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Weigh models by their representations.
+    """Compute the models' weights from their representations.
 
     \b
     Example: recall weights --reps reps.npz --out weights.json

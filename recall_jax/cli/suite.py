@@ -1,4 +1,4 @@
-"""`recall suite`: models to try continual learning on, made from a seed without a download."""
+"""Define `recall suite`: train models for continual learning, from a seed without a download."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +12,13 @@ from recall_jax.errors import InputError
 
 def suite(
     name: Annotated[str, typer.Argument(help="strings (exact answers) or text (perplexity).")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write, or to go on with.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write or to continue.")],
     seed: Annotated[
-        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of weights, rows and their order.")
+        int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of weights, rows and order.")
     ] = 0,
     tasks: Annotated[
         str | None,
-        typer.Option("--tasks", help="Fine-tune on these, with commas between; by default on all."),
+        typer.Option("--tasks", help="Fine-tune on these, comma-separated; by default on all."),
     ] = None,
     device: opt.Device = None,
     force: opt.Force = False,
@@ -26,9 +26,9 @@ def suite(
     quiet: opt.Quiet = False,
     debug: opt.Debug = False,
 ) -> None:
-    """Train a base on all tasks of a suite, and a fine-tune on each.
+    """Train a base model on all tasks of a suite, and a fine-tune on each.
 
-    What is complete in an interrupted suite is kept.
+    Complete models of an interrupted suite are kept.
 
     \b
     Example: recall suite strings --out strings --seed 0 --tasks reverse,sort,tree
@@ -41,16 +41,16 @@ def suite(
     from recall_jax.experiments.suites.text import text_suite
 
     chosen = strings_suite(seed) if name == "strings" else text_suite(seed)
-    asked = chosen.tasks if tasks is None else tuple(map(str.strip, tasks.split(",")))
+    wanted = chosen.tasks if tasks is None else tuple(map(str.strip, tasks.split(",")))
     with console.progress_bar(quiet) as progress:
         make_suite(
             chosen,
             out,
-            asked,
+            wanted,
             force=force,
             progress=progress,
             announce=lambda line: console.say(line, quiet),
         )
-    models = " ".join(str(out / model) for model in (BASE, *asked))
-    wanted = ",".join(f"{name}_{task}" for task in chosen.tasks)
-    console.say(f"next: recall evaluate {models} --tasks {wanted}", quiet)
+    models = " ".join(str(out / model) for model in (BASE, *wanted))
+    evaluated = ",".join(f"{name}_{task}" for task in chosen.tasks)
+    console.say(f"next: recall evaluate {models} --tasks {evaluated}", quiet)

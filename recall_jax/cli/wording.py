@@ -1,9 +1,9 @@
-"""Settings in messages, called as the command at hand has them.
+"""Translate the settings in messages to the options of the command that is running.
 
-The rooms below call a setting as recipes do: `samples.count`, `finetune.warmup`. Where the command
-has an option of that name, its user is told of that. A message that ends in ways out of different
-settings has them in a list: "take less (--memory, samples.count)". Of the list stay those that the
-command has at all, as options or as keys of its recipe.
+Messages name settings as recipes do: `samples.count`, `finetune.warmup`. If the command has an
+option for one, the option is named instead. A message may end with a list of alternatives: "take
+less (--memory, samples.count)". The list is reduced to those that the command has, as options or as
+keys of its recipe.
 """
 
 import re
@@ -19,7 +19,7 @@ _RECIPES = {
     "continual": {"samples", "parameters", "finetune", "evaluate"},
 }
 _OTHER_NAMES = {"--lora-r": "--lora-rank", "--lora-use-rslora": "--rslora"}
-# What takes less of it, where memory does not suffice.
+# Lists the settings that reduce memory.
 OUT_OF_MEMORY = (
     "out of memory: take less at a time (--memory, --block-size, samples.batch_size, "
     "finetune.batch_size, evaluate.batch_size, samples.max_tokens, finetune.max_tokens, "
@@ -35,13 +35,13 @@ _line: tuple[typer.Typer, Sequence[str]] = (typer.Typer(), ())
 
 
 def speak_for(app: typer.Typer, arguments: Sequence[str]) -> None:
-    """From now on, word messages for the command that the arguments begin with."""
+    """Word messages for the command at the beginning of the arguments from now on."""
     global _line
     _line = (app, arguments)
 
 
 def worded(text: str) -> str:
-    """A message for the user of the command at hand."""
+    """Return a message with its settings named as options of the current command."""
     app, arguments = _line
     if not (_KEYS.search(text) or _LISTS.search(text)):
         return text
@@ -53,7 +53,7 @@ def worded(text: str) -> str:
     options = {name for parameter in command.params for name in parameter.opts}
     parts = _RECIPES.get(command.name, set())
 
-    def called(key: str) -> str:
+    def option_name(key: str) -> str:
         name = "--" + key.split(".", 1)[1].replace(".", "-").replace("_", "-")
         name = _OTHER_NAMES.get(name, name)
         return name if name in options else key
@@ -63,9 +63,9 @@ def worded(text: str) -> str:
 
     def listed(found: re.Match[str]) -> str:
         names = dict.fromkeys(
-            name if name.startswith("--") else called(name) for name in found[1].split(", ")
+            name if name.startswith("--") else option_name(name) for name in found[1].split(", ")
         )
         kept = ", ".join(filter(has, names))
         return f" ({kept})" if kept else ""
 
-    return _KEYS.sub(lambda found: called(found[0]), _LISTS.sub(listed, text))
+    return _KEYS.sub(lambda found: option_name(found[0]), _LISTS.sub(listed, text))

@@ -59,9 +59,9 @@ def test_without_scikit_learn_ours_is_timed_beside_numpy(recall, tmp_path, monke
 
 
 @pytest.mark.parametrize(("option", "value", "match"), [
-    ("--samples", "0", "--samples 0: give whole numbers above 0"),
-    ("--width", "16,x", "--width 16,x: give whole numbers"),
-    ("--layers", "1.5", "--layers 1.5: give whole numbers"),
+    ("--samples", "0", "--samples 0: give positive integers"),
+    ("--width", "16,x", "--width 16,x: give positive integers"),
+    ("--layers", "1.5", "--layers 1.5: give positive integers"),
     ("--measure", "cka,ckb", "unknown measure 'ckb'"),
     ("--device", "abacus", "--device abacus: use cpu, gpu or tpu"),
     ("--repeat", "0", "--repeat"),
