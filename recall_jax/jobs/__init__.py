@@ -1,1 +1,1 @@
-"""Jobs: a recipe in, a finished folder out."""
+"""Run jobs: each turns a recipe or settings into a finished folder."""

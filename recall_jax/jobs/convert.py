@@ -1,4 +1,7 @@
-"""Checkpoints from one format to another, each tensor bit for bit unless a dtype is asked for."""
+"""Convert checkpoints between formats, and describe them; tensors stay equal bit for bit.
+
+Only a dtype that is asked for changes them.
+"""
 
 import math
 from collections.abc import Collection, Mapping
@@ -44,19 +47,19 @@ def convert(
     ignore_config: Collection[str] = (),
     untie: bool = False,
 ) -> list[str]:
-    """Write the model `source` into `out`; returns what the user should know of it.
+    """Convert the model `source` into the folder `out`, and return warnings for the user.
 
-    `source` is any model a recipe can name, .bin weights and adapters included, or a folder of a
-    tree written by this function. To "huggingface" gives safetensors; to "orbax" and "npz" the Flax
-    tree {"embed", "layers" stacked on axis 0, "head"}. With `untie`, an output head that is the
-    embedding is written apart from it. Raises InputError for a source that is neither, for an
-    architecture that is not known (trees only), and where there is nothing to untie.
+    `source` is any model that a recipe can name, including .bin weights and adapters, or a folder
+    with a tree that this function wrote. "huggingface" writes safetensors; "orbax" and "npz" write
+    the Flax tree {"embed", "layers" stacked on axis 0, "head"}. With `untie`, a tied output head is
+    written as a separate tensor. Raises InputError for a source that is neither, for an unknown
+    architecture (trees only), and if there is nothing to untie.
     """
     if to not in ("huggingface", "orbax", "npz"):
         raise InputError(f"cannot convert to {to!r}: use huggingface, orbax or npz")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: use {', '.join(DTYPES)}")
-    wanted = None if dtype is None else DTYPES[dtype]
+    out_dtype = None if dtype is None else DTYPES[dtype]
     model = _open(source, ignore_config)
     if untie:
         model.untie()
@@ -71,7 +74,7 @@ def convert(
             hidden,
             config=model.config,
             tokenizers=model.tokenizer_folders,
-            dtype=wanted,
+            dtype=out_dtype,
         )
         checksums = {}
         arrays = ((name, _cast(name, model.read(name), spec)) for name, spec in specs.items())
@@ -90,7 +93,7 @@ def convert(
 
 
 class _TreeModel:
-    """A tree of ours read as a checkpoint: whole in memory, by Hugging Face names."""
+    """Read a tree in our layout as a checkpoint with Hugging Face names, completely in memory."""
 
     def __init__(self, folder: Path, tree: Any, ignore_config: Collection[str]) -> None:
         path = folder / CONFIG_NAME
@@ -123,14 +126,14 @@ class _TreeModel:
         return self._tensors[name]
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Some rows of a tensor, as `TensorSource.read_rows`."""
+        """Return rows `start` to `stop` of a tensor, as `TensorSource.read_rows` does."""
         return np.atleast_1d(self._tensors[name])[start:stop]
 
     def drop(self, name: str) -> None:
-        """Nothing: the tree is in memory."""
+        """Do nothing: the tree is in memory."""
 
     def untie(self) -> None:
-        """InputError: a tree has its head where its config puts it."""
+        """Raise InputError: whether a tree's head is tied is fixed by its config."""
         raise InputError(f"{self.name} is a tree: convert it to huggingface before --untie")
 
 
@@ -146,7 +149,7 @@ def _open(source: str, ignore_config: Collection[str]) -> Checkpoint | _TreeMode
 
 
 def _cast(name: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """The array in its dtype; InputError where a value is finite no more."""
+    """Cast the array to the dtype of `spec`; InputError if a value overflows."""
     if array.dtype == spec.dtype:
         return array
     with np.errstate(over="ignore"):
@@ -157,9 +160,9 @@ def _cast(name: str, array: np.ndarray, spec: TensorSpec) -> np.ndarray:
 
 
 def describe_adapter(folder: Path) -> dict[str, object]:
-    """What an adapter is: its base, ranks, targets and sizes; plain values. Its base is not read.
+    """Describe an adapter by JSON values: its base, ranks, targets and sizes.
 
-    Raises InputError for an adapter that cannot be folded into a base.
+    The base is not read. Raises InputError for an adapter that cannot be folded into a base.
     """
     adapter = read_adapter(folder)
     base, revision = base_of(folder / ADAPTER_CONFIG)
@@ -169,12 +172,12 @@ def describe_adapter(folder: Path) -> dict[str, object]:
     specs = adapter.file.specs
 
     def described(names: Collection[str]) -> dict[str, object]:
-        own = [specs[key] for name in names for key in adapter.updates[name].values()]
+        factors = [specs[key] for name in names for key in adapter.updates[name].values()]
         return {
             "modules": len(names),
             "ranks": sorted({adapter.config.rank(name) for name in names}),
-            "parameters": sum(math.prod(spec.shape) for spec in own),
-            "bytes": sum(spec.nbytes for spec in own),
+            "parameters": sum(math.prod(spec.shape) for spec in factors),
+            "bytes": sum(spec.nbytes for spec in factors),
         }
 
     return {
@@ -196,7 +199,7 @@ def describe_adapter(folder: Path) -> dict[str, object]:
 def describe_checkpoint(
     model: Checkpoint, ignore_config: Collection[str] = ()
 ) -> dict[str, object]:
-    """What a model is: family, stacks of layers, units, sizes, dtypes, adapters; plain values."""
+    """Describe a model by JSON values: family, layer stacks, units, sizes, dtypes, adapters."""
     specs = in_forward_order(model.stored)
     units = {
         unit: {

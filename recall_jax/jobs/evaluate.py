@@ -1,7 +1,7 @@
-"""An evaluation, from models and tasks to one table: where all rooms meet.
+"""Evaluate models on tasks, and write their metrics and answers to a folder.
 
-Rows and prompts are made before any model is loaded, and models are in memory one at a time. What
-each of them answered is kept; an interrupted evaluation goes on after the last finished task.
+Rows and prompts are made before any model is loaded, and models are in memory one at a time. An
+interrupted evaluation can be resumed after the last finished task of a model.
 """
 
 import hashlib
@@ -41,7 +41,12 @@ RECORD, PAGE, PREDICTIONS = "evaluation.json", "index.html", "predictions"
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How models are evaluated: on at most `limit` rows of each task, drawn by `seed`."""
+    """Set how models are evaluated: on at most `limit` rows of each task, drawn by `seed`.
+
+    Rows come from files below `data_root`, or else from the hub. `compute_dtype` is that of the
+    forward, by default as in `engine.inputs.compute_dtype`. `force` replaces an output, `resume`
+    continues an interrupted one. Raises InputError for numbers out of range.
+    """
 
     data_root: Path | None = None
     limit: int | None = None
@@ -53,7 +58,7 @@ class EvaluateOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range."""
+        """Raise InputError for numbers out of range."""
         for name, value in (("limit", self.limit), ("batch_size", self.batch_size)):
             if value is not None and value < 1:
                 raise InputError(f"evaluate.{name} must be at least 1, not {value}")
@@ -66,7 +71,10 @@ DEFAULTS = EvaluateOptions()
 
 @dataclass(frozen=True)
 class TaskExamples:
-    """A task, and what a model is asked of it: the examples of the rows drawn, of `total` rows."""
+    """Hold a task and the examples of the rows drawn from its `total` rows.
+
+    `source` describes where the rows came from, and `files` are those that were read.
+    """
 
     task: Task
     examples: list[Example]
@@ -75,13 +83,16 @@ class TaskExamples:
     files: tuple[Path, ...]
 
     def digest(self) -> str:
-        """A checksum of the examples."""
+        """Return a SHA-256 checksum of the examples."""
         content = json.dumps([asdict(example) for example in self.examples])
         return hashlib.sha256(content.encode()).hexdigest()
 
 
 def load_task_examples(task: Task, options: EvaluateOptions = DEFAULTS) -> TaskExamples:
-    """The examples of a task's rows. Raises InputError for missing or unfitting rows."""
+    """Load a task's rows, and make examples of those drawn.
+
+    Raises InputError if there are no rows, or one does not fit the task.
+    """
     check_metrics(headline(task))
     rows = load_rows(task, options.data_root)
     drawn = rows.draw(options.limit, options.seed)
@@ -97,50 +108,52 @@ def evaluate(
     options: EvaluateOptions = DEFAULTS,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Evaluate models on tasks, and write `out`, if given: the record, a page, and all answers.
+    """Evaluate models on tasks, and write the record, a page and all answers to `out`, if given.
 
-    Returns the record, as `evaluation.json` holds it. Raises InputError for whatever is wrong with
-    models, tasks, rows or `out`; UnfinishedError, which leaves what is done for `resume`.
+    Returns the record in `evaluation.json`, with timings. Raises InputError for faults of models,
+    tasks, rows or `out`, and UnfinishedError, which keeps finished tasks for `resume`.
     """
     if not models or not tasks:
         raise InputError("name at least one model and one task")
     clock = Clock()
     with clock.stage("total"):
-        asked = [load_task_examples(task, options) for task in tasks]
+        loaded = [load_task_examples(task, options) for task in tasks]
         checkpoints = [open_checkpoint(model) for model in models]
-        residents = [  # what is wrong is found now
+        residents = [  # faults of every model are found before the first one runs
             without_weights(checkpoint, options.ignore_config) for checkpoint in checkpoints
         ]
         warnings = file_warnings(checkpoints)
         warnings += [
             line
             for model, checkpoint in zip(residents, checkpoints, strict=True)
-            for line in _too_long(model, checkpoint.name, asked, options.batch_size)
+            for line in _too_long(model, checkpoint.name, loaded, options.batch_size)
         ]
         names = [f"{k}-{_file_name(model)}" for k, model in enumerate(models)]
-        with _kept(out, checkpoints, asked, options) as (folder, journal):
+        with _open_output(out, checkpoints, loaded, options) as (folder, journal):
 
             def answers(k: int, task: str) -> Path:
                 assert folder is not None
                 return folder / PREDICTIONS / names[k] / f"{task}.jsonl"
 
             journal.forget_lost(answers)
-            rows = {each.task.task: len(each.examples) for each in asked}
+            rows = {each.task.task: len(each.examples) for each in loaded}
             total = len(models) * sum(rows.values())
 
-            def tell(doing: str, answered: int) -> None:
+            def report_done(doing: str, answered: int) -> None:
                 done = sum(rows[task] for _, task in journal.results)
                 progress(doing, done + answered, total)
 
             for k, (model, checkpoint) in enumerate(zip(residents, checkpoints, strict=True)):
-                missing = [each for each in asked if (k, each.task.task) not in journal.results]
-                for each, scored in _answers(model, checkpoint, missing, options, clock, tell):
+                missing = [each for each in loaded if (k, each.task.task) not in journal.results]
+                for each, scored in _score_tasks(
+                    model, checkpoint, missing, options, clock, report_done
+                ):
                     task = each.task.task
                     path = None if folder is None else answers(k, task)
                     if path is not None:
                         _write_predictions(path, scored)
                     journal.record(k, task, scored.metrics, path)
-            record = _record(models, names, asked, journal.results, options)
+            record = _record(models, names, loaded, journal.results, options)
             record["warnings"] = warnings
             if folder is not None:
                 _write(folder, record)
@@ -148,13 +161,13 @@ def evaluate(
 
 
 def _too_long(
-    model: ResidentModel, name: str, asked: Sequence[TaskExamples], batch_size: int
+    model: ResidentModel, name: str, loaded: Sequence[TaskExamples], batch_size: int
 ) -> Iterator[str]:
-    """A warning for each task with rows that are longer than the model was made for.
+    """Yield a warning for each task with rows beyond the model's maximum length.
 
-    Raises InputError for one that is too long for the memory.
+    Raises InputError for a row that is too long for the memory.
     """
-    for each in asked:
+    for each in loaded:
         check_memory(each.task, each.examples, model, batch_size)
         if count := count_too_long(each.task, each.examples, model):
             yield (
@@ -164,24 +177,24 @@ def _too_long(
             )
 
 
-def _answers(
+def _score_tasks(
     model: ResidentModel,
     checkpoint: Checkpoint,
-    asked: Sequence[TaskExamples],
+    loaded: Sequence[TaskExamples],
     options: EvaluateOptions,
     clock: Clock,
-    tell: Callable[[str, int], None],
+    report_done: Callable[[str, int], None],
 ) -> Iterator[tuple[TaskExamples, Scored]]:
-    """What a model, which is in memory only meanwhile, answers to each task."""
-    if not asked:
+    """Load a model's weights, and yield each task with its scored answers."""
+    if not loaded:
         return
     with clock.stage("loading"):
         model = with_weights(model, checkpoint)
-        model = replace(model, params=jax.device_put(model.params))  # once for all tasks
+        model = replace(model, params=jax.device_put(model.params))
     dtype = compute_dtype(options.compute_dtype, checkpoint)
-    for each in asked:
+    for each in loaded:
         name = each.task.task
-        progress = partial(tell, f"{name}, {short_name(checkpoint.name)}")
+        progress = partial(report_done, f"{name}, {short_name(checkpoint.name)}")
         progress(0)
         try:
             with clock.stage(name):
@@ -199,18 +212,18 @@ def _answers(
 
 
 @contextmanager
-def _kept(
+def _open_output(
     out: Path | None,
     checkpoints: Sequence[Checkpoint],
-    asked: Sequence[TaskExamples],
+    loaded: Sequence[TaskExamples],
     options: EvaluateOptions,
 ) -> Iterator[tuple[Path | None, EvaluationJournal]]:
-    """The folder that becomes `out`, and the journal of what is done; neither without `out`."""
-    identity = _identity(checkpoints, asked, options)
+    """Yield the folder that becomes `out`, if it is given, and the journal of finished tasks."""
+    identity = _identity(checkpoints, loaded, options)
     if out is None:
         yield None, EvaluationJournal(None, identity)
         return
-    inputs = [path for each in asked for path in each.files]
+    inputs = [path for each in loaded for path in each.files]
     inputs += [path for model in checkpoints for path in (model.folder, *model.adapters)]
     with work_folder(out, force=options.force, resume=options.resume, inputs=inputs) as work:
         if options.resume:
@@ -220,13 +233,13 @@ def _kept(
 
 
 def _identity(
-    checkpoints: Sequence[Checkpoint], asked: Sequence[TaskExamples], options: EvaluateOptions
+    checkpoints: Sequence[Checkpoint], loaded: Sequence[TaskExamples], options: EvaluateOptions
 ) -> dict[str, Any]:
-    """What makes an evaluation the same: only then may one go on where another has stopped."""
+    """Return the identity of an evaluation, which a resumed one must share."""
     return {
         "models": [model.fingerprint() for model in checkpoints],
-        "tasks": [each.task.model_dump(mode="json") for each in asked],
-        "rows": [each.digest() for each in asked],
+        "tasks": [each.task.model_dump(mode="json") for each in loaded],
+        "rows": [each.digest() for each in loaded],
         "options": [options.batch_size, options.compute_dtype, list(options.ignore_config)],
         "versions": {**versions(), "device": device()},
     }
@@ -235,7 +248,7 @@ def _identity(
 def _record(
     models: Sequence[str],
     names: Sequence[str],
-    asked: Sequence[TaskExamples],
+    loaded: Sequence[TaskExamples],
     results: TaskMetrics,
     options: EvaluateOptions,
 ) -> dict[str, Any]:
@@ -255,7 +268,7 @@ def _record(
                 "first_prompt": each.examples[0].prompt,
                 "definition": each.task.model_dump(mode="json", exclude_none=True),
             }
-            for each in asked
+            for each in loaded
         ],
         "results": [
             {
@@ -263,7 +276,7 @@ def _record(
                     metric: estimate._asdict()
                     for metric, estimate in results[k, each.task.task].items()
                 }
-                for each in asked
+                for each in loaded
             }
             for k in range(len(models))
         ],
@@ -274,14 +287,14 @@ def _record(
             "compute_dtype": options.compute_dtype,
             "ignore_config": list(options.ignore_config),
         },
-        "versions": versions() | _scorers(asked),
+        "versions": versions() | _scorers(loaded),
         "device": device(),
     }
 
 
-def _scorers(asked: Sequence[TaskExamples]) -> dict[str, str]:
-    """The versions of other software whose metrics are among those asked for."""
-    uses_bleu = any(BLEU in headline(each.task) for each in asked)
+def _scorers(loaded: Sequence[TaskExamples]) -> dict[str, str]:
+    """Return the versions of other software that computes some of the metrics."""
+    uses_bleu = any(BLEU in headline(each.task) for each in loaded)
     return {"sacrebleu": version("sacrebleu")} if uses_bleu else {}
 
 
@@ -299,5 +312,5 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _file_name(model: str) -> str:
-    """A model's name as a folder can have it."""
+    """Return a model's name in a form for folders."""
     return re.sub(r"[^\w.+-]", "_", short_name(model, 60))

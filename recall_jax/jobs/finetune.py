@@ -1,7 +1,4 @@
-"""A fine-tuning, from a model and a data file to a finished folder: where all rooms meet.
-
-The command line and Python callers come through `finetune`.
-"""
+"""Fine-tune a model on a data file, and write the trained model or adapter to a folder."""
 
 import math
 import shutil
@@ -48,12 +45,16 @@ from recall_jax.training.settings import TrainingSettings
 from recall_jax.training.step import Tree
 
 RECORD = "training.json"
-FISHER = "ewc/fisher.safetensors"  # not beside the weights, where vLLM would take it for some
+FISHER = "ewc/fisher.safetensors"  # in a subfolder, since vLLM loads every weight file at the top
 
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """How a fine-tuning is run, beside what is trained."""
+    """Set how a fine-tuning runs, independently of the trained model.
+
+    `force` replaces an output, `resume` continues an interrupted run. `shard_bytes` is the largest
+    size of a weight file.
+    """
 
     force: bool = False
     resume: bool = False
@@ -64,7 +65,7 @@ DEFAULTS = FinetuneOptions()
 
 
 class _Data(NamedTuple):
-    """Rows to train on, to validate on if any, and of earlier tasks."""
+    """Hold rows to train on, to validate on if any, and of earlier tasks."""
 
     examples: Examples
     validation: Examples | None
@@ -80,12 +81,12 @@ def finetune(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Train `model` as `settings` say: `out` becomes the trained model, or stays as it was.
+    """Train `model` by `settings`, and write the trained model or adapter to `out`.
 
-    `announce` hears the plan before the first step, and every validation. Returns the record, as
-    `training.json` holds it. Raises InputError for whatever is wrong with the model, the data or
-    `out`; UnfinishedError, which leaves the last checkpoint for `resume`, where the loss is finite
-    no more, or disk or memory fail.
+    `announce` is called with the plan before the first step, and with every validation. Returns the
+    record in `training.json`. On an error `out` stays as it was. Raises InputError for faults of
+    the model, the data or `out`; UnfinishedError, which keeps the last checkpoint for `resume`, if
+    the loss is no longer finite, or disk or memory fail.
     """
     clock = Clock()
     checkpoint = open_checkpoint(model)
@@ -97,7 +98,8 @@ def finetune(
     plan = _plan(settings, len(data.examples))
     rate = _rate(settings, plan)
     identity = {
-        # the dtype written changes no step, and can be found too narrow after the last of them
+        # Without the output's dtype, which affects no step, and may prove too narrow only at the
+        # end.
         "settings": {"model": checkpoint.full_name, **asdict(replace(settings, out_dtype=None))},
         "inputs": input_files([checkpoint], map(Path, settings.data_files)),
         "program": {**versions(), "device": device(), "compute_dtype": np.dtype(dtype).name},
@@ -107,7 +109,7 @@ def finetune(
         if work.discarded:
             announce("an interrupted run was discarded: --resume would have gone on with it")
         checkpoints = TrainingCheckpoints(work.journal, identity)
-        if options.resume:  # before anything else can be found wrong, which would end the work
+        if options.resume:  # checked first, since any other error would discard the work
             for line in checkpoints.changed_settings():
                 announce(line)
         with clock.stage("reading weights"):
@@ -133,7 +135,7 @@ def finetune(
             )
             trained = jax.device_get(trained)
         with clock.stage("writing"):
-            _empty(work.folder)
+            _clear(work.folder)
             if settings.lora is not None:
                 base = checkpoint.full_name
                 save_lora(work.folder, arch, trained, settings.lora, base_model=base)
@@ -162,7 +164,7 @@ def finetune(
 
 
 def check(settings: TrainingSettings, checkpoint: Checkpoint) -> None:
-    """Raise InputError for what a fine-tuning would refuse of its rows, all read, and settings."""
+    """Raise InputError if `finetune` would refuse the settings, or any row of the data."""
     arch = common_architecture([checkpoint], settings.ignore_config)
     _mesh(settings)
     _rate(settings, _plan(settings, len(_read_data(settings, checkpoint, arch).examples)))
@@ -225,7 +227,7 @@ def _plan(settings: TrainingSettings, num_rows: int) -> TrainingPlan:
 
 
 def _rate(settings: TrainingSettings, plan: TrainingPlan) -> optax.Schedule:
-    """The learning rate of each step."""
+    """Return the schedule of the learning rate; InputError if no step would learn."""
     warmup_steps = math.ceil(settings.warmup * plan.steps)
     if plan.steps == 1 and warmup_steps:
         raise InputError(
@@ -250,14 +252,14 @@ def _write_model(
     arch: Architecture,
     options: FinetuneOptions,
 ) -> tuple[Mapping[str, FileChecksum], list[str]]:
-    """The model in Hugging Face's format, each tensor in the dtype it came in or that asked for.
+    """Write the model in Hugging Face's format, in the dtype asked for or each tensor's.
 
-    Returns the checksums of the weight files, and what the user should know of the others.
+    Returns the checksums of the weight files, and warnings about the others.
     """
-    wanted = DTYPES[settings.out_dtype] if settings.out_dtype else None
+    out_dtype = DTYPES[settings.out_dtype] if settings.out_dtype else None
     tensors = from_flax(arch, trained)
     specs = {
-        name: TensorSpec(wanted or checkpoint.stored[name].dtype, array.shape)
+        name: TensorSpec(out_dtype or checkpoint.stored[name].dtype, array.shape)
         for name, array in tensors.items()
     }
     warnings = copy_companions(
@@ -265,7 +267,7 @@ def _write_model(
         folder,
         config=checkpoint.config,
         tokenizers=checkpoint.tokenizer_folders,
-        dtype=wanted,
+        dtype=out_dtype,
     )
     with ShardedWriter(folder, specs, options.shard_bytes) as writer:
         for name, array in tensors.items():
@@ -283,7 +285,7 @@ def _write_model(
 def _describe(
     settings: TrainingSettings, method: TrainingMethod, data: _Data, plan: TrainingPlan, mesh: Mesh
 ) -> str:
-    """The plan of a fine-tuning in a line."""
+    """Describe the plan of a fine-tuning in a line."""
     held_out = f" and {len(data.validation):,} to validate on" if data.validation else ""
     rows = plan.batch_size * plan.accumulate
     devices = f"{mesh.size} of {len(jax.devices())} devices ({device()})"
@@ -303,7 +305,7 @@ def _record(
     plan: TrainingPlan,
     history: History,
 ) -> dict[str, Any]:
-    """What `training.json` holds."""
+    """Return the content of `training.json`."""
     validation, warnings = data.validation, data.examples.warnings(settings.data)
     if validation is not None and settings.validation is not None:
         warnings += validation.warnings(settings.validation)
@@ -335,8 +337,8 @@ def _record(
     }
 
 
-def _empty(folder: Path) -> None:
-    """Remove what a run that was killed while it wrote has left."""
+def _clear(folder: Path) -> None:
+    """Remove files left by a run that was killed while it wrote them."""
     with storage_faults(f"write {folder}"):
         shutil.rmtree(folder)
         folder.mkdir()

@@ -1,7 +1,8 @@
-"""The stages of RECALL on their own, each with a file that feeds the next.
+"""Run the stages of RECALL separately; each writes a file that the next one reads.
 
 `select` chooses typical samples (typical.jsonl), `extract` pools their hidden states (reps.npz),
-`weights` compares and weighs the models (weights.json), which a merge takes with `--weights`.
+`weigh` compares the models and computes their weights (weights.json), which a merge reads with
+`--weights`.
 """
 
 from collections.abc import Collection, Sequence
@@ -36,7 +37,7 @@ from recall_jax.similarity.diagnostics import similarity_warnings
 
 @dataclass(frozen=True)
 class Representations:
-    """Pooled states of K models: `reps` (K, U, n, E) float32, the data rows (n,), and names."""
+    """Hold pooled states of K models, `reps` (K, U, n, E) float32, their data rows, and names."""
 
     reps: np.ndarray
     rows: np.ndarray
@@ -54,7 +55,11 @@ def select(
     layout: Layout = ON_HOST,
     progress: Progress = silent,
 ) -> TypicalSamples:
-    """Choose typical samples by one model, in `memory` bytes (default: a share of what is free)."""
+    """Choose typical samples by one model's hidden states.
+
+    `memory` is the budget in bytes, by default a share of free memory. Raises InputError for faults
+    of the model or the samples, or if the budget is too small.
+    """
     models = open_models([model])
     arch = common_architecture(models, ignore_config)
     dtype = compute_dtype(dtype_name, models[0])
@@ -87,10 +92,11 @@ def extract(
     layout: Layout = ON_HOST,
     progress: Progress = silent,
 ) -> Representations:
-    """Pooled states of every unit of K models for all rows that `samples` names.
+    """Return the pooled states of every unit of K models for all rows that `samples` names.
 
-    In `memory` bytes (default: a share of what is free), in as many passes as that takes. The
-    models' tensors lie as the `layout` says.
+    `memory` is the budget in bytes, by default a share of free memory; rows are split into as many
+    passes as it requires. Raises InputError for faults of the models or the samples, or if the
+    budget is too small.
     """
     models = open_models(specs)
     arch = common_architecture(models, ignore_config)
@@ -131,7 +137,11 @@ def extract(
 
 
 def weigh(representations: Representations, parameters: RecallParameters) -> dict[str, Any]:
-    """RECALL's weights from representations: the record that `weights.json` holds."""
+    """Compute RECALL's weights from representations, and return the record in `weights.json`.
+
+    The weights are a softmax over the models of their similarities, for each unit (arXiv
+    2510.20479).
+    """
     comparison = recall_comparison(parameters, representations.models)
     reference = comparison.reference_index
     units = list(representations.units)
@@ -152,7 +162,7 @@ def weigh(representations: Representations, parameters: RecallParameters) -> dic
 
 
 def save_representations(path: Path, representations: Representations) -> None:
-    """Write an .npz with the arrays `reps`, `rows`, `units` and `models`."""
+    """Write an .npz file with the arrays `reps`, `rows`, `units` and `models`."""
     with path.open("wb") as file:
         np.savez(
             file,
@@ -164,13 +174,13 @@ def save_representations(path: Path, representations: Representations) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file, nothing unpickled; InputError if it is none, or damaged."""
+    """Return all arrays of an .npz file, without unpickling; InputError if it is invalid."""
     file = NpzTree(str(path), path)
     return {name: file.read(name) for name in file.specs}
 
 
 def load_representations(path: Path) -> Representations:
-    """Read an .npz with at least `reps` (K, U, n, E); InputError if it is none."""
+    """Read an .npz file with at least `reps` (K, U, n, E); InputError if it is not one."""
     arrays = read_arrays(path)
     reps = arrays.get("reps")
     if (

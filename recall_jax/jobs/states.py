@@ -1,4 +1,4 @@
-"""Where the states of a study come from: models that read a data file, or a file of arrays."""
+"""Obtain the states for a similarity study: from models and a data file, or from arrays."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -31,13 +31,13 @@ def states_of_models(
     memory: int | None = None,
     progress: Progress = silent,
 ) -> tuple[list[ModelStates], np.ndarray]:
-    """Pooled states of all units of the models, and the data rows (n,).
+    """Return the pooled states of all units of the models, and the data rows (n,).
 
-    Models of one architecture read what the last one's tokenizer makes of the rows; if their
-    architectures differ, each reads the same rows by its own.
+    Models of one architecture share the last one's tokenizer; if their architectures differ, each
+    tokenises the same rows itself. Raises InputError for faults of the models or the samples.
     """
     architectures = {common_architecture(open_models([spec]), ignore_config) for spec in specs}
-    together = len(architectures) == 1
+    share_tokenizer = len(architectures) == 1
     found = [
         stages.extract(
             some,
@@ -48,26 +48,26 @@ def states_of_models(
             memory=memory,
             progress=progress,
         )
-        for some in ([specs] if together else [[spec] for spec in specs])
+        for some in ([specs] if share_tokenizer else [[spec] for spec in specs])
     ]
     models = [
         ModelStates(name, one.units, states)
         for one in found
         for name, states in zip(one.models, one.reps, strict=True)
     ]
-    return _named_apart(models), found[0].rows
+    return _with_distinct_names(models), found[0].rows
 
 
 def read_states(path: Path) -> tuple[list[ModelStates], np.ndarray]:
-    """Models and data rows (n,) of an .npz file, of one of two kinds.
+    """Return the models and the data rows (n,) of an .npz file, in one of two forms.
 
-    `reps` (K, U, n, E), with `units`, `models` and `rows` if there are; or named arrays (n, E) and
-    (U, n, E), each a model, of the same n samples and any widths. Raises InputError for a file that
-    holds anything else, or numbers that are not finite in float32.
+    The file holds `reps` (K, U, n, E), optionally with `units`, `models` and `rows`; or named
+    arrays (n, E) and (U, n, E), each a model, for the same n samples and of any width. Raises
+    InputError for anything else, or for numbers that are not finite in float32.
     """
     arrays = stages.read_arrays(path)
     if "reps" in arrays and arrays["reps"].ndim == 4:
-        return _of_one_shape(path, arrays)
+        return _from_reps(path, arrays)
     rows = arrays.pop("rows", None)
     if not arrays:
         raise InputError(f"{path} holds no arrays: give representations (n, E) or (U, n, E)")
@@ -87,9 +87,9 @@ def read_states(path: Path) -> tuple[list[ModelStates], np.ndarray]:
 
 
 def choose_units(models: Sequence[ModelStates], text: str) -> list[ModelStates]:
-    """The models with the units that `text` names, in the order of the forward pass.
+    """Reduce the models to the units that `text` names, in the order of the forward pass.
 
-    `all`, or names and numbers of layers with commas between: `embed,layers.3,8-12,last,head`;
+    `text` is `all`, or comma-separated names and layer numbers: `embed,layers.3,8-12,last,head`;
     `last` is the last layer. Raises InputError for a unit that one of the models does not have.
     """
     if text.strip() == "all":
@@ -98,17 +98,17 @@ def choose_units(models: Sequence[ModelStates], text: str) -> list[ModelStates]:
 
 
 def _choose(model: ModelStates, words: Sequence[str]) -> ModelStates:
-    places = sorted({place for word in words for place in _places(model, word)})
+    indices = sorted({index for word in words for index in _indices(model, word)})
     return replace(
         model,
-        units=tuple(model.units[place] for place in places),
-        states=model.states[places],
-        all_units=model.all_units and len(places) == len(model.units),
+        units=tuple(model.units[index] for index in indices),
+        states=model.states[indices],
+        all_units=model.all_units and len(indices) == len(model.units),
     )
 
 
-def _places(model: ModelStates, word: str) -> Iterator[int]:
-    """Where the units that one word names stand."""
+def _indices(model: ModelStates, word: str) -> Iterator[int]:
+    """Yield the indices of the units that one word names."""
     names: Iterable[str] = [word]
     if word == "last":
         names = [model.body[-1]]
@@ -118,7 +118,7 @@ def _places(model: ModelStates, word: str) -> Iterator[int]:
             raise InputError(f"--layers {shown(word)}: write the lower number first")
         names = map(str, range(first, last + 1))
     for name in names:
-        # A number is a layer of a model, or a unit that has no other name.
+        # A number is the index of a layer, or the name of a unit without another name.
         if _NUMBER.fullmatch(name) and layer_unit(int(name)) in model.units:
             name = layer_unit(int(name))
         if name not in model.units:
@@ -129,30 +129,28 @@ def _places(model: ModelStates, word: str) -> Iterator[int]:
         yield model.units.index(name)
 
 
-def _of_one_shape(
-    path: Path, arrays: dict[str, np.ndarray]
-) -> tuple[list[ModelStates], np.ndarray]:
-    """`reps` (K, U, n, E), as `recall extract` writes it or made elsewhere."""
+def _from_reps(path: Path, arrays: dict[str, np.ndarray]) -> tuple[list[ModelStates], np.ndarray]:
+    """Return the models and rows of `reps` (K, U, n, E), such as `recall extract` writes."""
     if unknown := [name for name in arrays if name not in ("reps", *_NAMES)]:
         raise InputError(
-            f"{path} holds {', '.join(unknown)} beside reps (K, U, n, E): give either that, with "
+            f"{path} holds {', '.join(unknown)} besides reps (K, U, n, E): give either that, with "
             f"{', '.join(_NAMES)}, or arrays (n, E) and (U, n, E)"
         )
     reps = _checked(f"{path}: reps", arrays["reps"], (4,))
     num_models, num_units, num_samples, _ = reps.shape
-    plain = [f"model {index}" for index in range(num_models)]
-    names = _words(path, "models", arrays.get("models"), plain)
-    units = _words(path, "units", arrays.get("units"), [str(unit) for unit in range(num_units)])
+    numbered = [f"model {index}" for index in range(num_models)]
+    names = _names(path, "models", arrays.get("models"), numbered)
+    units = _names(path, "units", arrays.get("units"), [str(unit) for unit in range(num_units)])
     if len(set(units)) < len(units):
         raise InputError(f"{path}: two units have the same name")
     models = [
         ModelStates(name, tuple(units), states) for name, states in zip(names, reps, strict=True)
     ]
-    return _named_apart(models), _rows(path, arrays.get("rows"), num_samples)
+    return _with_distinct_names(models), _rows(path, arrays.get("rows"), num_samples)
 
 
 def _checked(where: str, array: np.ndarray, dimensions: Collection[int]) -> np.ndarray:
-    """The array in float32; InputError if it holds no states, or some that are not finite."""
+    """Return the array in float32; InputError if it holds no states, or values not finite."""
     if array.dtype.kind not in "fiu" or array.ndim not in {*dimensions} or 0 in array.shape:
         raise InputError(
             f"{where} is {array.dtype} {array.shape}: give representations as numbers, (n, E) or "
@@ -167,18 +165,18 @@ def _checked(where: str, array: np.ndarray, dimensions: Collection[int]) -> np.n
     return states
 
 
-def _words(path: Path, key: str, array: np.ndarray | None, default: list[str]) -> list[str]:
+def _names(path: Path, key: str, array: np.ndarray | None, default: list[str]) -> list[str]:
     if array is None:
         return default
     if array.dtype.kind != "U" or array.shape != (len(default),):
         raise InputError(
             f"{path}: {key} is {array.dtype} {array.shape}, and reps needs {len(default)} names"
         )
-    return [str(word) for word in array]
+    return [str(name) for name in array]
 
 
 def _rows(path: Path, array: np.ndarray | None, num_samples: int) -> np.ndarray:
-    """Numbers of the data rows, by default from zero."""
+    """Return the numbers of the data rows, by default counted from zero."""
     if array is None:
         return np.arange(num_samples)
     if array.dtype.kind not in "iu" or array.shape != (num_samples,):
@@ -188,8 +186,8 @@ def _rows(path: Path, array: np.ndarray | None, num_samples: int) -> np.ndarray:
     return array
 
 
-def _named_apart(models: Sequence[ModelStates]) -> list[ModelStates]:
-    """The models, with a number behind a name that another has too."""
+def _with_distinct_names(models: Sequence[ModelStates]) -> list[ModelStates]:
+    """Append a number to each name that several models have."""
     names = [model.name for model in models]
     return [
         replace(model, name=f"{model.name} ({names[: index + 1].count(model.name)})")

@@ -1,4 +1,4 @@
-"""Whether a finished folder is as it was written, and whether any model's folder is whole."""
+"""Verify that a folder still holds the bytes written, and that a model's files match each other."""
 
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -39,20 +39,20 @@ from recall_jax.models.shapes import check_sizes
 
 Kind = Literal["model", "adapter", "orbax", "npz", "msgpack", "part"]
 
-# By the ends of their names: what transformers, peft or vLLM would load if it stood in the folder,
-# beside a tokenizer's files; and what nobody loads, but people read.
+# Suffixes of files that transformers, peft or vLLM load if they are in the folder, in addition to
+# those of a tokenizer; and suffixes of files that only people read.
 _LOADED = (".safetensors", ".bin", ".index.json", ADAPTER_CONFIG, GENERATION_NAME)
 _PAGES = (".md", ".html", "license", "license.txt", "notice", "notice.txt")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked and found; each fault is one line, and a note is no fault."""
+    """Hold the results of a verification; faults and notes are one line each."""
 
     folder: str
     kind: Kind
-    files: int  # held against their checksums
-    nbytes: int  # of those files, as they were written
+    files: int  # number of files compared with their checksums
+    nbytes: int  # bytes of these files, as recorded
     faults: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -66,13 +66,12 @@ class _Findings:
 def verify(
     folder: Path, progress: Progress = silent, *, ignore_config: Collection[str] = ()
 ) -> Verification:
-    """Hold `folder` against its checksums.json, if it has one, and check that it fits together.
+    """Compare `folder` with its checksums.json, if it has one, and check that its files match.
 
-    A page for people to read, such as README.md, may be edited: that is a note. Of a model:
-    headers, index, config, and the tensors against the config where the family is known; of an
-    adapter its config and header; of a tree the config. `ignore_config` are attributes of a model's
-    config to let pass though they are not known. Raises InputError if there is no such
-    folder, or nothing in it to verify.
+    For a model, checks headers, index, config, and for a known family the tensors against the
+    config; for an adapter its config and header; for a tree the config. An edited page, such as
+    README.md, is a note and not a fault. Attributes of a model's config in `ignore_config` may be
+    unknown. Raises InputError if there is no such folder, or nothing in it to verify.
     """
     if not os.path.isdir(folder):
         why = "is a file: name the folder it is in" if os.path.exists(folder) else "does not exist"
@@ -85,10 +84,10 @@ def verify(
         )
     findings = _Findings()
     checksums: dict[str, FileChecksum] = {}
-    told = PART_NAME if PART_NAME in names else CHECKSUMS_NAME
-    if told not in names:
+    checksums_name = PART_NAME if PART_NAME in names else CHECKSUMS_NAME
+    if checksums_name not in names:
         findings.notes.append(f"no {CHECKSUMS_NAME}: the bytes were not checked")
-    elif checksums := _read_checksums(folder / told, findings):
+    elif checksums := _read_checksums(folder / checksums_name, findings):
         _check_bytes(folder, checksums, findings, progress)
         _check_others(folder, checksums, findings)
     kind = _kind(folder, names)
@@ -96,7 +95,7 @@ def verify(
         checks = _CHECKS | {"model": partial(_check_model, ignore_config=ignore_config)}
         checks[kind](folder, findings, progress)
     except InputError as error:
-        if isinstance(error.__cause__, ImportError):  # a package is missing here, nothing there
+        if isinstance(error.__cause__, ImportError):  # a missing package is no fault of the folder
             raise
         findings.faults.append(str(error))
     nbytes = sum(checksum["bytes"] for checksum in checksums.values())
@@ -108,7 +107,7 @@ def verify(
 
 
 def _read_checksums(path: Path, findings: _Findings) -> dict[str, FileChecksum]:
-    """The entries that can be checked, by file name; a fault for each of the others."""
+    """Return the valid entries by file name, and record a fault for each of the others."""
     try:
         content = read_json_object(path)
     except InputError as error:
@@ -131,17 +130,17 @@ def _read_checksums(path: Path, findings: _Findings) -> dict[str, FileChecksum]:
 def _check_bytes(
     folder: Path, checksums: Mapping[str, FileChecksum], findings: _Findings, progress: Progress
 ) -> None:
-    """Read every file that has a checksum, two at a time, which the checksum lets threads do."""
+    """Compare every file with its checksum, in two threads: computing one releases the lock."""
     progress("checksums", 0, len(checksums))
     pool = ThreadPoolExecutor(2)
     try:
         faults = pool.map(lambda name: _file_fault(folder, name, checksums[name]), checksums)
         for done, (name, fault) in enumerate(zip(checksums, faults, strict=True), start=1):
-            told = findings.notes if name.lower().endswith(_PAGES) else findings.faults
-            told += [fault] if fault else []
+            lines = findings.notes if name.lower().endswith(_PAGES) else findings.faults
+            lines += [fault] if fault else []
             progress("checksums", done, len(checksums))
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # so that an interrupt need not wait
+        pool.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait
 
 
 def _file_fault(folder: Path, name: str, expected: FileChecksum) -> str | None:
@@ -160,7 +159,7 @@ def _file_fault(folder: Path, name: str, expected: FileChecksum) -> str | None:
 
 
 def _check_others(folder: Path, checksums: Collection[str], findings: _Findings) -> None:
-    """Files without a checksum: those that would be loaded are faults, the rest are mentioned."""
+    """Record files without a checksum: a fault if they would be loaded, otherwise a note."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     names = sorted({path.as_posix() for path in paths} - {*checksums, CHECKSUMS_NAME, PART_NAME})
     loaded = [
@@ -183,7 +182,7 @@ def _check_others(folder: Path, checksums: Collection[str], findings: _Findings)
 
 
 def _kind(folder: Path, names: Collection[str]) -> Kind:
-    """What the folder is; where weights of a model are missing, by what stands there instead."""
+    """Return the kind of folder; without a model's weights, it depends on the other files."""
     if PART_NAME in names:
         return "part"
     if any(name in names for name in WEIGHTS):
@@ -246,7 +245,7 @@ def _check_msgpack(folder: Path, findings: _Findings, progress: Progress) -> Non
 
 
 def _check_config(folder: Path, findings: _Findings) -> None:
-    """The config of a tree, which it has where it was converted from a model of a known family."""
+    """Check the config of a tree; one that was converted from a model has a config."""
     if (folder / CONFIG_NAME).is_file():
         read_json_object(folder / CONFIG_NAME)
         _note_tokenizer(folder, findings)
@@ -268,7 +267,7 @@ def _check_finite(
     findings: _Findings,
     progress: Progress,
 ) -> None:
-    """A fault where tensors hold NaN, or infinity where they are more than one number's bound."""
+    """Record a fault if tensors hold NaN or infinity; a single number may be infinite."""
     found = []
     for done, (name, spec) in enumerate(specs.items()):
         progress("tensors", done, len(specs))

@@ -253,7 +253,7 @@ FILES = {
     "rows of another number": ({"a": LAST, "rows": np.arange(3)}, "rows is int64.*12 rows"),
     "units of another number": ({"reps": REPS, "units": ["a"]}, "units is <U1.*5 names"),
     "units of one name": ({"reps": REPS, "units": ["a"] * 5}, "same name"),
-    "more beside reps": ({"reps": REPS, "more": LAST}, "holds more beside reps"),
+    "more beside reps": ({"reps": REPS, "more": LAST}, "holds more besides reps"),
 }
 
 

@@ -1,1 +1,1 @@
-"""Trees: JAX parameter trees, in memory and on disk, merged like checkpoints."""
+"""Merge JAX parameter trees, in memory and on disk."""

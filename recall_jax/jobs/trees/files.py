@@ -1,4 +1,4 @@
-"""Trees on disk, whichever format holds them: leaves by path, read a few at a time."""
+"""Read and write trees on disk in any format: leaves by path, a few at a time."""
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -25,9 +25,9 @@ _STREAMS = ("streaming_params", "streaming_train_state")  # EasyLM's names, with
 
 
 def open_tree(name: str) -> TreeFile:
-    """The tree that a user names: an Orbax folder, a file, or a folder that holds `tree.npz`.
+    """Open a tree: an Orbax folder, a file, or a folder that holds `tree.npz` or `tree.msgpack`.
 
-    Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     if (path := _file(Path(name))) is not None:
         return NpzTree(name, path) if path.suffix == ".npz" else MsgpackTree(name, path)
@@ -40,7 +40,7 @@ def open_tree(name: str) -> TreeFile:
 
 
 def is_tree(name: str) -> bool:
-    """Whether a name is that of a tree on disk."""
+    """Return whether there is a tree on disk by this name."""
     try:
         return _file(Path(name)) is not None or find_orbax(Path(name)) is not None
     except InputError:  # several trees
@@ -48,7 +48,7 @@ def is_tree(name: str) -> bool:
 
 
 def describe_tree(tree: TreeFile) -> dict[str, object]:
-    """What a tree is: format, sizes in bytes, and its leaves in order; plain values."""
+    """Describe a tree by JSON values: format, sizes in bytes, and its leaves in order."""
     return {
         "tree": tree.name,
         "format": FORMATS[type(tree)],
@@ -72,10 +72,10 @@ def _file(path: Path) -> Path | None:
 def read_leaves(
     tree: TreeFile, names: Collection[str], shardings: Mapping[str, Sharding]
 ) -> dict[str, Leaf]:
-    """Leaves as jax arrays where they have a sharding, else as numpy arrays.
+    """Read leaves, as jax arrays if they have a sharding, otherwise as numpy arrays.
 
-    Of an Orbax tree each process reads its own parts; of a file, which is read whole, each keeps
-    them. All processes must call this.
+    Each process reads only its local shards of an Orbax tree. A file is read completely by every
+    process, which keeps its shards. All processes must call this.
     """
     if isinstance(tree, OrbaxTree):
         return tree.read(names, shardings)
@@ -83,37 +83,38 @@ def read_leaves(
     for name in names:
         array = leaves[name] = tree.read(name)
         if name in shardings:
-            cut = array.__getitem__
-            leaves[name] = jax.make_array_from_callback(array.shape, shardings[name], cut)
+            shard = array.__getitem__
+            leaves[name] = jax.make_array_from_callback(array.shape, shardings[name], shard)
     return leaves
 
 
 def nested(tree: TreeFile, leaves: Mapping[str, Any], root: str | None) -> Any:
-    """The part of the tree under `root`, all of whose arrays are in `leaves`."""
+    """Return the subtree at `root`; `leaves` has all of its arrays."""
     if isinstance(tree, OrbaxTree):
         filled = {name: leaves.get(name, tree.others.get(name)) for name in tree.names}
-        whole = tree.nest(filled, boxed=False)
+        subtree = tree.nest(filled, boxed=False)
     else:
-        whole = {}
+        subtree = {}
         for name, leaf in leaves.items():
             *above, last = name.split("/")
-            here = whole
+            here = subtree
             for key in above:
                 here = here.setdefault(key, {})
             here[last] = leaf
     for key in root.split("/") if root else ():
-        whole = whole[int(key)] if isinstance(whole, list) else whole[key]
-    return whole
+        subtree = subtree[int(key)] if isinstance(subtree, list) else subtree[key]
+    return subtree
 
 
 def write_tree(folder: Path, like: TreeFile, leaves: Iterable[tuple[str, Leaf]]) -> None:
-    """Write a tree as `like` is, from its leaves in order, into `folder`; as Orbax, in `tree/`.
+    """Write leaves, in order, into `folder` in the format and structure of the tree `like`.
 
-    A file is written as its leaves come; an Orbax tree at the end, by all processes.
+    A file is written leaf by leaf; an Orbax tree is written to `tree/` at the end, by all
+    processes.
     """
     if isinstance(like, OrbaxTree):
-        whole = like.nest({**like.others, **dict(leaves)}, boxed=True)
-        save_orbax(folder, whole, *([like.part] if like.part else []))
+        tree = like.nest({**like.others, **dict(leaves)}, boxed=True)
+        save_orbax(folder, tree, *([like.part] if like.part else []))
     elif isinstance(like, NpzTree):
         write_npz(folder / NPZ_NAME, _on_host(leaves))
     else:
@@ -121,10 +122,11 @@ def write_tree(folder: Path, like: TreeFile, leaves: Iterable[tuple[str, Leaf]])
 
 
 def leaf_sharding(spec: TensorSpec, mesh: Mesh | None, stacked: int | None) -> Sharding | None:
-    """Over all devices of the mesh, by the longest dimension that divides, layers aside.
+    """Return a sharding over all devices of the mesh, by the longest dimension that they divide.
 
-    A leaf without one is on every device. None, for arrays that stay on the host, without a mesh
-    and for 64-bit types, which JAX has only where asked.
+    The dimension that stacks layers is excepted. A leaf without such a dimension is replicated.
+    Returns None, for arrays that stay on the host, if there is no mesh and for 64-bit types, which
+    JAX has only under x64.
     """
     if mesh is None or spec.dtype.itemsize > 4:
         return None

@@ -1,4 +1,4 @@
-"""Merging a tree leaf by leaf: a method's kernel on each leaf, or on each layer that it stacks."""
+"""Merge a tree leaf by leaf, with a method's kernel on each leaf, or on each layer it stacks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ from recall_jax.jobs.trees.files import Leaf, TreeFile, leaf_sharding, read_leav
 from recall_jax.jobs.trees.places import Place
 from recall_jax.parallel.turns import in_turn
 
-GROUP_BYTES = 1 << 28  # of one model: leaves that are read at once
+GROUP_BYTES = 1 << 28  # bytes of a model's leaves that are read at a time
 
 
 def merge_leaves(
@@ -29,18 +29,19 @@ def merge_leaves(
     *,
     kernel: Kernel,
     reference: int = -1,
-    whole: Callable[[str], bool] = lambda name: False,
+    needs_full: Callable[[str], bool] = lambda name: False,
     dtype: np.dtype[Any] | None = None,
     mesh: Mesh | None = None,
-    hear: Callable[[str, int], None] = lambda name, done: None,
+    report: Callable[[str, int], None] = lambda name, done: None,
 ) -> Iterator[tuple[str, Leaf]]:
-    """The leaves of the merged tree, in the order of the newest (last) model's.
+    """Yield the leaves of the merged tree, in the order of the newest (last) model's.
 
-    `values` are those of each slice by its name. Leaves without a place are the newest's.
-    Arithmetic is the kernel's, in float32, rounded once to `dtype`, else to the newest's. Over a
-    mesh each leaf is spread over its devices; of slices that are `whole` by their name the kernel
-    gets one layer after the other. Raises InputError naming leaf and model where a parameter is not
-    finite.
+    `values` are the kernel's values for each slice, by its name. Leaves without a place are copied
+    from the newest model. The kernel computes in float32 and rounds once to `dtype`, or to the
+    newest model's dtype. On a mesh, each leaf is sharded over the devices. The layers of a stacked
+    leaf are merged one after the other if `needs_full(name)` of its slices, which says that the
+    kernel must receive a full tensor; otherwise they are vectorised. `report(name, done)` is called
+    before each leaf. Raises InputError, which names leaf and model, if a parameter is not finite.
     """
     newest = trees.newest
     done = 0
@@ -48,14 +49,14 @@ def merge_leaves(
         shardings = shardings_of({name: newest.specs[name] for name in group}, places, mesh)
         leaves = _read(trees, group, places, shardings)
         for name in group:
-            hear(name, done)
+            report(name, done)
             done += 1
             if name not in places:
                 yield name, leaves.newest.pop(name)
                 continue
             stored = leaves.map(methodcaller("pop", name))
             out = newest.specs[name].dtype if dtype is None else dtype
-            # float64 exists in JAX only under x64
+            # JAX has float64 only under x64.
             with jax.enable_x64(
                 8 in {out.itemsize, *(leaf.dtype.itemsize for leaf in stored.models)}
             ):
@@ -67,7 +68,7 @@ def merge_leaves(
                     reference,
                     out,
                     places[name].axis,
-                    any(map(whole, places[name].slice_names(name))),
+                    any(map(needs_full, places[name].slice_names(name))),
                     shardings.get(name),
                 )
             if not finite:
@@ -81,13 +82,13 @@ def _read(
     places: Mapping[str, Place],
     shardings: Mapping[str, Sharding],
 ) -> Inputs[dict[str, Leaf]]:
-    """The leaves of a group: all of the newest tree's, of the others those with a place."""
+    """Read the leaves of a group: all of the newest tree, and of the others those with a place."""
     shared, newest = [name for name in group if name in places], trees.newest
     return trees.map(lambda tree: read_leaves(tree, group if tree is newest else shared, shardings))
 
 
 def groups(specs: Mapping[str, TensorSpec], most: int) -> Iterator[list[str]]:
-    """Leaves in order, as many at once as have no more than `most` bytes, or one."""
+    """Yield groups of consecutive leaves with at most `most` bytes, or a single leaf."""
     group: list[str] = []
     size = 0
     for name, spec in specs.items():
@@ -102,7 +103,7 @@ def groups(specs: Mapping[str, TensorSpec], most: int) -> Iterator[list[str]]:
 def shardings_of(
     specs: Mapping[str, TensorSpec], places: Mapping[str, Place], mesh: Mesh | None
 ) -> dict[str, Sharding]:
-    """The sharding of each leaf that has one."""
+    """Return the sharding of each leaf that has one."""
     found = {
         name: leaf_sharding(spec, mesh, places[name].axis if name in places else None)
         for name, spec in specs.items()
@@ -113,15 +114,17 @@ def shardings_of(
 def _values(
     values: Mapping[str, Mapping[str, Any]], leaf: str, place: Place
 ) -> Mapping[str, np.ndarray]:
-    """A leaf's values; of one that stacks layers with an axis for these in front."""
-    of_slices = [values[name] for name in place.slice_names(leaf)]
+    """Return a leaf's values, those of a stacked leaf with the layers on axis 0."""
+    slices = [values[name] for name in place.slice_names(leaf)]
     if place.axis is None:
-        return of_slices[0]
-    return {key: np.stack([each[key] for each in of_slices]) for key in of_slices[0]}
+        return slices[0]
+    return {key: np.stack([each[key] for each in slices]) for key in slices[0]}
 
 
 @in_turn
-@partial(jax.jit, static_argnames=("kernel", "reference", "dtype", "axis", "whole", "sharding"))
+@partial(
+    jax.jit, static_argnames=("kernel", "reference", "dtype", "axis", "one_by_one", "sharding")
+)
 def _merge(
     models: Sequence[Leaf],
     values: Mapping[str, Any],
@@ -130,7 +133,7 @@ def _merge(
     reference: int,
     dtype: Any,
     axis: int | None,
-    whole: bool,
+    one_by_one: bool,
     sharding: Sharding | None,
 ) -> tuple[jax.Array, jax.Array]:
     def merge(models: Any, values: Any, base: Any) -> jax.Array:
@@ -138,7 +141,7 @@ def _merge(
 
     if axis is None:
         merged = merge(models, values, base)
-    elif whole:
+    elif one_by_one:
         first = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), (models, base))
         layers = (first[0], values, first[1])
         merged = jnp.moveaxis(jax.lax.map(lambda layer: merge(*layer), layers), 0, axis)
@@ -151,7 +154,7 @@ def _merge(
 
 def _fault(name: str, trees: Inputs[TreeFile], leaves: Inputs[Leaf], dtype: np.dtype[Any]) -> str:
     for tree, leaf in zip(trees.all, leaves.all, strict=True):
-        # one that is spread is of no more than 32 bits, and may lie in other processes
+        # A sharded leaf has at most 32 bits, and may be in the memory of other processes.
         on_host = isinstance(leaf, np.ndarray)
         if not (all_finite(leaf, narrow=True) if on_host else jnp.isfinite(leaf).all()):
             return is_not_finite(tree.name, name, leaf.dtype)

@@ -1,4 +1,4 @@
-"""Merging parameter trees in memory: any pytree, per-layer or stacked leaves."""
+"""Merge parameter trees in memory: any pytrees, with per-layer or stacked leaves."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -29,13 +29,13 @@ def merge_trees(
 ) -> Any:
     """Average K trees of one structure with the weights of each leaf's unit.
 
-    `weights` is (K, U), each column summing to 1. `unit_of(path)` gets a leaf's JAX key path and
+    `weights` is (K, U), each column summing to 1. `unit_of(path)` takes a leaf's JAX key path and
     returns its unit: a name ("embed", "layers.3", "head"), an index, or
     ("stacked", axis, first_unit) for a leaf with one unit per entry along `axis`. Arithmetic is
-    float32; leaves keep the reference's dtype (float64 only under jax_enable_x64); those that are
-    not floating point (step counts, random keys) are the reference's. Raises InputError naming the
-    leaf where trees or units do not fit, and where `unit_of_path` would take the layers of two
-    stacks for the same units.
+    float32; leaves keep the reference's dtype (float64 only under jax_enable_x64). Leaves that are
+    not floating point (step counts, random keys) are copied from the reference. Raises InputError,
+    which names the leaf, if trees or units do not match, and if `unit_of_path` would assign the
+    layers of two stacks to the same units.
     """
     weights = check_weights(weights, len(trees))
     flat = [tree_flatten_with_path(tree) for tree in trees]
@@ -62,17 +62,17 @@ def merge_trees(
 
 
 def unit_of_path(path: KeyPath) -> str:
-    """Unit of a leaf by the names on its path, for trees with one entry per layer.
+    """Return the unit of a leaf by the names on its path, for trees with one entry per layer.
 
-    `layers_3`, `layers/3`, `blocks.3`, Linen's `TransformerBlock_3` and their like are layer 3,
-    names like `embed` and `token_embedding` are `embed`, all else is `head`. For other trees pass
-    `merge_trees` a function of your own.
+    `layers_3`, `layers/3`, `blocks.3`, Linen's `TransformerBlock_3` and similar names are layer 3;
+    names such as `embed` and `token_embedding` are `embed`; all others are `head`. For other trees
+    pass `merge_trees` a custom function.
     """
     return unit_of_tensor(dotted_path(path))
 
 
 def dotted_path(path: KeyPath) -> str:
-    """The names on a path as those of a tensor: `encoder/Block_3/w` is `encoder.block.3.w.`."""
+    """Write a path in the form of a tensor's name: `encoder.block.3.w.` for `encoder/Block_3/w`."""
     name = keystr(path, simple=True, separator=".").lower() + "."
     return re.sub(r"(\w*(?:layers?|blocks?)|\bh)_(\d+)\.", r"\1.\2.", name)
 
@@ -85,7 +85,7 @@ def _average(arrays: list[jax.Array], weights: jax.Array, reference: int) -> jax
 def _leaf_weights(
     weights: np.ndarray, unit: Unit, shape: tuple[int, ...], path: KeyPath
 ) -> np.ndarray:
-    """(K, 1, ...) for a leaf in one unit, (K, 1, ..., L, ..., 1) for one that stacks L units."""
+    """Return weights (K, 1, ...) for a leaf in one unit, (K, 1, ..., L, ..., 1) for L units."""
     num_models, num_units = weights.shape
     ones = (1,) * len(shape)
     if isinstance(unit, tuple):
@@ -104,9 +104,9 @@ def _leaf_weights(
                 f"{keystr(path)} stacks {length} units from unit {first} on, "
                 f"but the weights have {num_units} units"
             )
-        spread = list(ones)
-        spread[axis] = length
-        return weights[:, first : first + length].reshape(num_models, *spread)
+        dimensions = list(ones)
+        dimensions[axis] = length
+        return weights[:, first : first + length].reshape(num_models, *dimensions)
     return weights[:, _index(unit, num_units, path)].reshape(num_models, *ones)
 
 
@@ -154,18 +154,18 @@ def _check_structures(flat: list[tuple[list[tuple[KeyPath, Any]], Any]]) -> None
                 f"tree {index} is built unlike tree 0: only in tree 0 "
                 f"{sorted(names - others)[:4]}, only in tree {index} {sorted(others - names)[:4]}"
             )
-        for (path, leaf), (_, mine) in zip(first, leaves, strict=True):
-            if np.shape(leaf) != np.shape(mine):
+        for (path, leaf), (_, other_leaf) in zip(first, leaves, strict=True):
+            expected, shape = np.shape(leaf), np.shape(other_leaf)
+            if shape != expected:
                 raise InputError(
-                    f"{keystr(path)} has shape {np.shape(leaf)} in tree 0 and {np.shape(mine)} "
-                    f"in tree {index}"
+                    f"{keystr(path)} has shape {expected} in tree 0 and {shape} in tree {index}"
                 )
 
 
 def _check_kinds(arrays: Sequence[jax.Array], path: KeyPath) -> None:
-    """Raise InputError for a leaf that is floating point in some trees and not in others.
+    """Raise InputError for a leaf that is floating point in only some of the trees.
 
-    And for complex numbers that differ, which would be taken for what is no weight.
+    Also for complex numbers that differ, since they would be copied and not merged.
     """
     for index, array in enumerate(arrays):
         floats = [jnp.issubdtype(each.dtype, jnp.floating) for each in (array, arrays[0])]

@@ -1,4 +1,4 @@
-"""What a user names: a tree, or a model's folder; told without what reading trees takes to load."""
+"""Distinguish names of trees from those of models' folders, with few imports."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from recall_jax.checkpoint.folder_files import WEIGHTS
 
 
 def names_tree(name: str) -> bool:
-    """Whether there is a tree on disk by this name; what is plainly a model's folder is none."""
+    """Return whether a name is that of a tree on disk, and not of a model's folder."""
     path = Path(name)
     if not path.exists() or any((path / weights).exists() for weights in WEIGHTS):
         return False

@@ -1,4 +1,4 @@
-"""A merge of JAX trees, from recipe to finished folder."""
+"""Merge JAX trees on disk by a recipe, and write the merged tree to a folder."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ from recall_jax.recipes.recipe import Recipe
 
 @dataclass(frozen=True)
 class _Plan:
-    """The trees, and where their leaves stand; `slices` are the units' parts by their names."""
+    """Hold the trees, the places of their leaves, and the specs of their slices by name."""
 
     inputs: Inputs[TreeFile]
     places: Mapping[str, Place]
@@ -62,16 +62,16 @@ def merge_trees_on_disk(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Carry out a recipe whose models are JAX trees: `out` becomes a tree like the newest.
+    """Merge the JAX trees of a recipe, and write a tree to `out` with the newest's structure.
 
-    Leaves are spread over the devices of the mesh, if there is one, and each is read, merged and
-    forgotten; the merged tree is held until it is written. With several processes all must call
-    this. Returns the report, as `recall_report.json` holds it. Raises InputError for whatever is
-    wrong with the recipe, the trees, the forward, the data or `out`.
+    Leaves are read and merged in groups, sharded over the devices of the mesh if there is one; the
+    merged tree stays in memory until it is written. All processes must call this. Returns the
+    report in `recall_report.json`. Raises InputError for faults of the recipe, the trees, the
+    forward, the data or `out`.
     """
     clock, lines = Clock(), []
 
-    def tell(line: str) -> None:
+    def note(line: str) -> None:
         lines.append(line)
         announce(line)
 
@@ -83,12 +83,12 @@ def merge_trees_on_disk(
                 f"{newest.name} is no Orbax checkpoint, which several processes could write: run "
                 "one process, or save it by Orbax first"
             )
-        tell(_describe(plan, mesh))
+        note(_describe(plan, mesh))
     read_paths = [*inputs, *input_paths(recipe, plan.inputs.all)]
-    with _place(out, force, read_paths, processes) as folder:
+    with _output_folder(out, force, read_paths, processes) as folder:
         with clock.stage("total"):
             walk = TreeWalk(recipe, plan.inputs.models, plan.places, plan.slices, mesh)
-            journal, reporter = MergeJournal(None, {}), Reporter(progress, clock, tell)
+            journal, reporter = MergeJournal(None, {}), Reporter(progress, clock, note)
             prepared = prepare(recipe, walk, journal, reporter)
             with clock.stage("merge"):
                 written = _merge(recipe, plan, prepared, folder, mesh, progress)
@@ -96,13 +96,13 @@ def merge_trees_on_disk(
             recipe, prepared, [tree.name for tree in plan.inputs.models], plan.units
         )
         read = sum(tree.bytes_read for tree in plan.inputs.all)
-        own = {"read": read, "peak_memory_bytes": peak_memory_bytes()}
-        took = processes.exchange("took", own)
+        used = {"read": read, "peak_memory_bytes": peak_memory_bytes()}
+        used_by_each = processes.exchange("took", used)
         report |= {
             "tree": {"format": FORMATS[type(newest)], "leaves": len(plan.places)},
             "timing_s": clock.seconds,
-            "bytes": {"read": sum(each["read"] for each in took), "written": written},
-            "peak_memory_bytes": max(each["peak_memory_bytes"] for each in took),
+            "bytes": {"read": sum(each["read"] for each in used_by_each), "written": written},
+            "peak_memory_bytes": max(each["peak_memory_bytes"] for each in used_by_each),
             "memory": {"group_bytes": GROUP_BYTES, "devices": 1 if mesh is None else mesh.size},
             "plan": lines,
             "resumed_units": 0,
@@ -123,7 +123,7 @@ def _open(recipe: Recipe) -> _Plan:
         _check_alike(tree, place_leaves(tree.specs, recipe.tree, tree.name), newest, places)
         _check_packed(tree, newest, recipe.tree.root if recipe.tree else None)
     slices = slice_specs(newest.specs, places)
-    if recipe.tree is None:  # else it says in which order stacks follow one another
+    if recipe.tree is None:  # otherwise its patterns order the stacks
         paths = (tuple(map(DictKey, name.split("/"))) for name in places)
         names = list(map(dotted_path, paths))
         check_layers(recipe.by_layer, names if stacks_of(names) else slices)
@@ -131,36 +131,40 @@ def _open(recipe: Recipe) -> _Plan:
 
 
 def _check_alike(
-    tree: TreeFile, its: Mapping[str, Place], newest: TreeFile, places: Mapping[str, Place]
+    tree: TreeFile,
+    tree_places: Mapping[str, Place],
+    newest: TreeFile,
+    newest_places: Mapping[str, Place],
 ) -> None:
     for name in sorted(newest.specs.keys() & tree.specs):
-        kind, its_kind = newest.specs[name].dtype, tree.specs[name].dtype
-        if (name in places) != (name in its) and kind != its_kind:
+        expected_dtype, dtype = newest.specs[name].dtype, tree.specs[name].dtype
+        if (name in newest_places) != (name in tree_places) and expected_dtype != dtype:
             raise InputError(
-                f"{name} is {its_kind} in {tree.name} and {kind} in {newest.name}: integers cannot "
-                "be merged with floats"
+                f"{name} is {dtype} in {tree.name} and {expected_dtype} in {newest.name}: integers "
+                "cannot be merged with floats"
             )
-    only_here, only_there = sorted(its.keys() - places), sorted(places.keys() - its)
-    if only_here or only_there:
+    extra = sorted(tree_places.keys() - newest_places)
+    missing = sorted(newest_places.keys() - tree_places)
+    if extra or missing:
         raise InputError(
             f"the trees have different leaves: only {tree.name} has "
-            f"{', '.join(only_here[:3]) or 'none'}; only {newest.name} has "
-            f"{', '.join(only_there[:3]) or 'none'}"
+            f"{', '.join(extra[:3]) or 'none'}; only {newest.name} has "
+            f"{', '.join(missing[:3]) or 'none'}"
         )
-    for name in places:
-        mine, other = newest.specs[name].shape, tree.specs[name].shape
-        if mine != other:
+    for name in newest_places:
+        expected, shape = newest.specs[name].shape, tree.specs[name].shape
+        if shape != expected:
             raise InputError(
-                f"{name} has shape {list(other)} in {tree.name} and {list(mine)} in "
+                f"{name} has shape {list(shape)} in {tree.name} and {list(expected)} in "
                 f"{newest.name}: merge trees of one shape"
             )
 
 
 def _check_packed(tree: TreeFile, newest: TreeFile, root: str | None) -> None:
-    """Raise InputError where weights of which no mean is taken differ under the root.
+    """Raise InputError if weights that cannot be averaged differ under the root.
 
-    Those are integers of 8 bits, as quantised weights are, and complex numbers. Wider integers are
-    counts and random keys, and the newest's.
+    These are 8-bit integers, which are quantised weights, and complex numbers. Wider integers are
+    counts and random keys, and copied from the newest tree.
     """
     prefix = f"{root}/" if root else ""
     names = [
@@ -170,9 +174,9 @@ def _check_packed(tree: TreeFile, newest: TreeFile, root: str | None) -> None:
         if jnp.issubdtype(spec.dtype, jnp.complexfloating)
         or (spec.dtype.itemsize == 1 and jnp.issubdtype(spec.dtype, jnp.integer))
     ]
-    mine, its = (read_leaves(each, names, {}) for each in (newest, tree))
+    expected, found = (read_leaves(each, names, {}) for each in (newest, tree))
     for name in names:
-        if not np.array_equal(mine[name], its[name]):
+        if not np.array_equal(expected[name], found[name]):
             dtype = newest.specs[name].dtype
             what = "quantised weights cannot be averaged, dequantise them first"
             if dtype.kind == "c":
@@ -190,7 +194,7 @@ def _merge(
     mesh: Mesh | None,
     progress: Progress,
 ) -> int:
-    """Merge and write the tree; the bytes of its arrays."""
+    """Merge and write the tree, and return the bytes of its arrays."""
     method, newest = METHODS[recipe.merge_method], plan.inputs.newest
     values: dict[str, Values] = {}
     for unit in plan.units:
@@ -198,7 +202,7 @@ def _merge(
     out_dtype = recipe.out_dtype or recipe.dtype
     written = 0
 
-    def tell(name: str, done: int) -> None:
+    def report_progress(name: str, done: int) -> None:
         read = sum(tree.bytes_read for tree in plan.inputs.all)
         progress(name, done, len(newest.specs), read=read, written=written)
 
@@ -214,21 +218,21 @@ def _merge(
         values,
         kernel=method.kernel(recipe.parameters),
         reference=-1 if prepared.reference is None else prepared.reference,
-        whole=lambda name: method.needs.whole(name, plan.slices[name]),
+        needs_full=lambda name: method.needs.whole(name, plan.slices[name]),
         dtype=DTYPES[out_dtype] if out_dtype else None,
         mesh=mesh,
-        hear=tell,
+        report=report_progress,
     )
     write_tree(folder, newest, counted(leaves))
-    tell("", len(newest.specs))
+    report_progress("", len(newest.specs))
     return written
 
 
 @contextmanager
-def _place(
+def _output_folder(
     out: Path, force: bool, inputs: Collection[Path], processes: Processes
 ) -> Iterator[Path]:
-    """The folder that becomes `out`, the same for all processes."""
+    """Yield the folder that becomes `out`, the same in all processes."""
     if processes.count == 1:
         with output_folder(out, force=force, inputs=inputs) as folder:
             yield folder
@@ -239,7 +243,7 @@ def _place(
 
 
 def _describe(plan: _Plan, mesh: Mesh | None) -> str:
-    """The plan of a merge in a line."""
+    """Describe the plan of a merge in a line."""
     units, newest = plan.units, plan.inputs.newest
     size = sum(spec.nbytes for tree in plan.inputs.all for spec in tree.specs.values()) / 1e6
     others = len(newest.specs) - len(plan.places)

@@ -1,4 +1,4 @@
-"""What a merge of trees leaves beside the tree, and what it takes in."""
+"""Write the files that accompany a merged tree, and resolve the paths of its recipe."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +28,11 @@ def write_tree_outcome(
     samples: TreeSamples | None,
     report: dict[str, Any],
 ) -> None:
-    """Everything in OUT beside the tree and its checksums; `recipe` is resolved.
+    """Write everything in OUT except the tree and its checksums; `recipe` is resolved.
 
-    A newest model that was converted from Hugging Face's format passes on its config, tokenizer and
-    other files; what there is to say of them, of the configs and of the tokenizers, is added to the
-    report's warnings.
+    If the newest model was converted from Hugging Face's format, its config, tokenizer and other
+    files are copied. Warnings about these, and about differing configs and tokenizers, are added to
+    the report.
     """
     named = [*([recipe.base_model] if recipe.base_model else []), *(e.model for e in recipe.models)]
     for difference in compare_vocabularies(named[-1], {name: [Path(name)] for name in named}):
@@ -54,7 +54,7 @@ def write_tree_outcome(
 
 
 def resolved_trees(recipe: Recipe) -> Recipe:
-    """The recipe with every path absolute; a forward is still found by its module's name."""
+    """Return the recipe with all paths absolute; a forward is still named by its module."""
     full_names = {entry.model: str(Path(entry.model).resolve()) for entry in recipe.models}
     samples = recipe.samples
     if samples is not None:
@@ -84,7 +84,7 @@ def _copy_companions(named: Sequence[str], folder: Path, out_dtype: str | None) 
 
 
 def input_paths(recipe: Recipe, trees: Sequence[TreeFile]) -> list[Path]:
-    """Every file and folder that the recipe reads."""
+    """Return all files and folders that the recipe reads."""
     samples = recipe.samples
     named = [recipe.weights]
     if samples is not None:

@@ -1,7 +1,7 @@
-"""Places: the unit of every leaf of a tree, or those of its slices where it stacks layers.
+"""Determine the place of every leaf of a tree: its unit, or its units if it stacks layers.
 
-Rules and recipes know tensors of single units by their names. So each slice of a leaf has such a
-name, which begins with its unit: the layer 3 of `decoder/layers/mlp/kernel` is
+Rules and recipes know tensors by names, each in a single unit. So each slice of a leaf has such a
+name, which begins with its unit: layer 3 of `decoder/layers/mlp/kernel` is
 `layers.3.decoder/layers/mlp/kernel`.
 """
 
@@ -20,37 +20,37 @@ from recall_jax.errors import InputError, shown, some
 from recall_jax.jobs.trees.merge_trees import unit_of_path
 from recall_jax.recipes.tree_patterns import TreePatterns, match_leaf
 
-# Our own layout, as `recall convert` writes it.
-OWN = TreePatterns(embed=(f"{EMBED}/**",), layers=("layers/**",), axis=0)
+# The layout that `recall convert` writes.
+CONVERTED = TreePatterns(embed=(f"{EMBED}/**",), layers=("layers/**",), axis=0)
 
-_MOST_LAYERS = 10_000  # on an axis: each gets a name before anything is read
+_MOST_LAYERS = 10_000  # on an axis, since each gets a name before anything is read
 _OPTIMIZER = re.compile(r"opt(imi[sz]er)?(_states?)?")
 _ADVICE = "say in the recipe which leaves are layers: tree: {embed: PATTERN, layers: PATTERN}"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A leaf's unit, or its units where it stacks them on `axis`, in their order there."""
+    """Hold a leaf's unit, or the units that it stacks on `axis`, in their order there."""
 
     units: tuple[str, ...]
     axis: int | None = None
 
     def slice_names(self, leaf: str) -> list[str]:
-        """A name for each unit's part, from which `units.unit_of_tensor` tells the unit."""
-        path = leaf.replace(".", "_")  # a dot parts the unit's name from the rest
+        """Return a name for each unit's slice, from which `units.unit_of_tensor` finds the unit."""
+        path = leaf.replace(".", "_")  # a dot separates the unit's name from the rest
         return [f"{'embeddings' if unit == EMBED else unit}.{path}" for unit in self.units]
 
 
 def place_leaves(
     specs: Mapping[str, TensorSpec], patterns: TreePatterns | None, model: str
 ) -> dict[str, Place]:
-    """The place of every leaf that is merged: the floating point ones under the root.
+    """Return the place of every leaf that is merged: floating point leaves under the root.
 
-    Without patterns the tree must be our own, or number its layers in names that tell them. Raises
-    InputError, with what the tree has, where patterns and leaves do not fit.
+    Without patterns the tree must have the layout of `recall convert`, or names with layer numbers.
+    Raises InputError, which names leaves of the tree, if patterns and leaves do not match.
     """
     if patterns is None:
-        patterns = OWN if _is_own(specs) else None
+        patterns = CONVERTED if _is_converted(specs) else None
     root = "" if patterns is None or patterns.root is None else f"{patterns.root}/"
     leaves = {
         name.removeprefix(root): spec
@@ -62,14 +62,14 @@ def place_leaves(
         raise InputError(f"{model}: {what} holds no floating point leaves; it has {some(specs, 3)}")
     if not root:
         _refuse_optimizer(leaves, model)
-    found = _guessed(leaves, model) if patterns is None else _matched(leaves, patterns, model)
+    found = _by_names(leaves, model) if patterns is None else _matched(leaves, patterns, model)
     return {f"{root}{name}": place for name, place in found.items()}
 
 
 def slice_specs(
     specs: Mapping[str, TensorSpec], places: Mapping[str, Place]
 ) -> dict[str, TensorSpec]:
-    """Dtype and shape of every slice by its name, in the order of the units."""
+    """Return the dtype and shape of every slice by its name, in the order of the units."""
     slices = {}
     for leaf, place in places.items():
         shape = list(specs[leaf].shape)
@@ -106,7 +106,7 @@ def _matched(
 def _layers(
     leaves: Mapping[str, TensorSpec], pattern: str, axis: int | None, depth: int, model: str
 ) -> Iterator[tuple[str, Place]]:
-    """The leaves of one pattern of layers, of which the first is layer `depth`."""
+    """Yield the leaves of one pattern of layers, the first of which is layer `depth`."""
     found = {name: match_leaf(pattern, name) for name in leaves}
     matches = {name: number for name, number in found.items() if number is not None}
     if not matches:
@@ -137,15 +137,15 @@ def _layers(
         units = tuple(layer_unit(depth + index) for index in range(shape[axis]))
         yield name, Place(units, axis % len(shape))
     if len(lengths) > 1:
-        said = " and ".join(f"{length} in {name}" for length, name in list(lengths.items())[:2])
+        examples = " and ".join(f"{length} in {name}" for length, name in [*lengths.items()][:2])
         raise InputError(
-            f"{model}: tree.axis {axis} has different lengths, {said}: it is not where all these "
-            "leaves stack the layers"
+            f"{model}: tree.axis {axis} has different lengths, {examples}: it is not where all "
+            "these leaves stack the layers"
         )
 
 
-def _guessed(leaves: Mapping[str, TensorSpec], model: str) -> dict[str, Place]:
-    """By the names of trees with one entry per layer, where these leave no doubt."""
+def _by_names(leaves: Mapping[str, TensorSpec], model: str) -> dict[str, Place]:
+    """Return places by the leaves' names; InputError unless they have an embedding and layers."""
     units = {name: unit_of_path(tuple(map(DictKey, name.split("/")))) for name in leaves}
     numbers = {int(u.rpartition(".")[2]) for u in units.values() if u not in (EMBED, HEAD)}
     if not numbers or EMBED not in units.values():
@@ -159,7 +159,7 @@ def _guessed(leaves: Mapping[str, TensorSpec], model: str) -> dict[str, Place]:
 
 
 def _in_order(numbers: set[int], pattern: str, model: str) -> dict[int, int]:
-    """Layers by their numbers, which may start anywhere; InputError where one is missing."""
+    """Map layer numbers, which may start anywhere, to indices; InputError if one is missing."""
     first, last = min(numbers), max(numbers)
     if last - first >= len(numbers):
         missing = next(number for number in count(first) if number not in numbers)
@@ -170,7 +170,7 @@ def _in_order(numbers: set[int], pattern: str, model: str) -> dict[int, int]:
     return {number: number - first for number in numbers}
 
 
-def _is_own(specs: Mapping[str, TensorSpec]) -> bool:
+def _is_converted(specs: Mapping[str, TensorSpec]) -> bool:
     depths = {spec.shape[:1] for name, spec in specs.items() if name.startswith("layers/")}
     numbered = any(re.match(r"layers/\d", name) for name in specs)
     tops = {name.partition("/")[0] for name in specs}
@@ -180,11 +180,12 @@ def _is_own(specs: Mapping[str, TensorSpec]) -> bool:
 
 
 def _refuse_optimizer(leaves: Mapping[str, TensorSpec], model: str) -> None:
-    """An optimizer's moments are no parameters, though they look alike."""
+    """Raise InputError if the tree holds an optimizer's state, which resembles parameters."""
     tops = {name.partition("/")[0] for name in leaves}
     if states := sorted(top for top in tops if _OPTIMIZER.fullmatch(top)):
         others = sorted(tops - set(states))
         raise InputError(
-            f"{model} holds {states[0]} beside {', '.join(others) or 'nothing'}: say in the recipe "
-            f"where the parameters are, such as tree: {{root: {others[0] if others else 'params'}}}"
+            f"{model} holds {states[0]} besides {', '.join(others) or 'nothing'}: say in the "
+            "recipe where the parameters are, such as tree: "
+            f"{{root: {others[0] if others else 'params'}}}"
         )

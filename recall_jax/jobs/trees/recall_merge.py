@@ -1,4 +1,4 @@
-"""The tree engine: RECALL on parameter trees in memory, with any forward function."""
+"""Merge parameter trees in memory by RECALL, with any forward function."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -42,12 +42,13 @@ def recall_merge(
     mask: MaskOf | None = None,
     backend: Backend = "jit",
 ) -> tuple[Any, dict[str, Any]]:
-    """Merge K parameter trees by RECALL (arXiv 2510.20479): (merged tree, report).
+    """Merge K parameter trees by RECALL (arXiv 2510.20479), and return (merged tree, report).
 
-    `apply_fn(params, batch)` returns U arrays, as for `extract`; `unit_of` as for `merge_trees`.
-    `typical` are the rows of `batches` to compare on; by default k-means chooses `count` of them by
-    the reference's last unit but one, the last block of a transformer. The report has the keys of
-    `recall_report.json` that apply. Raises InputError for input that does not fit.
+    `apply_fn(params, batch)` returns U arrays, as for `extract`; `unit_of` is as for `merge_trees`.
+    `typical` are the rows of `batches` to compare the models on; by default k-means selects `count`
+    rows by the reference's penultimate unit, the last block of a transformer. The report has the
+    keys of `recall_report.json` that apply. Raises InputError for invalid arguments, or trees,
+    units or batches that do not match.
     """
     comparison = Comparison(parse_similarity(similarity), sigma, reference, alignment)
     if len(trees) < 2:
@@ -59,19 +60,19 @@ def recall_merge(
     def representations(tree: Any, chosen: Sequence[Any]) -> np.ndarray:
         return extract(apply_fn, tree, chosen, mask=mask, backend=backend)
 
-    own = representations(trees[anchor], batches)  # (U, n, E)
-    if len(own) < 2:
+    of_anchor = representations(trees[anchor], batches)  # (U, n, E)
+    if len(of_anchor) < 2:
         raise InputError("apply_fn returned one unit: RECALL compares at least two, embed and head")
-    units = unit_names(len(own) - 2)
+    units = unit_names(len(of_anchor) - 2)
     if typical is None:
-        selection = select_typical(own[-2], count, seed=seed)
+        selection = select_typical(of_anchor[-2], count, seed=seed)
         rows, warnings = selection.rows, selection.warnings()
     else:
-        selection, rows, warnings = None, _check_rows(typical, own.shape[1]), []
-    chosen, places = _batches_with(batches, rows)
+        selection, rows, warnings = None, _check_rows(typical, of_anchor.shape[1]), []
+    chosen, positions = _batches_with(batches, rows)
     reps = np.stack(
         [
-            own[:, rows] if k == anchor else representations(tree, chosen)[:, places]
+            of_anchor[:, rows] if k == anchor else representations(tree, chosen)[:, positions]
             for k, tree in enumerate(trees)
         ]
     )
@@ -103,7 +104,7 @@ def recall_merge(
 
 
 def _check_rows(rows: Sequence[int] | np.ndarray, num_samples: int) -> np.ndarray:
-    """Rows ascending and distinct, as the report gives them."""
+    """Return the rows ascending and distinct, as in the report; InputError if they are invalid."""
     if len(rows) and not np.issubdtype(np.asarray(rows).dtype, np.integer):
         raise InputError("typical must be row numbers, whole and from 0")
     distinct = np.unique(np.asarray(rows, np.int64))
@@ -113,16 +114,16 @@ def _check_rows(rows: Sequence[int] | np.ndarray, num_samples: int) -> np.ndarra
 
 
 def _batches_with(batches: Sequence[Any], rows: np.ndarray) -> tuple[list[Any], np.ndarray]:
-    """The batches that hold any of `rows`, and where the rows stand in these laid end to end."""
-    chosen, places = [], []
+    """Return the batches that hold any of `rows`, and the positions of the rows in them."""
+    chosen, positions = [], []
     start = skipped = 0
     for batch in batches:
         end = start + num_rows(batch)
         inside = rows[(rows >= start) & (rows < end)]
         if len(inside):
             chosen.append(batch)
-            places.append(inside - skipped)
+            positions.append(inside - skipped)
         else:
             skipped += end - start
         start = end
-    return chosen, np.concatenate(places)
+    return chosen, np.concatenate(positions)

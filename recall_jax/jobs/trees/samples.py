@@ -1,4 +1,4 @@
-"""Samples for a user's own forward: texts with a tokenizer, rows of token ids, or arrays."""
+"""Read samples for a user's forward function: texts with a tokenizer, token ids, or arrays."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,25 +20,25 @@ from recall_jax.inputs.tokens import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class ArrayRows:
-    """n rows of arrays, such as images: each array starts with n; `indices` as in `Tokenized`."""
+    """Hold n rows of arrays, such as images, with n on axis 0; `indices` as in `Tokenized`."""
 
     indices: np.ndarray  # (n,) int64
     arrays: Mapping[str, np.ndarray]
 
-    def take(self, places: Sequence[int] | np.ndarray) -> "ArrayRows":
-        """The rows at these places."""
-        arrays = {name: array[places] for name, array in self.arrays.items()}
-        return ArrayRows(self.indices[places], arrays)
+    def take(self, rows: Sequence[int] | np.ndarray) -> "ArrayRows":
+        """Return these rows, counted from 0."""
+        arrays = {name: array[rows] for name, array in self.arrays.items()}
+        return ArrayRows(self.indices[rows], arrays)
 
 
 TreeSamples = Tokenized | ArrayRows
 
 
 def read_tree_samples(settings: Samples) -> TreeSamples:
-    """The rows to choose from, at most `pool` of them, or the typical ones as given.
+    """Read at most `pool` rows to choose from, or all rows of a file of typical samples.
 
-    A .npz file holds arrays that all start with the rows; a file of texts needs the recipe's
-    tokenizer, unless its rows have `input_ids`. Raises InputError.
+    A .npz file holds arrays with the rows on axis 0; a file of texts needs the recipe's tokenizer,
+    unless its rows have `input_ids`. Raises InputError if the file is invalid.
     """
     name = settings.typical or settings.data
     assert name is not None, "a recipe names data or typical"
@@ -66,9 +66,9 @@ def read_tree_samples(settings: Samples) -> TreeSamples:
 
 
 def batches_of(samples: TreeSamples, batch_size: int) -> tuple[list[dict[str, np.ndarray]], Any]:
-    """Batches for a forward, and where each row stands when their rows are laid end to end.
+    """Return batches for a forward, and the position of each row in the concatenated batches.
 
-    Of texts {"input_ids", "attention_mask"}, both (B, T) int32, padded on the right.
+    Batches of texts are {"input_ids", "attention_mask"}, both (B, T) int32, padded on the right.
     """
     if isinstance(samples, Tokenized):
         tokens = make_batches(samples.token_ids, batch_size)
@@ -82,7 +82,7 @@ def batches_of(samples: TreeSamples, batch_size: int) -> tuple[list[dict[str, np
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
-    config = folder / CONFIG_NAME  # of the model that the folder is of, if it is of one
+    config = folder / CONFIG_NAME  # if the folder is that of a model
     model_type = read_json_object(config).get("model_type") if config.is_file() else None
     return load_tokenizer([folder], str(model_type))
 
@@ -96,8 +96,8 @@ def _read_arrays(path: Path, settings: Samples) -> ArrayRows:
     lengths = {name: spec.shape[:1] for name, spec in file.specs.items()}
     if len(set(lengths.values())) > 1 or () in lengths.values() or (0,) in lengths.values():
         shapes = [f"{name} {list(spec.shape)}" for name, spec in file.specs.items()]
-        said = ", ".join(shapes[:3]) + ", …" * (len(shapes) > 3)
-        raise InputError(f"{path}: its arrays do not all start with the same rows ({said})")
+        listed = ", ".join(shapes[:3]) + ", …" * (len(shapes) > 3)
+        raise InputError(f"{path}: its arrays do not all start with the same rows ({listed})")
     arrays = {name: file.read(name) for name in file.specs}
     return ArrayRows(np.arange(next(iter(lengths.values()))[0]), arrays)
 
@@ -112,15 +112,15 @@ def _read_token_ids(path: Path, settings: Samples) -> Tokenized:
         indices, rows = draw_rows(path, settings.pool, settings.seed)
     ids = []
     for index, row in zip(indices, rows, strict=True):
-        given = row.get(INPUT_IDS)
-        if given is None:
+        tokens = row.get(INPUT_IDS)
+        if tokens is None:
             raise InputError(
                 f"{path}, row {index} (from 0) has no {INPUT_IDS}: add samples.tokenizer, the "
                 "folder of the tokenizer that the models read texts with"
             )
-        whole = isinstance(given, list) and all(type(i) is int and 0 <= i < 2**31 for i in given)
-        if not whole or not given:
+        valid = isinstance(tokens, list) and all(type(i) is int and 0 <= i < 2**31 for i in tokens)
+        if not valid or not tokens:
             raise InputError(f"{path}, row {index} (from 0): {INPUT_IDS} is no list of token ids")
-        ids.append(given[: settings.max_tokens])
+        ids.append(tokens[: settings.max_tokens])
     texts = tuple(str(row.get("text", "")) for row in rows)
     return Tokenized(indices, tuple(rows), texts, tuple(ids))

@@ -1,4 +1,4 @@
-"""Trees on disk as a merge method sees them: the user's forward runs one model after the other."""
+"""Provide trees on disk to merge methods, and run the user's forward on one model at a time."""
 
 import importlib
 import sys
@@ -33,9 +33,9 @@ from recall_jax.representations.typical import Typical, every_row, select_typica
 
 @dataclass(frozen=True)
 class TreeWalk:
-    """An `engine.merge.Walk` over trees: the recipe's forward runs one model after the other.
+    """Implement `engine.merge.Walk` for trees: the recipe's forward runs one model at a time.
 
-    `specs` are those of the units' parts of each leaf, by their names.
+    `specs` are those of the slices of all leaves, by name.
     """
 
     recipe: Recipe
@@ -47,16 +47,17 @@ class TreeWalk:
 
     @cached_property
     def units(self) -> Mapping[str, Sequence[str]]:
-        """The names of the parts of each unit, in the order of the forward pass."""
+        """Return the names of the slices of each unit, in the order of the forward pass."""
         return units_of(self.specs)
 
     def pooled(
         self, merge: Merge[Any, Any], chooser: int, check: Callable[[int], None]
     ) -> "TreeStates":
-        """Run each model once, over the devices of the mesh; `chooser` first.
+        """Run each model once, over the devices of the mesh.
 
-        That one selects the typical samples; `check(n)` raises InputError where n are too few. Also
-        raises InputError where forward or samples do not fit.
+        The model `chooser` runs first, and selects the typical samples; `check(n)` raises
+        InputError if n are too few. Also raises InputError for faults of the forward or the
+        samples.
         """
         settings, progress, recipe = merge.samples, merge.progress, self.recipe
         assert settings is not None and recipe.forward is not None
@@ -84,14 +85,14 @@ class TreeWalk:
                     samples = samples.take(typical.rows)
             with progress.stage("forward"):
                 reps[index] = forward.run(params, samples, model.name)
-            del params  # before the next model is read
+            del params  # freed before the next model is read
         states = np.stack([reps[index] for index in range(len(self.models))])
         return TreeStates(units, states, TypicalSamples(samples, typical, 0))
 
 
 @dataclass(frozen=True)
 class TreeStates:
-    """Pooled states (K, U, n, E) of all units, held in memory: `engine.merge.PooledStates`."""
+    """Hold the pooled states (K, U, n, E) of all units in memory: `engine.merge.PooledStates`."""
 
     units: Sequence[str]
     states: np.ndarray
@@ -107,30 +108,30 @@ class TreeStates:
         return found
 
     def prepared(self, rule: Rule, reference: int | None = None) -> Prepared:
-        """Return the rule made ready to walk, with its samples."""
+        """Return the rule ready for the merge, with its samples."""
         return Prepared(rule, held_bytes(), reference=reference, samples=self.samples)
 
 
 def _check_tokenizers(
     reader: str, models: Sequence[str], samples: Tokenized, ignore_tokenizers: bool
 ) -> None:
-    """Raise InputError where the samples are other texts to a model that has a tokenizer."""
+    """Raise InputError if a model that has a tokenizer reads the samples differently."""
     folders = {name: [Path(name)] for name in (*models, reader)}
     check_readers(samples, [] if ignore_tokenizers else compare_vocabularies(reader, folders))
 
 
 def load_forward(name: str) -> ApplyFn:
-    """The function that `module:function` names, from where Python looks and the current folder.
+    """Import the function that `module:function` names, from Python's path or the current folder.
 
-    This runs the user's own module. InputError where it cannot be imported, or has no such name.
+    This runs the user's module. Raises InputError if it cannot be imported, or has no such name.
     """
     module_name, _, path = name.partition(":")
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module does
-        raise InputError(f"forward {name} cannot be imported: {_said(error)}") from error
+    except Exception as error:  # the module may raise anything
+        raise InputError(f"forward {name} cannot be imported: {_summary(error)}") from error
     finally:
         sys.path.remove(here)
     for word in path.split("."):
@@ -143,7 +144,7 @@ def load_forward(name: str) -> ApplyFn:
 
 @dataclass(frozen=True)
 class _Forward:
-    """The user's function, and what it is run on and held to."""
+    """Run the user's function, and check its outputs."""
 
     apply_fn: ApplyFn
     name: str
@@ -152,15 +153,15 @@ class _Forward:
     mesh: Mesh | None
 
     def run(self, params: Any, samples: TreeSamples, model: str) -> np.ndarray:
-        """(U, n, E) float32 of the samples in their order; `model` is for messages."""
+        """Return the pooled states (U, n, E) float32 of the samples; messages name `model`."""
         batches, order = batches_of(samples, self.batch_size)
         what, units = f"forward {self.name}", self.units
         try:
             states = extract(self.apply_fn, params, batches, mesh=self.mesh)
         except InputError as error:
             raise InputError(f"{what}: {error}") from error
-        except Exception as error:  # of the user's function
-            raise InputError(f"{what} fails on {model}: {_said(error)}") from error
+        except Exception as error:  # the user's function may raise anything
+            raise InputError(f"{what} fails on {model}: {_summary(error)}") from error
         if len(states) != len(units):
             raise InputError(
                 f"{what} returns {len(states)} arrays, but by tree there are {len(units)} units: "
@@ -182,7 +183,10 @@ def _choose(
 
 
 def clustered_rows(unit: str | int, units: Sequence[str]) -> list[int]:
-    """Which units are clustered: "last" (the last layer), "all", a unit's name or index."""
+    """Return the indices of the units to cluster by: "last" (layer), "all", a name or an index.
+
+    Raises InputError if there is no such unit.
+    """
     if unit == "last":
         return [max(index for index, name in enumerate(units) if name not in (EMBED, HEAD))]
     if unit == "all":
@@ -200,12 +204,12 @@ def clustered_rows(unit: str | int, units: Sequence[str]) -> list[int]:
 def _parameters(
     model: TreeFile, places: Mapping[str, Place], root: str | None, mesh: Mesh | None
 ) -> Any:
-    """What the forward takes: all under the root, as stored."""
+    """Read the parameters that the forward takes: all leaves under the root, as stored."""
     prefix = f"{root}/" if root else ""
     specs = {name: spec for name, spec in model.specs.items() if name.startswith(prefix)}
     leaves = read_leaves(model, list(specs), shardings_of(specs, places, mesh))
     return nested(model, leaves, root)
 
 
-def _said(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
