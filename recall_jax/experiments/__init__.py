@@ -1,1 +1,1 @@
-"""Experiments: jobs arranged in graphs, and the demo."""
+"""Run experiments, which combine many jobs, and the demo."""

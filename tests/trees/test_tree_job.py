@@ -347,7 +347,7 @@ FAULTS = {
             "models": [{"model": m} for m in c.full],
             "tree": {**TREE["maxtext"], "root": None},
         },
-        ["opt_state beside params", "tree: {root: params}"],
+        ["opt_state besides params", "tree: {root: params}"],
     ),
     "no patterns": (
         lambda c: {"models": [{"model": m} for m in c.scanned], "tree": None},

@@ -1,1 +1,1 @@
-"""Ablations: each of RECALL's choices varied alone, and what the units of the models tell."""
+"""Vary RECALL's choices one at a time, and analyse the units of the models."""

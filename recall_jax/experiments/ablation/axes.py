@@ -1,4 +1,4 @@
-"""The choices of a RECALL recipe that can be varied, and the values that are tried by default."""
+"""Define the choices of a RECALL recipe that can be varied, with the values tried by default."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from recall_jax.recipes.recipe import Recipe, make_recipe
 
 @dataclass(frozen=True)
 class AblationAxis:
-    """One choice: what it is, where in the recipe it is made, and what to try."""
+    """Describe a choice: its description, its key in a section of the recipe, values to try."""
 
     about: str
     section: Literal["samples", "parameters"]
     key: str
     values: tuple[Any, ...]
 
-    def own(self, recipe: Recipe) -> Any:
-        """The recipe's own value."""
+    def value_in(self, recipe: Recipe) -> Any:
+        """Return the recipe's value."""
         return getattr(getattr(recipe, self.section), self.key)
 
     def vary(self, recipe: Recipe, value: Any) -> Recipe:
-        """The recipe with another value. Raises InputError where it does not fit."""
+        """Return the recipe with another value; InputError if it is invalid there."""
         values = recipe.model_dump(exclude_none=True)
         section = values[self.section] | {self.key: value}
         if self.key == "source" and value != "data":
@@ -56,13 +56,13 @@ AXES: Mapping[str, AblationAxis] = {
         ("newest", 0, "pairwise"),
     ),
     "merged_units": AblationAxis(
-        "Units that are merged, the others left to the newest model",
+        "Units that are merged; others are the newest model's",
         "parameters",
         "merged_units",
         ("all", "first", "middle", "last"),
     ),
     "threshold": AblationAxis(
-        "Similarity below which a unit is left to the newest model",
+        "Similarity below which a unit is the newest model's",
         "parameters",
         "threshold",
         (None, 0.25, 0.5, 0.75, 0.9),
@@ -86,11 +86,11 @@ AXES: Mapping[str, AblationAxis] = {
         ("none", "center", "procrustes"),
     ),
 }
-"""By the names that a recipe's `ablate` has for them."""
+"""The axes by their names in a recipe's `ablate`."""
 
 
 def label(value: Any) -> str:
-    """A value as tables and pictures write it."""
+    """Format a value for tables and pictures."""
     if isinstance(value, Mapping):
         return " + ".join(f"{weight:g} {name}" for name, weight in value.items())
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

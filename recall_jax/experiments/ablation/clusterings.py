@@ -1,4 +1,4 @@
-"""What a clustering of texts is worth: does it find the tasks, and do its samples cover them?"""
+"""Measure how well a clustering of texts separates their domains, and how it covers the texts."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,11 @@ _DRAWS = 20
 
 
 class Coverage(NamedTuple):
-    """How far texts are from the nearest typical sample, in spreads, each a mean over the units.
+    """Measure distances of texts to the nearest typical sample, in spreads, averaged over units.
 
-    A spread is the root mean squared distance of the texts to their mean: 0 is every text typical,
-    1 about as far as the mean would be. `random` is what as many texts drawn at random come to.
+    A spread is the root mean squared distance of the texts to their mean: the distance is 0 if
+    every text is typical, and about 1 if samples are no nearer than the mean. `random` is the mean
+    distance to as many texts drawn at random.
     """
 
     mean: float
@@ -23,9 +24,9 @@ class Coverage(NamedTuple):
 
 
 def coverage(states: np.ndarray, typical: np.ndarray) -> Coverage:
-    """How typical samples (U, m, E) cover n texts (U, n, E); units of one state are left out.
+    """Measure how typical samples (U, m, E) cover n texts (U, n, E).
 
-    Raises InputError where no unit has more than one state.
+    Units in which all texts have the same state are left out. Raises InputError if all units are.
     """
     spreads = np.sqrt(states.var(axis=1, dtype=np.float64).sum(axis=1))  # (U,)
     units = np.flatnonzero(spreads > 0).tolist()
@@ -45,25 +46,28 @@ def coverage(states: np.ndarray, typical: np.ndarray) -> Coverage:
 
 
 class MutualInformation(NamedTuple):
-    """In nats, and over the mean of the two entropies: 0 tells nothing, 1 everything."""
+    """Hold mutual information in nats, and divided by the mean of both entropies, in [0, 1]."""
 
     nats: float
     normalised: float
 
 
 def mutual_information(clusters: np.ndarray, domains: np.ndarray) -> MutualInformation:
-    """What the cluster (n,) of a text says of its domain (n,), of which there are several."""
+    """Return the mutual information of texts' clusters (n,) and domains (n,).
+
+    There must be at least two domains.
+    """
     _, rows = np.unique(clusters, return_inverse=True)
     _, columns = np.unique(domains, return_inverse=True)
     joint = np.zeros((rows.max() + 1, columns.max() + 1))
     np.add.at(joint, (rows, columns), 1 / len(rows))
     nats = _entropy(joint.sum(axis=1)) + _entropy(joint.sum(axis=0)) - _entropy(joint.ravel())
-    nats = max(nats, 0.0)  # but for rounding it is
+    nats = max(nats, 0.0)  # rounding may make it negative
     mean = (_entropy(joint.sum(axis=1)) + _entropy(joint.sum(axis=0))) / 2
     return MutualInformation(nats, nats / mean)
 
 
 def _entropy(shares: np.ndarray) -> float:
-    """In nats."""
+    """Return the entropy in nats."""
     shares = shares[shares > 0]
     return float(-(shares * np.log(shares)).sum())

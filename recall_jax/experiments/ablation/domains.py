@@ -1,7 +1,7 @@
-"""How much one unit's states tell of the domain that a text is from.
+"""Measure how well the states of a unit separate the domains of texts.
 
-A unit is general where texts of different domains are as alike as those of one, and where a text's
-neighbours do not give its domain away.
+A unit is general if texts of different domains are as similar as texts of one, and if a text's
+neighbours do not predict its domain.
 """
 
 from typing import NamedTuple
@@ -12,16 +12,19 @@ NEIGHBOURS = 5
 
 
 class DomainSimilarity(NamedTuple):
-    """Mean similarity of two texts of one domain, and of two; NaN where most states coincide."""
+    """Hold the mean similarity of pairs of texts within and across domains.
+
+    Both are NaN if more than half of the pairs have the same states.
+    """
 
     within: float
     across: float
 
 
 def domain_similarity(states: np.ndarray, domains: np.ndarray) -> DomainSimilarity:
-    """RBF similarity of the pairs of states (n, E) within and across the domains (n,).
+    """Return the RBF similarity of pairs of states (n, E), within and across domains (n,).
 
-    exp(-d^2 / (2 sigma^2)) as RECALL's, with sigma^2 half the median d^2 of all pairs.
+    It is RECALL's exp(-d^2 / (2 sigma^2)), with sigma^2 half the median d^2 of all pairs.
     """
     squared = squared_distances_between(states, states)
     pairs = np.triu_indices(len(states), k=1)
@@ -34,9 +37,10 @@ def domain_similarity(states: np.ndarray, domains: np.ndarray) -> DomainSimilari
 
 
 def neighbour_accuracy(states: np.ndarray, domains: np.ndarray, k: int = NEIGHBOURS) -> float:
-    """Share of the texts whose domain (n,) the k nearest others tell, by their states (n, E).
+    """Return how accurately the k nearest states (n, E) predict a text's domain (n,), in [0, 1].
 
-    Leave-one-out: Euclidean distance, each neighbour one vote, the lowest domain of equal ones.
+    This is leave-one-out k-nearest-neighbour classification by Euclidean distance; the lowest
+    domain wins a tie of votes.
     """
     squared = squared_distances_between(states, states)
     np.fill_diagonal(squared, np.inf)
@@ -46,7 +50,7 @@ def neighbour_accuracy(states: np.ndarray, domains: np.ndarray, k: int = NEIGHBO
 
 
 def squared_distances_between(states: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n, m) squared distances of states (n, E) to others (m, E), float64; rounding aside."""
+    """Return squared distances (n, m) of states (n, E) to others (m, E), float64."""
     centre = states.mean(axis=0, dtype=np.float64)
     left, right = states - centre, others - centre
     norms = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)

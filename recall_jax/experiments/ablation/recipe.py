@@ -1,4 +1,4 @@
-"""The recipe of an ablation: a RECALL recipe, the tasks to ask, and what to vary."""
+"""Define the recipe of an ablation: a RECALL recipe, evaluation tasks, and what to vary."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from recall_jax.files.schema import Schema, read_yaml
 from recall_jax.recipes.recipe import Recipe, make_recipe
 
 Count = Annotated[int, Strict(), Field(ge=1)]
-_CLUSTERED = ("count", "unit", "source")  # what choosing samples depends on
+_CLUSTERED = ("count", "unit", "source")  # axes that affect how samples are chosen
 
 
 class Tasks(Schema):
-    """Evaluation tasks: those that some of the models were fine-tuned on, and others."""
+    """Evaluation tasks: those on which some of the models were fine-tuned, and others."""
 
     seen: Annotated[tuple[Text, ...], Field(min_length=1)]
     unseen: Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
 class Evaluation(Schema):
-    """How models are evaluated, as by `recall evaluate`."""
+    """Options of `recall evaluate`."""
 
     limit: Count | None = None
     batch_size: Count = 8
@@ -33,11 +33,11 @@ class Evaluation(Schema):
 
 
 class Ablation(Recipe):
-    """A recipe of method `recall`, with what an ablation adds to it.
+    """A recipe of method `recall`, with further keys for an ablation.
 
-    `ablate` has the values to try of each axis, None for those that it has by default. `domains`
-    are files of rows for the analyses of the units, by default those of the tasks, and `base` the
-    model that is looked at there beside the newest and the merged one.
+    `ablate` has the values to try on each axis, None for the default ones. `domains` are files of
+    rows for the analyses of the units, by default rows of the tasks; these analyses compare the
+    newest and the merged model with `base`, by default the first model.
     """
 
     tasks: Tasks | Annotated[tuple[Text, ...], Field(min_length=1)]
@@ -49,7 +49,7 @@ class Ablation(Recipe):
     @field_validator("ablate", mode="before")
     @classmethod
     def _axes(cls, value: Any) -> Any:
-        """One name, a list of names, or names with the values to try, one or several."""
+        """Accept a name, a list of names, or a mapping of names to one or several values."""
         if value is None:
             return dict.fromkeys(AXES)
         if isinstance(value, str):
@@ -67,22 +67,22 @@ class Ablation(Recipe):
         }
 
     @model_validator(mode="after")
-    def _of_recall(self) -> "Ablation":
+    def _check_method(self) -> "Ablation":
         if self.merge_method != "recall":
-            raise ValueError(f"an ablation is of merge_method recall, not {self.merge_method}")
+            raise ValueError(f"an ablation needs merge_method recall, not {self.merge_method}")
         if self.weights is not None:
-            raise ValueError("weights would settle what is to be varied: remove them")
+            raise ValueError("weights would fix what is to be varied: remove them")
         return self
 
     @property
     def recipe(self) -> Recipe:
-        """The merge recipe alone."""
+        """Return the merge recipe, without the keys for the ablation."""
         values = self.model_dump(exclude_none=True)
         return make_recipe({name: values[name] for name in Recipe.model_fields if name in values})
 
     @property
     def groups(self) -> dict[str, tuple[str, ...]]:
-        """The tasks whose mean is told, by the group's name."""
+        """Return the groups of tasks whose mean is reported, by name."""
         if isinstance(self.tasks, Tasks):
             seen, unseen = self.tasks.seen, self.tasks.unseen
             return {"all": (*seen, *unseen), "seen": seen, "unseen": unseen}
@@ -91,58 +91,62 @@ class Ablation(Recipe):
 
 @dataclass(frozen=True)
 class Variant:
-    """A merge of an ablation. The recipe's `own` one is the same on all axes."""
+    """Describe a merge of an ablation; `in_recipe` says that the value is the recipe's.
+
+    That merge is the same on all axes.
+    """
 
     axis: str
     value: Any
     recipe: Recipe
-    own: bool
+    in_recipe: bool
 
     @property
     def name(self) -> str:
-        """What the variant is known by."""
-        return OWN if self.own else f"{self.axis} {label(self.value)}"
+        """Return the name of the run."""
+        return RECIPE_RUN if self.in_recipe else f"{self.axis} {label(self.value)}"
 
 
-OWN = "own"
+RECIPE_RUN = "own"
+"""The name of the run of the recipe's merge."""
 
 
 def read_ablation(path: Path) -> Ablation:
-    """The ablation in a YAML file, or InputError naming the file, the key and the fault."""
+    """Read an ablation from a YAML file; InputError names the file, the key and the fault."""
     return read_yaml(Ablation, path)
 
 
 def variants(
     ablation: Ablation, check: Callable[[Recipe], None]
 ) -> tuple[dict[str, list[Variant]], list[str]]:
-    """The variants of each axis, the recipe's own value among them; and what is left out, and why.
+    """Return the variants of each axis, including the recipe's value, and what is left out and why.
 
-    `check` raises InputError for a merge that cannot be. A value of the default ones that does not
-    fit is left out; one that the recipe names raises InputError.
+    `check` raises InputError for an impossible merge. Such a value is left out if it is a default,
+    and raises InputError if the recipe names it.
     """
     recipe = ablation.recipe
     found: dict[str, list[Variant]] = {}
     left_out: list[str] = []
-    for name, asked in ablation.ablate.items():
+    for name, named in ablation.ablate.items():
         try:
             _check_axis(name, recipe)
         except InputError as error:
-            if asked is not None:
+            if named is not None:
                 raise
             left_out.append(str(error))
             continue
         found[name] = []
-        for value in _with_own(asked or AXES[name].values, AXES[name].own(recipe)):
+        recipe_value = AXES[name].value_in(recipe)
+        for value in _including(recipe_value, named or AXES[name].values):
             try:
                 varied = AXES[name].vary(recipe, value)
                 check(varied)
             except InputError as error:
-                if asked is not None:
+                if named is not None:
                     raise InputError(f"ablate.{name}, {label(value)}: {error}") from error
                 left_out.append(f"{name} {label(value)}: {error}")
             else:
-                own = value == AXES[name].own(recipe)
-                found[name].append(Variant(name, value, varied, own))
+                found[name].append(Variant(name, value, varied, value == recipe_value))
     return found, left_out
 
 
@@ -154,10 +158,10 @@ def _check_axis(name: str, recipe: Recipe) -> None:
         )
 
 
-def _with_own(values: Sequence[Any], own: Any) -> list[Any]:
-    """The values, each once, and the recipe's own: in its place among numbers, else first."""
+def _including(recipe_value: Any, values: Sequence[Any]) -> list[Any]:
+    """Return the distinct values and the recipe's: sorted numbers, or else the recipe's first."""
     distinct = [value for index, value in enumerate(values) if value not in values[:index]]
-    if own in distinct:
+    if recipe_value in distinct:
         return distinct
-    both = [own, *distinct]
+    both = [recipe_value, *distinct]
     return sorted(both) if all(isinstance(value, int | float) for value in both) else both

@@ -1,23 +1,26 @@
-"""What `ablation.json` holds: every variant with its scores, and how sure a difference is."""
+"""Make the record of an ablation: every variant with its scores, differences and their errors."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from recall_jax.experiments.ablation.axes import AXES, label
 from recall_jax.experiments.ablation.plan import AblationPlan
-from recall_jax.experiments.ablation.recipe import OWN
+from recall_jax.experiments.ablation.recipe import RECIPE_RUN
 from recall_jax.experiments.ablation.scores import check_comparable, counted_metric, mean_difference
 from recall_jax.parallel.machine import device, versions
 from recall_jax.report.evaluation_page import mean_of_tasks
 
 
 def make_ablation_record(plan: AblationPlan, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The record, from what each run came to. Nothing in it depends on how often it was resumed."""
-    tasks = [each.task for each in plan.asked]
+    """Return the content of `ablation.json`, from the results of each run.
+
+    It does not depend on how often the ablation was resumed.
+    """
+    tasks = [each.task for each in plan.tasks]
     by_name = {task.task: task for task in tasks}
-    places = dict(zip(plan.ablation.groups["all"], by_name, strict=True))
+    task_names = dict(zip(plan.ablation.groups["all"], by_name, strict=True))
     groups = {
-        name: [places[asked] for asked in names] for name, names in plan.ablation.groups.items()
+        group: [task_names[name] for name in names] for group, names in plan.ablation.groups.items()
     }
     metrics = {name: counted_metric(task) for name, task in by_name.items()}
     return {
@@ -34,7 +37,7 @@ def make_ablation_record(plan: AblationPlan, found: Mapping[str, Any]) -> dict[s
                 "rows_in_all": each.total,
                 "source": each.source,
             }
-            for each in plan.asked
+            for each in plan.tasks
         ],
         "groups": groups,
         "axes": [
@@ -48,8 +51,8 @@ def make_ablation_record(plan: AblationPlan, found: Mapping[str, Any]) -> dict[s
             }
             for name, values in plan.axes.items()
         ],
-        "runs": {name: _run(found[name], found[OWN], groups, metrics) for name in plan.runs},
-        "domains": found[OWN].get("domains"),
+        "runs": {name: _run(found[name], found[RECIPE_RUN], groups, metrics) for name in plan.runs},
+        "domains": found[RECIPE_RUN].get("domains"),
         "warnings": [f"left out: {line}" for line in plan.left_out],
         "settings": plan.ablation.model_dump(mode="json", exclude_none=True),
         "versions": versions(),
@@ -58,23 +61,24 @@ def make_ablation_record(plan: AblationPlan, found: Mapping[str, Any]) -> dict[s
 
 
 def _run(
-    mine: Mapping[str, Any],
-    own: Mapping[str, Any],
+    run: Mapping[str, Any],
+    recipe_run: Mapping[str, Any],
     groups: Mapping[str, list[str]],
     metrics: Mapping[str, str],
 ) -> dict[str, Any]:
-    """One run: its scores, their means, and how these differ from the recipe's own merge."""
-    if "error" in mine:
-        return dict(mine)
-    told = {key: value for key, value in mine.items() if key not in ("shares", "domains")}
-    return told | {
+    """Return a run's scores, their means, and their differences from the recipe's merge."""
+    if "error" in run:
+        return dict(run)
+    reported = {key: value for key, value in run.items() if key not in ("shares", "domains")}
+    return reported | {
         "means": {
-            group: mean_of_tasks([mine["results"][task][metrics[task]] for task in names])
+            group: mean_of_tasks([run["results"][task][metrics[task]] for task in names])
             for group, names in groups.items()
         },
         "differences": {
             group: mean_difference(
-                [mine["shares"][task] for task in names], [own["shares"][task] for task in names]
+                [run["shares"][task] for task in names],
+                [recipe_run["shares"][task] for task in names],
             )
             for group, names in groups.items()
         },

@@ -1,6 +1,7 @@
-"""An ablation, from recipe to page: each variant is merged, asked, and removed again.
+"""Run an ablation: each variant is merged, evaluated and removed; then the page is written.
 
-What each came to is kept; an interrupted ablation goes on after the last one that was finished.
+The results of each run are kept, so that an interrupted ablation can be resumed after the last
+finished one.
 """
 
 import shutil
@@ -15,10 +16,10 @@ from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.evaluation.resident import with_weights, without_weights
 from recall_jax.evaluation.scoring import score
 from recall_jax.experiments.ablation.plan import AblationPlan, plan_ablation
-from recall_jax.experiments.ablation.recipe import OWN, Ablation
+from recall_jax.experiments.ablation.recipe import RECIPE_RUN, Ablation
 from recall_jax.experiments.ablation.record import make_ablation_record
 from recall_jax.experiments.ablation.scores import counted_metric, row_shares
-from recall_jax.experiments.ablation.units import look_at_units
+from recall_jax.experiments.ablation.units import analyse_units
 from recall_jax.files.json_objects import write_json_object
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Progress, silent
@@ -28,14 +29,15 @@ from recall_jax.recipes.recipe import Recipe
 from recall_jax.report.ablation_page import render_ablation, tables_in_markdown
 
 RECORD, PAGE, TABLE = "ablation.json", "index.html", "table.md"
-_TOLD = ("weights", "similarity", "sigma", "typical_samples", "typical", "warnings")
+_REPORTED = ("weights", "similarity", "sigma", "typical_samples", "typical", "warnings")
 
 
 @dataclass(frozen=True)
 class AblationOptions:
-    """How an ablation is run; `memory` is the merges' budget in bytes.
+    """Set how an ablation runs; `memory` is the memory budget of a merge in bytes.
 
-    `inputs` are files that OUT must not replace, beside those that the recipe names.
+    `force` replaces an output, `resume` continues an interrupted one. `inputs` are files that OUT
+    must not replace, in addition to those that the recipe names.
     """
 
     memory: int | None = None
@@ -55,11 +57,11 @@ def ablate(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Merge and ask every variant, and write `out`: the record, a page with plots, the tables.
+    """Merge and evaluate every variant, and write the record, a page and the tables to `out`.
 
-    `announce` hears what is going to be done. Returns the record, as `ablation.json` holds it.
-    Raises InputError for whatever is wrong with the recipe, the models, the rows or `out`, before
-    anything is merged; UnfinishedError, which leaves what is done for `resume`.
+    `announce` is called with the plan. Returns the record in `ablation.json`. Raises InputError,
+    before anything is merged, for faults of the recipe, the models, the rows or `out`;
+    UnfinishedError, which keeps finished runs for `resume`, for later faults.
     """
     plan = plan_ablation(ablation)
     opened = [plan.base, *plan.models]
@@ -75,7 +77,7 @@ def ablate(
         for done, (name, recipe) in enumerate(plan.runs.items()):
             progress(name, done, len(plan.runs))
             if name not in results.values:
-                shutil.rmtree(work.scratch, ignore_errors=True)  # of a run that was killed
+                shutil.rmtree(work.scratch, ignore_errors=True)  # left by a run that was killed
                 work.scratch.mkdir()
                 results.keep(name, _run(name, recipe, plan, work.scratch, options))
         record = make_ablation_record(plan, results.values)
@@ -90,7 +92,7 @@ def ablate(
 def _run(
     name: str, recipe: Recipe | str, plan: AblationPlan, scratch: Path, options: AblationOptions
 ) -> dict[str, Any]:
-    """What a merge, or a model as it is, comes to, or why it cannot be merged; JSON values."""
+    """Evaluate a merge, or an existing model; return JSON values: results, or why it failed."""
     if isinstance(recipe, str):
         return _scores(recipe, plan)
     merged = scratch / "merged"
@@ -102,19 +104,19 @@ def _run(
         if name not in plan.varied:
             raise
         return {"error": str(error)}
-    found = _scores(str(merged), plan) | {key: report[key] for key in _TOLD}
-    if name == OWN and plan.domains:
-        found["domains"] = look_at_units(plan, merged, scratch, options.memory)
+    found = _scores(str(merged), plan) | {key: report[key] for key in _REPORTED}
+    if name == RECIPE_RUN and plan.domains:
+        found["domains"] = analyse_units(plan, merged, scratch, options.memory)
     return found
 
 
 def _scores(model: str, plan: AblationPlan) -> dict[str, Any]:
-    """A model's metrics on every task, and each row's share in the one that counts."""
+    """Return a model's metrics on every task, and each row's share of the counted metric."""
     checkpoint = open_checkpoint(model)
     resident = with_weights(without_weights(checkpoint, plan.ablation.ignore_config), checkpoint)
     dtype = compute_dtype(plan.ablation.compute_dtype, checkpoint)
     results, shares = {}, {}
-    for each in plan.asked:
+    for each in plan.tasks:
         scored = score(
             each.task,
             each.examples,
@@ -129,9 +131,9 @@ def _scores(model: str, plan: AblationPlan) -> dict[str, Any]:
 
 
 def _describe(plan: AblationPlan, done: int) -> str:
-    rows = sum(len(each.examples) for each in plan.asked)
+    rows = sum(len(each.examples) for each in plan.tasks)
     merges = sum(isinstance(recipe, Recipe) for recipe in plan.runs.values())
     return (
         f"{merges} merges of {len(plan.models)} models, each asked {rows:,} rows of "
-        f"{len(plan.asked)} tasks" + f"; {done} of {len(plan.runs)} done already" * bool(done)
+        f"{len(plan.tasks)} tasks" + f"; {done} of {len(plan.runs)} done already" * bool(done)
     )

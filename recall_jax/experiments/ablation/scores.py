@@ -1,7 +1,7 @@
-"""Scores of merged models on the same rows: means over tasks, and differences, with their errors.
+"""Compare scores of merged models on the same rows: means over tasks, differences and errors.
 
-A task counts by its first metric, from 0 to 100 and more is better, or if it is of texts by its
-bits per byte, of which less is better.
+A task is scored by its first metric, from 0 to 100 (higher is better), or if it is of texts by its
+bits per byte (lower is better).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ from recall_jax.evaluation.task import Task
 
 BITS_PER_BYTE = OF_TEXTS[1]
 Shares = Sequence[float] | None
-"""What each row (n,) gives to a metric that is their mean; None of a metric of all rows at once."""
+"""Each row's contribution (n,) to a metric that is their mean; None for a metric of the corpus."""
 
 
 def counted_metric(task: Task) -> str:
-    """The metric by which a task counts."""
+    """Return the metric by which a task is scored."""
     first = headline(task)[0]
     return BITS_PER_BYTE if first in OF_TEXTS else first
 
 
 def check_comparable(tasks: Sequence[Task]) -> bool:
-    """Whether less is better. Raises InputError where tasks of texts stand beside others."""
+    """Return whether lower is better; InputError if only some of the tasks are of texts."""
     of_texts = [task.task for task in tasks if counted_metric(task) == BITS_PER_BYTE]
     if of_texts and len(of_texts) < len(tasks):
         raise InputError(
@@ -39,7 +39,7 @@ def check_comparable(tasks: Sequence[Task]) -> bool:
 
 
 def row_shares(metric: str, predictions: Sequence[Mapping[str, Any]]) -> list[float] | None:
-    """The rows' shares in a metric, from what a model answered to each."""
+    """Return the rows' shares of a metric, from a model's answers."""
     if metric == BITS_PER_BYTE:
         mean_bytes = fmean(row["bytes"] for row in predictions)
         return [row["nats"] / np.log(2) / mean_bytes for row in predictions]
@@ -48,14 +48,14 @@ def row_shares(metric: str, predictions: Sequence[Mapping[str, Any]]) -> list[fl
     return [100 * row[metric] for row in predictions]
 
 
-def mean_difference(mine: Sequence[Shares], others: Sequence[Shares]) -> dict[str, float] | None:
-    """How much higher the mean score of the tasks is than another's, on the same rows.
+def mean_difference(first: Sequence[Shares], second: Sequence[Shares]) -> dict[str, float] | None:
+    """Return the first model's mean score over tasks minus the second's, on the same rows.
 
-    The standard error is of the differences row by row, so rows that are hard for both do not
-    count. None where a metric has no shares, or a task one row.
+    The standard error is that of the differences row by row, so that rows that are hard for both do
+    not contribute. Returns None if a metric has no shares, or a task only one row.
     """
     values, variances = [], []
-    for one, other in zip(mine, others, strict=True):
+    for one, other in zip(first, second, strict=True):
         if one is None or other is None or len(one) < 2:
             return None
         differences = np.subtract(one, other)

@@ -1,4 +1,4 @@
-"""What the units of the newest, the base and the merged model tell of the domains of texts."""
+"""Analyse how the units of the newest, the base and the merged model separate domains of texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +21,14 @@ from recall_jax.representations.kmeans import kmeans
 MODELS = ("newest", "base", "merged")
 
 
-def look_at_units(
+def analyse_units(
     plan: AblationPlan, merged: Path, scratch: Path, memory: int | None
 ) -> dict[str, Any]:
-    """The analyses, JSON values; `scratch` is a folder for files that are not kept.
+    """Return the analyses as JSON values; `scratch` is a folder for temporary files.
 
-    Of each model (3) and unit (U): similarity within and across domains, and how often a text's
-    neighbours tell its domain. Of each clustering of the same texts by the newest model: how its
-    typical samples cover them, and what its clusters tell of the domain.
+    For each of the three models and U units: similarity within and across domains, and the accuracy
+    of neighbours in predicting a text's domain. For each clustering of the texts by the newest
+    model: how its typical samples cover them, and the information about domains in its clusters.
     """
     rows = [row for each in plan.domains.values() for row in each]
     domains = np.repeat(np.arange(len(plan.domains)), list(map(len, plan.domains.values())))
@@ -55,11 +55,11 @@ def look_at_units(
 def _states(
     plan: AblationPlan, specs: Sequence[str], rows: Sequence[Row], scratch: Path, memory: int | None
 ) -> np.ndarray:
-    """(3, U, n, E): what each of the models makes of the rows in each unit."""
+    """Return the pooled states (3, U, n, E) of each of the models for the rows."""
     settings = plan.ablation.samples
     assert settings is not None
     path = scratch / "rows.jsonl"
-    # A number of their own would put them in another order.
+    # Rows with numbers would be sorted by these.
     write_jsonl(path, [{k: v for k, v in row.items() if k != "row"} for row in rows])
     values = settings.model_dump(include={"field", "max_tokens", "batch_size"}, exclude_none=True)
     return stages.extract(
@@ -75,13 +75,13 @@ def _states(
 def _clusterings(
     plan: AblationPlan, texts: np.ndarray, domains: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Each number of clusters with each unit that is clustered, of the values that are varied."""
+    """Analyse a clustering for each value of `count` and of `unit` that the ablation varies."""
     settings = plan.ablation.samples
     assert settings is not None
     found = []
     for unit in _varied(plan, "unit"):
-        places = [plan.arch.units.index(name) for name in clustered_units(unit, plan.arch)]
-        points = np.concatenate(list(texts[places]), axis=1)
+        indices = [plan.arch.units.index(name) for name in clustered_units(unit, plan.arch)]
+        points = np.concatenate(list(texts[indices]), axis=1)
         for count in _varied(plan, "count"):
             if count > len(points):
                 continue
@@ -102,10 +102,10 @@ def _clusterings(
 
 
 def _varied(plan: AblationPlan, axis: str) -> Sequence[Any]:
-    """The values of an axis, the recipe's own if it is not varied."""
+    """Return the values of an axis, only the recipe's if it is not varied."""
     if axis in plan.axes:
         return [variant.value for variant in plan.axes[axis]]
-    return [AXES[axis].own(plan.ablation)]
+    return [AXES[axis].value_in(plan.ablation)]
 
 
 def _plain(value: float) -> float | None:

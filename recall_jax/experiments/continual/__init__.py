@@ -1,1 +1,1 @@
-"""Continual learning: tasks learnt one after the other by several strategies, and what is left."""
+"""Run continual learning: learn tasks in sequence by several strategies, and measure retention."""

@@ -1,4 +1,4 @@
-"""What a run reads, looked at before anything is trained."""
+"""Check all inputs of a continual-learning run before anything is trained."""
 
 import json
 from collections.abc import Collection, Iterator, Sequence
@@ -28,31 +28,31 @@ from recall_jax.models.lora import adapted_modules
 from recall_jax.parallel.machine import device, versions
 from recall_jax.recipes.recipe import make_recipe
 
-_FILES = ("data", "typical", "prompts")  # what a recipe's `samples` may read
+_FILES = ("data", "typical", "prompts")  # keys of a recipe's `samples` that name files
 
 
 def find_columns(protocol: Protocol) -> dict[str, Task]:
-    """The evaluation task of each task that is learnt, by its name, and of the unseen ones."""
+    """Return the evaluation task of each learnt task, by its name, and the unseen ones."""
     columns = {task.name: find_task(task.task) for task in protocol.tasks}
     learnt = [task.task for task in columns.values()]
-    for asked in protocol.unseen:
-        task = find_task(asked)
+    for name in protocol.unseen:
+        task = find_task(name)
         if task.task in learnt or task.task in columns:
             known = "among the tasks that are learnt" if task.task in learnt else "named already"
-            raise InputError(f"unseen: {asked} is {known}: remove it there")
+            raise InputError(f"unseen: {name} is {known}: remove it there")
         columns[task.task] = task
     return columns
 
 
-def ask_all(columns: dict[str, Task], options: EvaluateOptions) -> list[TaskExamples]:
-    """The examples of each evaluation task, once for those of one name. Raises InputError."""
+def load_columns(columns: dict[str, Task], options: EvaluateOptions) -> list[TaskExamples]:
+    """Load the examples of each distinct evaluation task; InputError for missing or bad rows."""
     tasks = {task.task: task for task in columns.values()}
     return [load_task_examples(task, options) for task in tasks.values()]
 
 
 def data_files(models: Sequence[Model]) -> list[Path]:
-    """Every file of rows that models are made from."""
-    return list(dict.fromkeys(path for path, _ in _asked_rows(models)))
+    """Return all files of rows that models are made from."""
+    return list(dict.fromkeys(path for path, _ in _row_files(models)))
 
 
 def check_inputs(
@@ -61,8 +61,11 @@ def check_inputs(
     ignore_config: Collection[str] = (),
     plugins: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """The files that the runs read, as a journal knows them; InputError for what is wrong there."""
-    for path, fields in dict.fromkeys(_asked_rows(models)):
+    """Check models, rows and settings of all runs; return the identities of the files read.
+
+    Raises InputError for a fault in any of them.
+    """
+    for path, fields in dict.fromkeys(_row_files(models)):
         for index, row in enumerate(iterate_rows(path)):
             if fields is not None:
                 row_content(row, f"{path}, row {index} (from 0)", fields)
@@ -72,9 +75,11 @@ def check_inputs(
         base = open_checkpoint(name)
         arch = without_weights(base, ignore_config).arch
         inputs |= input_files([base], files)
-        mine = [model for run in runs if run.base.name == name for model in run.stages if model]
+        from_base = [
+            model for run in runs if run.base.name == name for model in run.stages if model
+        ]
         checked: set[str] = set()
-        for model in ancestry(mine).values():
+        for model in ancestry(from_base).values():
             if isinstance(model, MergedModel):
                 _check_merge(model, base, arch, checked)
             elif isinstance(model, Tuned):
@@ -82,8 +87,8 @@ def check_inputs(
     return inputs
 
 
-def _asked_rows(models: Sequence[Model]) -> Iterator[tuple[Path, Fields | None]]:
-    """Files of rows, with the fields that all their rows must have, None where there are none."""
+def _row_files(models: Sequence[Model]) -> Iterator[tuple[Path, Fields | None]]:
+    """Yield files of rows, with the fields that all rows must have, None for any fields."""
     for model in ancestry(models).values():
         if isinstance(model, Tuned):
             yield from ((Path(path), model.settings.fields) for path in model.data)
@@ -97,27 +102,27 @@ def _asked_rows(models: Sequence[Model]) -> Iterator[tuple[Path, Fields | None]]
 def _check_fine_tuning(
     model: Tuned, base: Checkpoint, arch: Architecture, checked: set[str]
 ) -> None:
-    """InputError for rows, or settings with them, that cannot be learnt.
+    """Raise InputError if the rows or the settings cannot be used for fine-tuning.
 
-    What was `checked` before, of another seed or from another model, is not again.
+    Combinations in `checked`, with another seed or from another model, are skipped.
     """
     if model.settings.lora is not None:
         adapted_modules(arch, model.settings.lora)
     settings = replace(model.settings, seed=0)
-    if len(model.data) > 1:  # how many there are together is seen when they are
+    if len(model.data) > 1:  # these depend on the number of rows in all files
         settings = replace(settings, warmup=0.0, validation_share=None)
         settings = replace(settings, patience=None, evaluate_every=None)
     for path in model.data:
-        own = replace(settings, data=path)
-        if repr(own) not in checked:
-            check(own, base)
-        checked.add(repr(own))
+        with_data = replace(settings, data=path)
+        if repr(with_data) not in checked:
+            check(with_data, base)
+        checked.add(repr(with_data))
 
 
 def _check_merge(
     model: MergedModel, base: Checkpoint, arch: Architecture, checked: set[str]
 ) -> None:
-    """InputError for a merge that could not be of models of this architecture, or of its rows."""
+    """Raise InputError for a merge that is impossible for this architecture or these rows."""
     where = f"strategy of {model.label}"
     recipe = make_recipe(model.values(lambda part: part.name), where)
     samples, labelled = recipe.samples, recipe.needs.labelled
@@ -138,28 +143,28 @@ def _check_samples(
     arch: Architecture,
     checked: set[str],
 ) -> None:
-    """InputError for rows that the models cannot be run on."""
-    given = [samples.model_copy(update={"data": path, "typical": None}) for path in data if path]
+    """Raise InputError for rows that the models cannot run on."""
+    to_check = [samples.model_copy(update={"data": path, "typical": None}) for path in data if path]
     if samples.source == "data" and (samples.data or samples.typical):
-        given.append(samples)
-    for own in given:
-        what = f"{labelled} {own.model_copy(update={'seed': 0})!r}"
-        if what not in checked:
-            rows = read_samples(own, base, [base], arch)
+        to_check.append(samples)
+    for each in to_check:
+        key = f"{labelled} {each.model_copy(update={'seed': 0})!r}"
+        if key not in checked:
+            rows = read_samples(each, base, [base], arch)
             if labelled:
-                label_tokens(rows, own, base, tokenizer_of(base, [base], arch))
-        checked.add(what)
+                label_tokens(rows, each, base, tokenizer_of(base, [base], arch))
+        checked.add(key)
 
 
 def identify(
-    inputs: dict[str, Any], asked: Sequence[TaskExamples], options: EvaluateOptions
+    inputs: dict[str, Any], tasks: Sequence[TaskExamples], options: EvaluateOptions
 ) -> dict[str, Any]:
-    """What all models and scores depend on, beside how the models are defined."""
+    """Return what all models and scores depend on, except the definitions of the models."""
     return {
         "inputs": inputs,
         "evaluated": {
-            "tasks": [each.task.model_dump(mode="json") for each in asked],
-            "rows": [each.digest() for each in asked],
+            "tasks": [each.task.model_dump(mode="json") for each in tasks],
+            "rows": [each.digest() for each in tasks],
             "options": [options.batch_size, options.compute_dtype, list(options.ignore_config)],
         },
         "program": {**versions(), "device": device()},

@@ -1,8 +1,8 @@
-"""The journal of a continual-learning run: what was made and what was measured.
+"""Record in a journal which models of a continual-learning run were made and measured.
 
-Lines of JSON: first what the run depends on beside its recipe's strategies, then what each model
-scored and how long its making took. A line that a kill cut short, or that is damaged, is as if it
-and what follows were not there.
+The journal consists of lines of JSON: first the identity of the run, without its strategies, then
+the scores of each model and the time it took to make. A damaged line, such as one truncated by a
+kill, is ignored with all that follow it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,31 +15,31 @@ from recall_jax.files.journal_lines import changed_input, valid_records
 from recall_jax.files.results import Records
 
 ModelResults = dict[str, dict[str, Any]]
-"""An evaluation task's metrics by name, each as `evaluation.json` holds it."""
+"""Metrics by name for each evaluation task, each in the form of `evaluation.json`."""
 
 _ADVICE = "or run without --resume to start afresh"
 
 
 @dataclass
 class ContinualJournal(Records):
-    """What is known of each model by its name, here and on disk."""
+    """Hold the results of each model by name, in memory and on disk."""
 
     results: dict[str, ModelResults] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
 
     def record_made(self, model: str, seconds: float, warnings: Sequence[str]) -> None:
-        """Note that a model was made; a second time counts as well."""
+        """Record that a model was made; the seconds of repeated runs add up."""
         record = {"made": model, "seconds": seconds, "warnings": list(warnings)}
-        self._keep(record)
+        self._record(record)
 
     def record_results(self, model: str, results: ModelResults) -> None:
-        """Note what a model scored."""
+        """Record the scores of a model."""
         record = {"evaluated": model, "results": results}
-        self._keep(record)
+        self._record(record)
 
-    def told(self) -> list[str]:
-        """Each warning once, with the number of models that it is of."""
+    def warning_lines(self) -> list[str]:
+        """Return each warning once, with the models that it is about."""
         lines: dict[str, list[str]] = {}
         for model, warnings in self.warnings.items():
             for line in warnings:
@@ -49,11 +49,11 @@ class ContinualJournal(Records):
             for line, models in lines.items()
         ]
 
-    def _keep(self, record: Mapping[str, Any]) -> None:
-        self._take(record)
+    def _record(self, record: Mapping[str, Any]) -> None:
+        self._apply(record)
         self.append(record)
 
-    def _take(self, record: Mapping[str, Any]) -> None:
+    def _apply(self, record: Mapping[str, Any]) -> None:
         if "made" in record:
             model = record["made"]
             self.seconds[model] = self.seconds.get(model, 0.0) + record["seconds"]
@@ -63,21 +63,21 @@ class ContinualJournal(Records):
 
 
 def open_journal(path: Path, identity: Mapping[str, Any]) -> ContinualJournal:
-    """The journal of the run that was interrupted, or a new one.
+    """Open the journal of an interrupted run, or a new one.
 
-    Raises UnfinishedError where what it depends on has changed, or can no longer be read, as the
-    models that were made are kept; strategies, orders and seeds may.
+    Raises UnfinishedError, which keeps the models made so far, if the journal is damaged or the
+    run's identity has changed; strategies, orders and seeds may change.
     """
     journal = ContinualJournal(path, identity)
     if path.exists() and path.stat().st_size and not valid_records(path)[0]:
         raise UnfinishedError(f"{path}, of the interrupted run, is damaged: {_ADVICE[3:]}")
     for record in journal.resume(_check_same):
-        journal._take(record)
+        journal._apply(record)
     return journal
 
 
 def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise UnfinishedError for the first difference that no model made so far may have."""
+    """Raise UnfinishedError for the first difference that would affect models made so far."""
     if then.keys() != now.keys():
         raise UnfinishedError(
             f"what was interrupted here is another command: resume it with that, {_ADVICE}"

@@ -1,9 +1,9 @@
-"""What a sequence of tasks did to a model, from its matrix of scores.
+"""Compute metrics of continual learning from a matrix of scores.
 
-R (1 + T, T + V) float: row 0 is the base, row i the model after task i of T; columns are the tasks
-in the order learnt, then V unseen ones. Scores are higher for better. A row that was not measured
-is NaN, and so is what depends on it, or on tasks that there are not. In the formulas tasks count
-from 1, so that R_{j,j} is a task's score right after it was learnt.
+R is (1 + T, T + V) float: row 0 is the base, row i the model after task i of T; columns are the
+tasks in the order learnt, then V unseen ones. Higher scores are better. A row that was not measured
+is NaN, and so are metrics that depend on it, or on tasks that do not exist. The formulas count
+tasks from 1, so that R_{j,j} is a task's score right after it was learnt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ import numpy as np
 
 
 class Summary(NamedTuple):
-    """Mean and sample standard deviation over runs; no deviation of one run alone."""
+    """Hold the mean and the sample standard deviation over runs, None for a single run."""
 
     mean: float
     deviation: float | None
@@ -22,27 +22,27 @@ class Summary(NamedTuple):
 
 
 def final_average(R: np.ndarray, num_tasks: int) -> float:
-    """1/T sum_j R_{T,j}: average accuracy (Lopez-Paz & Ranzato 2017, eq. 2)."""
+    """Return the average accuracy, 1/T sum_j R_{T,j} (Lopez-Paz & Ranzato 2017, eq. 2)."""
     return _mean(R[-1, :num_tasks])
 
 
 def backward_transfer(R: np.ndarray, num_tasks: int) -> float:
-    """1/(T-1) sum_{j<T} (R_{T,j} - R_{j,j}) (Lopez-Paz & Ranzato 2017, eq. 3)."""
+    """Return 1/(T-1) sum_{j<T} (R_{T,j} - R_{j,j}) (Lopez-Paz & Ranzato 2017, eq. 3)."""
     tasks = np.arange(num_tasks - 1)
     return _mean(R[-1, tasks] - R[tasks + 1, tasks])
 
 
 def forward_transfer(R: np.ndarray, num_tasks: int) -> float:
-    """1/(T-1) sum_{1<j<=T} (R_{j-1,j} - R_{0,j}) (Lopez-Paz & Ranzato 2017, eq. 4).
+    """Return 1/(T-1) sum_{1<j<=T} (R_{j-1,j} - R_{0,j}) (Lopez-Paz & Ranzato 2017, eq. 4).
 
-    Where they have a model with random weights, we have the base.
+    The base takes the place of the paper's model with random weights.
     """
     tasks = np.arange(1, num_tasks)
     return _mean(R[tasks, tasks] - R[0, tasks])
 
 
 def forgetting(R: np.ndarray, num_tasks: int) -> float:
-    """1/(T-1) sum_{j<T} (max_{1<=i<T} R_{i,j} - R_{T,j}) (Chaudhry et al. 2018, eq. 3)."""
+    """Return 1/(T-1) sum_{j<T} (max_{1<=i<T} R_{i,j} - R_{T,j}) (Chaudhry et al. 2018, eq. 3)."""
     if num_tasks < 2:
         return float("nan")
     earlier = R[1:-1, : num_tasks - 1]
@@ -50,7 +50,7 @@ def forgetting(R: np.ndarray, num_tasks: int) -> float:
 
 
 def unseen_average(R: np.ndarray, num_tasks: int) -> float:
-    """1/V sum over the unseen tasks v of R_{T,v}."""
+    """Return 1/V sum over the unseen tasks v of R_{T,v}."""
     return _mean(R[-1, num_tasks:])
 
 
@@ -64,13 +64,13 @@ METRICS: Mapping[str, Callable[[np.ndarray, int], float]] = {
 
 
 def measure(R: np.ndarray, num_tasks: int) -> dict[str, float | None]:
-    """All metrics of a matrix, None where one is not defined."""
+    """Return all metrics of a matrix R, None if one is not defined."""
     found = {name: metric(R, num_tasks) for name, metric in METRICS.items()}
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
 def summarise_runs(runs: Sequence[Mapping[str, float | None]]) -> dict[str, Summary | None]:
-    """Each metric over the runs (orders and seeds) that have it, None where none has."""
+    """Summarise each metric over the runs (orders and seeds) that have it, None if none has."""
     summary: dict[str, Summary | None] = {}
     for name in METRICS:
         values = [value for run in runs if (value := run[name]) is not None]

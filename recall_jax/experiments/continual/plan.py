@@ -1,4 +1,4 @@
-"""From a recipe to runs: for each strategy, order and seed the model after each task."""
+"""Plan the runs of a recipe: for each strategy, order and seed, the model after each task."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from recall_jax.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class Learnt:
-    """A task of a run: its name, and the file of rows that it is learnt from."""
+    """Hold a task of a run: its name, and the file of rows to learn it from."""
 
     name: str
     data: str
@@ -30,10 +30,10 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Run:
-    """A strategy going through an order of tasks, everything random drawn by `seed`.
+    """Describe a strategy applied to an order of tasks, with all random draws by `seed`.
 
-    `stages` has the model after each of the tasks, None where none is to be evaluated; `order` is
-    the index of the order in the recipe.
+    `stages` has the model after each of the tasks, None if it is not evaluated; `order` is the
+    index of the order in the recipe.
     """
 
     strategy: str
@@ -45,20 +45,20 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """Return the name of the run's files."""
         return f"{self.strategy}-{self.order}-{self.seed}"
 
     @property
     def final(self) -> Model:
-        """The model after the last task."""
+        """Return the model after the last task."""
         assert self.stages[-1] is not None
         return self.stages[-1]
 
 
 def plan_runs(protocol: Protocol) -> list[Run]:
-    """All runs; those of a seed and of an order stand together. Raises InputError.
+    """Return all runs, sorted by seed and order; InputError for invalid strategies.
 
-    What trains on all tasks at once has no order: it runs once for each seed.
+    A strategy that trains on all tasks at once runs only once for each seed and set of tasks.
     """
     runs = []
     for seed, (index, order) in product(protocol.seeds, enumerate(protocol.orders)):
@@ -82,7 +82,7 @@ def plan_runs(protocol: Protocol) -> list[Run]:
 def _stages(
     protocol: Protocol, strategy: Strategy, base: Given, tasks: Sequence[Learnt], seed: int
 ) -> Iterator[Model | None]:
-    """The model of a strategy after each task."""
+    """Yield the model of a strategy after each task."""
     settings = _settings(protocol, strategy, seed)
     if strategy.joint:
         yield from [None] * (len(tasks) - 1)
@@ -96,14 +96,14 @@ def _stages(
 def _joint(
     protocol: Protocol, base: Given, tasks: Sequence[Learnt], settings: dict[str, Any]
 ) -> Tuned:
-    """The base fine-tuned on the rows of all tasks, whatever their order."""
+    """Return the base fine-tuned on the rows of all tasks, independently of their order."""
     rows = {task.name: task.data for task in tasks}
     files = tuple(rows[task.name] for task in protocol.tasks if task.name in rows)
     return Tuned(base, files, TrainingSettings(data=files[0], **settings), label="joint")
 
 
 def _chain(base: Given, tasks: Sequence[Learnt], settings: dict[str, Any]) -> Iterator[Model]:
-    """Each model fine-tuned from the one before."""
+    """Yield models that are each fine-tuned from the previous one."""
     models: list[Model] = []
     for task in tasks:
         models.append(_fine_tuned(models[-1] if models else base, task, settings, models))
@@ -118,7 +118,7 @@ def _merges(
     tasks: Sequence[Learnt],
     settings: dict[str, Any],
 ) -> Iterator[Model]:
-    """After each task its expert merged with what is kept: experts, or what was merged before."""
+    """Yield after each task its expert merged with earlier experts, or with the last merge."""
     merged: Model = base
     experts: list[Model] = []
     rows: list[str | None] = []
@@ -135,17 +135,18 @@ def _merges(
 
 
 def _settings(protocol: Protocol, strategy: Strategy, seed: int) -> dict[str, Any]:
-    """The settings of a strategy's fine-tunings, but for their data.
+    """Return the settings of a strategy's fine-tunings, without their data.
 
-    Of those that all share, LoRA's go with `method: lora` alone, and `out_dtype` with all others.
+    Of the protocol's settings, those of LoRA apply only with `method: lora`, and `out_dtype` only
+    with other methods.
     """
-    shared, own = fine_tuning_values(protocol), fine_tuning_values(strategy)
-    method = {**shared, **own}.get("method", "full")
+    shared, specific = fine_tuning_values(protocol), fine_tuning_values(strategy)
+    method = {**shared, **specific}.get("method", "full")
     lora = shared.pop("lora", {})
     if method == "lora":
         shared.pop("out_dtype", None)
-        own["lora"] = LoraSpec(**{**lora, **own.get("lora", {})})
-    settings = {"ignore_config": protocol.ignore_config, **shared, **own, "seed": seed}
+        specific["lora"] = LoraSpec(**{**lora, **specific.get("lora", {})})
+    settings = {"ignore_config": protocol.ignore_config, **shared, **specific, "seed": seed}
     if method == "ewc" and (strategy.merge or strategy.joint):
         raise InputError("method ewc is for chains of fine-tunings: remove merge or joint")
     if method == "ewc" and "ewc_strength" not in settings:
@@ -156,7 +157,7 @@ def _settings(protocol: Protocol, strategy: Strategy, seed: int) -> dict[str, An
 def _fine_tuned(
     start: Model, task: Learnt, settings: dict[str, Any], earlier: Sequence[Model]
 ) -> Tuned:
-    """`start` fine-tuned on a task; under EWC with what the models of earlier tasks anchor."""
+    """Return `start` fine-tuned on a task; EWC uses the anchors of models of earlier tasks."""
     anchors: Sequence[Model] = ()
     if settings.get("method") == "ewc":
         anchors = earlier[-1:] if "ewc_decay" in settings else earlier
@@ -164,8 +165,8 @@ def _fine_tuned(
         if anchors:
             settings |= {"ewc_fisher": tuple(anchor.name for anchor in anchors)}
         else:
-            unknown = {"method", "ewc_strength", "ewc_decay"}
-            settings = {key: value for key, value in settings.items() if key not in unknown}
+            inapplicable = {"method", "ewc_strength", "ewc_decay"}
+            settings = {key: value for key, value in settings.items() if key not in inapplicable}
     made = TrainingSettings(data=task.data, **settings)
     return Tuned(start, (task.data,), made, tuple(anchors), label=task.name)
 
@@ -178,7 +179,7 @@ def _merged(
     known: Sequence[str | None],
     seed: int,
 ) -> Model:
-    """The models merged; one alone, where the method needs several, is what it is."""
+    """Return the merge of the models, or a single model if the method needs several."""
     if merge.merge_method not in METHODS:
         known_methods = ", ".join(METHODS)
         raise InputError(

@@ -1,4 +1,4 @@
-"""The recipe of a continual-learning run: tasks, orders, seeds, and strategies side by side."""
+"""Define the recipe of a continual-learning run: tasks, orders, seeds and strategies."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,17 +17,17 @@ from recall_jax.training.settings import TrainingSettings
 Count = Annotated[int, Strict(), Field(ge=1)]
 Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 Values = dict[str, Any]
-# What the protocol itself decides for each fine-tuning.
-_OWN = {"data", "seed", "validation", "ewc_fisher", "ewc_data", "save_fisher"}
+# Settings that the protocol determines for each fine-tuning.
+_DETERMINED = {"data", "seed", "validation", "ewc_fisher", "ewc_data", "save_fisher"}
 
 
 def _schema_of(settings: type, **known: Any) -> type[Schema]:
-    """The settings of a frozen dataclass as a part of a file, each of them optional."""
+    """Return a schema with the settings of a dataclass, all of them optional."""
     hints = get_type_hints(settings) | known
     optional: dict[str, Any] = {
         field.name: (hints[field.name] | None, None)
         for field in fields(settings)
-        if field.name not in _OWN
+        if field.name not in _DETERMINED
     }
     return create_model(settings.__name__, __base__=Schema, **optional)
 
@@ -37,7 +37,7 @@ FineTuning = _schema_of(TrainingSettings, lora=Lora)
 
 
 class SeenTask(Schema):
-    """A task that is learnt: rows to be trained on, and the evaluation task that asks for it."""
+    """A task that is learnt: rows to train on, and the evaluation task that measures it."""
 
     name: Name
     data: Text
@@ -45,7 +45,7 @@ class SeenTask(Schema):
 
 
 class Evaluated(Schema):
-    """How models are evaluated: options of `recall evaluate`, and after which tasks."""
+    """Options of `recall evaluate`, and the tasks after which models are evaluated."""
 
     limit: Count | None = None
     seed: Seed = 0
@@ -56,7 +56,7 @@ class Evaluated(Schema):
 
 
 class MergeSettings(Schema):
-    """A merge as in a merge recipe; with `with_base` the base is the first of the models."""
+    """Settings of a merge recipe; `with_base` adds the base as the first model."""
 
     merge_method: Text
     parameters: Values = Field(default_factory=dict)
@@ -67,11 +67,12 @@ class MergeSettings(Schema):
 
 
 class Strategy(Schema):
-    """One way to go through the tasks.
+    """A way to learn the tasks in sequence.
 
-    Without `merge` a chain of fine-tunings; with it, each task's expert is fine-tuned `from` the
-    base, the last merged model or the last expert, and merged with what the strategy `keeps`: the
-    experts before it, or the last merged model. `joint` is one fine-tuning on the rows of all.
+    Without `merge`, each model is fine-tuned from the previous one. With it, each task's expert is
+    fine-tuned `from` the base, the last merged model or the last expert, and merged with what the
+    strategy `keeps`: earlier experts, or the last merged model. `joint` is a single fine-tuning on
+    the rows of all tasks.
     """
 
     about: str = ""
@@ -84,7 +85,7 @@ class Strategy(Schema):
     @model_validator(mode="before")
     @classmethod
     def _like(cls, values: Any) -> Any:
-        """Begin from the preset that `like` names."""
+        """Start from the preset that `like` names."""
         if not isinstance(values, dict) or "like" not in values:
             return values
         return _overlaid(_preset(values["like"]), {k: v for k, v in values.items() if k != "like"})
@@ -99,9 +100,9 @@ class Strategy(Schema):
 
 
 class Protocol(Schema):
-    """A whole run. `{seed}` in a path or a value stands for the seed.
+    """A recipe of `recall continual`; `{seed}` in a path or a value is replaced by the seed.
 
-    `ignore_config` are attributes of the configs to let pass though they are not known.
+    Attributes of the configs in `ignore_config` may be unknown.
     """
 
     base_model: Text
@@ -119,7 +120,7 @@ class Protocol(Schema):
     @model_validator(mode="before")
     @classmethod
     def _given_order(cls, values: Any) -> Any:
-        """Without orders the one in which the tasks stand."""
+        """Use the order in which the tasks are listed if there are no orders."""
         if not isinstance(values, dict) or values.get("orders") is not None:
             return values
         tasks = values.get("tasks")
@@ -131,7 +132,7 @@ class Protocol(Schema):
     @field_validator("strategies", mode="before")
     @classmethod
     def _named(cls, values: Any) -> Any:
-        """A list of strategies: names of presets, and mappings of a name to a strategy."""
+        """Accept a list of names of presets, and of mappings from a name to a strategy."""
         if not isinstance(values, list):
             return values
         found: dict[str, Any] = {}
@@ -164,17 +165,17 @@ class Protocol(Schema):
 
 
 def read_protocol(path: Path) -> Protocol:
-    """The recipe in a YAML file, or InputError naming the file, the key and the fault."""
+    """Read a recipe from a YAML file; InputError names the file, the key and the fault."""
     return read_yaml(Protocol, path)
 
 
 def fine_tuning_values(part: "Protocol | Strategy") -> dict[str, Any]:
-    """The settings of fine-tunings that a part of the recipe gives."""
+    """Return the settings of fine-tunings that a part of the recipe sets."""
     return cast(Schema, part.finetune).model_dump(exclude_unset=True, exclude_none=True)
 
 
 def filled(value: Any, seed: int) -> Any:
-    """A plain value with `{seed}` replaced in all its texts; a text of that alone is a number."""
+    """Replace `{seed}` in all texts of a JSON value; a text that is only that becomes a number."""
     if isinstance(value, str):
         return seed if value == "{seed}" else value.replace("{seed}", str(seed))
     if isinstance(value, Mapping):
@@ -193,7 +194,7 @@ def _preset(name: Any) -> dict[str, Any]:
 
 
 def _overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping over another, mappings in both likewise."""
+    """Merge two nested mappings; values of `above` take precedence."""
     both = {
         key: _overlaid(below[key], above[key])
         for key in below.keys() & above.keys()

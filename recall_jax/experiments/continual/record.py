@@ -1,4 +1,4 @@
-"""The record of a run: every matrix, its metrics, and what they are over orders and seeds."""
+"""Make the record of all runs: every matrix, its metrics, and summaries over orders and seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,25 +15,25 @@ from recall_jax.experiments.continual.plan import Run
 from recall_jax.experiments.continual.recipe import Protocol
 from recall_jax.parallel.machine import device, versions
 
-BASE = "base"  # its row in tables
+BASE = "base"  # name of its row in tables
 BITS = "bits_per_byte"
 MATRICES, MODELS = "matrices", "models"
 
 
 def score_of(task: Task, results: ModelResults) -> float:
-    """A task's first metric; of texts minus the bits per byte. Higher is better."""
+    """Return a task's first metric, or for texts minus the bits per byte; higher is better."""
     metrics = headline(task)
     name, sign = (BITS, -1) if metrics == OF_TEXTS else (metrics[0], 1)
     return sign * float(results[task.task][name]["value"])
 
 
 def scores(columns: Mapping[str, Task], order: Sequence[str], results: ModelResults) -> list[float]:
-    """A row of R: the tasks of the order, then all others."""
+    """Return a row of R: scores of the tasks of the order, then of all others."""
     return [score_of(columns[name], results) for name in in_order(columns, order)]
 
 
 def in_order(columns: Mapping[str, Task], order: Sequence[str]) -> list[str]:
-    """The names of the columns: those of the order, then all others."""
+    """Return the names of the columns: those of the order, then all others."""
     return [*order, *(name for name in columns if name not in order)]
 
 
@@ -44,8 +44,8 @@ def make_continual_record(
     kept: Mapping[str, Model],
     journal: ContinualJournal,
 ) -> dict[str, Any]:
-    """What `continual.json` holds; `kept` are the final models left, by the name of the run."""
-    told = [_run(run, columns, kept.get(run.name), journal) for run in runs]
+    """Return the content of `continual.json`; `kept` are the final models kept, by run name."""
+    run_records = [_run(run, columns, kept.get(run.name), journal) for run in runs]
     models = ancestry(model for run in runs for model in (run.base, *run.stages) if model)
     return {
         "format": 1,
@@ -64,23 +64,26 @@ def make_continual_record(
         "seeds": list(protocol.seeds),
         "base": {
             "summary": _summary(
-                [_of_base(run) for run in {(r["order"], r["seed"]): r for r in told}.values()]
+                [
+                    _base_metrics(run)
+                    for run in {(r["order"], r["seed"]): r for r in run_records}.values()
+                ]
             )
         },
         "strategies": {
             name: {
                 "about": strategy.about,
                 "joint": strategy.joint,
-                "summary": _summary([r["metrics"] for r in told if r["strategy"] == name]),
+                "summary": _summary([r["metrics"] for r in run_records if r["strategy"] == name]),
             }
             for name, strategy in protocol.strategies.items()
         },
-        "runs": told,
+        "runs": run_records,
         "models": {
             name: {**definition(model), "results": journal.results.get(name)}
             for name, model in models.items()
         },
-        "warnings": journal.told(),
+        "warnings": journal.warning_lines(),
         "recipe": protocol.model_dump(mode="json", by_alias=True, exclude_none=True),
         "timing_s": {
             what: sum(journal.seconds.get(n, 0.0) for n, m in models.items() if isinstance(m, kind))
@@ -94,7 +97,7 @@ def make_continual_record(
 def _run(
     run: Run, columns: Mapping[str, Task], kept: Model | None, journal: ContinualJournal
 ) -> dict[str, Any]:
-    """A run: its matrix R, rows by stage, and its metrics."""
+    """Return the record of a run: its matrix R, with a row for each stage, and its metrics."""
     missing = [None] * len(columns)
     R = [
         missing if model is None else scores(columns, run.tasks, journal.results[model.name])
@@ -116,8 +119,8 @@ def _run(
     }
 
 
-def _of_base(run: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics of a base that learns nothing, as far as it has any."""
+def _base_metrics(run: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the metrics of the base, without those that need learning."""
     R = np.full((run["num_tasks"] + 1, len(run["columns"])), np.nan)
     R[-1] = run["R"][0]
     return measure(R, run["num_tasks"])

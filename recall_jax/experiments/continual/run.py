@@ -1,7 +1,7 @@
-"""A continual-learning run, from a recipe to its record, matrices and page.
+"""Run continual learning by a recipe, and write its record, matrices and page.
 
-Runs are planned whole before anything is trained: models are nodes of a graph, made when they are
-first to be measured and cleared away when no later one needs them.
+All runs are planned before anything is trained: models are nodes of a graph, made when they are
+first measured and removed once no later one needs them.
 """
 
 import time
@@ -13,7 +13,12 @@ from typing import Any
 
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
 from recall_jax.evaluation.task import Task
-from recall_jax.experiments.continual.inputs import ask_all, check_inputs, find_columns, identify
+from recall_jax.experiments.continual.inputs import (
+    check_inputs,
+    find_columns,
+    identify,
+    load_columns,
+)
 from recall_jax.experiments.continual.journal import open_journal
 from recall_jax.experiments.continual.lineage import MergedModel, Model, Tuned, ancestry, parts
 from recall_jax.experiments.continual.plan import Run, plan_runs
@@ -23,7 +28,7 @@ from recall_jax.experiments.continual.workshop import Workshop
 from recall_jax.files.json_objects import write_json_object
 from recall_jax.files.output import work_folder
 from recall_jax.files.progress import Progress, silent
-from recall_jax.jobs.evaluate import EvaluateOptions as Evaluation
+from recall_jax.jobs.evaluate import EvaluateOptions
 from recall_jax.report.continual_page import markdown_table, render_continual
 
 RECORD, PAGE, TABLE = "continual.json", "index.html", "table.md"
@@ -31,9 +36,11 @@ RECORD, PAGE, TABLE = "continual.json", "index.html", "table.md"
 
 @dataclass(frozen=True)
 class ContinualOptions:
-    """How a run is carried out; OUT must not replace `inputs`, such as the recipe.
+    """Set how runs are executed.
 
-    `plugins` are the files of merge methods, loaded by `recipes.plugins`.
+    `force` replaces an output, `resume` continues an interrupted one. `inputs` are files that OUT
+    must not replace, such as the recipe. `plugins` are files of merge methods, loaded by
+    `recipes.plugins`.
     """
 
     force: bool = False
@@ -53,20 +60,21 @@ def continual(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Carry out all runs of a recipe: `out` becomes the record of them, or stays as it was.
+    """Execute all runs of a recipe, and write their record and the kept models to `out`.
 
-    `announce` hears the plan, and each step. Returns the record, as `continual.json` holds it.
-    Raises InputError, before anything is trained, for what is wrong with the recipe, its files or
-    `out`; UnfinishedError, which leaves what is done for `resume`, for all that goes wrong later.
+    `announce` is called with the plan and with each step. Returns the record in `continual.json`.
+    On an error `out` stays as it was. Raises InputError, before anything is trained, for faults of
+    the recipe, its files or `out`; UnfinishedError, which keeps finished models for `resume`, for
+    later faults.
     """
     runs = plan_runs(protocol)
     columns = find_columns(protocol)
     staged = [model for run in runs for model in run.stages if model is not None]
     evaluation = _evaluation(protocol)
     inputs = check_inputs(runs, staged, protocol.ignore_config, options.plugins)
-    asked = ask_all(columns, evaluation)
-    identity = identify(inputs, asked, evaluation)
-    files = [*options.inputs, *map(Path, inputs), *(path for each in asked for path in each.files)]
+    tasks = load_columns(columns, evaluation)
+    identity = identify(inputs, tasks, evaluation)
+    files = [*options.inputs, *map(Path, inputs), *(path for each in tasks for path in each.files)]
     with work_folder(out, force=options.force, resume=options.resume, inputs=files) as work:
         if work.discarded:
             announce("an interrupted run was discarded: --resume would have gone on with it")
@@ -74,28 +82,28 @@ def continual(
         models = work.folder / MODELS
         with storage_faults(f"write {models}"):
             models.mkdir(exist_ok=True)
-        shop = Workshop(models, journal, asked, evaluation, progress)
-        kept = {run.name: _on_its_own(run.final) for run in runs if protocol.keep != "none"}
+        shop = Workshop(models, journal, tasks, evaluation, progress)
+        kept = {run.name: _folded(run.final) for run in runs if protocol.keep != "none"}
         announce(_describe(runs, staged, len(journal.results)))
-        _carry_out(runs, columns, kept, shop, clear=protocol.keep != "all", announce=announce)
+        _execute(runs, columns, kept, shop, clear=protocol.keep != "all", announce=announce)
         record = make_continual_record(protocol, runs, columns, kept, journal)
         _write(work.folder, record)
     return record
 
 
-def _evaluation(protocol: Protocol) -> Evaluation:
-    asked = protocol.evaluate
-    return Evaluation(
-        data_root=None if asked.data_root is None else Path(asked.data_root),
-        limit=asked.limit,
-        seed=asked.seed,
-        batch_size=asked.batch_size,
-        compute_dtype=asked.compute_dtype,
+def _evaluation(protocol: Protocol) -> EvaluateOptions:
+    settings = protocol.evaluate
+    return EvaluateOptions(
+        data_root=None if settings.data_root is None else Path(settings.data_root),
+        limit=settings.limit,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        compute_dtype=settings.compute_dtype,
         ignore_config=protocol.ignore_config,
     )
 
 
-def _carry_out(
+def _execute(
     runs: Sequence[Run],
     columns: Mapping[str, Task],
     kept: Mapping[str, Model],
@@ -104,7 +112,7 @@ def _carry_out(
     clear: bool,
     announce: Callable[[str], None],
 ) -> None:
-    """Measure every stage of every run, and leave the models that are kept."""
+    """Measure every stage of every run, and make the models that are kept."""
     steps = [
         (run, stage, model)
         for run in runs
@@ -118,27 +126,27 @@ def _carry_out(
             results = shop.results(model)
             if stage == len(run.tasks) and run.name in kept:
                 shop.make(kept[run.name])
-        except InputError as error:  # what was made before it is worth keeping
+        except InputError as error:  # keep the models made before
             raise UnfinishedError(f"{where}: {error}") from error
         if is_new:
             row = scores(columns, run.tasks, results)
             took = time.perf_counter() - began
-            announce(f"{number}/{len(steps)} {where}: {_told(row, stage)}, {took:.1f} s")
-        # An earlier step, taken up again, has nothing to clear but what the next one goes on with.
+            announce(f"{number}/{len(steps)} {where}: {_means(row, stage)}, {took:.1f} s")
+        # A step measured before the interruption must not clear models that the next one needs.
         if clear and (is_new or number == len(steps)):
             ahead = [model for _, _, model in steps[number:]]
             shop.clear([m for m in ahead if m.name not in shop.journal.results] + [*kept.values()])
 
 
-def _on_its_own(model: Model) -> Model:
-    """A model in one folder: with its adapters folded in, if it has any."""
+def _folded(model: Model) -> Model:
+    """Return a model in a single folder: with its adapters folded in, if it has any."""
     if len(parts(model)) == 1:
         return model
     return MergedModel((model,), (None,), None, '{"merge_method": "average"}', label="folded")
 
 
 def _describe(runs: Sequence[Run], staged: Sequence[Model], measured: int) -> str:
-    """The plan of all runs in a line."""
+    """Describe the plan of all runs in a line."""
     models = ancestry(staged).values()
     counts = {
         "strategy": len({run.strategy for run in runs}),
@@ -161,8 +169,8 @@ def _stage_name(run: Run, stage: int) -> str:
     return run.tasks[stage - 1] if stage else "base"
 
 
-def _told(row: Sequence[float], stage: int) -> str:
-    """The mean scores of the tasks learnt so far and of all others."""
+def _means(row: Sequence[float], stage: int) -> str:
+    """Format the mean scores of the tasks learnt so far, and of all others."""
     means = {"seen": row[:stage], "others": row[stage:]}
     return ", ".join(f"{name} {fmean(values):.2f}" for name, values in means.items() if values)
 

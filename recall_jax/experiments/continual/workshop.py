@@ -1,4 +1,4 @@
-"""Where models are made when they are needed, measured, and cleared away."""
+"""Make models when they are needed, measure them, and remove them afterwards."""
 
 import shutil
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from recall_jax.experiments.continual.lineage import (
     MergedModel,
     Model,
     Tuned,
-    makers,
     needed,
+    parents,
     parts,
 )
 from recall_jax.files.output import output_file
@@ -35,57 +35,56 @@ from recall_jax.recipes.recipe import make_recipe
 
 @dataclass(frozen=True)
 class Workshop:
-    """A folder of models that are made once, each absent or complete, and the journal of it.
+    """Manage a folder of models, each absent or complete, and its journal.
 
-    `asked` are the tasks that every model is asked, with `options`.
+    Every model is evaluated on `tasks` with `options`.
     """
 
     folder: Path
     journal: ContinualJournal
-    asked: Sequence[TaskExamples]
+    tasks: Sequence[TaskExamples]
     options: EvaluateOptions
     progress: Progress
 
     def spec(self, model: Model) -> str:
-        """Where a model is or will be, as recipes name it."""
-        places = [self._place(part) for part in parts(model)]
-        return "+".join(places)
+        """Return the present or future location of a model, as recipes name it."""
+        return "+".join(self._location(part) for part in parts(model))
 
     def exists(self, model: Model) -> bool:
-        """Whether a model's own folder is there."""
+        """Return whether a model's folder exists, without the folders of its parents."""
         return isinstance(model, Given) or (self.folder / model.name).is_dir()
 
     def results(self, model: Model) -> ModelResults:
-        """What a model answers to all tasks; it is made and asked once."""
+        """Return a model's metrics on all tasks; it is made and evaluated at most once."""
         if model.name not in self.journal.results:
             self.make(model)
-            self.journal.record_results(model.name, self._ask(model))
+            self.journal.record_results(model.name, self._evaluate(model))
         return self.journal.results[model.name]
 
     def make(self, model: Model) -> None:
-        """Make a model that is not there, and before it those that it is made from."""
+        """Make a model if it does not exist, and first those that it is made from."""
         if isinstance(model, Given):
             return
         if self.exists(model):
             for part in parts(model)[:-1]:
                 self.make(part)
             return
-        for maker in makers(model):
-            self.make(maker)
+        for parent in parents(model):
+            self.make(parent)
         clock = Clock()
         with clock.stage("made"):
             warnings = self._fine_tune(model) if isinstance(model, Tuned) else self._merge(model)
         self.journal.record_made(model.name, clock.seconds["made"], warnings)
 
     def clear(self, wanted: Sequence[Model]) -> None:
-        """Remove all models but those that are wanted, and that are needed to make them."""
+        """Remove all models except the wanted ones, and those needed to make them."""
         names = needed(wanted, self.exists)
         with storage_faults(f"clear {self.folder}"):
             for path in self.folder.iterdir():
                 if path.name not in names:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _place(self, model: Model) -> str:
+    def _location(self, model: Model) -> str:
         return model.name if isinstance(model, Given) else str(self.folder / model.name)
 
     def _fine_tune(self, model: Tuned) -> list[str]:
@@ -117,14 +116,14 @@ class Workshop:
         )
         return list(report["warnings"])
 
-    def _ask(self, model: Model) -> ModelResults:
+    def _evaluate(self, model: Model) -> ModelResults:
         checkpoint = open_checkpoint(self.spec(model))
         resident = with_weights(without_weights(checkpoint, self.options.ignore_config), checkpoint)
-        resident = replace(resident, params=jax.device_put(resident.params))  # once for all tasks
+        resident = replace(resident, params=jax.device_put(resident.params))
         dtype = compute_dtype(self.options.compute_dtype, checkpoint)
         results: ModelResults = {}
-        for done, each in enumerate(self.asked):
-            self.progress(each.task.task, done, len(self.asked))
+        for done, each in enumerate(self.tasks):
+            self.progress(each.task.task, done, len(self.tasks))
             scored = score(
                 each.task, each.examples, resident, batch_size=self.options.batch_size, dtype=dtype
             )
@@ -134,15 +133,15 @@ class Workshop:
         return results
 
     def _named(self, label: str) -> Progress:
-        """Progress that says first whose it is."""
+        """Return a progress callback that prefixes the label of a model."""
 
-        def tell(doing: str, done: int, total: int, **told: Any) -> None:
-            self.progress(f"{label}: {doing}", done, total, **told)
+        def report(doing: str, done: int, total: int, **details: Any) -> None:
+            self.progress(f"{label}: {doing}", done, total, **details)
 
-        return tell
+        return report
 
 
 def _join(files: Sequence[str], path: Path) -> None:
-    """The rows of several files in one of JSON lines."""
+    """Write the rows of several files into one of JSON lines."""
     with output_file(path, force=True) as out, storage_faults(f"write {path}"):
         write_jsonl(out, (row for file in files for row in iterate_rows(Path(file))))

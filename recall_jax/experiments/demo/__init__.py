@@ -1,1 +1,1 @@
-"""A small world to merge in: five string tasks, a base that half knows them, three fine-tunes."""
+"""Ship small models to merge: five string tasks, a base that half knows them, three fine-tunes."""

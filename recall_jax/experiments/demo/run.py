@@ -1,4 +1,4 @@
-"""The demo: merge the shipped models, ask all of them all five tasks, and put it in a table."""
+"""Run the demo: merge the shipped models, and evaluate all models on all five tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -46,10 +46,10 @@ _CAPTION = (
 
 
 def run_demo(out: Path, *, force: bool = False, progress: Progress = silent) -> Table:
-    """Merge by RECALL and by the average, evaluate, report; returns the table of exact matches.
+    """Merge by RECALL and by averaging, evaluate, and return the table of exact matches.
 
-    `out`, which appears whole or not at all, holds the merged models `recall/` and `average/`,
-    the table as `evaluation.json`, and `report.html`, RECALL's report with the table in it.
+    `out` is written atomically. It holds the merged models `recall/` and `average/`, the table as
+    `evaluation.json`, and `report.html`, RECALL's report with the table in it.
     """
     with output_folder(out, force=force) as folder:
         report = merge(_recipe(RECALL), folder / RECALL, progress=progress)
@@ -71,7 +71,7 @@ def run_demo(out: Path, *, force: bool = False, progress: Progress = silent) -> 
 def _evaluate(
     models: Mapping[str, Path], tests: Sequence[Sequence[Row]], progress: Progress
 ) -> Scores:
-    """Ask every model all rows; each task has as many."""
+    """Return the exact matches of every model; all tasks have the same number of rows."""
     rows = [row for test in tests for row in test]
     scores = {}
     for done, (name, model) in enumerate(models.items()):
@@ -82,7 +82,7 @@ def _evaluate(
 
 
 def score_table(scores: Scores, count: int) -> Table:
-    """A row for each model: its scores, their means, its forgetting; the caption defines them."""
+    """Return a table with each model's scores, means and forgetting, as its caption defines."""
     columns = ("model", *TASKS, "own task", "other seen", "unseen", "forgetting")
     rows = [_row(model, scores) for model in scores]
     return Table("Evaluation", columns, rows, _CAPTION.format(count=count))
@@ -90,20 +90,20 @@ def score_table(scores: Scores, count: int) -> Table:
 
 def _row(model: str, scores: Scores) -> list[str | float | None]:
     score = scores[model]
-    own = None if model == BASE else model if model in FINE_TUNED else NEWEST
+    own_task = None if model == BASE else model if model in FINE_TUNED else NEWEST
     lost = [max(0.0, scores[BASE][task] - score[task]) for task in TASKS]
     return [
         model,
         *(score[task] for task in TASKS),
-        None if own is None else score[own],
-        fmean(score[task] for task in FINE_TUNED if task != own),
+        None if own_task is None else score[own_task],
+        fmean(score[task] for task in FINE_TUNED if task != own_task),
         fmean(score[task] for task in UNSEEN),
         None if model == BASE else fmean(lost),
     ]
 
 
 def _shown(path: Path) -> Path:
-    """The path as the report shows it: without this machine's folders where that can be."""
+    """Return the path as the report shows it, relative to the current folder if possible."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

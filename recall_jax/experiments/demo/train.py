@@ -3,20 +3,20 @@
 Run it as `python -m recall_jax.experiments.demo.train [--out DIR] [--seed N]`.
 
 The base, half a million parameters in Qwen2 format, is trained from scratch on all five tasks, but
-on strings of 4 to 6 letters only; asked for 4 to 8 letters it gets about half of the answers right.
-Three fine-tunes start from it. Each trains all parameters on 1024 rows of one task, 4 to 8 letters,
-until it has learned that task, and forgets much of the others meanwhile; two tasks are never
-trained again. The loss is the mean cross-entropy of the tokens of the answer and of the end of
-text; prompts do not count. The optimiser is AdamW on a cosine schedule.
+only on strings of 4 to 6 letters; on 4 to 8 letters about half of its answers are right. Three
+fine-tunes start from it. Each trains all parameters on 1024 rows of one task, 4 to 8 letters, until
+it has learned that task, and meanwhile forgets much of the others; two tasks are never trained
+again. The loss is the mean cross-entropy of the tokens of the answer and of the end of text;
+prompts do not count. The optimiser is AdamW on a cosine schedule.
 
 Training is in float32; the weights are rounded to bfloat16 when saved, the dtype in which models
-are published today, at half the bytes. On one machine a seed gives the same bytes each time;
-another CPU may round otherwise. It takes some minutes on two cores.
+are published today, at half the size. On one machine a seed always gives the same bytes; another
+CPU may round differently. It takes a few minutes on two cores.
 
-The set-up was not fixed before the first merge was seen. A learning rate of 5e-4 made fine-tunes
-that forgot nearly everything else, and merges of them that could do little; the rate was then
-lowered to the least tried at which each fine-tune masters its task. The criterion is what the base
-and the fine-tunes score, no merge's score, and neither tasks nor samples were changed for one.
+The set-up was changed after the first merges. A learning rate of 5e-4 made fine-tunes that forgot
+nearly everything else, and poor merges; the rate was then lowered to the lowest tried at which each
+fine-tune masters its task. The criterion was the scores of the base and the fine-tunes, not of any
+merge, and neither tasks nor samples were changed for one.
 """
 
 import argparse
@@ -57,7 +57,7 @@ from recall_jax.models.forward import forward, init_params, logits
 
 TASK_TOKENS = tuple(f"{task} " for task in TASKS)
 VOCABULARY = (*BYTES, END, *TASK_TOKENS)
-"""A task's name with the space after it is one token; else every byte is one by itself."""
+"""A task's name and the space after it are one token; every other byte is a token."""
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -92,19 +92,19 @@ FINE_TUNING_EPOCHS = 12
 FINE_TUNING_BATCH_SIZE = 64
 FINE_TUNING_LEARNING_RATE = 1e-4
 TEST_ROWS = 128
-WARMUP = 0.1  # of all steps; the cosine then ends at this share of the peak learning rate
+WARMUP = 0.1  # fraction of all steps; the cosine ends at the same fraction of the peak rate
 ADAM_B2 = 0.98
 WEIGHT_DECAY = 0.01
 CLIP_NORM = 1.0
 
 LONGEST = 1 + LENGTHS[-1] + 1 + LENGTHS[-1] + 1
-"""Tokens of the longest row: task, letters, "=", answer, end of text."""
+"""The number of tokens of the longest row: task, letters, "=", answer, end of text."""
 
 Params = dict[str, Any]
 
 
 class DemoBatch(NamedTuple):
-    """Right-padded rows, (B, T) int32 each; `is_answer` is 1 on the tokens that the loss counts."""
+    """Hold right-padded rows, (B, T) int32 each; `is_answer` is 1 on the tokens that count."""
 
     input_ids: np.ndarray
     attention_mask: np.ndarray
@@ -112,10 +112,10 @@ class DemoBatch(NamedTuple):
 
 
 def make_demo_tokenizer() -> Tokenizer:
-    """A tokenizer of Qwen2's kind, byte-level BPE, without a single merge.
+    """Make a tokenizer like Qwen2's, byte-level BPE, without merges.
 
     Whatever class its files name, transformers rebuilds the tokenizer of a Qwen2 model with this
-    normalizer, these pieces and this decoder; so they have to be in tokenizer.json as well.
+    normalizer, these pieces and this decoder, so tokenizer.json must have them too.
     """
     ids = {token: index for index, token in enumerate(BYTES)}
     tokenizer = Tokenizer(models.BPE(ids, merges=[]))
@@ -133,20 +133,20 @@ def make_demo_tokenizer() -> Tokenizer:
 
 
 def make_demo_batch(tokenizer: Tokenizer, rows: Sequence[StringRow]) -> DemoBatch:
-    """Rows with the end of text after their completions, padded to `LONGEST` tokens."""
+    """Make a batch of rows, with the end of text after completions, padded to `LONGEST` tokens."""
     batch = DemoBatch(*(np.zeros((len(rows), LONGEST), np.int32) for _ in DemoBatch._fields))
     end = tokenizer.token_to_id(END)
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         prompt = tokenizer.encode(row["prompt"]).ids
         ids = [*prompt, *tokenizer.encode(row["completion"]).ids, end]
-        batch.input_ids[place, : len(ids)] = ids
-        batch.attention_mask[place, : len(ids)] = 1
-        batch.is_answer[place, len(prompt) : len(ids)] = 1
+        batch.input_ids[index, : len(ids)] = ids
+        batch.attention_mask[index, : len(ids)] = 1
+        batch.is_answer[index, len(prompt) : len(ids)] = 1
     return batch
 
 
 def make_optimizer(learning_rate: float, steps: int) -> optax.GradientTransformation:
-    """AdamW with gradients clipped, linear warm-up and cosine decay over `steps`."""
+    """Return AdamW with clipped gradients, linear warm-up and cosine decay over `steps`."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, max(1, int(WARMUP * steps)), steps, WARMUP * learning_rate
     )
@@ -157,7 +157,7 @@ def make_optimizer(learning_rate: float, steps: int) -> optax.GradientTransforma
 
 
 def answer_loss(arch: Architecture, params: Params, batch: DemoBatch) -> jax.Array:
-    """Mean cross-entropy of the answers' tokens, a float32 scalar."""
+    """Return the mean cross-entropy of the answers' tokens, float32 ()."""
     input_ids, attention_mask, is_answer = map(jnp.asarray, batch)
     _, normed = forward(arch, params, input_ids, attention_mask, observe=lambda _: ())
     scores = logits(arch, params, normed)[:, :-1]
@@ -185,7 +185,7 @@ def train_model(
     params: Params,
     batches: Iterable[DemoBatch],
 ) -> tuple[Params, list[float]]:
-    """One step for each batch: (parameters after them, loss before each)."""
+    """Make a step for each batch; return the parameters and the loss before each step."""
     state = optimizer.init(params)
     losses = []
     for batch in batches:
@@ -195,7 +195,7 @@ def train_model(
 
 
 def base_batches(tokenizer: Tokenizer, seed: int) -> Iterator[DemoBatch]:
-    """Fresh short rows of all tasks for every step."""
+    """Yield a batch of new short rows of all tasks for every step."""
     rows = draw_exercises(tuple(TASKS), seed, lengths=BASE_LENGTHS)
     for _ in range(BASE_STEPS):
         yield make_demo_batch(tokenizer, list(islice(rows, BASE_BATCH_SIZE)))
@@ -204,7 +204,7 @@ def base_batches(tokenizer: Tokenizer, seed: int) -> Iterator[DemoBatch]:
 def fine_tuning_batches(
     tokenizer: Tokenizer, rows: Sequence[StringRow], seed: int
 ) -> Iterator[DemoBatch]:
-    """The same rows in another order in every epoch."""
+    """Yield batches of the same rows, shuffled in every epoch."""
     rng = random.Random(seed)
     for _ in range(FINE_TUNING_EPOCHS):
         shuffled = rng.sample(rows, len(rows))
@@ -213,7 +213,7 @@ def fine_tuning_batches(
 
 
 def save_demo_model(folder: Path, arch: Architecture, params: Params, tokenizer: Tokenizer) -> None:
-    """Write a model folder as transformers does, the weights in bfloat16."""
+    """Write a model folder as transformers does, with weights in bfloat16."""
     scratch.save_model(folder, CONFIG, from_flax(arch, params), tokenizer, ml_dtypes.bfloat16)
 
 
@@ -265,11 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    own = options.out is None
-    out = material.CHECKPOINTS.parent if own else options.out
+    in_package = options.out is None
+    out = material.CHECKPOINTS.parent if in_package else options.out
     with (
-        output_folder(out / material.CHECKPOINTS.name, force=own) as checkpoints,
-        output_folder(out / material.DATA.name, force=own) as data,
+        output_folder(out / material.CHECKPOINTS.name, force=in_package) as checkpoints,
+        output_folder(out / material.DATA.name, force=in_package) as data,
     ):
         make_material(checkpoints, data, options.seed)
 

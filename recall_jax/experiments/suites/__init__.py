@@ -1,1 +1,1 @@
-"""Suites of models that anyone can make from a seed: what continual learning is tried on."""
+"""Make suites of models from a seed, without a download, to try continual learning on."""

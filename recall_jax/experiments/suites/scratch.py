@@ -1,4 +1,4 @@
-"""Models from nothing: a tokenizer of bytes, random weights, and the folder they are saved in."""
+"""Make models from scratch: a byte tokenizer, random weights, and a folder to save them in."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +21,9 @@ BYTES = tuple(sorted(pre_tokenizers.ByteLevel.alphabet()))
 
 
 def make_byte_tokenizer(words: Sequence[str] = ()) -> Tokenizer:
-    """Byte-level BPE without a single merge: each of `words` is one token, else every byte is one.
+    """Make a byte-level BPE tokenizer without merges, in which each of `words` is one token.
 
-    A text begins with the token that ends the text before it.
+    An end-of-text token precedes every text.
     """
     ids = {token: index for index, token in enumerate(BYTES)}
     tokenizer = Tokenizer(models.BPE(ids, merges=[]))
@@ -38,7 +38,7 @@ def make_byte_tokenizer(words: Sequence[str] = ()) -> Tokenizer:
 
 
 def make_config(tokenizer: Tokenizer, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """The config.json of a Llama of these sizes, tied, for such a tokenizer."""
+    """Return the config.json of a tied Llama of these sizes, for such a tokenizer."""
     end = tokenizer.token_to_id(END)
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -62,7 +62,7 @@ def make_config(tokenizer: Tokenizer, sizes: Mapping[str, int]) -> dict[str, Any
 
 
 def save_random(folder: Path, sizes: Mapping[str, int], words: Sequence[str], seed: int) -> None:
-    """Write a float32 model of these sizes that has learnt nothing, drawn by `seed`."""
+    """Write a float32 model of these sizes with random weights drawn by `seed`."""
     tokenizer = make_byte_tokenizer(words)
     config = make_config(tokenizer, sizes)
     arch = read_architecture(config)
@@ -77,7 +77,7 @@ def save_model(
     tokenizer: Tokenizer,
     dtype: DTypeLike,
 ) -> None:
-    """Write a model folder as transformers does; tensors by their names on disk, (out, in)."""
+    """Write a model folder as transformers does, from tensors by their names on disk, (out, in)."""
     folder.mkdir(parents=True, exist_ok=True)
     cast = {name: array.astype(dtype) for name, array in tensors.items()}
     specs = {name: TensorSpec(array.dtype, array.shape) for name, array in cast.items()}

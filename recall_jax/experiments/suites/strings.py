@@ -1,9 +1,9 @@
-"""The suite of tasks on strings: the demo's five, and two whose answers are structures in brackets.
+"""Define the suite of string tasks: the demo's five, and two with answers in brackets.
 
-The base is trained on strings of 4 to 6 letters and fine-tunes on 4 to 8, as they are asked; so the
-base knows every task in part, and a fine-tune learns its own and forgets of the others. Of the
-learning rates tried for fine-tunes (2e-4, 3e-4, 5e-4) this is the least at which all of them do far
-better than the base on their own task.
+The base is trained on strings of 4 to 6 letters, and fine-tunes on 4 to 8, the lengths evaluated;
+so the base knows every task in part, and a fine-tune learns one and forgets some of the others. The
+learning rate of fine-tunes is the lowest of those tried (2e-4, 3e-4, 5e-4) at which all of them are
+far better than the base on their task.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ SIZES = {
 
 
 def strings_suite(seed: int = 0) -> Suite:
-    """The suite of a seed."""
+    """Return the suite of a seed."""
     return Suite(
         name="strings",
         tasks=tuple(TASKS),

@@ -1,8 +1,8 @@
-"""Making a suite: rows, a base that half knows every task, and a fine-tune for each of them.
+"""Make a suite: rows, a base that half knows every task, and a fine-tune for each of them.
 
-The folder appears with its rows and the random weights that the base starts from. Models are then
-added to it one by one, each absent or complete, so that an interrupted suite goes on where it is
-asked for again.
+The folder is created with its rows and the random weights that the base starts from. Models are
+then added one by one, each absent or complete, so that running the command again continues an
+interrupted suite.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ SuiteRows = list[Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """A training: on how many rows (for a base, of all tasks together), and how."""
+    """Set the number of rows (for a base, of all tasks together) and how to train on them."""
 
     rows: int
     epochs: int
@@ -41,12 +41,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a suite is made of, all of it drawn by `seed`.
+    """Describe a suite; everything in it is drawn by `seed`.
 
     `sizes` are attributes of the models' config, `words` their tokens of more than a byte.
-    `draw_base` gives rows of tasks (tasks, count, seed), `draw` those of one to be fine-tuned on
-    (task, count, seed), `provenance` what else the rows depend on. Held-out rows are those of the
-    evaluation tasks `<name>_<task>`, whatever the seed.
+    `draw_base(tasks, count, seed)` returns rows for the base, `draw(task, count, seed)` rows for a
+    fine-tune, and `provenance(tasks)` what else the rows depend on. Held-out rows are those of the
+    evaluation tasks `<name>_<task>`, independently of the seed.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Suite:
     provenance: Callable[[Sequence[str]], dict[str, Any]] = lambda tasks: {}
 
     def definition(self) -> dict[str, Any]:
-        """What makes it this suite, JSON values."""
+        """Return the identity of the suite as JSON values."""
         return {
             "suite": self.name,
             "tasks": list(self.tasks),
@@ -81,18 +81,18 @@ def make_suite(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Make what `out` lacks of a suite: its base, and the fine-tunes of `tasks` (None: of all).
+    """Make the models that `out` lacks: the base, and the fine-tunes of `tasks` (default: all).
 
-    Returns the record, as `suite.json` holds it. Raises InputError for an unknown task, and where
-    `out` is something else or another suite and is not to be replaced by `force`.
+    Returns the record in `suite.json`. Raises InputError for an unknown task, and if `out` is
+    something else or another suite, unless `force` replaces it.
     """
-    asked = suite.tasks if tasks is None else tasks
-    if unknown := [task for task in asked if task not in suite.tasks]:
+    wanted = suite.tasks if tasks is None else tasks
+    if unknown := [task for task in wanted if task not in suite.tasks]:
         raise InputError(
             f"suite {suite.name} has no task {unknown[0]!r}: choose from {', '.join(suite.tasks)}"
         )
-    record = _begin(suite, out, force)
-    for model in (BASE, *asked):
+    record = _create(suite, out, force)
+    for model in (BASE, *wanted):
         if (out / model).exists():
             announce(f"{model}: kept")
             continue
@@ -100,8 +100,8 @@ def make_suite(
             str(out / (START if model == BASE else BASE)),
             out / model,
             _settings(suite, out, model),
-            progress=lambda doing, *at, _model=model, **told: progress(
-                f"{_model}: {doing}", *at, **told
+            progress=lambda doing, *at, _model=model, **details: progress(
+                f"{_model}: {doing}", *at, **details
             ),
         )
         losses, seconds = done["losses"], done["timing_s"]["training"]
@@ -112,8 +112,8 @@ def make_suite(
     return record
 
 
-def _begin(suite: Suite, out: Path, force: bool) -> dict[str, Any]:
-    """The record of the suite in `out`, which appears with rows and random weights if need be."""
+def _create(suite: Suite, out: Path, force: bool) -> dict[str, Any]:
+    """Return the record of the suite in `out`; creates it with rows and random weights if new."""
     definition = suite.definition()
     if (out / RECORD).is_file() and not force:
         found = read_json_object(out / RECORD)
@@ -160,6 +160,6 @@ def _settings(suite: Suite, out: Path, model: str) -> TrainingSettings:
         warmup=0.1,
         weight_decay=0.01,
         seed=suite.seed,
-        save_every=0,  # a model takes minutes: an interrupted one is begun again
+        save_every=0,  # a model takes minutes, so an interrupted one is not resumed
         out_dtype="bfloat16",
     )

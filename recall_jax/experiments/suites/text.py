@@ -1,4 +1,4 @@
-"""The suite of text: domains of Python's own library, each a language of its own to foretell."""
+"""Define the suite of text: domains of Python's standard library, each to be predicted."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ SIZES = {
 
 
 def text_suite(seed: int = 0) -> Suite:
-    """The suite of a seed; its text is that of the Python in use."""
+    """Return the suite of a seed, with the text of the running Python."""
     return Suite(
         name="text",
         tasks=tuple(DOMAINS),

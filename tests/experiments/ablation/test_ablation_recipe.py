@@ -31,7 +31,7 @@ def found(ablation, check=lambda recipe: None):
     """Labels by axis, the recipe's own in brackets; and what is left out."""
     axes, left_out = variants(ablation, check)
     return {
-        name: [f"[{label(each.value)}]" if each.own else label(each.value) for each in values]
+        name: [f"[{label(each.value)}]" if each.in_recipe else label(each.value) for each in values]
         for name, values in axes.items()
     }, left_out
 
@@ -70,8 +70,8 @@ def test_a_variant_is_the_recipe_with_one_value_changed(tmp_path):
     names = set()
     for name, values in axes.items():
         for each in values:
-            assert AXES[name].own(each.recipe) == each.value
-            assert each.own == (each.recipe == own)
+            assert AXES[name].value_in(each.recipe) == each.value
+            assert each.in_recipe == (each.recipe == own)
             names.add(each.name)
     assert len(names) == sum(map(len, axes.values())) - len(axes) + 1
     (generated,) = (each for each in axes["source"] if each.value == "generated")
@@ -123,9 +123,9 @@ FAULTS = {
     "one domain": ({"domains": {"a": "a.jsonl"}}, "domains should be"),
     "another method": (
         {"merge_method": "average", "samples": None},
-        "an ablation is of merge_method recall, not average",
+        "an ablation needs merge_method recall, not average",
     ),
-    "weights": ({"weights": "w.json"}, "weights would settle what is to be varied: remove them"),
+    "weights": ({"weights": "w.json"}, "weights would fix what is to be varied: remove them"),
     "no limit": ({"evaluate": {"limit": 0}}, "evaluate.limit should be"),
 }
 
@@ -165,6 +165,6 @@ def test_the_shipped_recipe_can_be_run(monkeypatch):
     assert list(plan.axes) == list(AXES) and plan.left_out == []
     assert list(plan.runs)[:4] == ["newest", "base", "average", "own"]
     assert len(plan.runs) == 4 + sum(
-        not each.own for values in plan.axes.values() for each in values
+        not each.in_recipe for values in plan.axes.values() for each in values
     )
     assert all(len(rows) == 64 for rows in plan.domains.values()) and len(plan.domains) > 2

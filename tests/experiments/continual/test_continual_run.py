@@ -80,10 +80,10 @@ def stand(monkeypatch):
         seen = digest(stand.read(shop.spec(model)))
         return {
             each.task.task: {"exact_match": {"value": int(seen[at : at + 4], 16) / 655.36}}
-            for at, each in enumerate(shop.asked)
+            for at, each in enumerate(shop.tasks)
         }
 
-    monkeypatch.setattr(workshop.Workshop, "_ask", ask)
+    monkeypatch.setattr(workshop.Workshop, "_evaluate", ask)
     return stand
 
 
@@ -239,7 +239,7 @@ def test_a_run_that_measured_nothing_is_not_kept(protocol, stand, tmp_path, monk
     def faulty(shop, model):
         raise InputError("the likelihood is NaN")
 
-    monkeypatch.setattr(workshop.Workshop, "_ask", faulty)
+    monkeypatch.setattr(workshop.Workshop, "_evaluate", faulty)
     with pytest.raises(UnfinishedError, match="the likelihood is NaN") as caught:
         continual(asked(protocol), tmp_path / "out")
     assert not hasattr(caught.value, "__notes__")
