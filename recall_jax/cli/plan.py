@@ -71,7 +71,7 @@ def merge_work(recipe: "Recipe", machine: "Machine") -> "MergeWork":
     from recall_jax.cost.work import MergeWork
     from recall_jax.engine.configs import check_configs
     from recall_jax.engine.merge import check_layers
-    from recall_jax.engine.plan import open_models, plan_merge, taken_whole
+    from recall_jax.engine.plan import full_tensor_names, open_models, plan_merge
     from recall_jax.engine.sources import Inputs
     from recall_jax.methods.registry import METHODS
 
@@ -97,7 +97,7 @@ def merge_work(recipe: "Recipe", machine: "Machine") -> "MergeWork":
         forward = _forward(recipe, models, machine)
     console.warn(warnings)
     units = merged.units.values()
-    full = taken_whole(needs.whole, merged.specs)
+    full = full_tensor_names(needs.full_tensors, merged.specs)
     return MergeWork(
         [sum(model.stored[name].nbytes for model in read for name in names) for names in units],
         [sum(merged.specs[name].nbytes for name in names) for names in units],

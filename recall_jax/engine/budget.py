@@ -17,7 +17,7 @@ from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.needs import NO_NEEDS, Needs
-from recall_jax.engine.plan import taken_whole, units_of
+from recall_jax.engine.plan import full_tensor_names, units_of
 from recall_jax.errors import UnfinishedError
 
 SHARE = 0.6  # of what is free
@@ -74,7 +74,7 @@ def held_bytes() -> int:
     return _field("/proc/self/status", "RssAnon")
 
 
-def cut_pieces(
+def fit_chunk_size(
     models: Sequence[Checkpoint],
     merged: Mapping[str, TensorSpec],
     backlog: int,
@@ -85,17 +85,17 @@ def cut_pieces(
     """The largest pieces to merge in, up to CHUNK elements, and the bytes merging adds to `held`.
 
     `backlog` pieces of the `merged` tensors exist at once, beside one in work and one handed over.
-    Of tensors that the method `needs` as a whole there are no pieces (None where these are all),
+    Tensors that the method `needs` in full are not chunked (None where these are all),
     and what a kernel makes of one in work is float32, for each of the models, which are all that is
     read.
     Raises UnfinishedError where even the smallest do not fit.
     """
     element = sum(widest(specs) for specs in (merged, *(model.specs for model in models)))
-    whole = taken_whole(needs.whole, merged)
-    largest = max((math.prod(merged[name].shape) for name in whole), default=0)
+    full = full_tensor_names(needs.full_tensors, merged)
+    largest = max((math.prod(merged[name].shape) for name in full), default=0)
     work = _FLOAT32 * needs.scratch * len(models)
     fixed = _PROGRAMS + folded_bytes(models) + largest * (work + (backlog + 2) * widest(merged))
-    if len(whole) == len(merged):
+    if len(full) == len(merged):
         if (needed := held_bytes() + fixed) > budget:
             raise _too_large(needed, budget)
         return None, fixed

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jax.typing import DTypeLike
 
-from recall_jax.engine.cut import Passes
+from recall_jax.engine.batching import Passes
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import NamedModel
 from recall_jax.files.progress import Progress, silent

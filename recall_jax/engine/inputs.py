@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 from recall_jax.checkpoint.dtypes import DTYPES
 from recall_jax.checkpoint.folder import Checkpoint, older_folders
 from recall_jax.checkpoint.tensors import shapes_of
+from recall_jax.engine.batching import Passes
 from recall_jax.engine.budget import memory_budget, room_for_rows
-from recall_jax.engine.cut import Passes
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.plan import ConfiguredModel, NamedModel

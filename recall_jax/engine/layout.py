@@ -105,10 +105,10 @@ class Layout(Protocol):
         *,
         kernel: Kernel,
         reference: int = -1,
-        whole: bool = False,
+        full: bool = False,
         replicated: bool = False,
     ) -> Iterator[Piece]:
-        """Merge a tensor piece by piece; the kernel gets a `whole` one as it is.
+        """Merge a tensor piece by piece; the kernel gets a `full` one as it is.
 
         Over a mesh each device computes all of it where the kernel is `replicated`.
         """
@@ -120,7 +120,7 @@ class Layout(Protocol):
         values: Mapping[str, Any],
         spec: TensorSpec,
         *,
-        whole: bool = False,
+        full: bool = False,
     ) -> np.ndarray:
         """What `fold` gives of the pieces of a tensor, or of all of it, summed: (n,) float64."""
 
@@ -188,7 +188,7 @@ class OnHost:
         *,
         kernel: Kernel,
         reference: int = -1,
-        whole: bool = False,
+        full: bool = False,
         replicated: bool = False,
     ) -> Iterator[Piece]:
         """By `merge_tensor`."""
@@ -199,7 +199,7 @@ class OnHost:
             spec.dtype,
             kernel=kernel,
             reference=reference,
-            chunk=None if whole else self.chunk,
+            chunk=None if full else self.chunk,
         )
 
     def summed(
@@ -209,11 +209,11 @@ class OnHost:
         values: Mapping[str, Any],
         spec: TensorSpec,
         *,
-        whole: bool = False,
+        full: bool = False,
     ) -> np.ndarray:
         """Of pieces of one size, whatever that of the merged ones is."""
         del spec
-        if whole:
+        if full:
             return np.asarray(_folded(fold, stored.models, values, stored.base), np.float64)
         flat = stored.map(lambda array: array.reshape(-1))
         starts = range(0, flat.newest.size, CHUNK)

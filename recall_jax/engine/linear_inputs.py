@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from recall_jax.checkpoint.units import EMBED, HEAD
+from recall_jax.engine.batching import Batching, fit_per_model_batching
 from recall_jax.engine.budget import widest
-from recall_jax.engine.cut import Cut, cut_apart
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.forward import HiddenStates, Placed
 from recall_jax.engine.kernel import Values
 from recall_jax.engine.layout import Forward
 from recall_jax.engine.memory import gram_bytes
 from recall_jax.engine.merge import CheckpointWalk, Merge, Prepared, Rule
-from recall_jax.engine.own_samples import own_samples
+from recall_jax.engine.per_model_samples import per_model_samples
 from recall_jax.engine.plan import MergePlan
 from recall_jax.engine.programs import Grams
 from recall_jax.engine.sources import Inputs
@@ -37,7 +37,7 @@ MERGED = "the model merged so far"  # in messages
 class BatchedForward:
     """What the journal keeps: how the forward of each model over its samples is batched."""
 
-    cut: Cut
+    batching: Batching
 
 
 @dataclass
@@ -119,55 +119,55 @@ def prepare_linear_inputs(
     """
     walk, journal = merge.checkpoints, merge.journal
 
-    def cut_of(lengths: Sequence[Sequence[int]], beside: int = 0) -> Cut:
-        return _cut(merge, walk, lengths, through_merged, beside)
+    def fit(lengths: Sequence[Sequence[int]], overhead: int = 0) -> Batching:
+        return _fit_batching(merge, walk, lengths, through_merged, overhead)
 
     with merge.progress.stage("select"):
-        own = own_samples(merge, cut_of)
+        own = per_model_samples(merge, fit)
         found = journal.find_prepared(BatchedForward)
         if found is None:
             lengths = [[len(ids) for ids in samples.token_ids] for samples in own]
-            decided = walk.agreed("forward", lambda: asdict(cut_of(lengths)))
-            found = BatchedForward(Cut(**decided))
+            decided = walk.agreed("forward", lambda: asdict(fit(lengths)))
+            found = BatchedForward(Batching(**decided))
             journal.record_prepared(found)
-    cut = found.cut
-    merge.progress.announce(_describe(own, cut))
+    batching = found.batching
+    merge.progress.announce(_describe(own, batching))
     forwards = [
         walk.layout.forward(
-            walk.arch, samples.token_ids, batch_size=cut.batch_size, dtype=walk.dtype
+            walk.arch, samples.token_ids, batch_size=batching.batch_size, dtype=walk.dtype
         )
         for samples in own
     ]
     names = [model.name for model in walk.inputs.models]
     return Prepared(
         LinearInputs(forwards, names, through_merged).rule(values, findings),
-        cut.needed,
-        batching={"batch_size": cut.batch_size},
+        batching.needed,
+        batching={"batch_size": batching.batch_size},
         compute_dtype=np.dtype(walk.dtype).name,
         per_model_samples=own,
     )
 
 
-def _cut(
+def _fit_batching(
     merge: Merge[Any, Any],
     walk: CheckpointWalk,
     lengths: Sequence[Sequence[int]],
     through_merged: bool,
-    beside: int,
-) -> Cut:
-    """How the forward of each model over its own samples, of these lengths, is cut."""
+    overhead: int,
+) -> Batching:
+    """How the forward of each model over its own samples, of these lengths, is batched."""
     split, models = walk.layout.split(1), walk.inputs.models
     # In pieces as they come from the kernel, and laid together for the forward.
     merged = 2 * _largest_unit(walk.plan) if through_merged else 0
     grams = gram_bytes(walk.arch, len(models)) * (split.sharing if split else 1)
-    return cut_apart(
+    return fit_per_model_batching(
         walk.arch,
         lengths,
         batch_size=(merge.samples or Samples()).batch_size,
         itemsize=np.dtype(walk.dtype).itemsize,
         stored=max(widest(model.specs) for model in models),
         budget=walk.budget,
-        beside=beside + walk.overhead + grams + merged,
+        overhead=overhead + walk.overhead + grams + merged,
         split=split,
     )
 
@@ -192,10 +192,10 @@ def _largest_unit(plan: MergePlan) -> int:
     return max(sum(plan.specs[name].nbytes for name in names) for names in plan.units.values())
 
 
-def _describe(own: Sequence[Tokenized], cut: Cut) -> str:
+def _describe(own: Sequence[Tokenized], batching: Batching) -> str:
     rows = sum(len(samples.token_ids) for samples in own)
     longest = max(len(ids) for samples in own for ids in samples.token_ids)
     return (
         f"forward: {rows} rows of {len(own)} models, up to {longest} tokens, "
-        f"in batches of {cut.batch_size}"
+        f"in batches of {batching.batch_size}"
     )

@@ -48,10 +48,10 @@ class Needs:
     `samples` are rows of the newest model's task, or of each model's; `labelled` rows have a label
     to predict. `observes` names what the method looks at when the models run on them. `passes`
     counts how often it reads all tensors, and `by_unit` says that each unit has values of its own.
-    Tensors that `whole(name, spec)` selects are never merged in pieces. A `replicated` kernel
-    decomposes or solves these: over a mesh each device computes the full tensor. `scratch` counts
-    the float32 arrays that a kernel makes at most for each array that it reads. A `resident` method
-    has all models in memory at once.
+    Tensors that `full_tensors(name, spec)` selects are never merged in chunks. A `replicated`
+    kernel decomposes or solves these: over a mesh each device computes the full tensor. `scratch`
+    counts the float32 arrays that a kernel makes at most for each array that it reads. A `resident`
+    method has all models in memory at once.
     """
 
     models: int = 1
@@ -61,7 +61,7 @@ class Needs:
     observes: frozenset[Observation] = frozenset()
     passes: int = 1
     by_unit: bool = False
-    whole: Callable[[str, TensorSpec], bool] = never
+    full_tensors: Callable[[str, TensorSpec], bool] = never
     replicated: bool = False
     scratch: int = 0
     resident: bool = False

@@ -150,10 +150,10 @@ def _unit_rank(unit: str) -> float:
     return float("inf") if unit == HEAD else int(unit.rpartition(".")[2])
 
 
-def taken_whole(
+def full_tensor_names(
     whole: Callable[[str, TensorSpec], bool], specs: Mapping[str, TensorSpec]
 ) -> set[str]:
-    """Return the names of the tensors that a method's `Needs.whole` selects."""
+    """Return the names of the tensors that a method's `Needs.full_tensors` selects."""
     return {name for name, spec in specs.items() if whole(name, spec)}
 
 

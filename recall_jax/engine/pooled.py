@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.batching import SELECTION, Batching, Passes, fit_batching
 from recall_jax.engine.budget import cacheable_bytes, widest
-from recall_jax.engine.cut import SELECTION, Cut, Passes, cut_forward
 from recall_jax.engine.forward import HiddenStates
 from recall_jax.engine.inputs import (
     Selection,
@@ -37,7 +37,7 @@ class SelectedSamples:
 
     texts: str
     selection: Selection
-    cut: Cut
+    batching: Batching
 
 
 @dataclass
@@ -48,7 +48,7 @@ class StreamedStates:
     names: Sequence[str]
     inputs: Inputs[NamedModel]
     samples: TypicalSamples[Tokenized]
-    cut: Cut
+    batching: Batching
     dtype: str
     _states: Sequence[HiddenStates] = field(default=(), repr=False)
 
@@ -65,10 +65,10 @@ class StreamedStates:
         """Return the rule made ready to walk with what was prepared for these states."""
         return Prepared(
             replace(rule, place=self.place),
-            self.cut.needed,
+            self.batching.needed,
             self.inputs,
             batching={
-                "batch_size": self.cut.batch_size,
+                "batch_size": self.batching.batch_size,
                 "models_at_once": self.forward.models_each,
             },
             reference=reference,
@@ -111,11 +111,11 @@ def streamed_states(
         check(wanted)
         if found := journal.find_prepared(SelectedSamples):
             check_same_texts(found.texts, pool, model.name)
-            cut, samples = found.cut, found.selection.of(pool)
-            progress.announce(_describe_forward(samples.samples, cut, len(models)))
+            batching, samples = found.batching, found.selection.of(pool)
+            progress.announce(_describe_forward(samples.samples, batching, len(models)))
         else:
-            passes, cut, fits = _decided(merge, walk, lengths, wanted, model)
-            progress.announce(_describe_forward(pool, cut, len(models)))
+            passes, batching, fits = _decided(merge, walk, lengths, wanted, model)
+            progress.announce(_describe_forward(pool, batching, len(models)))
             if passes:
                 line = _describe_selection(model.name, len(lengths), len(passes.rows), fits)
                 progress.announce(line)
@@ -134,19 +134,19 @@ def streamed_states(
             selection = Selection.from_json(walk.agreed("typical", samples.selection.to_json))
             samples = selection.of(pool)
             _check_found(samples, wanted, check)
-            journal.record_prepared(SelectedSamples(pool.digest(), selection, cut))
+            journal.record_prepared(SelectedSamples(pool.digest(), selection, batching))
         kept.release()
     forward = walk.layout.forward(
         arch,
         samples.samples.token_ids,
-        batch_size=cut.batch_size,
+        batch_size=batching.batch_size,
         dtype=dtype,
         num_models=len(models),
-        models_at_once=cut.models_at_once,
+        models_at_once=batching.models_at_once,
     )
     inputs: Inputs[NamedModel] = walk.inputs.map(lambda each: kept if each is model else each)
     names = [each.name for each in models]
-    return StreamedStates(forward, names, inputs, samples, cut, np.dtype(dtype).name)
+    return StreamedStates(forward, names, inputs, samples, batching, np.dtype(dtype).name)
 
 
 def _decided(
@@ -155,8 +155,8 @@ def _decided(
     lengths: Sequence[int],
     wanted: int,
     chooser: Checkpoint,
-) -> tuple[Passes | None, Cut, bool]:
-    """How to fit the memory: the passes of the selection if there are any, how the forward is cut.
+) -> tuple[Passes | None, Batching, bool]:
+    """How to fit the memory: the passes of the selection if there are any, the batching.
 
     And whether the model that chooses stays in memory.
     """
@@ -174,7 +174,7 @@ def _decided(
             split=walk.layout.split(1),
         )
         models = walk.inputs.models
-        cut = cut_forward(
+        batching = fit_batching(
             walk.arch,
             sorted(lengths)[-wanted:],  # whichever are chosen, they are no longer than these
             num_models=len(models),
@@ -182,22 +182,22 @@ def _decided(
             itemsize=np.dtype(walk.dtype).itemsize,
             stored=max(widest(model.specs) for model in models),
             budget=walk.budget,
-            beside=walk.overhead + (SELECTION if passes else 0),
+            overhead=walk.overhead + (SELECTION if passes else 0),
             split=walk.layout.split(len(models)),
         )
-        needed = max(cut.needed, passes.needed if passes else 0)
+        needed = max(batching.needed, passes.needed if passes else 0)
         share = -(-chooser.nbytes // jax.process_count())  # over a mesh, its rows of each tensor
         # Folded adapters would stay as arrays of their own, not as maps of files.
         fits = not chooser.adapters and needed + share <= cacheable_bytes(walk.budget)
         return {
             "passes": passes and passes.to_json(),
-            "cut": asdict(replace(cut, needed=needed)),
+            "batching": asdict(replace(batching, needed=needed)),
             "fits": fits,
         }
 
     found = walk.agreed("forward", decide)
     passes = found["passes"] and Passes.from_json(found["passes"])
-    return passes, Cut(**found["cut"]), found["fits"]
+    return passes, Batching(**found["batching"]), found["fits"]
 
 
 def _check_found(
@@ -214,11 +214,11 @@ def _check_found(
         ) from error
 
 
-def _describe_forward(samples: Tokenized, cut: Cut, num_models: int) -> str:
+def _describe_forward(samples: Tokenized, batching: Batching, num_models: int) -> str:
     longest = max(map(len, samples.token_ids))
     return (
-        f"forward: rows of up to {longest} tokens in batches of {cut.batch_size}, "
-        f"{cut.models_at_once} of {num_models} models at a time"
+        f"forward: rows of up to {longest} tokens in batches of {batching.batch_size}, "
+        f"{batching.models_at_once} of {num_models} models at a time"
     )
 
 

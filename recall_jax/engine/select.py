@@ -7,8 +7,8 @@ from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.checkpoint.units import layer_unit
+from recall_jax.engine.batching import Passes, fit_passes
 from recall_jax.engine.budget import folded_bytes, widest
-from recall_jax.engine.cut import Passes, cut_rows
 from recall_jax.engine.extract import pooled_states
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.memory import Split
@@ -55,7 +55,7 @@ def plan_selection(
     wanted = clustered_units(settings.unit, arch)
     if settings.typical is not None or len(lengths) <= settings.count:
         return None
-    return cut_rows(
+    return fit_passes(
         arch,
         lengths,
         num_units=len(wanted),
@@ -63,7 +63,7 @@ def plan_selection(
         itemsize=np.dtype(dtype).itemsize,
         stored=widest(model.specs),
         budget=budget,
-        beside=folded_bytes([model]),
+        overhead=folded_bytes([model]),
         split=split,
     )
 

@@ -122,7 +122,7 @@ def merge_stream(
                     plan.specs[name],
                     kernel=kernel,
                     reference=reference,
-                    whole=needs.whole(name, plan.specs[name]),
+                    full=needs.full_tensors(name, plan.specs[name]),
                     replicated=needs.replicated,
                 ):
                     if done >= resumed:

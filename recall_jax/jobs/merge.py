@@ -15,7 +15,7 @@ from recall_jax.checkpoint.folder import Checkpoint, file_warnings
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.budget import (
     cacheable_bytes,
-    cut_pieces,
+    fit_chunk_size,
     machine_bytes,
     memory_budget,
 )
@@ -272,7 +272,7 @@ def _layout(
             forward_dtype=recipe.compute_dtype,
             ignore_config=recipe.ignore_config,
         )
-    chunk, beside = cut_pieces(read, plan.specs, BACKLOG, budget, needs=recipe.needs)
+    chunk, beside = fit_chunk_size(read, plan.specs, BACKLOG, budget, needs=recipe.needs)
     return OnHost(chunk), beside
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from recall_jax.checkpoint.npz import NpzTree
 from recall_jax.checkpoint.units import unit_names
+from recall_jax.engine.batching import fit_passes
 from recall_jax.engine.budget import folded_bytes, memory_budget, widest
-from recall_jax.engine.cut import cut_rows
 from recall_jax.engine.extract import pooled_states
 from recall_jax.engine.findings import report_entries
 from recall_jax.engine.inputs import (
@@ -109,7 +109,7 @@ def extract(
         budget=memory,
     )
     dtype = compute_dtype(dtype_name, models[-1])
-    passes = cut_rows(
+    passes = fit_passes(
         arch,
         [len(ids) for ids in tokenized.token_ids],
         num_units=len(arch.units),
@@ -117,7 +117,7 @@ def extract(
         itemsize=np.dtype(dtype).itemsize,
         stored=max(widest(model.specs) for model in models),
         budget=memory_budget(memory),
-        beside=max(folded_bytes([model]) for model in models),
+        overhead=max(folded_bytes([model]) for model in models),
         split=layout.split(1),
     )
     states = [

@@ -78,7 +78,7 @@ def _kernel(parameters: DareParameters, *, consensus: bool) -> Kernel:
     )
 
 
-_NEEDS = Needs(base=True, whole=always, scratch=5)
+_NEEDS = Needs(base=True, full_tensors=always, scratch=5)
 
 LINEAR = Method(
     partial(_kernel, consensus=False),

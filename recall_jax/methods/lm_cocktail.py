@@ -38,8 +38,8 @@ def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
     seed, or the rows as given. Raises UnfinishedError where the memory is too small, or an
     interrupted merge saw other texts.
     """
+    from recall_jax.engine.batching import Batching, fit_batching
     from recall_jax.engine.budget import widest
-    from recall_jax.engine.cut import Cut, cut_forward
     from recall_jax.engine.inputs import (
         TypicalSamples,
         check_same_texts,
@@ -70,7 +70,7 @@ def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
         merge.progress.announce(line)
         found = journal.find_prepared(Losses)
         if found is None:
-            cut = cut_forward(
+            batching = fit_batching(
                 arch,
                 list(map(len, token_ids)),
                 num_models=1,
@@ -78,17 +78,17 @@ def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
                 itemsize=np.dtype(dtype).itemsize,
                 stored=max(widest(model.specs) for model in models),
                 budget=walk.budget,
-                beside=walk.overhead + loss_bytes(arch, settings.batch_size),
+                overhead=walk.overhead + loss_bytes(arch, settings.batch_size),
             )
-            found = Losses(samples.digest(), asdict(cut), [])
+            found = Losses(samples.digest(), asdict(batching), [])
         else:
             check_same_texts(found.texts, samples, newest.name)
-        cut = Cut(**found.batching)  # other batches would round otherwise
+        batching = Batching(**found.batching)  # other batches would round otherwise
         for done in range(len(found.losses), len(models)):
             model = models[done]
             merge.progress(f"{model.name}: loss", done, len(models), read=model.bytes_read)
             loss = mean_loss(
-                model, arch, token_ids, counted, batch_size=cut.batch_size, dtype=dtype
+                model, arch, token_ids, counted, batch_size=batching.batch_size, dtype=dtype
             )
             found = Losses(found.texts, found.batching, [*found.losses, loss])
             journal.record_prepared(found)
@@ -97,8 +97,8 @@ def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
     by_unit = np.repeat(np.asarray(weights)[:, None], len(walk.units), axis=1)
     return Prepared(
         weights_by_unit(Findings(by_unit, losses=losses), walk.specs),
-        cut.needed,
-        batching={"batch_size": cut.batch_size},
+        batching.needed,
+        batching={"batch_size": batching.batch_size},
         compute_dtype=np.dtype(dtype).name,
         samples=TypicalSamples(samples, None, 0),
     )

@@ -126,7 +126,7 @@ def _scale(merge: Merge[OpcmParameters, Parameters], values: Mapping[str, Values
                 continue  # none is merged
             stored: Inputs[Any] = plan.inputs.map(partial(layout.read, name=name))
             squares += layout.summed(
-                _squares, stored, values[name], spec, whole="alpha" in values[name]
+                _squares, stored, values[name], spec, full="alpha" in values[name]
             )
             if not np.isfinite(squares).all():
                 told = layout.fault(plan.inputs.map(lambda model: model.name), name, stored)
@@ -145,7 +145,7 @@ def _squares(models: Sequence[jax.Array], values: Values, base: jax.Array) -> ja
 METHOD = Method(
     lambda parameters: fixed(opcm),
     parameters=OpcmParameters,
-    needs=Needs(base=True, passes=2, whole=linear_weights, replicated=True, scratch=3),
+    needs=Needs(base=True, passes=2, full_tensors=linear_weights, replicated=True, scratch=3),
     prepare=prepare,
     equation="θ = θ_base + Σₖ Pₖ(θₖ − θ_base) / λ, Pₖ off what came before",
 )

@@ -61,7 +61,7 @@ def prepare(merge: Merge[DistillParameters, Parameters]) -> Prepared:
     where they do not fit, or an interrupted merge saw other texts; InputError where their
     parameters or the loss are not finite.
     """
-    from recall_jax.engine.own_samples import own_samples
+    from recall_jax.engine.per_model_samples import per_model_samples
     from recall_jax.inputs.settings import Samples
     from recall_jax.methods.refine import refining_bytes
 
@@ -70,8 +70,8 @@ def prepare(merge: Merge[DistillParameters, Parameters]) -> Prepared:
     specs = [spec for model in walk.inputs.all for spec in model.specs.values()]
     stored = sum(spec.nbytes for spec in specs)
 
-    def check(lengths: Sequence[Sequence[int]], beside: int = 0) -> int:
-        needed = beside + held_bytes()
+    def check(lengths: Sequence[Sequence[int]], overhead: int = 0) -> int:
+        needed = overhead + held_bytes()
         needed += refining_bytes(walk.arch, stored, lengths, batch_size, walk.dtype)
         if needed > walk.budget:
             raise UnfinishedError(
@@ -82,7 +82,7 @@ def prepare(merge: Merge[DistillParameters, Parameters]) -> Prepared:
         return needed
 
     with merge.progress.stage("select"):
-        own = own_samples(merge, check, with_base=True)
+        own = per_model_samples(merge, check, with_base=True)
     needed = check([[len(ids) for ids in samples.token_ids] for samples in own])
     found = journal.find_prepared(Coefficients)
     if found is None:

@@ -97,7 +97,7 @@ _NEEDS = Needs(
     models=2,
     samples="each",
     observes=frozenset({Observation.LINEAR_INPUTS}),
-    whole=linear_weights,
+    full_tensors=linear_weights,
     replicated=True,
     scratch=3,
 )

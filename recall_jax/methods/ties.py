@@ -60,6 +60,6 @@ METHOD = Method(
     lambda parameters: fixed(ties, normalize=parameters.normalize, rescale=parameters.rescale),
     parameters=TiesParameters,
     model_parameters=TaskVectorModelParameters,
-    needs=Needs(base=True, whole=always, scratch=5),
+    needs=Needs(base=True, full_tensors=always, scratch=5),
     equation="θ = θ_base + λ Σₖ wₖ trim(θₖ − θ_base), of the elected signs",
 )

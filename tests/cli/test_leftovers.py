@@ -304,7 +304,7 @@ def test_a_merge_refused_for_memory_has_chosen_nothing(
     def never(*arguments, **options):
         pytest.fail("a model chooses")
 
-    monkeypatch.setattr("recall_jax.engine.own_samples.find_typical", never)
+    monkeypatch.setattr("recall_jax.engine.per_model_samples.find_typical", never)
     entries = [{"model": model, "data": given.data} for model in given.models]
     values = {"merge_method": method, "models": entries, "samples": {"count": 4}}
     if method == "recall_distill":

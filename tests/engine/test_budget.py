@@ -16,7 +16,7 @@ from deep_models import PROMPT_FREE, watch, write_adapter, write_model
 
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.engine import budget, cut, pooled
+from recall_jax.engine import batching, budget, pooled
 from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.needs import NO_NEEDS, Needs, always, linear_weights
 from recall_jax.errors import InputError
@@ -31,10 +31,10 @@ MIB = 1 << 20
 @pytest.fixture
 def holding_nothing(monkeypatch):
     """As if this process held nothing and compiled for nothing, so that arrays are all there is."""
-    for module in (budget, cut):
+    for module in (budget, batching):
         monkeypatch.setattr(module, "held_bytes", lambda: 0)
         monkeypatch.setattr(module, "_PROGRAMS", 0)
-    for module in (cut, pooled):
+    for module in (batching, pooled):
         monkeypatch.setattr(module, "SELECTION", 0)
 
 
@@ -62,13 +62,13 @@ def test_too_little_is_refused_before_a_weight_is_read(method, toys, tmp_path, m
 
 def test_the_forward_is_cut_finer_and_then_refused(toys, holding_nothing):
     arch = read_architecture(open_checkpoint(toys.qwen2[0]).config)
-    sizes = {"num_models": 2, "batch_size": 8, "itemsize": 4, "stored": 2, "beside": 0}
-    whole = cut.cut_forward(arch, [40] * 20, budget=1 << 40, **sizes)
+    sizes = {"num_models": 2, "batch_size": 8, "itemsize": 4, "stored": 2, "overhead": 0}
+    whole = batching.fit_batching(arch, [40] * 20, budget=1 << 40, **sizes)
     assert whole.batch_size == 8
     seen = [whole]
     while True:
         try:
-            finer = cut.cut_forward(arch, [40] * 20, budget=seen[-1].needed - 1, **sizes)
+            finer = batching.fit_batching(arch, [40] * 20, budget=seen[-1].needed - 1, **sizes)
         except InputError as refusal:
             assert "\n" not in str(refusal)
             break
@@ -79,11 +79,11 @@ def test_the_forward_is_cut_finer_and_then_refused(toys, holding_nothing):
 
 def test_selection_takes_more_passes_within_the_budget(toys, holding_nothing):
     arch = read_architecture(open_checkpoint(toys.qwen2[0]).config)
-    sizes = {"num_units": 1, "batch_size": 4, "itemsize": 4, "stored": 2, "beside": 0}
+    sizes = {"num_units": 1, "batch_size": 4, "itemsize": 4, "stored": 2, "overhead": 0}
     lengths = [40] * 400
-    whole = cut.cut_rows(arch, lengths, budget=1 << 40, **sizes)
+    whole = batching.fit_passes(arch, lengths, budget=1 << 40, **sizes)
     assert len(whole.rows) == 1
-    halved = cut.cut_rows(arch, lengths, budget=whole.needed - 1, **sizes)
+    halved = batching.fit_passes(arch, lengths, budget=whole.needed - 1, **sizes)
     assert len(halved.rows) == 2 and halved.needed < whole.needed
     assert halved.batch_size == whole.batch_size
     assert sorted(np.concatenate(halved.rows)) == list(range(400))
@@ -92,12 +92,12 @@ def test_selection_takes_more_passes_within_the_budget(toys, holding_nothing):
 def test_pieces_become_smaller_before_a_merge_is_refused(toys, holding_nothing):
     models = [open_checkpoint(name) for name in toys.qwen2]
     specs = models[-1].specs
-    chunk, most = budget.cut_pieces(models, specs, 8, 1 << 40)
+    chunk, most = budget.fit_chunk_size(models, specs, 8, 1 << 40)
     assert chunk == CHUNK and most == 10 * CHUNK * 4 * 2  # four bfloat16 elements at a time
-    smaller, least = budget.cut_pieces(models, specs, 8, most - 1)
+    smaller, least = budget.fit_chunk_size(models, specs, 8, most - 1)
     assert smaller < chunk and least < most
     with pytest.raises(InputError, match=r"needs .* may take .*--memory"):
-        budget.cut_pieces(models, specs, 8, 1000)
+        budget.fit_chunk_size(models, specs, 8, 1000)
 
 
 def test_a_cut_merge_agrees_with_a_whole_one(toys, tmp_path, monkeypatch, holding_nothing):
@@ -237,11 +237,11 @@ def test_only_what_a_method_needs_whole_is_planned_whole(toys, holding_nothing):
     }
     needs = {
         "none": NO_NEEDS,
-        "linear": Needs(whole=linear_weights, scratch=3),
-        "all": Needs(whole=always, scratch=5),
+        "linear": Needs(full_tensors=linear_weights, scratch=3),
+        "all": Needs(full_tensors=always, scratch=5),
     }
     planned = {
-        kind: budget.cut_pieces(models, specs, 2, 1 << 40, needs=need)
+        kind: budget.fit_chunk_size(models, specs, 2, 1 << 40, needs=need)
         for kind, need in needs.items()
     }
     assert planned["linear"][0] == planned["none"][0] == CHUNK and planned["all"][0] is None

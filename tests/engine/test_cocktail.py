@@ -9,7 +9,7 @@ from toys import copy_model
 from transformers import AutoModelForCausalLM
 
 from recall_jax.checkpoint.safetensors import SafetensorsFile
-from recall_jax.engine import cut
+from recall_jax.engine import batching
 from recall_jax.errors import InputError
 from recall_jax.jobs import merge as job
 from recall_jax.recipes.recipe import make_recipe
@@ -112,7 +112,7 @@ def test_a_merge_goes_on_with_the_losses_and_batches_it_knows(folders, rows, tmp
     heard = []
     options = job.MergeOptions(resume=True)
     with monkeypatch.context() as patch:  # however much memory there is by now
-        patch.setattr(cut, "cut_forward", None)
+        patch.setattr(batching, "fit_batching", None)
         job.merge(
             recipe, tmp_path / "out", options=options, progress=lambda *at, **_: heard.append(at)
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recall_jax.checkpoint.folder import open_checkpoint
-from recall_jax.engine import cut
+from recall_jax.engine import batching
 from recall_jax.engine.extract import pooled_states
 from recall_jax.errors import InputError
 from recall_jax.models.config import read_architecture
@@ -28,7 +28,7 @@ def test_the_output_projection_is_not_read(model):
 
 
 def test_a_tight_budget_takes_more_passes_to_the_same_states(model, monkeypatch):
-    monkeypatch.setattr(cut, "held_bytes", lambda: 0)
+    monkeypatch.setattr(batching, "held_bytes", lambda: 0)
     loose = pooled(model, plan(model))
     read = model.bytes_read
     # the smallest budget that is not refused has room for one row at a time
@@ -43,42 +43,42 @@ def test_a_tight_budget_takes_more_passes_to_the_same_states(model, monkeypatch)
 def test_passes_share_the_long_rows(model):
     arch = read_architecture(model.config)
     lengths = [16] * 50 + [500] * 50
-    total = cut.hidden_bytes_of(arch, lengths, 4, 4)
-    one = cut.cut_rows(
-        arch, lengths, num_units=1, batch_size=4, itemsize=4, stored=2, beside=0, budget=1 << 40
+    total = batching.batched_hidden_bytes(arch, lengths, 4, 4)
+    one = batching.fit_passes(
+        arch, lengths, num_units=1, batch_size=4, itemsize=4, stored=2, overhead=0, budget=1 << 40
     )
-    tight = cut.cut_rows(
+    tight = batching.fit_passes(
         arch,
         lengths,
         num_units=1,
         batch_size=4,
         itemsize=4,
         stored=2,
-        beside=0,
+        overhead=0,
         budget=one.needed - 1,
     )
     assert len(one.rows) == 1 and len(tight.rows) == 2
     assert sorted(np.concatenate(tight.rows)) == list(range(100))
     for rows in tight.rows:
-        states = cut.hidden_bytes_of(arch, [lengths[row] for row in rows], 4, 4)
+        states = batching.batched_hidden_bytes(arch, [lengths[row] for row in rows], 4, 4)
         assert states <= 0.6 * total
 
 
-def plan(model, *, batch_size: int = 1, budget: int = 1 << 40) -> cut.Passes:
+def plan(model, *, batch_size: int = 1, budget: int = 1 << 40) -> batching.Passes:
     arch = read_architecture(model.config)
-    return cut.cut_rows(
+    return batching.fit_passes(
         arch,
         [len(row) for row in ROWS],
         num_units=len(arch.units),
         batch_size=batch_size,
         itemsize=4,
         stored=2,
-        beside=0,
+        overhead=0,
         budget=budget,
     )
 
 
-def pooled(model, passes: cut.Passes) -> np.ndarray:
+def pooled(model, passes: batching.Passes) -> np.ndarray:
     arch = read_architecture(model.config)
     return pooled_states(model, arch, ROWS, arch.units, passes=passes, dtype=np.float32)
 

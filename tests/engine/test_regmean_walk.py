@@ -96,7 +96,7 @@ def walk(folders, rows, out, through_merged, batch_size=4):
             kernel=regmean,
             reference=-1,
             clock=Clock(),
-            needs=Needs(whole=always),
+            needs=Needs(full_tensors=always),
         )
     return SafetensorsFile(out / "model.safetensors")
 

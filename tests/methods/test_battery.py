@@ -102,7 +102,7 @@ def test_a_mesh_gives_what_one_device_gives(name, models, rows, merged, tmp_path
             job.merge(recipe, tmp_path / "out", options=options)
         return
     job.merge(recipe, tmp_path / "out", options=options)
-    exact = not needs.observes and needs.whole is never
+    exact = not needs.observes and needs.full_tensors is never
     assert_near(tmp_path / "out", merged(name), exact=exact)
 
 
@@ -120,7 +120,9 @@ def test_processes_give_what_one_gives(name, models, rows, merged, tmp_path):
             together(2, run)
         return
     together(2, run)
-    assert_near(tmp_path / "out", merged(name), exact=not needs.observes and needs.whole is never)
+    assert_near(
+        tmp_path / "out", merged(name), exact=not needs.observes and needs.full_tensors is never
+    )
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -195,4 +195,4 @@ def test_two_processes_give_what_one_gives(name, merged, two, tmp_path):
     for process in two:
         process.ask(recipe, out)
     assert [process.answer() for process in two] == [0, 1]
-    assert_near(out, undisturbed, exact=not needs.observes and needs.whole is never)
+    assert_near(out, undisturbed, exact=not needs.observes and needs.full_tensors is never)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recall_jax.engine.cut import _one_step_of
+from recall_jax.engine.batching import _sharded_step_bytes
 from recall_jax.engine.forward import StreamedForward
 from recall_jax.engine.pod import programs
 from recall_jax.engine.pod.forward import ShardedForward
@@ -156,7 +156,7 @@ def test_what_a_device_holds_is_no_more_than_was_counted():
     ).compile()
     found = program.memory_analysis()
     hidden = rows * tokens * 48 * 4 // split.rows
-    counted = _one_step_of(split, arch, [len(ids[0])], rows, K, 4, 4) // split.sharing
+    counted = _sharded_step_bytes(split, arch, [len(ids[0])], rows, K, 4, 4) // split.sharing
     assert found.argument_size_in_bytes + found.temp_size_in_bytes - hidden <= counted
     assert counted <= 3 * (found.argument_size_in_bytes + found.temp_size_in_bytes)
 

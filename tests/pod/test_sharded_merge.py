@@ -83,9 +83,9 @@ def joined(pieces):
     return np.concatenate(found)
 
 
-def expected(arrays, values, spec, kernel, *, base, whole=False):
+def expected(arrays, values, spec, kernel, *, base, full=False):
     inputs = inputs_of(arrays, base=base)
-    chunk = {"chunk": None} if whole else {}
+    chunk = {"chunk": None} if full else {}
     return joined(merge_tensor(inputs, values, spec.dtype, kernel=kernel, reference=0, **chunk))
 
 
@@ -125,9 +125,9 @@ def test_whole_tensors_merge_to_the_same_within_a_unit_in_the_last_place(method)
         arrays = models_of(shape, BFLOAT16)
         given = (arrays if base else arrays[:3], values, TensorSpec(BFLOAT16, shape), kernel)
         replicated = METHODS[method].needs.replicated
-        how = {"base": base, "whole": True, "replicated": replicated}
+        how = {"base": base, "full": True, "replicated": replicated}
         found = merged_on(make_mesh(MESHES[2]), *given, **how)
-        assert units_apart(found, expected(*given, base=base, whole=True)) <= 1
+        assert units_apart(found, expected(*given, base=base, full=True)) <= 1
 
 
 def test_tensors_of_other_dtypes_are_as_on_one_device():
@@ -167,18 +167,18 @@ def test_a_model_that_is_not_finite_is_named():
     assert layout.fault(Inputs(names.models), "t", large) is None
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_what_is_summed_over_a_tensor_is_as_on_one_host(whole):
+@pytest.mark.parametrize("full", [False, True])
+def test_what_is_summed_over_a_tensor_is_as_on_one_host(full):
     def squares(models, values, base):
         return sequential_sum(models, values, base)[1]
 
     layout = Sharded(make_mesh(MESHES[2]))
     inputs = inputs_of(models_of((37, 13), BFLOAT16), base=True)
-    values = {"alpha": np.float32(0.5)} if whole else {}
+    values = {"alpha": np.float32(0.5)} if full else {}
     spec = TensorSpec(BFLOAT16, (37, 13))
-    right = ON_HOST.summed(squares, inputs, values, spec, whole=whole)
+    right = ON_HOST.summed(squares, inputs, values, spec, full=full)
     rows = inputs.map(lambda array: put_rows_layout(array, layout.mesh))
-    found = layout.summed(squares, rows, values, spec, whole=whole)
+    found = layout.summed(squares, rows, values, spec, full=full)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, right, rtol=1e-6)
     assert layout.fault(Inputs(["a", "b", "c"], "base"), "t", rows) is None

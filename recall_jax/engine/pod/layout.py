@@ -50,7 +50,7 @@ class Sharded:
         return {"mesh": dict(self.mesh.shape)}
 
     def split(self, num_models: int) -> Split:
-        """What a device has of the forward of `num_models` models, for `engine.cut`."""
+        """What a device has of the forward of `num_models` models, for `engine.batching`."""
         sizes = self.mesh.shape
         spread = Spread.of(self.mesh, num_models)
         shared = len(self.mesh.local_devices) if jax.default_backend() == "cpu" else 1
@@ -96,7 +96,7 @@ class Sharded:
         *,
         kernel: Kernel,
         reference: int = -1,
-        whole: bool = False,
+        full: bool = False,
         replicated: bool = False,
     ) -> Iterator[Piece]:
         """Merged in rows layout; every process is given every piece."""
@@ -106,7 +106,7 @@ class Sharded:
             spec,
             kernel=kernel,
             reference=reference,
-            whole=whole,
+            full=full,
             replicated=replicated,
             mesh=self.mesh,
         )
@@ -120,11 +120,11 @@ class Sharded:
         values: Mapping[str, Any],
         spec: TensorSpec,
         *,
-        whole: bool = False,
+        full: bool = False,
     ) -> np.ndarray:
-        """Of the rows of all devices; a `whole` tensor is folded by each of them."""
-        shape = spec.shape if whole else None
-        found, finite = sum_rows(fold, stored, values, whole=shape, mesh=self.mesh)
+        """Of the rows of all devices; a `full` tensor is folded by each of them."""
+        shape = spec.shape if full else None
+        found, finite = sum_rows(fold, stored, values, full_shape=shape, mesh=self.mesh)
         self._remember(stored, finite)
         return np.asarray(found, np.float64)
 

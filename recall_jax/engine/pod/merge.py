@@ -46,13 +46,13 @@ def merge_rows(
     *,
     kernel: Kernel,
     reference: int = -1,
-    whole: bool = False,
+    full: bool = False,
     replicated: bool = False,
     mesh: Mesh,
 ) -> MergedRows:
     """Merge one tensor of K models, given in rows layout: as `engine.chunks.merge_tensor`.
 
-    `spec` is that of the merged tensor; `whole` is for kernels that see it as it is, `replicated`
+    `spec` is that of the merged tensor; `full` is for kernels that see it as it is, `replicated`
     for those of them that solve or decompose it: XLA would cut that into many small steps with
     messages between them, so every device does all of it, and has the bits that one device has.
     """
@@ -62,7 +62,7 @@ def merge_rows(
             return MergedRows(newest.astype(spec.dtype), True, np.ones(len(inputs), bool))
     # As every process has them: what lies on devices of its own alone is no part of a program.
     shared = jax.tree.map(np.asarray, dict(values))
-    shape = spec.shape if whole else None
+    shape = spec.shape if full else None
     with in_x64(spec.dtype, *(array.dtype for array in inputs)):
         return MergedRows(
             *_merged(
@@ -84,16 +84,16 @@ def sum_rows(
     inputs: Inputs[jax.Array],
     values: Mapping[str, Any],
     *,
-    whole: tuple[int, ...] | None,
+    full_shape: tuple[int, ...] | None,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
     """What `fold` gives of each device's rows, summed, and whether each of the inputs is finite.
 
-    Of a tensor of the shape `whole` every device folds all of it.
+    Of a tensor of the shape `full_shape` every device folds all of it.
     """
     shared = jax.tree.map(np.asarray, dict(values))
     with in_x64(*(array.dtype for array in inputs.all)):
-        return _summed(fold, inputs.models, shared, inputs.base, whole, mesh)
+        return _summed(fold, inputs.models, shared, inputs.base, full_shape, mesh)
 
 
 def in_pieces(merged: MergedRows, spec: TensorSpec, mesh: Mesh) -> Iterator[Piece]:
@@ -169,23 +169,23 @@ def _in_even_parts(array: jax.Array, shape: tuple[int, ...], mesh: Mesh) -> jax.
 
 
 @in_turn
-@partial(jax.jit, static_argnames=("fold", "whole", "mesh"))
+@partial(jax.jit, static_argnames=("fold", "full_shape", "mesh"))
 def _summed(
     fold: Fold,
     models: Sequence[jax.Array],
     values: Mapping[str, Any],
     base: jax.Array | None,
-    whole: tuple[int, ...] | None,
+    full_shape: tuple[int, ...] | None,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
     def local(values: Mapping[str, Any], *inputs: jax.Array) -> jax.Array:
         own, models = (None, inputs) if base is None else (inputs[0], inputs[1:])
         found = fold(models, values, own)
-        return found if whole is not None else lax.psum(found, AXES)
+        return found if full_shape is not None else lax.psum(found, AXES)
 
     inputs = Inputs(models, base).all
-    given = inputs if whole is None else [unpadded(array, whole) for array in inputs]
-    cut = ROWS if whole is None else PartitionSpec()
+    given = inputs if full_shape is None else [unpadded(array, full_shape) for array in inputs]
+    cut = ROWS if full_shape is None else PartitionSpec()
     specs = (PartitionSpec(), *[cut] * len(given))
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
     finite = jnp.stack([*map(_is_finite, inputs)])

@@ -12,7 +12,7 @@ from recall_jax.engine.chunks import CHUNK
 from recall_jax.engine.inputs import common_architecture, compute_dtype
 from recall_jax.engine.memory import mesh_that_fits
 from recall_jax.engine.needs import Needs, Observation, Offer
-from recall_jax.engine.plan import MergePlan, taken_whole
+from recall_jax.engine.plan import MergePlan, full_tensor_names
 from recall_jax.engine.pod.layout import Sharded
 from recall_jax.errors import UnfinishedError
 from recall_jax.parallel.mesh import DATA, make_mesh, parse_mesh
@@ -50,13 +50,13 @@ def sharded_layout(
     else:
         sizes = {DATA: jax.device_count()}
     mesh = make_mesh(sizes)
-    beside = _merging_bytes(needs, models, plan, mesh.size)
-    if (needed := held_bytes() + beside) > budget:
+    overhead = _merging_bytes(needs, models, plan, mesh.size)
+    if (needed := held_bytes() + overhead) > budget:
         raise UnfinishedError(
             f"this merge needs {needed / MIB:,.0f} MiB of memory over {mesh.size} devices and may "
             f"take {budget / MIB:,.0f} MiB: allow more (--memory), or take more devices"
         )
-    return Sharded(mesh), beside
+    return Sharded(mesh), overhead
 
 
 def _merging_bytes(
@@ -68,7 +68,7 @@ def _merging_bytes(
         max(sum(model.specs[name].nbytes for name in names) for names in units) for model in models
     )
     largest = max(spec.nbytes for spec in plan.specs.values())
-    shapes = [plan.specs[name].shape for name in taken_whole(needs.whole, plan.specs)]
+    shapes = [plan.specs[name].shape for name in full_tensor_names(needs.full_tensors, plan.specs)]
     made = [_made_whole(shape, needs, num_devices) for shape in shapes]
     own = -(-(_AHEAD * read + 2 * largest) // num_devices)
     pieces = 4 * CHUNK * widest(plan.specs)

@@ -218,7 +218,7 @@ def _merge(
         values,
         kernel=method.kernel(recipe.parameters),
         reference=-1 if prepared.reference is None else prepared.reference,
-        needs_full=lambda name: method.needs.whole(name, plan.slices[name]),
+        needs_full=lambda name: method.needs.full_tensors(name, plan.slices[name]),
         dtype=DTYPES[out_dtype] if out_dtype else None,
         mesh=mesh,
         report=report_progress,

@@ -40,7 +40,7 @@ METHODS = {
             models=2,
             samples="each",
             observes=frozenset({Observation.LINEAR_INPUTS}),
-            whole=linear_weights,
+            full_tensors=linear_weights,
             scratch=3,
         ),
         prepare=prepare,

@@ -20,7 +20,7 @@ def trimmed_mean(models, values, *, base, reference, dtype):
 METHODS = {
     "trimmed_mean": Method(
         lambda parameters: trimmed_mean,
-        needs=Needs(base=True, whole=always, scratch=8),
+        needs=Needs(base=True, full_tensors=always, scratch=8),
         equation="θ = θ_base + mean trim(θₖ − θ_base)",
     )
 }

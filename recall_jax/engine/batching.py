@@ -1,4 +1,4 @@
-"""How a forward pass is cut so that it fits a budget of memory: batches, models, passes."""
+"""Batching of a forward pass so that it fits a memory budget: batch size, models, passes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ _PROGRAMS = 64 * MIB  # what compiling the forward and the comparison takes
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How a forward pass is cut: rows in a batch, models side by side; bytes it needs in all."""
+class Batching:
+    """The batching of a forward: rows in a batch, models side by side, and bytes needed in all."""
 
     batch_size: int
     models_at_once: int
@@ -53,7 +53,7 @@ class Passes(NamedTuple):
         return cls(values["batch_size"], rows, values["needed"])
 
 
-def cut_forward(
+def fit_batching(
     arch: Architecture,
     lengths: Sequence[int],
     *,
@@ -62,38 +62,38 @@ def cut_forward(
     itemsize: int,
     stored: int,
     budget: int,
-    beside: int,
+    overhead: int,
     split: Split | None = None,
-) -> Cut:
-    """The widest cut of a forward of `num_models` models over rows of these lengths that fits.
+) -> Batching:
+    """Return the largest batching of a forward of `num_models` models over rows that fits.
 
-    A parameter takes `stored` bytes on disk and `itemsize` where it is computed with. `beside` are
-    bytes that the run adds, beside the forward, to what the process holds by now. Batches are never
-    larger than asked. Models go side by side on accelerators only: on CPU that gains nothing.
-    Over a mesh a `split` says what a device has of it all, which is then what is counted, and
-    `batch_size` rows are asked for on each device that splits them.
+    A parameter takes `stored` bytes on disk and `itemsize` where it is computed with. `overhead`
+    are the bytes that the run adds to what the process holds by now, without the forward. Batches
+    are never larger than asked. Models go side by side on accelerators only: on CPU that gains
+    nothing. Over a mesh a `split` says what a device has of it all, which is then what is counted,
+    and `batch_size` rows are asked for on each device that splits them.
     Raises UnfinishedError, before anything is read, where not even one row of one model at a time
     fits.
     """
     side_by_side = 1 if split or _on_cpu() else num_models
-    beside += held_bytes() + _PROGRAMS
+    overhead += held_bytes() + _PROGRAMS
     for rows in _halvings(min(_together(batch_size, split), len(lengths))):
-        states = num_models * hidden_bytes_of(arch, lengths, rows, itemsize, split)
+        states = num_models * batched_hidden_bytes(arch, lengths, rows, itemsize, split)
         if split:
             states //= split.models
         for models_at_once in _divisors(side_by_side):
             if split:
-                step = _one_step_of(split, arch, lengths, rows, num_models, itemsize, stored)
+                step = _sharded_step_bytes(split, arch, lengths, rows, num_models, itemsize, stored)
             else:
-                step = _one_step(arch, lengths, rows, models_at_once, itemsize)
+                step = _step_bytes(arch, lengths, rows, models_at_once, itemsize)
                 step += _placed_bytes(arch, num_models, models_at_once, stored)
-            cut = Cut(rows, models_at_once, beside + states + step)
-            if cut.needed <= budget:
-                return cut
-    raise _too_large(cut.needed, budget, states, len(lengths), num_models)
+            batching = Batching(rows, models_at_once, overhead + states + step)
+            if batching.needed <= budget:
+                return batching
+    raise _too_large(batching.needed, budget, states, len(lengths), num_models)
 
 
-def cut_apart(
+def fit_per_model_batching(
     arch: Architecture,
     lengths: Sequence[Sequence[int]],
     *,
@@ -101,30 +101,30 @@ def cut_apart(
     itemsize: int,
     stored: int,
     budget: int,
-    beside: int,
+    overhead: int,
     split: Split | None = None,
-) -> Cut:
-    """As `cut_forward`, of models one after the other, each over rows of its own lengths."""
-    beside += held_bytes() + _PROGRAMS
+) -> Batching:
+    """As `fit_batching`, of models one after the other, each over rows of its own lengths."""
+    overhead += held_bytes() + _PROGRAMS
     together = [length for own in lengths for length in own]
     for rows in _halvings(min(_together(batch_size, split), max(map(len, lengths)))):
         if split:
-            states = sum(hidden_bytes_of(arch, own, rows, itemsize, split) for own in lengths)
-            step = _one_step_of(split, arch, together, rows, len(lengths), itemsize, stored)
+            states = sum(batched_hidden_bytes(arch, own, rows, itemsize, split) for own in lengths)
+            step = _sharded_step_bytes(split, arch, together, rows, len(lengths), itemsize, stored)
         else:
             states = sum(
                 hidden_bytes(arch, make_batches([range(n) for n in own], rows), itemsize)
                 for own in lengths
             )
-            step = _one_step(arch, together, rows, 1, itemsize)
+            step = _step_bytes(arch, together, rows, 1, itemsize)
             step += _placed_bytes(arch, len(lengths), 1, stored)
-        cut = Cut(rows, 1, beside + states + step)
-        if cut.needed <= budget:
-            return cut
-    raise _too_large(cut.needed, budget, states, len(together), len(lengths))
+        batching = Batching(rows, 1, overhead + states + step)
+        if batching.needed <= budget:
+            return batching
+    raise _too_large(batching.needed, budget, states, len(together), len(lengths))
 
 
-def cut_rows(
+def fit_passes(
     arch: Architecture,
     lengths: Sequence[int],
     *,
@@ -133,18 +133,18 @@ def cut_rows(
     itemsize: int,
     stored: int,
     budget: int,
-    beside: int,
+    overhead: int,
     split: Split | None = None,
 ) -> Passes:
     """Rows in as few equal blocks as fit, to keep the pooled states of `num_units` units of each.
 
-    `beside` are bytes that the run adds, beside, to what the process holds by now.
+    `overhead` are the bytes that the run adds to what the process holds by now, without these.
     Raises UnfinishedError where not even one batch of one row fits.
     """
     longest = sorted(lengths)[-_together(batch_size, split) :]
     # as they are gathered, laid together, and as the points to be clustered
     pooled = 3 * num_units * len(lengths) * arch.hidden_size * _FLOAT32
-    cut = cut_forward(
+    batching = fit_batching(
         arch,
         longest,
         num_models=1,
@@ -152,19 +152,19 @@ def cut_rows(
         itemsize=itemsize,
         stored=stored,
         budget=budget,
-        beside=beside + SELECTION + pooled,
+        overhead=overhead + SELECTION + pooled,
         split=split,
     )
-    states = hidden_bytes_of(arch, longest, cut.batch_size, itemsize, split)
-    total = hidden_bytes_of(arch, lengths, cut.batch_size, itemsize, split)
-    passes = min(-(-total // (budget - cut.needed + states)), len(lengths))
+    states = batched_hidden_bytes(arch, longest, batching.batch_size, itemsize, split)
+    total = batched_hidden_bytes(arch, lengths, batching.batch_size, itemsize, split)
+    passes = min(-(-total // (budget - batching.needed + states)), len(lengths))
     # dealt out by length, so that no pass gets all the long ones
     by_length = np.argsort(lengths, kind="stable")
     rows = [np.sort(by_length[first::passes]) for first in range(passes)]
-    return Passes(cut.batch_size, rows, cut.needed - states + -(-total // passes))
+    return Passes(batching.batch_size, rows, batching.needed - states + -(-total // passes))
 
 
-def hidden_bytes_of(
+def batched_hidden_bytes(
     arch: Architecture,
     lengths: Sequence[int],
     batch_size: int,
@@ -196,7 +196,7 @@ def _too_large(
     )
 
 
-def _one_step(
+def _step_bytes(
     arch: Architecture, lengths: Sequence[int], rows: int, models_at_once: int, itemsize: int
 ) -> int:
     """Of one block and one batch: its parameters as they are used, and what it computes with."""
@@ -206,7 +206,7 @@ def _one_step(
     return params + working_bytes(arch, rows, longest, models_at_once)
 
 
-def _one_step_of(
+def _sharded_step_bytes(
     split: Split,
     arch: Architecture,
     lengths: Sequence[int],
@@ -217,8 +217,8 @@ def _one_step_of(
 ) -> int:
     """Of one block and one batch over a mesh: what it computes with, and what is on its way to it.
 
-    That are the parameters of all models, of a unit and of the next, and at most one tensor whole
-    of those that run.
+    That are the parameters of all models, of a unit and of the next, and at most one full
+    tensor of those that run.
     """
     longest = padded_length(max(lengths))
     params = block_bytes(arch, itemsize)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
+from recall_jax.engine.batching import SELECTION, Passes
 from recall_jax.engine.budget import room_for_rows
-from recall_jax.engine.cut import SELECTION, Passes
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.inputs import (
     check_same_texts,
@@ -54,7 +54,7 @@ class PerModelSamples:
     rows: list[SelectedRows]
 
 
-def own_samples(
+def per_model_samples(
     merge: Merge[Any, Any], check: TokenCheck, *, with_base: bool = False
 ) -> list[Tokenized]:
     """The samples of each model, in order, by the newest model's tokenizer.
