@@ -70,7 +70,7 @@ class Toys:
 
 
 @functools.cache
-def _make_toys(folder: Path) -> Toys:
+def make_toys(folder: Path) -> Toys:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -78,8 +78,8 @@ def _make_toys(folder: Path) -> Toys:
     torch.manual_seed(0)
     qwen2 = Qwen2Config(**SIZES, tie_word_embeddings=False)
     llama = LlamaConfig(**SIZES, tie_word_embeddings=True)
-    _save_relatives(Qwen2ForCausalLM, qwen2, torch.bfloat16, folder / "qwen2", 3, "1GB")
-    _save_relatives(LlamaForCausalLM, llama, torch.float32, folder / "llama", 2, "40KB")
+    save_relatives(Qwen2ForCausalLM, qwen2, torch.bfloat16, folder / "qwen2", 3, "1GB")
+    save_relatives(LlamaForCausalLM, llama, torch.float32, folder / "llama", 2, "40KB")
     _save_adapter(folder / "llama" / "0", folder / "llama" / "adapter")
     rows = random.Random(0)
     with (folder / "data.jsonl").open("w") as file:
@@ -89,7 +89,7 @@ def _make_toys(folder: Path) -> Toys:
     return Toys(folder)
 
 
-def _save_relatives(
+def save_relatives(
     kind: Any, config: Any, dtype: Any, folder: Path, count: int, shard_size: str
 ) -> None:
     """A model, and others that are farther and farther from it."""
@@ -139,7 +139,7 @@ def make_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory) -> Toys:
-    return _make_toys(tmp_path_factory.getbasetemp() / "toys")
+    return make_toys(tmp_path_factory.getbasetemp() / "toys")
 
 
 @pytest.fixture(scope="session")
