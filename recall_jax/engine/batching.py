@@ -32,7 +32,7 @@ class Batching:
 
     batch_size: int
     models_at_once: int
-    needed: int
+    needed_bytes: int
 
 
 class Passes(NamedTuple):
@@ -40,7 +40,7 @@ class Passes(NamedTuple):
 
     batch_size: int
     rows: list[np.ndarray]
-    needed: int
+    needed_bytes: int
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -50,7 +50,7 @@ class Passes(NamedTuple):
     def from_json(cls, values: Mapping[str, Any]) -> "Passes":
         """The same again."""
         rows = [np.asarray(each, np.int64) for each in values["rows"]]
-        return cls(values["batch_size"], rows, values["needed"])
+        return cls(values["batch_size"], rows, values["needed_bytes"])
 
 
 def fit_batching(
@@ -88,9 +88,9 @@ def fit_batching(
                 step = _step_bytes(arch, lengths, rows, models_at_once, itemsize)
                 step += _placed_bytes(arch, num_models, models_at_once, stored)
             batching = Batching(rows, models_at_once, overhead + states + step)
-            if batching.needed <= budget:
+            if batching.needed_bytes <= budget:
                 return batching
-    raise _too_large(batching.needed, budget, states, len(lengths), num_models)
+    raise _too_large(batching.needed_bytes, budget, states, len(lengths), num_models)
 
 
 def fit_per_model_batching(
@@ -119,9 +119,9 @@ def fit_per_model_batching(
             step = _step_bytes(arch, together, rows, 1, itemsize)
             step += _placed_bytes(arch, len(lengths), 1, stored)
         batching = Batching(rows, 1, overhead + states + step)
-        if batching.needed <= budget:
+        if batching.needed_bytes <= budget:
             return batching
-    raise _too_large(batching.needed, budget, states, len(together), len(lengths))
+    raise _too_large(batching.needed_bytes, budget, states, len(together), len(lengths))
 
 
 def fit_passes(
@@ -157,11 +157,11 @@ def fit_passes(
     )
     states = batched_hidden_bytes(arch, longest, batching.batch_size, itemsize, split)
     total = batched_hidden_bytes(arch, lengths, batching.batch_size, itemsize, split)
-    passes = min(-(-total // (budget - batching.needed + states)), len(lengths))
+    passes = min(-(-total // (budget - batching.needed_bytes + states)), len(lengths))
     # dealt out by length, so that no pass gets all the long ones
     by_length = np.argsort(lengths, kind="stable")
     rows = [np.sort(by_length[first::passes]) for first in range(passes)]
-    return Passes(batching.batch_size, rows, batching.needed - states + -(-total // passes))
+    return Passes(batching.batch_size, rows, batching.needed_bytes - states + -(-total // passes))
 
 
 def batched_hidden_bytes(
@@ -177,7 +177,7 @@ def batched_hidden_bytes(
         return hidden_bytes(arch, make_batches(rows, min(batch_size, len(lengths))), itemsize)
     each = -(-batch_size // split.rows)
     batches = make_batches(rows, each * split.rows)
-    return split.sharing * hidden_bytes(arch, batches, itemsize) // split.rows
+    return split.sharing_devices * hidden_bytes(arch, batches, itemsize) // split.rows
 
 
 def _together(batch_size: int, split: Split | None) -> int:
@@ -223,12 +223,12 @@ def _sharded_step_bytes(
     longest = padded_length(max(lengths))
     params = block_bytes(arch, itemsize)
     copied = copied_bytes(arch, 1, itemsize, on_cpu=_on_cpu())
-    gathered = params if split.held > split.used else 0
-    step = params // split.held + (gathered + copied) // split.used
+    gathered = params if split.placed_shards > split.compute_shards else 0
+    step = params // split.placed_shards + (gathered + copied) // split.compute_shards
     step += working_bytes(arch, -(-rows // split.rows), longest, 1)
-    step += 2 * num_models * largest_unit_bytes(arch, stored) // split.stored
+    step += 2 * num_models * largest_unit_bytes(arch, stored) // split.read_shards
     step += split.models * largest_tensor_bytes(arch, stored)
-    return split.sharing * step
+    return split.sharing_devices * step
 
 
 def _placed_bytes(arch: Architecture, num_models: int, models_at_once: int, stored: int) -> int:

@@ -12,11 +12,11 @@ import numpy as np
 _PIECE = 2**19  # elements looked at together, so that no tensor needs as much memory again
 
 
-def not_finite(model: str, tensors: Mapping[str, Any]) -> str | None:
+def find_not_finite(model: str, tensors: Mapping[str, Any]) -> str | None:
     """A line that names the first tensor that is not finite in float32, None if there is none."""
     for name, array in tensors.items():
         if not all_finite(array, narrow=True):
-            return is_not_finite(model, name, array.dtype)
+            return not_finite_message(model, name, array.dtype)
     return None
 
 
@@ -36,7 +36,7 @@ def _all_finite(elements: np.ndarray, narrow: bool) -> bool:
     return bool(np.isfinite(elements).all())
 
 
-def is_not_finite(model: str, name: str, dtype: Any) -> str:
+def not_finite_message(model: str, name: str, dtype: Any) -> str:
     """The line on a tensor that was found not to be finite in float32."""
     what = "NaN or infinite values"
     if dtype == np.float64:
@@ -44,7 +44,7 @@ def is_not_finite(model: str, name: str, dtype: Any) -> str:
     return f"{model}: tensor {name} holds {what}; repair this model"
 
 
-def states_overflow(model: str, unit: str) -> str:
+def states_overflow_message(model: str, unit: str) -> str:
     """The line on hidden states that are not finite after a unit whose tensors are."""
     return (
         f"{model}: hidden states overflow in unit {unit}, though the weights of this unit are "
@@ -52,7 +52,7 @@ def states_overflow(model: str, unit: str) -> str:
     )
 
 
-def overflows(name: str, dtype: np.dtype[Any]) -> str:
+def overflow_message(name: str, dtype: np.dtype[Any]) -> str:
     """The line on a tensor of finite models that is not finite once merged to `dtype`."""
     if dtype == np.float16:
         return (

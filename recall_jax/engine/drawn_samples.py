@@ -9,7 +9,7 @@ import numpy as np
 
 from recall_jax.checkpoint.class_defaults import attribute
 from recall_jax.checkpoint.folder import Checkpoint
-from recall_jax.engine.device import not_finite
+from recall_jax.engine.device import find_not_finite
 from recall_jax.errors import InputError
 from recall_jax.generation.end_of_text import end_of_text, start_of_text
 from recall_jax.generation.generate import check_token_ids, generate
@@ -57,7 +57,7 @@ def draw_samples(
             )
         check_token_ids(arch, prompts, f"{settings.prompts or model.name}: prompt")
         tensors = {name: model.read(name) for name in tensor_shapes(arch)}
-        if fault := not_finite(model.name, tensors):
+        if fault := find_not_finite(model.name, tensors):
             raise InputError(fault)
         answers = generate(
             arch,

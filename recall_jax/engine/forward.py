@@ -19,8 +19,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.units import EMBED, HEAD
-from recall_jax.engine.device import common_dtype, not_finite, states_overflow, to_device
-from recall_jax.engine.lane import prefetch
+from recall_jax.engine.background import prefetch
+from recall_jax.engine.device import (
+    common_dtype,
+    find_not_finite,
+    states_overflow_message,
+    to_device,
+)
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.programs import (
     EVERYWHERE,
@@ -64,10 +69,10 @@ class StreamedForward:
     contexts: tuple[Context, ...]
     dtype: DTypeLike
     mesh: Mesh  # (models side by side, devices that split the rows)
-    models_each: int  # on one device, in one program
+    models_per_device: int  # on one device, in one program
 
     @classmethod
-    def of(
+    def prepare(
         cls,
         arch: Architecture,
         token_ids: Sequence[Sequence[int]],
@@ -115,7 +120,7 @@ class StreamedForward:
         """
         names = state_tensors(self.arch, unit)
         own = [{name: model[name] for name in names} for model in tensors]
-        group = self.mesh.shape["models"] * self.models_each
+        group = self.mesh.shape["models"] * self.models_per_device
         starts = range(0, len(own), group)
         groups = (self._spread(own[start : start + group]) for start in starts)
         return Placed(own, groups if jax.default_backend() == "cpu" else list(groups))
@@ -206,8 +211,11 @@ class StreamedForward:
 
         # The models of one device follow one another in the group, as their hidden states do.
         return [
-            [spread([model[name] for model in models[first :: self.models_each]]) for name in model]
-            for first, model in enumerate(models[: self.models_each])
+            [
+                spread([model[name] for model in models[first :: self.models_per_device]])
+                for name in model
+            ]
+            for first, model in enumerate(models[: self.models_per_device])
         ]
 
     def _program(
@@ -233,7 +241,7 @@ class StreamedForward:
 
 
 def _why_not_finite(model: str, unit: str, tensors: Mapping[str, np.ndarray]) -> str:
-    return not_finite(model, tensors) or states_overflow(model, unit)
+    return find_not_finite(model, tensors) or states_overflow_message(model, unit)
 
 
 def models_side_by_side(num_models: int, num_devices: int, num_rows: int) -> int:

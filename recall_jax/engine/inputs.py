@@ -107,7 +107,7 @@ class Selection:
         """Return the selection that `to_json` gave these values of."""
         return cls(**values)
 
-    def of(self, pool: Tokenized) -> "TypicalSamples[Tokenized]":
+    def take_from(self, pool: Tokenized) -> "TypicalSamples[Tokenized]":
         """Return the selected samples of the pool."""
         if self.rows is None:
             return TypicalSamples(pool, None, 0)
@@ -177,7 +177,9 @@ def check_same_texts(digest: object, samples: Tokenized, model: str) -> None:
         )
 
 
-def tokenizer_of(reader: Checkpoint, models: Sequence[Checkpoint], arch: Architecture) -> Tokenizer:
+def model_tokenizer(
+    reader: Checkpoint, models: Sequence[Checkpoint], arch: Architecture
+) -> Tokenizer:
     """The tokenizer of one of the models, or where it has none, of the newest that has one."""
     return load_tokenizer(reader.tokenizer_folders, arch.family, older_folders([*models, reader]))
 
@@ -198,7 +200,7 @@ def read_samples(
     a `budget` of memory.
     """
     memory = room_for_rows(memory_budget(budget))
-    tokenizer = tokenizer_of(reader, models, arch)
+    tokenizer = model_tokenizer(reader, models, arch)
     if settings.source != "data":
         samples = draw_samples(settings, reader, arch, tokenizer)
     elif settings.typical is not None:

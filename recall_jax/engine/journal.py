@@ -116,7 +116,7 @@ def resume_merge_journal(
     return journal
 
 
-def identity_in(path: Path) -> Mapping[str, Any]:
+def read_identity(path: Path) -> Mapping[str, Any]:
     """What the merge was that a journal is of; empty where there is none to be read."""
     records, _ = valid_records(path)
     found = records[0].get("identity") if records else None

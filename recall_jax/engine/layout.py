@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import CHUNK, Piece, merge_tensor
-from recall_jax.engine.device import not_finite
+from recall_jax.engine.device import find_not_finite
 from recall_jax.engine.kernel import Kernel
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.sources import Inputs
@@ -44,7 +44,7 @@ class Forward(Protocol):
         """The rows."""
 
     @property
-    def models_each(self) -> int:
+    def models_per_device(self) -> int:
         """Models in one program, on the same devices."""
 
     def place(self, unit: str, tensors: Sequence[Mapping[str, Any]]) -> Any:
@@ -72,11 +72,11 @@ class Layout(Protocol):
         """The devices over which tensors are cut, if they are."""
 
     @property
-    def described(self) -> str | None:
+    def description(self) -> str | None:
         """A line on it for the plan of a merge, if there is anything to say."""
 
     @property
-    def cut(self) -> Mapping[str, Any]:
+    def partition(self) -> Mapping[str, Any]:
         """How it cuts tensors, for the report."""
 
     def split(self, num_models: int) -> "Split | None":
@@ -113,7 +113,7 @@ class Layout(Protocol):
         Over a mesh each device computes all of it where the kernel is `replicated`.
         """
 
-    def summed(
+    def sum_chunks(
         self,
         fold: Fold,
         stored: Inputs[Any],
@@ -142,11 +142,11 @@ class OnHost:
         """None: tensors are whole."""
 
     @property
-    def described(self) -> None:
+    def description(self) -> None:
         """Nothing: it is what one expects."""
 
     @property
-    def cut(self) -> Mapping[str, Any]:
+    def partition(self) -> Mapping[str, Any]:
         """The size of a piece."""
         return {"chunk_elements": self.chunk}
 
@@ -171,7 +171,7 @@ class OnHost:
         """Models side by side and rows split over this process's devices."""
         from recall_jax.engine.forward import StreamedForward
 
-        return StreamedForward.of(
+        return StreamedForward.prepare(
             arch,
             token_ids,
             batch_size=batch_size,
@@ -202,7 +202,7 @@ class OnHost:
             chunk=None if full else self.chunk,
         )
 
-    def summed(
+    def sum_chunks(
         self,
         fold: Fold,
         stored: Inputs[np.ndarray],
@@ -225,7 +225,7 @@ class OnHost:
     def fault(self, models: Inputs[str], name: str, stored: Inputs[np.ndarray]) -> str | None:
         """Looks at every element."""
         pairs = zip(models.all, stored.all, strict=True)
-        faults = (not_finite(model, {name: array}) for model, array in pairs)
+        faults = (find_not_finite(model, {name: array}) for model, array in pairs)
         return next(filter(None, faults), None)
 
 

@@ -127,7 +127,7 @@ def prepare_linear_inputs(
         found = journal.find_prepared(BatchedForward)
         if found is None:
             lengths = [[len(ids) for ids in samples.token_ids] for samples in own]
-            decided = walk.agreed("forward", lambda: asdict(fit(lengths)))
+            decided = walk.agree("forward", lambda: asdict(fit(lengths)))
             found = BatchedForward(Batching(**decided))
             journal.record_prepared(found)
     batching = found.batching
@@ -141,7 +141,7 @@ def prepare_linear_inputs(
     names = [model.name for model in walk.inputs.models]
     return Prepared(
         LinearInputs(forwards, names, through_merged).rule(values, findings),
-        batching.needed,
+        batching.needed_bytes,
         batching={"batch_size": batching.batch_size},
         compute_dtype=np.dtype(walk.dtype).name,
         per_model_samples=own,
@@ -159,7 +159,7 @@ def _fit_batching(
     split, models = walk.layout.split(1), walk.inputs.models
     # In pieces as they come from the kernel, and laid together for the forward.
     merged = 2 * _largest_unit(walk.plan) if through_merged else 0
-    grams = gram_bytes(walk.arch, len(models)) * (split.sharing if split else 1)
+    grams = gram_bytes(walk.arch, len(models)) * (split.sharing_devices if split else 1)
     return fit_per_model_batching(
         walk.arch,
         lengths,

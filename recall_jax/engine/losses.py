@@ -9,9 +9,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.units import EMBED, HEAD, LM_HEAD
-from recall_jax.engine.device import not_finite
+from recall_jax.engine.background import prefetch
+from recall_jax.engine.device import find_not_finite
 from recall_jax.engine.forward import HiddenStates, StreamedForward
-from recall_jax.engine.lane import prefetch
 from recall_jax.engine.plan import NamedModel
 from recall_jax.errors import InputError
 from recall_jax.models.architecture import Architecture
@@ -34,7 +34,7 @@ def mean_loss(
     time, and the next; the output projection last. The forward runs in `dtype`, logits are float32.
     Raises InputError where the loss is not finite.
     """
-    forward = StreamedForward.of(arch, token_ids, batch_size=batch_size, dtype=dtype)
+    forward = StreamedForward.prepare(arch, token_ids, batch_size=batch_size, dtype=dtype)
     normed = _last_states(forward, model)
     unit = EMBED if arch.tie_word_embeddings else HEAD
     projection = state_tensors(arch, EMBED)[0] if arch.tie_word_embeddings else LM_HEAD
@@ -47,7 +47,7 @@ def mean_loss(
         total, number = total + float(summed), number + float(tokens)
     if not np.isfinite(total):
         raise InputError(
-            not_finite(model.name, tensors)
+            find_not_finite(model.name, tensors)
             or f"{model.name}: its logits overflow, though the weights that make them are finite"
         )
     return total / number

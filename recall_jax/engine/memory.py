@@ -25,10 +25,10 @@ class Split:
 
     models: int
     rows: int
-    stored: int
-    held: int
-    used: int
-    sharing: int
+    read_shards: int
+    placed_shards: int
+    compute_shards: int
+    sharing_devices: int
 
 
 _SOLVING = 6  # matrices as large as a Gram that a merge makes of it

@@ -37,14 +37,14 @@ class Rule:
 
     `values(unit, placed)` returns those of each tensor of a unit, by its name. `place(unit,
     stored)` brings what that needs, of the tensors as the layout reads them, to the device while
-    the unit before is computed; a rule without it knows its values beforehand. `merged(unit,
+    the unit before is computed; a rule without it knows its values beforehand. `on_merged(unit,
     tensors)` is called with a merged unit before the values of the next one are asked for.
     """
 
     values: Callable[[str, Any], Mapping[str, Values]]
     findings: Callable[[], Findings]
     place: Callable[[str, Inputs[Mapping[str, Any]]], Any] | None = None
-    merged: Callable[[str, Mapping[str, np.ndarray]], None] | None = None
+    on_merged: Callable[[str, Mapping[str, np.ndarray]], None] | None = None
 
 
 class Entry(Protocol[M_co]):
@@ -95,7 +95,7 @@ class PooledStates(Protocol):
         Raises InputError naming a model whose states are not finite.
         """
 
-    def prepared(self, rule: Rule, reference: int | None = None) -> "Prepared":
+    def to_prepared(self, rule: Rule, reference: int | None = None) -> "Prepared":
         """Return the rule made ready to walk with what was prepared for these states."""
 
 
@@ -109,7 +109,7 @@ class CheckpointWalk:
     """A `Walk` over checkpoints whose architecture is known where the models are to run.
 
     `layout` holds the tensors; `budget` is the memory in bytes that the merge may take, `overhead`
-    the part of it that merging itself takes. `agreed(what, decide)` returns a decision, as JSON,
+    the part of it that merging itself takes. `agree(what, decide)` returns a decision, as JSON,
     that depends on the machine: processes that work together must decide alike. `pooled` is a field
     because what runs the models is loaded only where a method asks for it. `forward_dtype` is the
     dtype asked for the forward.
@@ -120,7 +120,7 @@ class CheckpointWalk:
     layout: Layout
     budget: int
     overhead: int
-    agreed: Callable[[str, Callable[[], Any]], Any]
+    agree: Callable[[str, Callable[[], Any]], Any]
     pooled: PooledSource
     forward_dtype: str | None = None
     ignore_config: Collection[str] = ()
@@ -149,10 +149,10 @@ class CheckpointWalk:
 
         return compute_dtype(self.forward_dtype, self.inputs.newest)
 
-    def check_agreed(self, what: str, samples: "Tokenized", model: str) -> None:
+    def check_same_samples(self, what: str, samples: "Tokenized", model: str) -> None:
         """Raise InputError in a process whose samples, for a model to read, are not process 0's."""
         digest = samples.digest()
-        if self.agreed(f"texts {what}", lambda: digest) != digest:
+        if self.agree(f"texts {what}", lambda: digest) != digest:
             raise InputError(
                 f"the texts or the tokenizer of {model} are not those of process 0: give all "
                 "processes the same"
@@ -200,14 +200,14 @@ class Merge(Generic[P_co, M_co]):
 class Prepared:
     """A rule ready to walk, and what the report has to say of it.
 
-    `inputs` replace those of the walk where the rule has read some of them already. `planned` is
-    the memory planned in bytes, `batching` how the forward is batched for that. `per_model_samples`
-    are the typical samples of each model, where each has its own; `previous_report` has entries
+    `inputs` replace those of the walk where the rule has read some of them already. `planned_bytes`
+    is the memory planned, `batching` how the forward is batched for that. `per_model_samples` are
+    the typical samples of each model, where there are such; `previous_report` holds the entries
     known from the report of an earlier run.
     """
 
     rule: Rule
-    planned: int
+    planned_bytes: int
     inputs: Inputs[NamedModel] | None = None
     batching: Mapping[str, int] = field(default_factory=dict)
     reference: int | None = None

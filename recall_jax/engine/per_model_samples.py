@@ -14,7 +14,7 @@ from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.inputs import (
     check_same_texts,
     find_typical,
-    tokenizer_of,
+    model_tokenizer,
 )
 from recall_jax.engine.merge import CheckpointWalk, Merge
 from recall_jax.engine.select import plan_selection
@@ -71,7 +71,7 @@ def per_model_samples(
     walk, arch = merge.checkpoints, merge.checkpoints.arch
     settings = merge.samples or Samples()
     newest, read = walk.inputs.newest, walk.inputs.all
-    tokenizer = tokenizer_of(newest, read, arch)
+    tokenizer = model_tokenizer(newest, read, arch)
     sources = [
         _Source(model, entry.data, _beside(model))
         for model, entry in zip(walk.inputs.models, merge.entries.models, strict=True)
@@ -97,7 +97,7 @@ def per_model_samples(
         pool, has_more = _pool(settings, source, arch, tokenizer, place, walk.budget)
         check_vocabulary(pool, arch.vocab_size, newest.name)
         check_readers(pool, differences)
-        walk.check_agreed(f"of {place}", pool, source.model.name)
+        walk.check_same_samples(f"of {place}", pool, source.model.name)
         if number < len(kept):
             pool, has_more = _again(kept[number], pool, source.model.name), False
         pools.append(pool)
@@ -191,7 +191,7 @@ def _passes(
         )
         return passes and passes.to_json()
 
-    decided = walk.agreed(f"passes {place}", decide)
+    decided = walk.agree(f"passes {place}", decide)
     return decided and Passes.from_json(decided)
 
 
@@ -216,7 +216,7 @@ def _chosen(
         progress=merge.progress,
     )
     # A machine that rounds otherwise could choose others.
-    places = walk.agreed(f"typical of {place}", lambda: _places(pool, found.samples))
+    places = walk.agree(f"typical of {place}", lambda: _places(pool, found.samples))
     return pool.take(places)
 
 

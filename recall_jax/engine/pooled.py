@@ -61,15 +61,15 @@ class StreamedStates:
         self._states, pooled = self.forward.advance(unit, placed, self._states, self.names)
         return pooled
 
-    def prepared(self, rule: Rule, reference: int | None = None) -> Prepared:
+    def to_prepared(self, rule: Rule, reference: int | None = None) -> Prepared:
         """Return the rule made ready to walk with what was prepared for these states."""
         return Prepared(
             replace(rule, place=self.place),
-            self.batching.needed,
+            self.batching.needed_bytes,
             self.inputs,
             batching={
                 "batch_size": self.batching.batch_size,
-                "models_at_once": self.forward.models_each,
+                "models_at_once": self.forward.models_per_device,
             },
             reference=reference,
             compute_dtype=self.dtype,
@@ -78,11 +78,11 @@ class StreamedStates:
 
 
 def streamed_states(
-    merge: Merge[Any, Any], chooser: int, check: Callable[[int], None]
+    merge: Merge[Any, Any], selector: int, check: Callable[[int], None]
 ) -> StreamedStates:
     """Select the typical samples, or take them from the journal, and set up the forward.
 
-    The model `chooser` selects them, and is kept in memory for the merge where it fits, so that it
+    The model `selector` selects them, and is kept in memory for the merge where it fits, so that it
     is read only once. `check(n)` raises InputError where n samples are too few. Raises
     UnfinishedError where the memory is too small, or an interrupted merge saw other texts.
     """
@@ -94,7 +94,7 @@ def streamed_states(
     )
     assert settings is not None
     models, arch, dtype = walk.inputs.models, walk.arch, walk.dtype
-    model = models[chooser]
+    model = models[selector]
     kept = ResidentTensors(model)
     with progress.stage("select"):
         pool = read_samples(
@@ -105,13 +105,13 @@ def streamed_states(
             ignore_tokenizers=merge.tokenizers_pass,
             budget=walk.budget,
         )
-        walk.check_agreed("to choose from", pool, model.name)
+        walk.check_same_samples("to choose from", pool, model.name)
         lengths = [len(ids) for ids in pool.token_ids]
         wanted = len(lengths) if settings.typical else min(settings.count, len(lengths))
         check(wanted)
         if found := journal.find_prepared(SelectedSamples):
             check_same_texts(found.texts, pool, model.name)
-            batching, samples = found.batching, found.selection.of(pool)
+            batching, samples = found.batching, found.selection.take_from(pool)
             progress.announce(_describe_forward(samples.samples, batching, len(models)))
         else:
             passes, batching, fits = _decided(merge, walk, lengths, wanted, model)
@@ -131,8 +131,8 @@ def streamed_states(
             )
             samples = replace(samples, passes=0) if fits else samples
             # A machine that rounds otherwise could choose others.
-            selection = Selection.from_json(walk.agreed("typical", samples.selection.to_json))
-            samples = selection.of(pool)
+            selection = Selection.from_json(walk.agree("typical", samples.selection.to_json))
+            samples = selection.take_from(pool)
             _check_found(samples, wanted, check)
             journal.record_prepared(SelectedSamples(pool.digest(), selection, batching))
         kept.release()
@@ -154,7 +154,7 @@ def _decided(
     walk: CheckpointWalk,
     lengths: Sequence[int],
     wanted: int,
-    chooser: Checkpoint,
+    selector: Checkpoint,
 ) -> tuple[Passes | None, Batching, bool]:
     """How to fit the memory: the passes of the selection if there are any, the batching.
 
@@ -167,7 +167,7 @@ def _decided(
         passes = plan_selection(
             settings,
             lengths,
-            chooser,
+            selector,
             walk.arch,
             dtype=walk.dtype,
             budget=walk.budget,
@@ -185,17 +185,17 @@ def _decided(
             overhead=walk.overhead + (SELECTION if passes else 0),
             split=walk.layout.split(len(models)),
         )
-        needed = max(batching.needed, passes.needed if passes else 0)
-        share = -(-chooser.nbytes // jax.process_count())  # over a mesh, its rows of each tensor
+        needed = max(batching.needed_bytes, passes.needed_bytes if passes else 0)
+        share = -(-selector.nbytes // jax.process_count())  # over a mesh, its rows of each tensor
         # Folded adapters would stay as arrays of their own, not as maps of files.
-        fits = not chooser.adapters and needed + share <= cacheable_bytes(walk.budget)
+        fits = not selector.adapters and needed + share <= cacheable_bytes(walk.budget)
         return {
             "passes": passes and passes.to_json(),
-            "batching": asdict(replace(batching, needed=needed)),
+            "batching": asdict(replace(batching, needed_bytes=needed)),
             "fits": fits,
         }
 
-    found = walk.agreed("forward", decide)
+    found = walk.agree("forward", decide)
     passes = found["passes"] and Passes.from_json(found["passes"])
     return passes, Batching(**found["batching"]), found["fits"]
 
@@ -222,7 +222,7 @@ def _describe_forward(samples: Tokenized, batching: Batching, num_models: int) -
     )
 
 
-def _describe_selection(chooser: str, rows: int, passes: int, fits: bool) -> str:
+def _describe_selection(selector: str, rows: int, passes: int, fits: bool) -> str:
     how = "which stays in memory for the merge" if fits else "which the merge reads again"
     times = "pass" if passes == 1 else "passes"
-    return f"typical samples: from {rows} rows in {passes} {times} over {chooser}, {how}"
+    return f"typical samples: from {rows} rows in {passes} {times} over {selector}, {how}"

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from recall_jax.engine.background import BackgroundQueue, prefetch
 from recall_jax.engine.chunks import Piece
-from recall_jax.engine.device import overflows
+from recall_jax.engine.device import overflow_message
 from recall_jax.engine.kernel import Kernel
-from recall_jax.engine.lane import Lane, prefetch
 from recall_jax.engine.layout import ON_HOST, Layout
 from recall_jax.engine.merge import Rule
 from recall_jax.engine.needs import NO_NEEDS, Needs
@@ -93,7 +93,7 @@ def merge_stream(
             elements, finite = jax.block_until_ready(piece.elements), bool(piece.finite)
         if not finite:
             names = plan.inputs.map(lambda model: model.name)
-            told = f"tensor {overflows(name, plan.specs[name].dtype)}"
+            told = f"tensor {overflow_message(name, plan.specs[name].dtype)}"
             raise InputError(layout.fault(names, name, stored) or told)
         if writer.takes(name):
             with clock.stage("write"):
@@ -103,14 +103,14 @@ def merge_stream(
         read = sum(model.bytes_read for model in plan.inputs.all)
         progress(unit, done, len(names), read=read, written=writer.bytes_written)
 
-    with closing(prefetch(read, walked)) as coming, Lane(BACKLOG) as writing:
+    with closing(prefetch(read, walked)) as coming, BackgroundQueue(BACKLOG) as writing:
         for unit, stored, placed in coming:
             done = names.index(unit)
             tell(unit, done)
             with clock.stage("forward"):
                 values = rule.values(unit, placed)
             del placed  # before the unit after the next one is placed
-            if done < resumed and rule.merged is None:
+            if done < resumed and rule.on_merged is None:
                 del values  # as below
                 continue
             merged: dict[str, list[Piece]] = {}
@@ -126,14 +126,14 @@ def merge_stream(
                     replicated=needs.replicated,
                 ):
                     if done >= resumed:
-                        writing.run(write, name, piece, arrays)
-                    if rule.merged is not None:
+                        writing.submit(write, name, piece, arrays)
+                    if rule.on_merged is not None:
                         merged.setdefault(name, []).append(piece)
             del values  # before those of the next unit exist
             if done >= resumed:
-                writing.run(finished, unit)
-            if rule.merged is not None:
-                rule.merged(unit, {name: _joined(plan, name, merged[name]) for name in merged})
+                writing.submit(finished, unit)
+            if rule.on_merged is not None:
+                rule.on_merged(unit, {name: _joined(plan, name, merged[name]) for name in merged})
     tell("", len(names))
 
 

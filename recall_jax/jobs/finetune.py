@@ -18,7 +18,7 @@ from recall_jax.checkpoint.folder import Checkpoint, file_warnings, open_checkpo
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
 from recall_jax.engine.budget import memory_budget, room_for_rows
-from recall_jax.engine.device import not_finite
+from recall_jax.engine.device import find_not_finite
 from recall_jax.engine.inputs import common_architecture, compute_dtype
 from recall_jax.engine.journal import input_files
 from recall_jax.errors import InputError, UnfinishedError, storage_faults
@@ -239,7 +239,7 @@ def _rate(settings: TrainingSettings, plan: TrainingPlan) -> optax.Schedule:
 
 def _read_params(checkpoint: Checkpoint, arch: Architecture) -> Params:
     tensors = {name: checkpoint.read(name) for name in tensor_shapes(arch)}
-    if fault := not_finite(checkpoint.name, tensors):
+    if fault := find_not_finite(checkpoint.name, tensors):
         raise InputError(fault)
     return to_flax(arch, tensors)
 

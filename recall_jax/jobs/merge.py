@@ -20,12 +20,12 @@ from recall_jax.engine.budget import (
     memory_budget,
 )
 from recall_jax.engine.configs import check_configs
-from recall_jax.engine.journal import MergeJournal, identity_in, input_files
+from recall_jax.engine.journal import MergeJournal, input_files, read_identity
 from recall_jax.engine.layout import Layout, OnHost
 from recall_jax.engine.merge import CheckpointWalk, Merge, PooledStates, check_layers
 from recall_jax.engine.plan import MergePlan, open_models, plan_merge
 from recall_jax.engine.pod.part import write_part
-from recall_jax.engine.pod.together import check_alike, shared_journal, shared_work
+from recall_jax.engine.pod.shared import check_alike, shared_journal, shared_work
 from recall_jax.engine.pod.writer import UnitWriter
 from recall_jax.engine.sources import Inputs
 from recall_jax.engine.stream import BACKLOG, merge_stream
@@ -122,7 +122,7 @@ def merge(
         held = sum(model.nbytes for model in read) // processes.count
         plan = replace(plan, larger_than_memory=held > cacheable_bytes(budget))
         layout, overhead = _layout(recipe, read, plan, out, options, budget)
-        check_alike(processes, "layout", {"layout": layout.described})
+        check_alike(processes, "layout", {"layout": layout.description})
         identity = _identity(recipe, inputs, options, layout)
     paths = [*options.inputs, *options.plugins, *_input_paths(recipe, read)]
     with _place(out, options, paths) as work:
@@ -143,8 +143,8 @@ def merge(
                 tell("an interrupted merge was discarded: --resume would have gone on with it")
             resumed = len(journal.units)
             tell(_describe(read, plan, budget, resumed))
-            if layout.described is not None:
-                tell(layout.described)
+            if layout.description is not None:
+                tell(layout.description)
             walk = CheckpointWalk(
                 inputs,
                 plan,
@@ -189,8 +189,8 @@ def merge(
             "peak_memory_bytes": max(each["peak_memory_bytes"] for each in took),
             "memory": {
                 "budget_bytes": budget,
-                "planned_bytes": prepared.planned,
-                **layout.cut,
+                "planned_bytes": prepared.planned_bytes,
+                **layout.partition,
                 **prepared.batching,
             },
             "plan": lines,
@@ -289,7 +289,7 @@ def _check_mesh(recipe: Recipe) -> None:
 
 def _mesh_before(out: Path) -> str | None:
     """The mesh of an interrupted merge into `out`, if there is one that has a mesh."""
-    sizes = identity_in(kept_journal(out)).get("program", {}).get("mesh") or {}
+    sizes = read_identity(kept_journal(out)).get("program", {}).get("mesh") or {}
     return ",".join(f"{axis}={size}" for axis, size in sizes.items()) or None
 
 
@@ -374,7 +374,7 @@ def _identity(
             **versions(),
             "device": device(),
             "shard_size": options.shard_bytes,
-            "layout": layout.described,
+            "layout": layout.description,
             "mesh": layout.mesh and dict(layout.mesh.shape),
             "to": options.to,
         },

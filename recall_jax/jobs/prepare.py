@@ -6,9 +6,9 @@ from recall_jax.engine.journal import MergeJournal
 from recall_jax.engine.merge import Entry, Merge, Prepared, Walk
 from recall_jax.engine.sources import Inputs
 from recall_jax.files.progress import Reporter
-from recall_jax.methods.given import prepare_given
 from recall_jax.methods.parameters import Parameters
 from recall_jax.methods.registry import METHODS
+from recall_jax.methods.weights_file import prepare_from_weights
 from recall_jax.recipes.recipe import ModelEntry, Recipe
 from recall_jax.report.record import load_report
 
@@ -33,5 +33,5 @@ def prepare(recipe: Recipe, walk: Walk, journal: MergeJournal, progress: Reporte
     )
     if recipe.weights is not None:
         path = Path(recipe.weights)
-        return prepare_given(method, merge, load_report(path), str(path))
+        return prepare_from_weights(method, merge, load_report(path), str(path))
     return method.prepare(merge)

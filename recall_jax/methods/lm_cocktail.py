@@ -43,8 +43,8 @@ def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
     from recall_jax.engine.inputs import (
         TypicalSamples,
         check_same_texts,
+        model_tokenizer,
         read_samples,
-        tokenizer_of,
     )
     from recall_jax.engine.labels import label_tokens
     from recall_jax.engine.losses import mean_loss
@@ -64,7 +64,7 @@ def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
             ignore_tokenizers=merge.tokenizers_pass,
             budget=walk.budget,
         )
-        tokenizer = tokenizer_of(newest, models, arch)
+        tokenizer = model_tokenizer(newest, models, arch)
         token_ids, counted = label_tokens(samples, settings, newest, tokenizer)
         line = f"losses: {len(token_ids)} examples in a pass over each of the models"
         merge.progress.announce(line)
@@ -97,7 +97,7 @@ def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
     by_unit = np.repeat(np.asarray(weights)[:, None], len(walk.units), axis=1)
     return Prepared(
         weights_by_unit(Findings(by_unit, losses=losses), walk.specs),
-        batching.needed,
+        batching.needed_bytes,
         batching={"batch_size": batching.batch_size},
         compute_dtype=np.dtype(dtype).name,
         samples=TypicalSamples(samples, None, 0),

@@ -8,7 +8,7 @@ from recall_jax.engine.kernel import Kernel
 from recall_jax.engine.merge import Merge, Prepared
 from recall_jax.engine.needs import NO_NEEDS, Needs
 from recall_jax.methods.parameters import Parameters
-from recall_jax.methods.values import from_parameters
+from recall_jax.methods.values import prepare_from_parameters
 
 P = TypeVar("P", bound=Parameters)
 M = TypeVar("M", bound=Parameters)
@@ -36,7 +36,7 @@ class Method(Generic[P, M]):
     parameters: type[P] = Parameters  # type: ignore[assignment]
     model_parameters: type[M] = Parameters  # type: ignore[assignment]
     needs: Needs = NO_NEEDS
-    prepare: Callable[[Merge[P, M]], Prepared] = from_parameters
+    prepare: Callable[[Merge[P, M]], Prepared] = prepare_from_parameters
     check: Callable[[P, Sequence[str]], object] = accept
     weighs_units: bool = False
     equation: str = ""

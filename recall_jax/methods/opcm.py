@@ -1,4 +1,4 @@
-"""OPCM: task vectors added one after the other, each off the ground of those before it."""
+"""OPCM: task vectors added one after the other, each off the accumulated of those before it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,15 +41,15 @@ def opcm(
 
         A_1 = D_1      A_t = A_{t-1} + P_{t-1}(D_t)      lambda = ||A_K|| / mean ||D_i||
 
-    in the order of the models; the norms are of the whole models. P_{t-1} is `off_ground` with
-    A_{t-1} as the ground where `values` holds `alpha` (), which is for the weights of linear
+    in the order of the models; the norms are of the whole models. P_{t-1} is `project_out` with
+    A_{t-1} as the accumulated where `values` holds `alpha` (), which is for the weights of linear
     layers; all else is added as it stands. The authors divide by lambda_t at every step and
     multiply by it at the next, which leaves this sum, as no scale changes singular vectors. Base
     and K models are of one shape, whole where there is `alpha`; `values` holds `lambda_` ().
     """
     del reference
-    ground, _ = sequential_sum(models, values, base)
-    return add_to_base(base, ground / values["lambda_"], dtype)
+    accumulated, _ = sequential_sum(models, values, base)
+    return add_to_base(base, accumulated / values["lambda_"], dtype)
 
 
 def sequential_sum(
@@ -57,13 +57,15 @@ def sequential_sum(
 ) -> tuple[jax.Array, jax.Array]:
     """A_K, and the squared norms (K + 1,) of D_1 … D_K and A_K: float32, arguments as in `opcm`."""
     vectors = task_vectors(models, base)
-    ground = vectors[0]
+    accumulated = vectors[0]
     for vector in vectors[1:]:
-        ground += off_ground(vector, ground, values["alpha"]) if "alpha" in values else vector
-    return ground, jnp.stack([tree_sum(jnp.square(each)) for each in (*vectors, ground)])
+        accumulated += (
+            project_out(vector, accumulated, values["alpha"]) if "alpha" in values else vector
+        )
+    return accumulated, jnp.stack([tree_sum(jnp.square(each)) for each in (*vectors, accumulated)])
 
 
-def off_ground(vector: jax.Array, ground: jax.Array, alpha: jax.Array) -> jax.Array:
+def project_out(vector: jax.Array, accumulated: jax.Array, alpha: jax.Array) -> jax.Array:
     """D without its part in the leading singular subspaces of A, both (m, n) float32.
 
     A = U S V^T, and U^T D V loses its diagonal and its leading r x r block: r is how many of the
@@ -71,9 +73,9 @@ def off_ground(vector: jax.Array, ground: jax.Array, alpha: jax.Array) -> jax.Ar
     tanganke/fusion_bench), but for singular values of zero, of which low-rank changes have many:
     these have no vectors of their own whose part could be taken out.
     """
-    left, singular, right = jnp.linalg.svd(ground, full_matrices=False)
+    left, singular, right = jnp.linalg.svd(accumulated, full_matrices=False)
     sums = jnp.cumsum(singular)
-    has_vectors = singular > max(ground.shape) * jnp.finfo(jnp.float32).eps * singular[0]
+    has_vectors = singular > max(accumulated.shape) * jnp.finfo(jnp.float32).eps * singular[0]
     leading = has_vectors & (sums <= alpha * sums[-1])
     own = jnp.diag(has_vectors) | (leading[:, None] & leading[None, :])
     inside = _product(_product(left.T, vector), right.T)
@@ -125,7 +127,7 @@ def _scale(merge: Merge[OpcmParameters, Parameters], values: Mapping[str, Values
             if not is_float(spec.dtype) or not spec.nbytes:
                 continue  # none is merged
             stored: Inputs[Any] = plan.inputs.map(partial(layout.read, name=name))
-            squares += layout.summed(
+            squares += layout.sum_chunks(
                 _squares, stored, values[name], spec, full="alpha" in values[name]
             )
             if not np.isfinite(squares).all():

@@ -94,7 +94,7 @@ def prepare(merge: Merge[RecallParameters, Parameters]) -> Prepared:
         lambda num_samples: check_samples(num_samples, comparison),
     )
     comparer = Comparer(pooled, comparison, merge.parameters.weighing, merge.walk.units)
-    return pooled.prepared(Rule(comparer.values, comparer.findings), reference)
+    return pooled.to_prepared(Rule(comparer.values, comparer.findings), reference)
 
 
 class _UnitFinding(NamedTuple):

@@ -12,7 +12,7 @@ from pydantic import Field, Strict
 
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.engine.budget import MIB, held_bytes
-from recall_jax.engine.device import not_finite
+from recall_jax.engine.device import find_not_finite
 from recall_jax.engine.findings import Findings
 from recall_jax.engine.kernel import Values, fixed
 from recall_jax.engine.merge import Merge, Prepared, mean_by_unit, values_by_tensor
@@ -144,7 +144,7 @@ def _refined(
 def _read(model: Checkpoint, names: Iterable[str]) -> dict[str, np.ndarray]:
     """All tensors of a model, as stored. Raises InputError where one is not finite."""
     tensors = {name: model.read(name) for name in names}
-    if fault := not_finite(model.name, tensors):
+    if fault := find_not_finite(model.name, tensors):
         raise InputError(fault)
     return tensors
 

@@ -39,7 +39,7 @@ class Match:
     temperature: float = 1.0
 
 
-class Lessons(NamedTuple):
+class DistillationBatches(NamedTuple):
     """S batches of B rows of one padded length, each to be learnt from one teacher.
 
     input_ids and attention_mask (S, B, T) int32; teacher (S,) int32, an index into the models;
@@ -100,7 +100,7 @@ def refine(
     bits.
     """
     placed = [jax.device_put(model) for model in models]
-    lessons = _lessons(arch, placed, samples, anchor, batch_size, dtype)
+    batches = _distillation_batches(arch, placed, samples, anchor, batch_size, dtype)
     columns = dict(zip(arch.units, np.asarray(start, np.float32).T, strict=True))
     coefficients: Any = columns
     if by_tensor:
@@ -120,7 +120,7 @@ def refine(
             match,
             placed,
             projections,
-            lessons,
+            batches,
             coefficients,
             memory,
             np.float32(rate),
@@ -142,7 +142,9 @@ def pooled_states_in_memory(
     """The pooled states (U, n, E) float32 of a model in memory, on rows of token ids."""
     placed = jax.device_put(params)
     batches = make_batches(token_ids, min(batch_size, len(token_ids)))
-    means = [np.asarray(_taught(arch, placed, *batch, dtype)[1]) for batch in batches.batches]
+    means = [
+        np.asarray(_teacher_outputs(arch, placed, *batch, dtype)[1]) for batch in batches.batches
+    ]
     return np.concatenate(means, axis=1)[:, batches.order]
 
 
@@ -174,33 +176,33 @@ def _of_tensors(arch: Architecture, coefficients: Mapping[str, Array]) -> dict[s
     }
 
 
-def _lessons(
+def _distillation_batches(
     arch: Architecture,
     models: Sequence[Params],
     samples: Sequence[Sequence[Sequence[int]]],
     anchor: float,
     batch_size: int,
     dtype: DTypeLike,
-) -> list[Lessons]:
+) -> list[DistillationBatches]:
     """All samples, by padded length, with what their teachers make of them."""
     batch_size = min(batch_size, max(map(len, samples)))
-    found: dict[int, list[Lessons]] = {}
+    found: dict[int, list[DistillationBatches]] = {}
     for teacher, rows in enumerate(samples):
         share = anchor if teacher == 0 else 1 / (len(models) - 1)
         if not rows or not share:
             continue
         batches = make_batches(rows, batch_size).batches
-        taught = [_taught(arch, models[teacher], *batch, dtype) for batch in batches]
+        taught = [_teacher_outputs(arch, models[teacher], *batch, dtype) for batch in batches]
         squares = sum(np.sum(np.square(pooled), axis=(1, 2)) for _, pooled in taught)  # (U,)
         weights = np.float32(share / sum(map(len, rows))), (share / squares).astype(np.float32)
         for batch, (normed, pooled) in zip(batches, taught, strict=True):
-            lesson = Lessons(*batch, np.int32(teacher), normed, pooled, *weights)
-            found.setdefault(batch.input_ids.shape[1], []).append(lesson)
+            one = DistillationBatches(*batch, np.int32(teacher), normed, pooled, *weights)
+            found.setdefault(batch.input_ids.shape[1], []).append(one)
     return [jax.tree.map(lambda *each: jnp.stack(each), *group) for group in found.values()]
 
 
 @partial(jax.jit, static_argnames=("arch", "dtype"))
-def _taught(
+def _teacher_outputs(
     arch: Architecture, params: Params, ids: Array, mask: Array, dtype: DTypeLike
 ) -> tuple[Array, Array]:
     """Final-norm output (B, T, E) and pooled states (U, B, E) float32."""
@@ -216,7 +218,7 @@ def _step(
     match: Match,
     models: Sequence[Params],
     projections: Params,
-    lessons: Sequence[Lessons],
+    batches: Sequence[DistillationBatches],
     coefficients: Any,
     memory: Any,
     rate: Array,
@@ -228,15 +230,15 @@ def _step(
     """
     merged, pull_back = jax.vjp(partial(mix, arch, models), coefficients)
 
-    def add(totals: tuple[Array, Params], lesson: Lessons) -> tuple[Any, None]:
-        teacher = jax.tree.map(lambda each: each[lesson.teacher], projections)
+    def add(totals: tuple[Array, Params], batch: DistillationBatches) -> tuple[Any, None]:
+        teacher = jax.tree.map(lambda each: each[batch.teacher], projections)
         distance = partial(_distance, arch, match, dtype=dtype)
-        found = jax.value_and_grad(distance)(merged, teacher, lesson)
+        found = jax.value_and_grad(distance)(merged, teacher, batch)
         return jax.tree.map(jnp.add, totals, found), None
 
     # A batch at a time, its gradient added up: nothing of a batch is kept for the backward pass.
     totals: Any = (jnp.float32(0), jax.tree.map(jnp.zeros_like, merged))
-    for group in lessons:
+    for group in batches:
         totals, _ = jax.lax.scan(add, totals, group)
     loss, gradients = totals
     (gradients,) = pull_back(gradients)
@@ -251,16 +253,16 @@ def _distance(
     match: Match,
     merged: Params,
     teacher: Params,
-    lesson: Lessons,
+    batch: DistillationBatches,
     *,
     dtype: DTypeLike,
 ) -> Array:
     """What a batch adds to the loss."""
-    mask = lesson.attention_mask
+    mask = batch.attention_mask
     pooled, normed = forward(
         arch,
         merged,
-        lesson.input_ids,
+        batch.input_ids,
         mask,
         observe=lambda hidden: masked_mean(hidden, mask) if match.hidden else (),
         dtype=dtype,
@@ -274,16 +276,16 @@ def _distance(
         )
         return jnp.sum(_divergence(match, theirs, ours) * counts)
 
-    parts = (normed, lesson.normed, mask.astype(jnp.float32))
+    parts = (normed, batch.normed, mask.astype(jnp.float32))
     if mask.shape[1] > TOKENS_AT_ONCE:  # of a block of tokens at a time, as in training
         blocks = tuple(map(in_blocks, parts))
         divergence = jnp.sum(jax.lax.map(lambda block: jax.checkpoint(summed)(*block), blocks))
     else:
         divergence = summed(*parts)
-    total = lesson.token_weight * match.temperature**2 * divergence
+    total = batch.token_weight * match.temperature**2 * divergence
     if match.hidden:
-        squares = jnp.sum((jnp.stack(pooled) - lesson.pooled) ** 2, axis=(1, 2))  # (U,)
-        total += match.hidden * jnp.mean(lesson.state_weight * squares)
+        squares = jnp.sum((jnp.stack(pooled) - batch.pooled) ** 2, axis=(1, 2))  # (U,)
+        total += match.hidden * jnp.mean(batch.state_weight * squares)
     return total
 
 

@@ -17,7 +17,7 @@ from recall_jax.methods.average import weighted_average
 from recall_jax.methods.method import Method
 from recall_jax.methods.parameters import Number, Parameters
 from recall_jax.methods.task_vectors import add_to_base
-from recall_jax.methods.values import values_of
+from recall_jax.methods.values import tensor_values
 
 
 class RegMeanParameters(Parameters):
@@ -80,7 +80,7 @@ def prepare(merge: Merge[RegMeanParameters, Parameters], *, through_merged: bool
     from recall_jax.engine.linear_inputs import prepare_linear_inputs
 
     walk = merge.walk
-    fixed = values_of(merge.parameters, merge.entries.models, walk.specs)
+    fixed = tensor_values(merge.parameters, merge.entries.models, walk.specs)
 
     def values(unit: str, grams: Mapping[str, jax.Array]) -> dict[str, Values]:
         return {

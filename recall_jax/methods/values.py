@@ -20,7 +20,7 @@ from recall_jax.errors import InputError
 from recall_jax.methods.parameters import Parameters, ParameterValue, parameter_at
 
 
-def values_of(
+def tensor_values(
     parameters: Parameters,
     entries: Sequence[Entry[Parameters]],
     specs: Mapping[str, TensorSpec],
@@ -54,12 +54,12 @@ def values_of(
     return values
 
 
-def from_parameters(
+def prepare_from_parameters(
     merge: Merge[Parameters, Parameters], weights: Mapping[str, np.ndarray] | None = None
 ) -> Prepared:
     """Return the rule whose values the recipe's parameters give, or `weights` (K,) of each unit."""
     specs, parameters = merge.walk.specs, merge.parameters
-    values = values_of(parameters, merge.entries.models, specs, weights)
+    values = tensor_values(parameters, merge.entries.models, specs, weights)
     shares = {name: parameters.shares(values[name]) for name in values}
     return Prepared(values_by_tensor(values, shares, specs), merging_bytes(merge.walk))
 

@@ -68,11 +68,13 @@ def test_the_forward_is_cut_finer_and_then_refused(toys, holding_nothing):
     seen = [whole]
     while True:
         try:
-            finer = batching.fit_batching(arch, [40] * 20, budget=seen[-1].needed - 1, **sizes)
+            finer = batching.fit_batching(
+                arch, [40] * 20, budget=seen[-1].needed_bytes - 1, **sizes
+            )
         except InputError as refusal:
             assert "\n" not in str(refusal)
             break
-        assert finer.needed < seen[-1].needed
+        assert finer.needed_bytes < seen[-1].needed_bytes
         seen.append(finer)
     assert [each.batch_size for each in seen] == [8, 4, 2, 1]
 
@@ -83,8 +85,8 @@ def test_selection_takes_more_passes_within_the_budget(toys, holding_nothing):
     lengths = [40] * 400
     whole = batching.fit_passes(arch, lengths, budget=1 << 40, **sizes)
     assert len(whole.rows) == 1
-    halved = batching.fit_passes(arch, lengths, budget=whole.needed - 1, **sizes)
-    assert len(halved.rows) == 2 and halved.needed < whole.needed
+    halved = batching.fit_passes(arch, lengths, budget=whole.needed_bytes - 1, **sizes)
+    assert len(halved.rows) == 2 and halved.needed_bytes < whole.needed_bytes
     assert halved.batch_size == whole.batch_size
     assert sorted(np.concatenate(halved.rows)) == list(range(400))
 

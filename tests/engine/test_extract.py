@@ -55,7 +55,7 @@ def test_passes_share_the_long_rows(model):
         itemsize=4,
         stored=2,
         overhead=0,
-        budget=one.needed - 1,
+        budget=one.needed_bytes - 1,
     )
     assert len(one.rows) == 1 and len(tight.rows) == 2
     assert sorted(np.concatenate(tight.rows)) == list(range(100))

@@ -75,7 +75,7 @@ def walk(folders, rows, out, through_merged, batch_size=4):
     plan = plan_merge(Inputs(checkpoints), out_dtype=None)
     arch = read_architecture(checkpoints[-1].config)
     forwards = [
-        StreamedForward.of(arch, own, batch_size=batch_size, dtype=jnp.float32) for own in rows
+        StreamedForward.prepare(arch, own, batch_size=batch_size, dtype=jnp.float32) for own in rows
     ]
     shares = np.full(len(folders), 1 / len(folders), np.float32)
     values = {name: {"weight": shares, "alpha": np.float32(ALPHA)} for name in plan.specs}

@@ -50,7 +50,7 @@ def walk(models, num_devices=1, models_at_once=1, batch_size=4):
     with pytest.MonkeyPatch.context() as patch:
         devices = jax.local_devices()[:num_devices]
         patch.setattr(jax, "local_devices", lambda: devices)
-        run = StreamedForward.of(
+        run = StreamedForward.prepare(
             ARCH,
             ROWS,
             batch_size=batch_size,
@@ -95,7 +95,7 @@ def resident():
 )
 def test_groups_and_devices_change_no_number(num_devices, models_at_once, mesh, each, resident):
     pooled, run = walk(MODELS, num_devices, models_at_once)
-    assert (tuple(run.mesh.shape.values()), run.models_each) == (mesh, each)
+    assert (tuple(run.mesh.shape.values()), run.models_per_device) == (mesh, each)
     np.testing.assert_allclose(pooled, resident, rtol=2e-5, atol=2e-6)
 
 
@@ -179,7 +179,7 @@ def test_the_layout_that_finishes_first(num_models, num_devices, num_rows, expec
 def test_what_a_block_works_with_is_bounded(widths, rows, tokens, models_at_once, dtype):
     sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
     arch = read_architecture(CONFIG | sizes | widths)
-    run = StreamedForward.of(arch, [[1] * tokens] * rows, batch_size=rows, dtype=dtype)
+    run = StreamedForward.prepare(arch, [[1] * tokens] * rows, batch_size=rows, dtype=dtype)
     mesh = jax.make_mesh((1, 1), ("models", "rows"), axis_types=run.mesh.axis_types)
     shapes, itemsize = tensor_shapes(arch), jnp.dtype(dtype).itemsize
     names = state_tensors(arch, "layers.0")

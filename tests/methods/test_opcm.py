@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recall_jax.methods.opcm import off_ground, opcm, sequential_sum
+from recall_jax.methods.opcm import opcm, project_out, sequential_sum
 
 SHAPES = {"wide": (5, 8), "tall": (8, 5), "vector": (6,)}
 
 summed = jax.jit(sequential_sum)
 merged_of = jax.jit(opcm, static_argnames="dtype")
-projected = jax.jit(off_ground)
+projected = jax.jit(project_out)
 
 
 def values_of(name, alpha):

@@ -9,7 +9,7 @@ from threaded import together
 
 from recall_jax.checkpoint.writer import Mark
 from recall_jax.engine.journal import MergeJournal
-from recall_jax.engine.pod.together import check_alike, shared_journal
+from recall_jax.engine.pod.shared import check_alike, shared_journal
 from recall_jax.errors import InputError, UnfinishedError
 
 __all__ = ["start"]
@@ -76,7 +76,7 @@ def test_what_is_done_is_kept_where_the_input_of_another_process_alone_is_wrong(
         """
         def work(processes):
             from pathlib import Path
-            from recall_jax.engine.pod.together import shared_work
+            from recall_jax.engine.pod.shared import shared_work
             with shared_work(Path(os.environ["OUT"]), processes) as work:
                 if processes.index == 0:
                     work.journal.write_text("{}")

@@ -70,7 +70,7 @@ def alone():
     with pytest.MonkeyPatch.context() as patch:
         devices = jax.local_devices()[:1]
         patch.setattr(jax, "local_devices", lambda: devices)
-        run = StreamedForward.of(ARCH, ROWS, batch_size=8, dtype=jnp.float32, num_models=K)
+        run = StreamedForward.prepare(ARCH, ROWS, batch_size=8, dtype=jnp.float32, num_models=K)
     return walk(run, MODELS)
 
 
@@ -92,7 +92,9 @@ def weights(pooled):
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_every_mesh_gives_the_means_and_weights_of_one_device(sizes, alone):
     mesh = make_mesh(sizes)
-    run = ShardedForward.of(ARCH, ROWS, mesh=mesh, batch_size=8, dtype=jnp.float32, num_models=K)
+    run = ShardedForward.prepare(
+        ARCH, ROWS, mesh=mesh, batch_size=8, dtype=jnp.float32, num_models=K
+    )
     pooled = walk(run, MODELS)
     np.testing.assert_allclose(pooled, alone, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(weights(pooled), weights(alone), rtol=0, atol=1e-6)
@@ -100,7 +102,7 @@ def test_every_mesh_gives_the_means_and_weights_of_one_device(sizes, alone):
 
 def test_a_model_alone_has_the_whole_mesh(alone):
     mesh = make_mesh({"model": 2, "fsdp": 2, "tensor": 2})
-    run = ShardedForward.of(ARCH, ROWS, mesh=mesh, batch_size=8, dtype=jnp.float32)
+    run = ShardedForward.prepare(ARCH, ROWS, mesh=mesh, batch_size=8, dtype=jnp.float32)
     assert run.input_ids[0].sharding.spec[0] == ("model", "data", "fsdp")
     np.testing.assert_allclose(walk(run, MODELS[:1]), alone[:1], rtol=1e-6, atol=1e-6)
 
@@ -108,12 +110,12 @@ def test_a_model_alone_has_the_whole_mesh(alone):
 def test_models_that_do_not_fill_the_mesh_are_refused():
     mesh = make_mesh({"model": 4, "data": 2})
     with pytest.raises(InputError, match=r"model=4 .* does not divide 6 models"):
-        ShardedForward.of(ARCH, ROWS, mesh=mesh, batch_size=8, dtype=jnp.float32, num_models=6)
+        ShardedForward.prepare(ARCH, ROWS, mesh=mesh, batch_size=8, dtype=jnp.float32, num_models=6)
 
 
 def test_the_model_whose_states_are_not_finite_is_named():
     name = "model.layers.1.mlp.down_proj.weight"
-    run = ShardedForward.of(
+    run = ShardedForward.prepare(
         ARCH, ROWS, mesh=make_mesh(MESHES[0]), batch_size=8, dtype=jnp.float32, num_models=K
     )
     spoilt = MODELS[2][name].copy()
@@ -126,7 +128,9 @@ def test_the_model_whose_states_are_not_finite_is_named():
 
 
 def test_float64_is_computed_with_in_float32(alone):
-    run = ShardedForward.of(ARCH, ROWS, mesh=make_mesh(MESHES[0]), batch_size=8, dtype=jnp.float32)
+    run = ShardedForward.prepare(
+        ARCH, ROWS, mesh=make_mesh(MESHES[0]), batch_size=8, dtype=jnp.float32
+    )
     wide = {name: array.astype(np.float64) for name, array in MODELS[0].items()}
     np.testing.assert_allclose(walk(run, [wide]), alone[:1], rtol=1e-6, atol=1e-6)
 
@@ -156,7 +160,9 @@ def test_what_a_device_holds_is_no_more_than_was_counted():
     ).compile()
     found = program.memory_analysis()
     hidden = rows * tokens * 48 * 4 // split.rows
-    counted = _sharded_step_bytes(split, arch, [len(ids[0])], rows, K, 4, 4) // split.sharing
+    counted = (
+        _sharded_step_bytes(split, arch, [len(ids[0])], rows, K, 4, 4) // split.sharing_devices
+    )
     assert found.argument_size_in_bytes + found.temp_size_in_bytes - hidden <= counted
     assert counted <= 3 * (found.argument_size_in_bytes + found.temp_size_in_bytes)
 

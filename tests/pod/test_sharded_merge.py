@@ -176,9 +176,9 @@ def test_what_is_summed_over_a_tensor_is_as_on_one_host(full):
     inputs = inputs_of(models_of((37, 13), BFLOAT16), base=True)
     values = {"alpha": np.float32(0.5)} if full else {}
     spec = TensorSpec(BFLOAT16, (37, 13))
-    right = ON_HOST.summed(squares, inputs, values, spec, full=full)
+    right = ON_HOST.sum_chunks(squares, inputs, values, spec, full=full)
     rows = inputs.map(lambda array: put_rows_layout(array, layout.mesh))
-    found = layout.summed(squares, rows, values, spec, full=full)
+    found = layout.sum_chunks(squares, rows, values, spec, full=full)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, right, rtol=1e-6)
     assert layout.fault(Inputs(["a", "b", "c"], "base"), "t", rows) is None

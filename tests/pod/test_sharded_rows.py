@@ -13,7 +13,7 @@ from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import ShardedWriter
 from recall_jax.engine.pod import merge as pod_merge
-from recall_jax.engine.pod.merge import MergedRows, in_pieces
+from recall_jax.engine.pod.merge import MergedRows, iterate_pieces
 from recall_jax.engine.pod.rows import put_rows_layout, read_rows_layout, row_ranges
 from recall_jax.engine.resident import ResidentTensors
 from recall_jax.parallel.mesh import make_mesh
@@ -130,7 +130,7 @@ def test_any_bits_come_through_the_gather(kind, monkeypatch):
     monkeypatch.setattr(pod_merge, "CHUNK", 32)
     spec = TensorSpec(DTYPE_OF_NAME[kind], (37, 3))
     array = bits(spec)
-    pieces = in_pieces(MergedRows(put_rows_layout(array, MESH), True, np.ones(1)), spec, MESH)
+    pieces = iterate_pieces(MergedRows(put_rows_layout(array, MESH), True, np.ones(1)), spec, MESH)
     same_bits(np.concatenate([np.asarray(p.elements)[p.skip :] for p in pieces]), array.reshape(-1))
 
 

@@ -18,15 +18,14 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.units import EMBED, HEAD
-from recall_jax.engine.device import is_not_finite, states_overflow
+from recall_jax.engine.background import prefetch
+from recall_jax.engine.device import not_finite_message, states_overflow_message
 from recall_jax.engine.forward import HiddenStates, Placed
-from recall_jax.engine.lane import prefetch
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.pod.programs import (
-    Computed,
+    ShardedParameters,
     Spread,
-    as_computed,
-    brought_together,
+    gather_pooled,
     is_finite,
     prepare_context,
     run_block,
@@ -34,6 +33,7 @@ from recall_jax.engine.pod.programs import (
     run_embed,
     run_head,
     run_head_with_grams,
+    shard_parameters,
 )
 from recall_jax.engine.pod.rows import in_x64, put_rows_layout, read_rows_layout
 from recall_jax.engine.programs import Grams
@@ -57,12 +57,12 @@ class ShardedForward:
     spread: Spread
 
     @property
-    def models_each(self) -> int:
+    def models_per_device(self) -> int:
         """Models in one program, on the same devices."""
         return 1
 
     @classmethod
-    def of(
+    def prepare(
         cls,
         arch: Architecture,
         token_ids: Sequence[Sequence[int]],
@@ -81,7 +81,7 @@ class ShardedForward:
         Raises:
             InputError: where the models do not fill the mesh.
         """
-        spread = Spread.of(mesh, num_models)
+        spread = Spread.over(mesh, num_models)
         splits = spread.num_splits
         batches = make_batches(token_ids, -(-batch_size // splits) * splits)
 
@@ -144,7 +144,7 @@ class ShardedForward:
             for path, width in widths.items()
         }
         (group,) = placed.groups
-        run = self._program_with_grams(unit, self._computed(unit, group))
+        run = self._program_with_grams(unit, self._shard(unit, group))
         after = []
         for hidden, ctx in zip(states[0], self.contexts, strict=True):
             hidden, grams = run(hidden, ctx, grams)
@@ -172,33 +172,33 @@ class ShardedForward:
         self, unit: str, group: Sequence[Mapping[str, jax.Array]], given: Sequence[jax.Array]
     ) -> tuple[HiddenStates, np.ndarray]:
         """Run `unit` of a group on every batch: (states after it, their pooled means (G, n, E))."""
-        run = self._program(unit, self._computed(unit, group))
+        run = self._program(unit, self._shard(unit, group))
         results = [run(rows, ctx) for rows, ctx in zip(given, self.contexts, strict=True)]
         hidden, pooled = zip(*results, strict=True)
-        return hidden, np.asarray(brought_together(self.spread, pooled))
+        return hidden, np.asarray(gather_pooled(self.spread, pooled))
 
-    def _computed(self, unit: str, group: Sequence[Mapping[str, jax.Array]]) -> Computed:
+    def _shard(self, unit: str, group: Sequence[Mapping[str, jax.Array]]) -> ShardedParameters:
         """The parameters of a group, once for all batches; a block's in the compute dtype."""
         dtype = None if unit in (EMBED, HEAD) else self.dtype
-        return as_computed(self.arch, unit, self.spread, dtype, group)
+        return shard_parameters(self.arch, unit, self.spread, dtype, group)
 
     def _program(
-        self, unit: str, computed: Computed
+        self, unit: str, parameters: ShardedParameters
     ) -> Callable[[jax.Array, Context], tuple[jax.Array, jax.Array]]:
         """From a batch's input to (hidden states (G, B, T, E), pooled means (G, B, E))."""
         if unit == EMBED:
-            return partial(run_embed, self.arch, self.spread, self.dtype, computed)
+            return partial(run_embed, self.arch, self.spread, self.dtype, parameters)
         if unit == HEAD:
-            return partial(run_head, self.arch, self.spread, computed)
-        return partial(run_block, self.arch, self.spread, computed, self._window(unit))
+            return partial(run_head, self.arch, self.spread, parameters)
+        return partial(run_block, self.arch, self.spread, parameters, self._window(unit))
 
     def _program_with_grams(
-        self, unit: str, computed: Computed
+        self, unit: str, parameters: ShardedParameters
     ) -> Callable[[jax.Array, Context, Grams], tuple[jax.Array, Grams]]:
         """From a batch's input and Grams to (hidden states (1, B, T, E), Grams with its own)."""
         if unit == HEAD:
-            return partial(run_head_with_grams, self.arch, self.spread, computed)
-        return partial(run_block_with_grams, self.arch, self.spread, computed, self._window(unit))
+            return partial(run_head_with_grams, self.arch, self.spread, parameters)
+        return partial(run_block_with_grams, self.arch, self.spread, parameters, self._window(unit))
 
     def _window(self, unit: str) -> np.int32:
         return np.int32(attention_windows(self.arch)[self.arch.units.index(unit) - 1])
@@ -213,5 +213,5 @@ class ShardedForward:
             with in_x64(array.dtype):
                 finite = bool(is_finite(self.spread.mesh, array))
             if not finite:
-                return is_not_finite(model, name, array.dtype)
-        return states_overflow(model, unit)
+                return not_finite_message(model, name, array.dtype)
+        return states_overflow_message(model, unit)

@@ -11,13 +11,13 @@ from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.engine.chunks import Piece
-from recall_jax.engine.device import is_not_finite
+from recall_jax.engine.device import not_finite_message
 from recall_jax.engine.kernel import Kernel
 from recall_jax.engine.layout import Fold
 from recall_jax.engine.memory import Split
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.pod.forward import ShardedForward
-from recall_jax.engine.pod.merge import in_pieces, merge_rows, sum_rows
+from recall_jax.engine.pod.merge import iterate_pieces, merge_rows, sum_rows
 from recall_jax.engine.pod.programs import Spread
 from recall_jax.engine.pod.rows import read_rows_layout
 from recall_jax.engine.sources import Inputs
@@ -36,7 +36,7 @@ class Sharded:
     _finite: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False)
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """The mesh, and whose devices it has."""
         processes = len({device.process_index for device in self.mesh.devices.flat})
         return (
@@ -45,22 +45,22 @@ class Sharded:
         )
 
     @property
-    def cut(self) -> Mapping[str, Any]:
+    def partition(self) -> Mapping[str, Any]:
         """The sizes of the mesh."""
         return {"mesh": dict(self.mesh.shape)}
 
     def split(self, num_models: int) -> Split:
         """What a device has of the forward of `num_models` models, for `engine.batching`."""
         sizes = self.mesh.shape
-        spread = Spread.of(self.mesh, num_models)
+        spread = Spread.over(self.mesh, num_models)
         shared = len(self.mesh.local_devices) if jax.default_backend() == "cpu" else 1
         return Split(
             models=spread.models,
             rows=spread.num_splits,
-            stored=self.mesh.size,
-            held=sizes[FSDP] * sizes[TENSOR],
-            used=sizes[TENSOR],
-            sharing=shared,
+            read_shards=self.mesh.size,
+            placed_shards=sizes[FSDP] * sizes[TENSOR],
+            compute_shards=sizes[TENSOR],
+            sharing_devices=shared,
         )
 
     def read(self, model: NamedModel, name: str) -> jax.Array:
@@ -79,7 +79,7 @@ class Sharded:
     ) -> ShardedForward:
         """As many models at a time as the mesh has side by side, whatever `models_at_once` is."""
         del models_at_once
-        return ShardedForward.of(
+        return ShardedForward.prepare(
             arch,
             token_ids,
             mesh=self.mesh,
@@ -111,9 +111,9 @@ class Sharded:
             mesh=self.mesh,
         )
         self._remember(stored, merged.inputs_finite)
-        yield from in_pieces(merged, spec, self.mesh)
+        yield from iterate_pieces(merged, spec, self.mesh)
 
-    def summed(
+    def sum_chunks(
         self,
         fold: Fold,
         stored: Inputs[jax.Array],
@@ -132,7 +132,7 @@ class Sharded:
         """Of a tensor that was merged just now, as it was found then."""
         finite = np.asarray(self._finite[_key(stored)])
         faults = (
-            is_not_finite(m, name, array.dtype)
+            not_finite_message(m, name, array.dtype)
             for m, array, good in zip(models.all, stored.all, finite, strict=True)
             if not good
         )

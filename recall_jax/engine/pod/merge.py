@@ -96,7 +96,7 @@ def sum_rows(
         return _summed(fold, inputs.models, shared, inputs.base, full_shape, mesh)
 
 
-def in_pieces(merged: MergedRows, spec: TensorSpec, mesh: Mesh) -> Iterator[Piece]:
+def iterate_pieces(merged: MergedRows, spec: TensorSpec, mesh: Mesh) -> Iterator[Piece]:
     """The elements in the order of a file, a piece at a time, each on every device.
 
     A device gives the elements that it holds, and the sum over all, of bits, is the piece.

@@ -34,7 +34,7 @@ from recall_jax.representations.pooling import masked_mean
 EVERYWHERE = PartitionSpec()
 
 # A unit's parameters of G models, by `state_tensors`: (G, out, in), as computed with.
-Computed = list[jax.Array]
+ShardedParameters = list[jax.Array]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Spread:
     models: int  # side by side, G
 
     @classmethod
-    def of(cls, mesh: Mesh, num_models: int) -> "Spread":
+    def over(cls, mesh: Mesh, num_models: int) -> "Spread":
         """As many of the models side by side as the mesh is made for.
 
         Raises:
@@ -99,13 +99,13 @@ def prepare_context(arch: Architecture, spread: Spread, attention_mask: jax.Arra
     return _constrained(context(arch, attention_mask), spread.batch())
 
 
-def as_computed(
+def shard_parameters(
     arch: Architecture,
     unit: str,
     spread: Spread,
     dtype: DTypeLike | None,
     models: Sequence[Mapping[str, jax.Array]],
-) -> Computed:
+) -> ShardedParameters:
     """The parameters of G models, given in rows layout, where they are computed with.
 
     In `dtype` if there is one. Each has a program of its own, so that one at a time is on its way.
@@ -116,13 +116,13 @@ def as_computed(
         arrays = [model[name] for model in models]
         cut = partition_spec(tensor_axes(arch.family, name), shapes[name], spread.mesh)
         with in_x64(*(array.dtype for array in arrays)):
-            computed.append(_as_computed(arrays, shapes[name], spread.parameter(cut), dtype))
+            computed.append(_shard_parameter(arrays, shapes[name], spread.parameter(cut), dtype))
     return computed
 
 
 @in_turn
 @partial(jax.jit, static_argnames=("shape", "sharding", "dtype"))
-def _as_computed(
+def _shard_parameter(
     models: Sequence[jax.Array],
     shape: tuple[int, ...],
     sharding: NamedSharding,
@@ -143,7 +143,7 @@ def run_embed(
     arch: Architecture,
     spread: Spread,
     dtype: DTypeLike,
-    computed: Computed,
+    parameters: ShardedParameters,
     input_ids: jax.Array,
     ctx: Context,
 ) -> tuple[jax.Array, jax.Array]:
@@ -152,7 +152,7 @@ def run_embed(
     def run(params: Any) -> jax.Array:
         return embed(arch, params, input_ids, dtype)
 
-    return _pooled(_each(run, spread, _params(arch, EMBED, spread, computed)), ctx, spread)
+    return _pooled(_each(run, spread, _params(arch, EMBED, spread, parameters)), ctx, spread)
 
 
 @in_turn
@@ -160,7 +160,7 @@ def run_embed(
 def run_block(
     arch: Architecture,
     spread: Spread,
-    computed: Computed,
+    parameters: ShardedParameters,
     window: jax.Array,
     hidden: jax.Array,
     ctx: Context,
@@ -170,17 +170,21 @@ def run_block(
     def run(params: Any, hidden: jax.Array) -> jax.Array:
         return block(arch, params, hidden, ctx, window)
 
-    params = _params(arch, layer_unit(0), spread, computed)
+    params = _params(arch, layer_unit(0), spread, parameters)
     return _pooled(_each(run, spread, params, hidden), ctx, spread)
 
 
 @in_turn
 @partial(jax.jit, static_argnames=("arch", "spread"), donate_argnames="hidden")
 def run_head(
-    arch: Architecture, spread: Spread, computed: Computed, hidden: jax.Array, ctx: Context
+    arch: Architecture,
+    spread: Spread,
+    parameters: ShardedParameters,
+    hidden: jax.Array,
+    ctx: Context,
 ) -> tuple[jax.Array, jax.Array]:
     """The final norm of G models: as `run_block`."""
-    params = _params(arch, HEAD, spread, computed)
+    params = _params(arch, HEAD, spread, parameters)
     return _pooled(_each(partial(head, arch), spread, params, hidden), ctx, spread)
 
 
@@ -189,14 +193,14 @@ def run_head(
 def run_block_with_grams(
     arch: Architecture,
     spread: Spread,
-    computed: Computed,
+    parameters: ShardedParameters,
     window: jax.Array,
     hidden: jax.Array,
     ctx: Context,
     grams: Grams,
 ) -> tuple[jax.Array, Grams]:
     """A block of one model: the states after it, and `grams` with those of this batch added."""
-    (params,) = _models(_params(arch, layer_unit(0), spread, computed))
+    (params,) = _models(_params(arch, layer_unit(0), spread, parameters))
     after, inputs = block_with_inputs(arch, params, hidden[0], ctx, window)
     added = {path: grams[path] + _gram(read, ctx, spread) for path, read in inputs.items()}
     return _constrained(after[None], spread.hidden()), added
@@ -207,13 +211,13 @@ def run_block_with_grams(
 def run_head_with_grams(
     arch: Architecture,
     spread: Spread,
-    computed: Computed,
+    parameters: ShardedParameters,
     hidden: jax.Array,
     ctx: Context,
     grams: Grams,
 ) -> tuple[jax.Array, Grams]:
     """As `run_block_with_grams` the head, whose output the output projection reads."""
-    (params,) = _models(_params(arch, HEAD, spread, computed))
+    (params,) = _models(_params(arch, HEAD, spread, parameters))
     normed = head(arch, params, hidden[0])
     added = {path: gram + _gram(normed, ctx, spread) for path, gram in grams.items()}
     return _constrained(normed[None], spread.hidden()), added
@@ -221,7 +225,7 @@ def run_head_with_grams(
 
 @in_turn
 @partial(jax.jit, static_argnames="spread")
-def brought_together(spread: Spread, pooled: Sequence[jax.Array]) -> jax.Array:
+def gather_pooled(spread: Spread, pooled: Sequence[jax.Array]) -> jax.Array:
     """The pooled means of all batches, (G, n, E), on every device: passed on in one go."""
     return _constrained(jnp.concatenate(pooled, axis=1), spread.everywhere())
 
@@ -234,12 +238,12 @@ def is_finite(mesh: Mesh, array: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(finite, NamedSharding(mesh, EVERYWHERE))
 
 
-def _params(arch: Architecture, unit: str, spread: Spread, computed: Computed) -> Any:
+def _params(arch: Architecture, unit: str, spread: Spread, parameters: ShardedParameters) -> Any:
     """The Flax parameters of G models, each gathered along `fsdp`, where the rows are spread."""
     names = state_tensors(arch, unit)
     shapes = tensor_shapes(arch)
     gathered = {}
-    for name, array in zip(names, computed, strict=True):
+    for name, array in zip(names, parameters, strict=True):
         cut = partition_spec(tensor_axes(arch.family, name), shapes[name], spread.mesh)
         gathered[name] = _constrained(array, spread.parameter(without_fsdp(cut)))
     return jax.vmap(partial(unit_params, arch, unit))(gathered)

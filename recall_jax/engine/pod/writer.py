@@ -28,7 +28,7 @@ from recall_jax.checkpoint.writer import (
     split,
     write_index,
 )
-from recall_jax.engine.lane import Lane
+from recall_jax.engine.background import BackgroundQueue
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.files.checksums import ChecksummedFile, FileChecksum
 from recall_jax.parallel.processes import Processes
@@ -80,10 +80,10 @@ class UnitWriter:
         self._at = 0  # the unit that is due
         self._finished = 0  # tensors
         self._filled = 0  # bytes of the tensor that is due
-        self._noting = Lane(len(self._units))
+        self._noting = BackgroundQueue(len(self._units))
         self._checksums: dict[str, FileChecksum] = {}
         own = (unit.nbytes for unit in self._units if self._owns(unit))
-        self._disk = Lane(max(own, default=0))
+        self._disk = BackgroundQueue(max(own, default=0))
         self._file: ChecksummedFile | None = None
         self._written: dict[str, FileChecksum] = {}  # of the unit that is written
         self._bytes_written = 0
@@ -130,7 +130,7 @@ class UnitWriter:
         check_piece(name, spec, piece, self._filled)
         file = self._order[self._finished][1]
         # A copy: the piece may lie in an array that is larger, and there for each device.
-        self._disk.run(self._write, unit, file, piece.copy(), size=piece.nbytes)
+        self._disk.submit(self._write, unit, file, piece.copy(), size=piece.nbytes)
         self._filled += piece.nbytes
         if self._filled == spec.nbytes:
             self._finished += 1
@@ -146,11 +146,11 @@ class UnitWriter:
         if self._owns(unit):
             if self._finished != unit.before + len(unit.order):
                 raise ValueError("only a unit that has all its tensors is finished")
-            self._disk.run(self._finish_files, at, size=0)
+            self._disk.submit(self._finish_files, at, size=0)
         if self._processes.index == 0 or not self._shared:
-            self._noting.run(self._note, at, note)
-        for lane in (self._disk, self._noting):
-            lane.look()
+            self._noting.submit(self._note, at, note)
+        for queue in (self._disk, self._noting):
+            queue.raise_errors()
         self._go_past(unit)
 
     def resume(self, marks: Sequence[Mark]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recall_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from recall_jax.engine.inputs import read_samples, tokenizer_of
+from recall_jax.engine.inputs import model_tokenizer, read_samples
 from recall_jax.engine.journal import input_files
 from recall_jax.engine.labels import label_tokens
 from recall_jax.engine.select import clustered_units
@@ -22,7 +22,7 @@ from recall_jax.inputs.settings import FIELD_KEYS, Samples
 from recall_jax.inputs.shapes import Fields, row_content
 from recall_jax.jobs.evaluate import EvaluateOptions, TaskExamples, load_task_examples
 from recall_jax.jobs.finetune import check
-from recall_jax.methods.values import values_of
+from recall_jax.methods.values import tensor_values
 from recall_jax.models.architecture import Architecture
 from recall_jax.models.lora import adapted_modules
 from recall_jax.parallel.machine import device, versions
@@ -127,7 +127,7 @@ def _check_merge(
     recipe = make_recipe(model.values(lambda part: part.name), where)
     samples, labelled = recipe.samples, recipe.needs.labelled
     try:
-        values_of(recipe.parameters, recipe.models, base.specs)
+        tensor_values(recipe.parameters, recipe.models, base.specs)
         if samples is not None:
             clustered_units(samples.unit, arch)
             _check_samples(samples, model.data, labelled, base, arch, checked)
@@ -152,7 +152,7 @@ def _check_samples(
         if key not in checked:
             rows = read_samples(each, base, [base], arch)
             if labelled:
-                label_tokens(rows, each, base, tokenizer_of(base, [base], arch))
+                label_tokens(rows, each, base, model_tokenizer(base, [base], arch))
         checked.add(key)
 
 

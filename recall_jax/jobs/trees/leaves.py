@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from recall_jax.checkpoint.tensors import TensorSpec
-from recall_jax.engine.device import all_finite, is_not_finite, overflows
+from recall_jax.engine.device import all_finite, not_finite_message, overflow_message
 from recall_jax.engine.kernel import Kernel
 from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
@@ -157,5 +157,5 @@ def _fault(name: str, trees: Inputs[TreeFile], leaves: Inputs[Leaf], dtype: np.d
         # A sharded leaf has at most 32 bits, and may be in the memory of other processes.
         on_host = isinstance(leaf, np.ndarray)
         if not (all_finite(leaf, narrow=True) if on_host else jnp.isfinite(leaf).all()):
-            return is_not_finite(tree.name, name, leaf.dtype)
-    return overflows(name, dtype)
+            return not_finite_message(tree.name, name, leaf.dtype)
+    return overflow_message(name, dtype)

@@ -19,7 +19,7 @@ from recall_jax.engine.journal import MergeJournal
 from recall_jax.engine.kernel import Values
 from recall_jax.engine.merge import Prepared, check_layers
 from recall_jax.engine.plan import units_of
-from recall_jax.engine.pod.together import shared_work
+from recall_jax.engine.pod.shared import shared_work
 from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
 from recall_jax.files.output import output_folder

@@ -107,7 +107,7 @@ class TreeStates:
         found: np.ndarray = self.states[:, self.units.index(unit)]
         return found
 
-    def prepared(self, rule: Rule, reference: int | None = None) -> Prepared:
+    def to_prepared(self, rule: Rule, reference: int | None = None) -> Prepared:
         """Return the rule ready for the merge, with its samples."""
         return Prepared(rule, held_bytes(), reference=reference, samples=self.samples)
 

@@ -20,7 +20,7 @@ def prepare(merge):
         found.append(np.asarray(inverse / inverse.sum(), np.float32))
         return {name: {"weight": found[-1]} for name in merge.walk.units[unit]}
 
-    return pooled.prepared(Rule(values, lambda: Findings(np.stack(found, axis=1))))
+    return pooled.to_prepared(Rule(values, lambda: Findings(np.stack(found, axis=1))))
 
 
 METHODS = {

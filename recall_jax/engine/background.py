@@ -24,7 +24,7 @@ def prefetch(
             yield coming.popleft().result()
 
 
-class Lane:
+class BackgroundQueue:
     """Context manager over a thread that does what it is given, one after the other.
 
     Its first error ends it, and reaches whoever hands over the next work or leaves the block.
@@ -38,15 +38,15 @@ class Lane:
         self._size = 0  # of what waits
         self._failed = False
 
-    def run(self, work: Callable[..., Any], *arguments: Any, size: int = 1) -> None:
+    def submit(self, work: Callable[..., Any], *arguments: Any, size: int = 1) -> None:
         """Hand over `work(*arguments)`; raises what earlier work raised."""
-        self.look()
+        self.raise_errors()
         while self._waiting and self._size + size > self._backlog:
             self._wait_for_oldest()
         self._waiting.append((self._pool.submit(self._do, work, *arguments), size))
         self._size += size
 
-    def look(self) -> None:
+    def raise_errors(self) -> None:
         """Raise what work that is done by now has raised."""
         while self._waiting and self._waiting[0][0].done():
             self._wait_for_oldest()

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from recall_jax.engine.lane import Lane, prefetch
+from recall_jax.engine.background import BackgroundQueue, prefetch
 
 
 def test_ahead_keeps_the_order_and_is_one_item_prefetch():
@@ -35,9 +35,9 @@ def test_an_error_ahead_comes_where_its_item_is_due():
 
 def test_work_is_done_in_order_in_one_thread():
     done = []
-    with Lane(backlog=2) as lane:
+    with BackgroundQueue(backlog=2) as queue:
         for item in range(10):
-            lane.run(lambda item: done.append((item, threading.get_ident())), item)
+            queue.submit(lambda item: done.append((item, threading.get_ident())), item)
     assert [item for item, _ in done] == list(range(10))
     assert len({thread for _, thread in done}) == 1
 
@@ -49,10 +49,10 @@ def test_the_backlog_is_bounded():
         begun.append(item)
         gate.wait()
 
-    with Lane(backlog=2) as lane:
-        lane.run(work, 0)
-        lane.run(work, 1)
-        handing = threading.Thread(target=lane.run, args=(work, 2))
+    with BackgroundQueue(backlog=2) as queue:
+        queue.submit(work, 0)
+        queue.submit(work, 1)
+        handing = threading.Thread(target=queue.submit, args=(work, 2))
         handing.start()
         handing.join(0.1)
         assert handing.is_alive()
@@ -69,17 +69,17 @@ def test_after_an_error_nothing_more_is_done_and_it_is_raised_once():
             raise OSError("disk")
         done.append(item)
 
-    with pytest.raises(OSError, match="disk"), Lane(backlog=3) as lane:
+    with pytest.raises(OSError, match="disk"), BackgroundQueue(backlog=3) as queue:
         for item in range(50):
-            lane.run(work, item)
+            queue.submit(work, item)
     assert done == [0]
 
 
 def test_the_blocks_own_error_wins_and_drops_what_waits():
     gate, done = threading.Event(), []
-    with pytest.raises(KeyError), Lane(backlog=9) as lane:
-        lane.run(gate.wait)
-        lane.run(done.append, 1)
+    with pytest.raises(KeyError), BackgroundQueue(backlog=9) as queue:
+        queue.submit(gate.wait)
+        queue.submit(done.append, 1)
         gate.set()
         raise KeyError
     assert done in ([], [1])  # it may have begun before the block failed

@@ -9,11 +9,11 @@ from recall_jax.engine.findings import Findings
 from recall_jax.engine.merge import Merge, Prepared, merging_bytes, weights_by_unit
 from recall_jax.errors import InputError
 from recall_jax.methods.method import Method
-from recall_jax.methods.values import from_parameters
+from recall_jax.methods.values import prepare_from_parameters
 from recall_jax.methods.weights import check_weights
 
 
-def prepare_given(
+def prepare_from_weights(
     method: Method[Any, Any], merge: Merge[Any, Any], report: Mapping[str, Any], where: str
 ) -> Prepared:
     """Return the rule of weights per unit from a report, in place of the method's own.
@@ -22,9 +22,9 @@ def prepare_given(
     report, read `where` it says, is of other units or models.
     """
     units = list(merge.walk.units)
-    found = given_findings(report, where, units, len(merge.names))
+    found = findings_from_report(report, where, units, len(merge.names))
     if not method.weighs_units:
-        return from_parameters(merge, dict(zip(units, found.weights.T, strict=True)))
+        return prepare_from_parameters(merge, dict(zip(units, found.weights.T, strict=True)))
     return Prepared(
         weights_by_unit(found, merge.walk.specs),
         merging_bytes(merge.walk),
@@ -33,7 +33,7 @@ def prepare_given(
     )
 
 
-def given_findings(
+def findings_from_report(
     report: Mapping[str, Any], where: str, units: Sequence[str], num_models: int
 ) -> Findings:
     """Return the weights, and what they follow from, that a report gives for these units.
