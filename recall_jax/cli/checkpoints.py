@@ -139,7 +139,7 @@ def _show_adapter(found: dict[str, Any]) -> None:
     ]
     console.show_table("targets", ["target", "modules", "rank", "parameters", "size"], rows)
     if found["saved"]:
-        console.say(f"held whole: {', '.join(found['saved'])}", quiet=False)
+        console.say(f"saved in full: {', '.join(found['saved'])}", quiet=False)
 
 
 def _show_model(found: dict[str, Any]) -> None:

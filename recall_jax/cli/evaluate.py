@@ -71,7 +71,7 @@ def evaluate(
         raise InputError("name at least one model")
     chosen = find_tasks([name.strip() for name in tasks.split(",") if name.strip()])
     if resume and out is None:
-        raise InputError("--resume goes on with an output: add --out")
+        raise InputError("--resume continues an output: add --out")
     console.prepare_jax(no_compilation_cache, device)
     from recall_jax.jobs.evaluate import EvaluateOptions
     from recall_jax.jobs.evaluate import evaluate as evaluate_models

@@ -1,6 +1,6 @@
 """Run the command line `recall`, with one unwrapped line for every error.
 
-Exit status: 0 success, 1 a failed check or a fault of ours, 2 a user's error, 129 hung up, 130
+Exit status: 0 success, 1 a failed check or a bug, 2 a user's error, 129 hung up, 130
 interrupted, 143 terminated.
 """
 
@@ -122,7 +122,7 @@ def _run(arguments: Sequence[str]) -> int:
             where = f"{error.filename}: " if error.filename else ""
             return _complain(f"{where}{error.strerror}", 2, error)
         fault = f"{type(error).__name__}: {brief(error)}"
-        return _complain(f"fault of recall's own, please report it with --debug: {fault}", 1, error)
+        return _complain(f"a bug in recall, please report it with --debug: {fault}", 1, error)
     return result if isinstance(result, int) else 0
 
 

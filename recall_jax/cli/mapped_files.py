@@ -19,7 +19,7 @@ _SA_SIGINFO = 4
 _ADDRESS_OFFSET = 16 if sys.maxsize > 2**32 else 12  # of si_addr in siginfo_t, signal.h
 _ADVICE = (  # for a failed disk and for a changed file
     "restore it, then run the same command again "
-    "(--resume goes on where a merge stopped, if the file is as it was)\n"
+    "(--resume continues a merge where it stopped, if the file is as it was)\n"
 )
 
 _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -55,7 +55,7 @@ def _explain(number: int, info: int, context: int) -> None:
         path = _mapped_file(ctypes.c_size_t.from_address(info + _ADDRESS_OFFSET).value)
         # Clear the line of a progress bar, and show the cursor that it has hidden.
         clear = "\r\x1b[K\x1b[?25h" if os.isatty(2) else ""
-        line = f"recall: {escaped(path)} was cut short or could not be read while it was in use: "
+        line = f"recall: {escaped(path)} was truncated or could not be read while it was in use: "
         os.write(2, os.fsencode(clear + line + _ADVICE))
     finally:
         os._exit(2)

@@ -34,7 +34,7 @@ Documents = Iterator[tuple[str, str]]
 
 
 class Passage(TypedDict):
-    """A row: consecutive lines of a document, and the document's name."""
+    """Hold consecutive lines of a document as a row, and the document's name."""
 
     text: str
     document: str

@@ -19,7 +19,7 @@ _HELD_OUT_IN = 10
 
 
 class StringRow(TypedDict):
-    """One exercise, in the form of a recipe's `samples.data` and of the evaluation."""
+    """Hold an exercise, in the form of a recipe's `samples.data` and of the evaluation."""
 
     prompt: str
     completion: str

@@ -35,7 +35,7 @@ def _stay_below(pattern: str) -> str:
     deep = [part for part in path.parts if "**" in part]
     if not path.parts or "\0" in pattern or len(deep) > 1 or set(deep) - {"**"}:
         raise ValueError(
-            f"{shown(pattern)} is no pattern of files: ** stands once and alone between slashes"
+            f"{shown(pattern)} is no pattern of files: use ** once, as a complete part of the path"
         )
     return pattern
 
@@ -48,14 +48,14 @@ Metric = Literal["exact_match", "squad_exact_match", "squad_f1", "bleu"]
 
 
 class FileSet(Schema):
-    """Files by a glob pattern below the task's folder, and their layout."""
+    """Select files by a glob pattern below the task's folder, and name their layout."""
 
     files: Annotated[Text, AfterValidator(_stay_below)]
     layout: Literal["rows", "tsv", "squad", "iwslt", "race", "medmcqa"] = "rows"
 
 
 class Hub(Schema):
-    """A data set on the Hugging Face hub, as arguments of `datasets.load_dataset`."""
+    """Name a data set on the Hugging Face hub by arguments of `datasets.load_dataset`."""
 
     path: Text
     name: Text | None = None
@@ -64,14 +64,14 @@ class Hub(Schema):
 
 
 class Published(Schema):
-    """Rows of a published data set; a split is read from the first of its file sets that exists."""
+    """Take rows of a published data set; a split is read from its first file set that exists."""
 
     splits: dict[str, Annotated[tuple[FileSet, ...], Field(min_length=1)]]
     hub: Hub | None = None
 
 
 class Generated(Schema):
-    """Rows made by a generator of this package."""
+    """Take rows from a generator of this package."""
 
     generator: Text
     task: Text
@@ -172,9 +172,7 @@ def find_task(name_or_path: str) -> Task:
     if Path(name_or_path).suffix in (".yml", ".yaml"):
         return read_yaml(Task, Path(name_or_path))
     known = ", ".join(task_names())
-    raise InputError(
-        f"no task {shown(name_or_path)}: choose from {known}, or give a file of your own (.yml)"
-    )
+    raise InputError(f"no task {shown(name_or_path)}: choose from {known}, or give a file (.yml)")
 
 
 def find_tasks(names_or_paths: Sequence[str]) -> list[Task]:

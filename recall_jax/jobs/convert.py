@@ -1,6 +1,6 @@
-"""Convert checkpoints between formats, and describe them; tensors stay equal bit for bit.
+"""Convert checkpoints between formats, and describe them.
 
-Only a dtype that is asked for changes them.
+Tensors are preserved bit for bit unless a dtype is given.
 """
 
 import math

@@ -173,7 +173,7 @@ def _too_long(
             yield (
                 f"{each.task.task}: {count:,} of {len(each.examples):,} rows can take more, with "
                 f"their answers, than the {model.max_length:,} tokens that "
-                f"{short_name(name)} was made for; nothing is cut"
+                f"{short_name(name)} was made for; nothing is truncated"
             )
 
 

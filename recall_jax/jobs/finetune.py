@@ -174,13 +174,13 @@ def _mesh(settings: TrainingSettings) -> Mesh:
     sizes = parse_mesh(settings.mesh)
     if sizes[MODEL] > 1:
         raise InputError(
-            f"finetune.mesh {settings.mesh}: one model is trained; spread it over data, fsdp and "
+            f"finetune.mesh {settings.mesh}: one model is trained; shard it over data, fsdp and "
             "tensor"
         )
     mesh = make_mesh(sizes)
     if settings.batch_size % (parts := math.prod(sizes[axis] for axis in BATCH_ROWS)):
         raise InputError(
-            f"finetune.batch_size {settings.batch_size} cannot be spread over {parts} parts, "
+            f"finetune.batch_size {settings.batch_size} cannot be divided into {parts} parts, "
             f"{' times '.join(BATCH_ROWS)} of finetune.mesh: make it a multiple"
         )
     return mesh
@@ -252,7 +252,7 @@ def _write_model(
     arch: Architecture,
     options: FinetuneOptions,
 ) -> tuple[Mapping[str, FileChecksum], list[str]]:
-    """Write the model in Hugging Face's format, in the dtype asked for or each tensor's.
+    """Write the model in Hugging Face's format, in the dtype given or that of each tensor.
 
     Returns the checksums of the weight files, and warnings about the others.
     """

@@ -29,7 +29,7 @@ def domain_figures(record: Mapping[str, Any]) -> list[Figure]:
             axis,
             _series(found, differences),
             guide=0.0,
-            guide_name="texts of two domains as alike as those of one",
+            guide_name="texts of two domains as similar as those of one",
         )
         figures.append(replace(figure, numbers=_similarity_table(record)))
     figures.append(

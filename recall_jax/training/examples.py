@@ -112,7 +112,7 @@ def read_examples(
             if memory is not None and ids.nbytes + masks.nbytes > memory:
                 raise InputError(
                     f"the tokens of {path} take more than the {memory / (1 << 20):,.0f} MiB of "
-                    "memory that are free: give fewer rows, or cut them with finetune.max_tokens"
+                    "memory that are free: give fewer or shorter rows (finetune.max_tokens)"
                 )
         else:
             left_out += 1

@@ -123,7 +123,7 @@ class TrainingSettings:
     def _check_validation(self) -> None:
         share = self.validation_share
         if share is not None and not 0 < share < 1:
-            raise InputError(f"finetune.validation_share {share}: it lies between 0 and 1")
+            raise InputError(f"finetune.validation_share {share}: it must be between 0 and 1")
         if self.validation is not None and share is not None:
             raise InputError("finetune.validation and finetune.validation_share: give one of them")
         if (self.patience or self.evaluate_every) and not self.validates:

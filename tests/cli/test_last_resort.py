@@ -52,7 +52,7 @@ def caused(error: BaseException, cause: BaseException) -> BaseException:
 def test_a_fault_of_ours_is_one_short_line(error, ended):
     status, line = ended(error)
     assert status == 1
-    said = f"recall: fault of recall's own, please report it with --debug: {type(error).__name__}"
+    said = f"recall: a bug in recall, please report it with --debug: {type(error).__name__}"
     assert line.startswith(said)
     assert len(line) < 320
 

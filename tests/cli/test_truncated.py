@@ -84,7 +84,7 @@ def test_a_file_cut_short_is_named_by_whoever_touches_it(how, model, cache):
     assert done.returncode == 2, done
     assert done.stdout == ""
     path = model / "model.safetensors"
-    assert done.stderr.startswith(f"recall: {path} was cut short") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"recall: {path} was truncated") and done.stderr.count("\n") == 1
     assert "restore it, then run the same command again (--resume " in done.stderr
 
 
@@ -172,7 +172,7 @@ def test_a_merge_goes_on_when_the_file_is_restored(halfway, cache, tmp_path):
         return done.returncode, done.stderr
 
     content, status = halfway.weights.read_bytes(), halfway.weights.stat()
-    assert "was cut short or could not be read" in halfway.cut("touch")
+    assert "was truncated or could not be read" in halfway.cut("touch")
     code, err = merge(halfway.out, "--resume")
     assert code == 2 and f"{halfway.weights} is truncated" in err
 

@@ -377,7 +377,7 @@ MISTAKES = {
     "unknown task": (["MODEL", "--tasks", "sst"], "no task 'sst': choose from"),
     "no rows": (["MODEL", "--tasks", "sst2", "--data-root", "DIR"], "has no rows of sst2: put"),
     "no folder": (["DIR", "--tasks", "sst2", "--data-root", "DATA"], "config.json"),
-    "resume": (["MODEL", "--tasks", "sst2", "--resume"], "--resume goes on with an output"),
+    "resume": (["MODEL", "--tasks", "sst2", "--resume"], "--resume continues an output"),
     "show": (["--show", "sst"], "no task 'sst': choose from"),
 }
 
@@ -409,7 +409,7 @@ def test_prompts_too_long_for_a_model_are_counted(models, monkeypatch, tmp_path)
         fits: [],
         fits - 1: [
             f"squad_v2: {lengths.count(max(lengths))} of 3 rows can take more, with their answers, "
-            f"than the {fits - 1} tokens that {fits - 1} was made for; nothing is cut"
+            f"than the {fits - 1} tokens that {fits - 1} was made for; nothing is truncated"
         ],
     }
 

@@ -187,7 +187,7 @@ WRONG = {
     **{
         f"glob {pattern}": (
             {"source": {"splits": {"test": [{"files": pattern}]}}},
-            r"source\.splits\.test\.0\.files: .* is no pattern of files: \*\* stands once",
+            r"source\.splits\.test\.0\.files: .* is no pattern of files: use \*\* once",
         )
         for pattern in ("**x", "a/x**", "**/**/*.jsonl", "a/**/b/**", ".", "a\0b", "***")
     },

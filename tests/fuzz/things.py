@@ -65,7 +65,7 @@ def command(*words: object) -> Use:
             status = main._run([str(word) for word in words])
         said = err.getvalue()
         assert status in (0, 1, 2), said
-        assert "fault of recall's own" not in said
+        assert "a bug in recall" not in said
         *warnings, last = said.splitlines() if said else [""]
         assert all(line.startswith("warning: ") for line in warnings), said
         assert last.startswith("recall: " if status else "warning: " if last else ""), said

@@ -18,14 +18,14 @@ _CLUSTERED = ("count", "unit", "source")  # axes that affect how samples are cho
 
 
 class Tasks(Schema):
-    """Evaluation tasks: those on which some of the models were fine-tuned, and others."""
+    """Group evaluation tasks into those that some of the models were fine-tuned on, and others."""
 
     seen: Annotated[tuple[Text, ...], Field(min_length=1)]
     unseen: Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
 class Evaluation(Schema):
-    """Options of `recall evaluate`."""
+    """Set options of `recall evaluate`."""
 
     limit: Count | None = None
     batch_size: Count = 8
@@ -33,7 +33,7 @@ class Evaluation(Schema):
 
 
 class Ablation(Recipe):
-    """A recipe of method `recall`, with further keys for an ablation.
+    """Extend a recipe of method `recall` with keys for an ablation.
 
     `ablate` has the values to try on each axis, None for the default ones. `domains` are files of
     rows for the analyses of the units, by default rows of the tasks; these analyses compare the

@@ -134,6 +134,6 @@ def _describe(plan: AblationPlan, done: int) -> str:
     rows = sum(len(each.examples) for each in plan.tasks)
     merges = sum(isinstance(recipe, Recipe) for recipe in plan.runs.values())
     return (
-        f"{merges} merges of {len(plan.models)} models, each asked {rows:,} rows of "
+        f"{merges} merges of {len(plan.models)} models, each evaluated on {rows:,} rows of "
         f"{len(plan.tasks)} tasks" + f"; {done} of {len(plan.runs)} done already" * bool(done)
     )

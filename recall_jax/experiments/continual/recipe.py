@@ -37,7 +37,7 @@ FineTuning = _schema_of(TrainingSettings, lora=Lora)
 
 
 class SeenTask(Schema):
-    """A task that is learnt: rows to train on, and the evaluation task that measures it."""
+    """Describe a task to learn: rows to train on, and the evaluation task that measures it."""
 
     name: Name
     data: Text
@@ -45,7 +45,7 @@ class SeenTask(Schema):
 
 
 class Evaluated(Schema):
-    """Options of `recall evaluate`, and the tasks after which models are evaluated."""
+    """Set options of `recall evaluate`, and the tasks after which models are evaluated."""
 
     limit: Count | None = None
     seed: Seed = 0
@@ -56,7 +56,7 @@ class Evaluated(Schema):
 
 
 class MergeSettings(Schema):
-    """Settings of a merge recipe; `with_base` adds the base as the first model."""
+    """Set keys of a merge recipe; `with_base` adds the base as the first model."""
 
     merge_method: Text
     parameters: Values = Field(default_factory=dict)
@@ -67,7 +67,7 @@ class MergeSettings(Schema):
 
 
 class Strategy(Schema):
-    """A way to learn the tasks in sequence.
+    """Describe a way to learn the tasks in sequence.
 
     Without `merge`, each model is fine-tuned from the previous one. With it, each task's expert is
     fine-tuned `from` the base, the last merged model or the last expert, and merged with what the
@@ -100,7 +100,7 @@ class Strategy(Schema):
 
 
 class Protocol(Schema):
-    """A recipe of `recall continual`; `{seed}` in a path or a value is replaced by the seed.
+    """Describe the runs of `recall continual`; `{seed}` in a path or value is replaced by the seed.
 
     Attributes of the configs in `ignore_config` may be unknown.
     """

@@ -135,7 +135,7 @@ def _check_one_stack(paths: Sequence[KeyPath]) -> None:
     if len(stacks) > 1:
         raise InputError(
             f"the trees have more than one stack of layers, {' and '.join(stacks)}, which "
-            "unit_of_path does not tell apart: give a unit_of of your own, or one weight for all"
+            "unit_of_path does not distinguish: give a custom unit_of, or one weight for all"
         )
 
 
@@ -177,7 +177,7 @@ def _check_kinds(arrays: Sequence[jax.Array], path: KeyPath) -> None:
         if jnp.iscomplexobj(array) and not np.array_equal(array, arrays[0]):
             raise InputError(
                 f"{keystr(path)} is {array.dtype}, and not the same in tree 0 and tree {index}: "
-                "complex numbers are not merged, give real and imaginary part apart"
+                "complex numbers are not merged, give real and imaginary parts separately"
             )
 
 

@@ -180,7 +180,7 @@ def _check_packed(tree: TreeFile, newest: TreeFile, root: str | None) -> None:
             dtype = newest.specs[name].dtype
             what = "quantised weights cannot be averaged, dequantise them first"
             if dtype.kind == "c":
-                what = "complex numbers are not merged, save real and imaginary part apart"
+                what = "complex numbers are not merged, save real and imaginary parts separately"
             raise InputError(
                 f"{name}, {dtype}, is not the same in {tree.name} and {newest.name}: {what}"
             )

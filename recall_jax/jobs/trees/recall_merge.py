@@ -106,7 +106,7 @@ def recall_merge(
 def _check_rows(rows: Sequence[int] | np.ndarray, num_samples: int) -> np.ndarray:
     """Return the rows ascending and distinct, as in the report; InputError if they are invalid."""
     if len(rows) and not np.issubdtype(np.asarray(rows).dtype, np.integer):
-        raise InputError("typical must be row numbers, whole and from 0")
+        raise InputError("typical must be row numbers, integers from 0")
     distinct = np.unique(np.asarray(rows, np.int64))
     if len(distinct) == 0 or distinct[0] < 0 or distinct[-1] >= num_samples:
         raise InputError(f"typical names rows outside the {num_samples} rows of the batches")

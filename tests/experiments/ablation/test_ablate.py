@@ -248,7 +248,7 @@ def test_the_command(place, whole, tmp_path, monkeypatch, recall):
     shutil.copy(place / "varied.yml", "varied.yml")
     done = recall("ablate", "varied.yml")
     assert done.status == 0, done.err
-    assert "6 merges of 2 models, each asked 24 rows of 2 tasks" in done.out
+    assert "6 merges of 2 models, each evaluated on 24 rows of 2 tasks" in done.out
     assert "temperature" in done.out and "varied/index.html" in done.out
     assert tree(tmp_path / "varied") == tree(expected)
     again = recall("ablate", "varied.yml")
