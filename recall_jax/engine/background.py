@@ -1,4 +1,4 @@
-"""Threads of the streamed engine: one works ahead of its user, one behind."""
+"""Run the streamed engine's input and output in threads: a prefetcher and a background queue."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -13,33 +13,41 @@ _Result = TypeVar("_Result")
 def prefetch(
     function: Callable[[_Item], _Result], items: Iterable[_Item]
 ) -> Generator[_Result, None, None]:
-    """`function` of each item in order, computed one item ahead in a thread of its own."""
+    """Yield `function(item)` for each item in order, computed one item ahead in another thread."""
     with ThreadPoolExecutor(1, "prefetch") as pool:
         coming: deque[Future[_Result]] = deque()
         for item in items:
             coming.append(pool.submit(function, item))
             if len(coming) > 1:
-                yield coming.popleft().result()  # no name keeps what its user lets go
+                yield coming.popleft().result()  # not held by a name here: the caller may free it
         while coming:
             yield coming.popleft().result()
 
 
 class BackgroundQueue:
-    """Context manager over a thread that does what it is given, one after the other.
+    """Run submitted work in order in one thread, as a context manager.
 
-    Its first error ends it, and reaches whoever hands over the next work or leaves the block.
+    After an error no further work is done, and the error is raised by the next call, or on leaving
+    the block.
     """
 
     def __init__(self, backlog: int) -> None:
-        """At most `backlog` of work, by its size, waits; handing over more waits for the oldest."""
+        """Start with an empty queue.
+
+        Work of a total size of at most `backlog` waits; submitting more blocks until older work is
+        done.
+        """
         self._pool = ThreadPoolExecutor(1, "behind")
         self._backlog = backlog
         self._waiting: deque[tuple[Future[Any], int]] = deque()
-        self._size = 0  # of what waits
+        self._size = 0  # of the waiting work
         self._failed = False
 
     def submit(self, work: Callable[..., Any], *arguments: Any, size: int = 1) -> None:
-        """Hand over `work(*arguments)`; raises what earlier work raised."""
+        """Queue the call `work(*arguments)`, which counts `size` while it waits.
+
+        Raises whatever earlier work has raised.
+        """
         self.raise_errors()
         while self._waiting and self._size + size > self._backlog:
             self._wait_for_oldest()
@@ -47,17 +55,17 @@ class BackgroundQueue:
         self._size += size
 
     def raise_errors(self) -> None:
-        """Raise what work that is done by now has raised."""
+        """Raise the error of work that has already ended, if it failed."""
         while self._waiting and self._waiting[0][0].done():
             self._wait_for_oldest()
 
     def wait(self) -> None:
-        """For all work; raises what any of it raised."""
+        """Wait for all work; raises whatever any of it raises."""
         while self._waiting:
             self._wait_for_oldest()
 
     def close(self) -> None:
-        """Wait for what is running; what has not begun is left undone."""
+        """Wait for the running work, and discard what has not begun."""
         self._pool.shutdown(cancel_futures=True)
 
     def _wait_for_oldest(self) -> None:
@@ -66,7 +74,7 @@ class BackgroundQueue:
         work.result()
 
     def _do(self, work: Callable[..., Any], *arguments: Any) -> None:
-        if self._failed:  # what waited behind an error is not to be done
+        if self._failed:  # work behind an error is skipped
             return
         try:
             work(*arguments)
@@ -75,7 +83,7 @@ class BackgroundQueue:
             raise
 
     def __enter__(self) -> Self:
-        """The thread starts with the first work."""
+        """Return the queue; its thread starts with the first work."""
         return self
 
     def __exit__(
@@ -84,7 +92,7 @@ class BackgroundQueue:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for all work; if the block failed, only for what is running."""
+        """Wait for all work; after an exception in the block, only for the running work."""
         try:
             if kind is None:
                 self.wait()

@@ -1,4 +1,4 @@
-"""Batching of a forward pass so that it fits a memory budget: batch size, models, passes."""
+"""Fit the batching of a forward pass to a memory budget: batch size, concurrent models, passes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from recall_jax.inputs.batches import make_batches, padded_length
 from recall_jax.models.architecture import Architecture
 
 _FLOAT32 = 4
-SELECTION = 112 * MIB  # what compiling the selection of typical samples takes
-_PROGRAMS = 64 * MIB  # what compiling the forward and the comparison takes
+SELECTION_BYTES = 112 * MIB  # for compiling the selection of typical samples
+_COMPILATION_BYTES = 64 * MIB  # for the forward and the comparison
 
 
 @dataclass(frozen=True)
 class Batching:
-    """The batching of a forward: rows in a batch, models side by side, and bytes needed in all."""
+    """Hold the rows per batch, the models run at once, and the total bytes of memory needed."""
 
     batch_size: int
     models_at_once: int
@@ -36,19 +36,22 @@ class Batching:
 
 
 class Passes(NamedTuple):
-    """Rows in a batch, the row numbers of each pass over one model, and the bytes needed in all."""
+    """Hold the rows per batch, the row numbers of each pass, and the total bytes of memory needed.
+
+    Each pass reads one model from start to end, for its rows only.
+    """
 
     batch_size: int
     rows: list[np.ndarray]
     needed_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the fields as JSON values."""
         return {**self._asdict(), "rows": [rows.tolist() for rows in self.rows]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Passes":
-        """The same again."""
+        """Return the passes that `to_json` converted to these values."""
         rows = [np.asarray(each, np.int64) for each in values["rows"]]
         return cls(values["batch_size"], rows, values["needed_bytes"])
 
@@ -65,19 +68,20 @@ def fit_batching(
     overhead: int,
     split: Split | None = None,
 ) -> Batching:
-    """Return the largest batching of a forward of `num_models` models over rows that fits.
+    """Return the largest batching of `num_models` models over rows of these lengths that fits.
 
-    A parameter takes `stored` bytes on disk and `itemsize` where it is computed with. `overhead`
-    are the bytes that the run adds to what the process holds by now, without the forward. Batches
-    are never larger than asked. Models go side by side on accelerators only: on CPU that gains
-    nothing. Over a mesh a `split` says what a device has of it all, which is then what is counted,
-    and `batch_size` rows are asked for on each device that splits them.
-    Raises UnfinishedError, before anything is read, where not even one row of one model at a time
-    fits.
+    A parameter takes `stored` bytes on disk and `itemsize` bytes in the compute dtype. `overhead`
+    is what the run adds to the memory that the process already holds, apart from the forward;
+    `budget` is the limit for all of it, in bytes. A batch has at most `batch_size` rows. Several
+    models run at once on accelerators only, since on CPU this gains nothing. On a mesh, `split`
+    says which part of everything a device holds; `batch_size` then applies to each device that
+    splits the rows.
+
+    Raises UnfinishedError if not even one row of one model at a time fits. Reads nothing.
     """
     side_by_side = 1 if split or _on_cpu() else num_models
-    overhead += held_bytes() + _PROGRAMS
-    for rows in _halvings(min(_together(batch_size, split), len(lengths))):
+    overhead += held_bytes() + _COMPILATION_BYTES
+    for rows in _halvings(min(_global_batch_size(batch_size, split), len(lengths))):
         states = num_models * batched_hidden_bytes(arch, lengths, rows, itemsize, split)
         if split:
             states //= split.models
@@ -104,24 +108,31 @@ def fit_per_model_batching(
     overhead: int,
     split: Split | None = None,
 ) -> Batching:
-    """As `fit_batching`, of models one after the other, each over rows of its own lengths."""
-    overhead += held_bytes() + _PROGRAMS
-    together = [length for own in lengths for length in own]
-    for rows in _halvings(min(_together(batch_size, split), max(map(len, lengths)))):
+    """Return the largest batching of models that run in sequence, each over its rows, that fits.
+
+    `lengths` holds the row lengths for each model; everything else is as in `fit_batching`.
+    """
+    overhead += held_bytes() + _COMPILATION_BYTES
+    all_lengths = [length for rows in lengths for length in rows]
+    for rows in _halvings(min(_global_batch_size(batch_size, split), max(map(len, lengths)))):
         if split:
-            states = sum(batched_hidden_bytes(arch, own, rows, itemsize, split) for own in lengths)
-            step = _sharded_step_bytes(split, arch, together, rows, len(lengths), itemsize, stored)
+            states = sum(
+                batched_hidden_bytes(arch, each, rows, itemsize, split) for each in lengths
+            )
+            step = _sharded_step_bytes(
+                split, arch, all_lengths, rows, len(lengths), itemsize, stored
+            )
         else:
             states = sum(
-                hidden_bytes(arch, make_batches([range(n) for n in own], rows), itemsize)
-                for own in lengths
+                hidden_bytes(arch, make_batches([range(n) for n in each], rows), itemsize)
+                for each in lengths
             )
-            step = _step_bytes(arch, together, rows, 1, itemsize)
+            step = _step_bytes(arch, all_lengths, rows, 1, itemsize)
             step += _placed_bytes(arch, len(lengths), 1, stored)
         batching = Batching(rows, 1, overhead + states + step)
         if batching.needed_bytes <= budget:
             return batching
-    raise _too_large(batching.needed_bytes, budget, states, len(together), len(lengths))
+    raise _too_large(batching.needed_bytes, budget, states, len(all_lengths), len(lengths))
 
 
 def fit_passes(
@@ -136,13 +147,15 @@ def fit_passes(
     overhead: int,
     split: Split | None = None,
 ) -> Passes:
-    """Rows in as few equal blocks as fit, to keep the pooled states of `num_units` units of each.
+    """Return the fewest equal passes over one model that fit together with the pooled states.
 
-    `overhead` are the bytes that the run adds to what the process holds by now, without these.
-    Raises UnfinishedError where not even one batch of one row fits.
+    The pooled states of all rows in `num_units` units stay in memory; everything else is as in
+    `fit_batching`.
+
+    Raises UnfinishedError if not even a batch of one row fits.
     """
-    longest = sorted(lengths)[-_together(batch_size, split) :]
-    # as they are gathered, laid together, and as the points to be clustered
+    longest = sorted(lengths)[-_global_batch_size(batch_size, split) :]
+    # Three copies: as gathered, concatenated, and as the points to be clustered.
     pooled = 3 * num_units * len(lengths) * arch.hidden_size * _FLOAT32
     batching = fit_batching(
         arch,
@@ -152,13 +165,13 @@ def fit_passes(
         itemsize=itemsize,
         stored=stored,
         budget=budget,
-        overhead=overhead + SELECTION + pooled,
+        overhead=overhead + SELECTION_BYTES + pooled,
         split=split,
     )
     states = batched_hidden_bytes(arch, longest, batching.batch_size, itemsize, split)
     total = batched_hidden_bytes(arch, lengths, batching.batch_size, itemsize, split)
     passes = min(-(-total // (budget - batching.needed_bytes + states)), len(lengths))
-    # dealt out by length, so that no pass gets all the long ones
+    # Dealt out by length, so that no pass gets all the long rows.
     by_length = np.argsort(lengths, kind="stable")
     rows = [np.sort(by_length[first::passes]) for first in range(passes)]
     return Passes(batching.batch_size, rows, batching.needed_bytes - states + -(-total // passes))
@@ -171,7 +184,7 @@ def batched_hidden_bytes(
     itemsize: int,
     split: Split | None = None,
 ) -> int:
-    """Bytes of one model's hidden states of rows of these lengths, in batches."""
+    """Return the bytes of one model's hidden states for rows of these lengths in padded batches."""
     rows = [range(length) for length in lengths]
     if split is None:
         return hidden_bytes(arch, make_batches(rows, min(batch_size, len(lengths))), itemsize)
@@ -180,8 +193,8 @@ def batched_hidden_bytes(
     return split.sharing_devices * hidden_bytes(arch, batches, itemsize) // split.rows
 
 
-def _together(batch_size: int, split: Split | None) -> int:
-    """Rows in a batch of all devices."""
+def _global_batch_size(batch_size: int, split: Split | None) -> int:
+    """Return the rows in a batch over all devices."""
     return batch_size * (split.rows if split else 1)
 
 
@@ -199,7 +212,7 @@ def _too_large(
 def _step_bytes(
     arch: Architecture, lengths: Sequence[int], rows: int, models_at_once: int, itemsize: int
 ) -> int:
-    """Of one block and one batch: its parameters as they are used, and what it computes with."""
+    """Return the bytes for one block on one batch: its parameters in use, and its activations."""
     longest = padded_length(max(lengths))
     params = models_at_once * block_bytes(arch, itemsize)
     params += copied_bytes(arch, models_at_once, itemsize, on_cpu=_on_cpu())
@@ -215,10 +228,10 @@ def _sharded_step_bytes(
     itemsize: int,
     stored: int,
 ) -> int:
-    """Of one block and one batch over a mesh: what it computes with, and what is on its way to it.
+    """Return the bytes for one block on one batch over a mesh, including parameters in transfer.
 
-    That are the parameters of all models, of a unit and of the next, and at most one full
-    tensor of those that run.
+    In transfer are a unit of all models and the next one, and at most one full tensor for each
+    model that runs at the same time.
     """
     longest = padded_length(max(lengths))
     params = block_bytes(arch, itemsize)
@@ -232,10 +245,10 @@ def _sharded_step_bytes(
 
 
 def _placed_bytes(arch: Architecture, num_models: int, models_at_once: int, stored: int) -> int:
-    """Parameters on their way into the forward, as stored.
+    """Return the bytes of parameters in transfer to the forward, in their stored dtype.
 
-    On CPU they are those of the models that run, which may not be aligned in their files; elsewhere
-    those of all models, of a unit and of the next.
+    On CPU these are only the models that run, which are copied if not aligned in their files; on
+    other devices, a unit of all models and the next one.
     """
     models = models_at_once if _on_cpu() else 2 * num_models
     return models * largest_unit_bytes(arch, stored)
@@ -246,7 +259,7 @@ def _on_cpu() -> bool:
 
 
 def _divisors(number: int) -> list[int]:
-    """From the largest to 1: groups of models are all of one size."""
+    """Return the divisors of a number, the largest first: groups of models have equal sizes."""
     return [each for each in range(number, 0, -1) if number % each == 0]
 
 

@@ -1,8 +1,8 @@
-"""The memory budget of a run: what is free, and how large the pieces of a merge may be.
+"""Set the memory budget of a run, and fit the chunk size of a merge to it.
 
-The budget is of the memory that runs the models, and is all that this process may hold of it: the
-host's on CPU, each device's elsewhere. Maps of checkpoint files do not count: the system takes
-their pages back when it needs them.
+The budget limits all memory that this process holds where the models run: host memory on CPU, the
+memory of each device elsewhere. Memory-mapped checkpoint files do not count, since the system can
+reclaim their pages at any time.
 """
 
 import math
@@ -20,19 +20,19 @@ from recall_jax.engine.needs import NO_NEEDS, Needs
 from recall_jax.engine.plan import full_tensor_names, units_of
 from recall_jax.errors import UnfinishedError
 
-SHARE = 0.6  # of what is free
+SHARE = 0.6  # of the free memory
 MIB = 1 << 20
-_PROGRAMS = 32 * MIB  # what compiling the merge takes: 26 MiB measured
-_ROOM = 8 * MIB  # for rows, at least: where that is too much, the plan of the run says so
+_COMPILATION_BYTES = 32 * MIB  # for the merge: 26 MiB measured
+_LEAST_ROWS_BYTES = 8 * MIB  # if even this is too much, the plan of the run raises
 _FLOAT32 = 4
 _SMALLEST_CHUNK = 1 << 14
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 def memory_budget(asked: int | None, *, neighbours: int = 1) -> int:
-    """Bytes that a run may hold: as asked, or what it holds by now and a share of what is free.
+    """Return the memory budget in bytes: `asked`, or the memory held now and a share of the free.
 
-    Where `neighbours` processes run together on this host, its memory is for all of them.
+    `neighbours` is the number of processes on this host that share its memory.
     """
     if asked is not None:
         return asked
@@ -41,7 +41,7 @@ def memory_budget(asked: int | None, *, neighbours: int = 1) -> int:
 
 
 def free_bytes() -> int:
-    """Free memory of the host, within this process's limits; on accelerators of a device."""
+    """Return the free bytes within this process's limits: of the host, or of the fullest device."""
     if jax.default_backend() != "cpu":
         stats = [device.memory_stats() or {} for device in jax.local_devices()]
         known = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if "bytes_limit" in s]
@@ -51,24 +51,24 @@ def free_bytes() -> int:
 
 
 def cacheable_bytes(budget: int) -> int:
-    """How much of the models' files the host can keep in memory, within a run's budget."""
+    """Return how many bytes of the models' files the host can keep in memory within the budget."""
     if jax.default_backend() == "cpu":
         return budget
     return int(SHARE * _free_on_host())
 
 
 def machine_bytes() -> int:
-    """All memory of this machine, whatever of it is free."""
+    """Return the total memory of this machine in bytes, free or not."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def room_for_rows(budget: int) -> int:
-    """Bytes of the host's memory that rows of data may take within a run's budget."""
-    return max(cacheable_bytes(budget) - held_bytes(), _ROOM)
+    """Return how many bytes of host memory the rows of a data file may take within the budget."""
+    return max(cacheable_bytes(budget) - held_bytes(), _LEAST_ROWS_BYTES)
 
 
 def held_bytes() -> int:
-    """Anonymous memory that this process holds by now."""
+    """Return the anonymous memory that this process holds now, in bytes; 0 on accelerators."""
     if jax.default_backend() != "cpu":
         return 0
     return _field("/proc/self/status", "RssAnon")
@@ -82,19 +82,21 @@ def fit_chunk_size(
     *,
     needs: Needs = NO_NEEDS,
 ) -> tuple[int | None, int]:
-    """The largest pieces to merge in, up to CHUNK elements, and the bytes merging adds to `held`.
+    """Return the largest chunk size that fits, at most CHUNK elements, and the overhead of merging.
 
-    `backlog` pieces of the `merged` tensors exist at once, beside one in work and one handed over.
-    Tensors that the method `needs` in full are not chunked (None where these are all),
-    and what a kernel makes of one in work is float32, for each of the models, which are all that is
-    read.
-    Raises UnfinishedError where even the smallest do not fit.
+    The overhead is the number of bytes that merging adds to `held_bytes`. `backlog` chunks of
+    `merged` tensors wait to be written, one is computed and one is handed over. The chunk size is
+    None if the method needs all tensors in full. For a full tensor, the kernel's scratch arrays in
+    float32 count for each of `models`, which are all models that are read.
+
+    Raises UnfinishedError if not even the smallest chunk size fits.
     """
     element = sum(widest(specs) for specs in (merged, *(model.specs for model in models)))
     full = full_tensor_names(needs.full_tensors, merged)
     largest = max((math.prod(merged[name].shape) for name in full), default=0)
     work = _FLOAT32 * needs.scratch * len(models)
-    fixed = _PROGRAMS + folded_bytes(models) + largest * (work + (backlog + 2) * widest(merged))
+    waiting = (backlog + 2) * widest(merged)
+    fixed = _COMPILATION_BYTES + folded_bytes(models) + largest * (work + waiting)
     if len(full) == len(merged):
         if (needed := held_bytes() + fixed) > budget:
             raise _too_large(needed, budget)
@@ -117,7 +119,10 @@ def _too_large(needed: int, budget: int) -> UnfinishedError:
 
 
 def folded_bytes(models: Sequence[Checkpoint]) -> int:
-    """What adapters take: they are folded a unit at a time, while one is in use and one let go."""
+    """Return the bytes that folding adapters takes.
+
+    Adapters are folded one unit at a time, while the unit before is in use and another is released.
+    """
     units = tensors = 0
     for model in models:
         if model.adapters:
@@ -126,39 +131,39 @@ def folded_bytes(models: Sequence[Checkpoint]) -> int:
                 for names in units_of(model.specs).values()
             )
             tensors = max(tensors, *(4 * math.prod(spec.shape) for spec in model.specs.values()))
-    return units + 3 * tensors  # the base's, the update and its square, in float32
+    return units + 3 * tensors  # base weights, the update and its square, in float32
 
 
 def widest(specs: Mapping[str, TensorSpec]) -> int:
-    """Bytes of an element of the widest tensor."""
+    """Return the item size in bytes of the widest dtype among the tensors."""
     return max(spec.dtype.itemsize for spec in specs.values())
 
 
 def _free_on_host() -> int:
-    """What the machine has, within this process's limits."""
+    """Return the available memory of the machine, within this process's limits."""
     available = _field("/proc/meminfo", "MemAvailable")
     return min([available or machine_bytes() // 2, *_limits()])
 
 
 def _limits() -> list[int]:
-    """What a container and `ulimit -d` leave to this process."""
+    """Return the bytes left by each limit on this process: control groups and `ulimit -d`."""
     import resource
 
     left = []
     soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
     if soft != resource.RLIM_INFINITY:
         left.append(soft - _field("/proc/self/status", "VmData"))
-    own = _CONTROL_GROUPS / _own_group().lstrip("/")
-    for group in (own, *own.parents):  # the limit of any group above holds too
-        with suppress(OSError, ValueError):  # not limited
+    innermost = _CONTROL_GROUPS / _control_group().lstrip("/")
+    for group in (innermost, *innermost.parents):  # limits of parent groups apply too
+        with suppress(OSError, ValueError):  # unlimited
             limit = int((group / "memory.max").read_text())
             taken = int((group / "memory.current").read_text())
             left.append(limit - taken + _cached_files(group))
     return [max(each, 0) for each in left]
 
 
-def _own_group() -> str:
-    """The control group (cgroup v2) of this process, as a path from the root of them all."""
+def _control_group() -> str:
+    """Return the path of this process's control group (cgroup v2) below the root group."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -167,14 +172,14 @@ def _own_group() -> str:
 
 
 def _cached_files(group: Path) -> int:
-    """Bytes of files that a container counts as its memory, and gives back when it is needed."""
+    """Return the bytes of cached files that a control group counts as used, but can reclaim."""
     lines = (group / "memory.stat").read_text().splitlines()
     stat = dict(line.split() for line in lines)
     return int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
 
 
 def _field(path: str, name: str) -> int:
-    """Bytes that a file of /proc gives in kB under a name; 0 where it does not exist."""
+    """Return the bytes given in kB under `name` in a file of /proc, 0 if there is no such file."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Whether models that are merged without being run are what their configs say, and of one kind."""
+"""Check models that are merged without being run against their configs, and against each other."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -14,11 +14,11 @@ from recall_jax.models.shapes import check_shapes, check_sizes
 def check_configs(
     models: Sequence[ConfiguredModel], ignore_config: Collection[str] = ()
 ) -> list[str]:
-    """Hold each model's tensors to its config, and its config to that of the newest (last) model.
+    """Check each model's tensors against its config, and its config against the newest model's.
 
-    Returns a warning for each attribute that changes what a model computes, since the merged model
-    has the newest's. Raises InputError where tensors have another shape than the config of
-    a known family says.
+    The newest is the last. Returns a warning for each attribute that changes what a model computes,
+    since the merged model has the newest model's config. Raises InputError if tensors have other
+    shapes than the config of a known family says.
     """
     for model in models:
         _check_shapes(model, ignore_config)
@@ -28,13 +28,13 @@ def check_configs(
 def config_warnings(
     configs: Sequence[tuple[str, Mapping[str, Any]]], ignore_config: Collection[str] = ()
 ) -> list[str]:
-    """The warnings of `check_configs`, of configs by the names of their models."""
-    *older, (newest, its) = configs
+    """Return the warnings of `check_configs` for (name, config) pairs, the newest last."""
+    *older, (newest, newest_config) = configs
     return [
         f"{line}: the merged model computes with the latter"
         for name, config in older
         for line in describe_differences(
-            config_differences(config, its, ignore_config), name, newest
+            config_differences(config, newest_config, ignore_config), name, newest
         )
     ]
 
@@ -45,5 +45,5 @@ def _check_shapes(model: ConfiguredModel, ignore_config: Collection[str]) -> Non
     try:
         arch = read_architecture(model.config, ignore=ignore_config)
     except InputError:
-        return  # no method that runs models takes it, but others take every family's
+        return  # of an unknown family: only methods that run no model accept it
     check_shapes(arch, shapes, model.name)

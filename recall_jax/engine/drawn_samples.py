@@ -1,4 +1,4 @@
-"""Samples that need no data: drawn from a model itself, or from its vocabulary."""
+"""Draw samples without data: generate them with a model, or draw random tokens."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -26,15 +26,15 @@ from recall_jax.models.convert import tensor_shapes, to_flax
 def draw_samples(
     settings: Samples, model: Checkpoint, arch: Architecture, tokenizer: Tokenizer, place: int = 0
 ) -> Tokenized:
-    """`settings.count` sequences of a model, the same for the same seed and `place`.
+    """Return `settings.count` sequences drawn from a model, reproducible from the seed and `place`.
 
-    `generated`: ancestral sampling at temperature 1 from the start of a text, or of an answer to
-    each of the prompts, until the model ends the text or it has `max_tokens` tokens; the whole
-    model is in memory meanwhile. `random`: a start of text and tokens drawn uniformly from the
-    vocabulary, special ones left out. No sequence is longer than the model was made for.
+    `settings.source` is "generated": ancestral sampling at temperature 1 from the start of a text,
+    or as the answer to each prompt, until the model ends the text or `max_tokens` is reached, with
+    the full model in memory. Otherwise it is "random": a start of text, then tokens drawn uniformly
+    from the vocabulary without special tokens. No sequence is longer than the model's maximum.
 
-    Raises InputError for prompts that cannot be read or leave no room for an answer, and for a
-    model with parameters that are not finite.
+    Raises InputError if the prompts cannot be read or leave no room for an answer, and if a
+    parameter of the model is not finite.
     """
     longest = attribute(model.config, "max_position_embeddings") or settings.max_tokens
     max_tokens = min(settings.max_tokens, longest)
@@ -85,9 +85,9 @@ def draw_samples(
 def _prompts(
     settings: Samples, model: Checkpoint, tokenizer: Tokenizer, max_tokens: int
 ) -> tuple[list[str], list[list[int]]]:
-    """The text and the tokens of `count` prompts: those of the file in turn, or starts of text.
+    """Return the text and the tokens of `count` prompts, from the file in turn, or starts of text.
 
-    Of a text that is far longer than `max_tokens` not all tokens.
+    A text far longer than `max_tokens` is truncated before it is tokenised.
     """
     most = most_characters(max_tokens)
     if settings.prompts is None:
@@ -95,8 +95,8 @@ def _prompts(
     path = Path(settings.prompts)
     texts, prompts = [], []
     for index, row in enumerate(islice(iterate_rows(path), settings.count)):
-        none: Any = [] if isinstance(row.get("prompt"), list) else ""
-        content = row_content({"completion": none, **row}, f"{path}, row {index} (from 0)")
+        empty: Any = [] if isinstance(row.get("prompt"), list) else ""
+        content = row_content({"completion": empty, **row}, f"{path}, row {index} (from 0)")
         if isinstance(content, Chat):
             asked = content.messages[: content.given or None]
             text = tokenizer.chat_text(asked, add_generation_prompt=True)
@@ -113,7 +113,7 @@ def _prompts(
 def _random_tokens(
     count: int, length: int, vocab_size: int, tokenizer: Tokenizer, seed: int
 ) -> list[list[int]]:
-    """Token ids (count, length), uniform over those that the tokenizer writes as text."""
+    """Return token ids (count, length), uniform over those that the tokenizer decodes to text."""
     rng = np.random.default_rng(seed)
     tokens: list[int] = []
     is_text: dict[int, bool] = {}
@@ -131,7 +131,7 @@ def _random_tokens(
 
 
 def _row(prompt: str, answer: Sequence[int], ids: list[int], tokenizer: Tokenizer) -> Row:
-    """A drawn row as a file of samples holds it; with its tokens where its text has others."""
+    """Return a drawn row in the form of a data file, with its tokens if its text gives others."""
     text = tokenizer.decode(answer)
     row: Row = {"prompt": prompt, "completion": text} if prompt else {"text": text}
     again = tokenizer.encode(prompt + text, UNLIMITED, True)

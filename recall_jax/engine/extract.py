@@ -1,4 +1,4 @@
-"""Pooled states of rows of text by streamed models, in passes that fit a budget of memory."""
+"""Extract pooled states of text rows from a streamed model in passes that fit a memory budget."""
 
 from collections.abc import Sequence
 
@@ -23,10 +23,10 @@ def pooled_states(
     layout: Layout = ON_HOST,
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Pooled states (U, n, E) float32 of the rows in `units`.
+    """Return the pooled states (U, n, E) float32 of the n rows in U units.
 
-    `units` are in the order of the forward pass, which ends with the last of them. A pass reads the
-    model once, for its rows.
+    `units` are in the order of the forward pass, which stops after the last of them. Each pass
+    reads the model once.
     """
     pooled = []
     num_units = arch.units.index(units[-1]) + 1

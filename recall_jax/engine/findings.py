@@ -1,4 +1,4 @@
-"""Findings: the weights of a merge and what they follow from, the same from every engine."""
+"""Hold the weights of a merge and the quantities behind them, in one form for every engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ _paired_rbf = jax.jit(paired_rbf)
 
 @dataclass(frozen=True)
 class Findings:
-    """The weights of a merge and, where models were compared, what they follow from.
+    """Hold the weights of a merge and, if models were compared, the quantities behind them.
 
-    weights and similarity (K, U), sigma (U,), adjacent (U - 2,), losses (K,) in nats, loss_curve
-    (steps + 1,) of what was minimised; None where a method has none.
+    `weights` and `similarity` are (K, U), `sigma` (U,), `adjacent` (U - 2,), `losses` (K,) in nats,
+    `loss_curve` (steps + 1,) of the loss minimised; None if a method has none.
     """
 
     weights: np.ndarray
@@ -37,11 +37,11 @@ class Findings:
 def adjacent_similarities(
     model: Sequence[np.ndarray] | np.ndarray, sigma: np.ndarray, comparison: Comparison
 ) -> np.ndarray | None:
-    """RBF similarity (U - 2,) of one model's neighbouring units, from `embed` to the last block.
+    """Return one model's RBF similarities (U - 2,) of adjacent units, `embed` to the last block.
 
-    `model` holds U arrays (n, E). Each pair is compared with the bandwidth of the first of the two:
-    the comparison's `sigma` (U,), or where that has none the unit's own median; None where a unit
-    has no median either.
+    `model` holds U arrays (n, E). Each pair is compared with the bandwidth of its first unit: from
+    `sigma` (U,), or the unit's median if the comparison takes no sigma. Returns None if a unit has
+    no median.
     """
     if not comparison.takes_sigma:
         if len(model[0]) < 2:
@@ -56,7 +56,7 @@ def adjacent_similarities(
 
 
 def report_entries(found: Findings) -> dict[str, Any]:
-    """What the report says of the findings, as plain numbers."""
+    """Return the report's entries for the findings, as plain numbers."""
     rises = None if found.similarity is None else weight_rises_with_depth(found.weights)
     return {
         "sigma": _plain(found.sigma),

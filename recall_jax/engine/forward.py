@@ -1,8 +1,8 @@
-"""The streamed forward: one unit of the models at a time, its parameters from disk and gone again.
+"""Run models forward one unit at a time, reading its parameters from disk and releasing them.
 
-Only hidden states stay between units. The same few programs serve every depth and number of models:
-they run a group of models over a mesh of devices, some models side by side and the rows of each
-split.
+Only hidden states are kept between units. A few programs serve every depth and number of models:
+they run a group of models on a mesh of devices, on which models run side by side and the rows of
+each model's batch are split.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,15 +53,15 @@ HiddenStates = tuple[jax.Array, ...]
 
 
 class Placed(NamedTuple):
-    """A unit of K models: its tensors as read, and on the devices for each group of models."""
+    """Hold a unit of K models: its tensors as read, and on the devices for each group of models."""
 
     stored: Sequence[Mapping[str, Any]]
-    groups: Iterable[Any]  # to be taken once
+    groups: Iterable[Any]  # can be iterated once
 
 
 @dataclass(frozen=True)
 class StreamedForward:
-    """The forward of `num_models` models of one architecture on given batches."""
+    """Run `num_models` models of one architecture on given batches, one unit at a time."""
 
     arch: Architecture
     batches: Batches
@@ -84,9 +84,9 @@ class StreamedForward:
     ) -> "StreamedForward":
         """Prepare what all models share: tokens, positions and masks of each batch.
 
-        A device runs at most `models_at_once` models in one program, and no group of models is
-        smaller than another. A batch has `batch_size` rows, some of them empty where there are
-        fewer, rounded up to a multiple of the devices that split them.
+        `token_ids` holds the rows. A device runs at most `models_at_once` models in one program,
+        and all groups of models have the same size. A batch has `batch_size` rows, rounded up to a
+        multiple of the devices that split them; missing rows are empty.
         """
         devices = jax.local_devices()
         side_by_side = models_side_by_side(num_models, len(devices), batch_size)
@@ -112,46 +112,46 @@ class StreamedForward:
         )
 
     def place(self, unit: str, tensors: Sequence[Mapping[str, np.ndarray]]) -> Placed:
-        """Bring what the forward needs of a unit of all K models, given as on disk, to the devices.
+        """Transfer the parameters of a unit of all K models, given as on disk, to the devices.
 
-        Can be done for the next unit, in another thread, while one is computed. On CPU a group is
-        placed only when its turn comes: what is not aligned in its file is copied, and one group's
-        copies at a time are enough.
+        A thread can call this for the next unit while one is computed. On CPU, a group is placed
+        only when it runs: tensors that are not aligned in their files are copied, and copies of one
+        group at a time are enough.
         """
         names = state_tensors(self.arch, unit)
-        own = [{name: model[name] for name in names} for model in tensors]
+        needed = [{name: model[name] for name in names} for model in tensors]
         group = self.mesh.shape["models"] * self.models_per_device
-        starts = range(0, len(own), group)
-        groups = (self._spread(own[start : start + group]) for start in starts)
-        return Placed(own, groups if jax.default_backend() == "cpu" else list(groups))
+        starts = range(0, len(needed), group)
+        groups = (self._spread(needed[start : start + group]) for start in starts)
+        return Placed(needed, groups if jax.default_backend() == "cpu" else list(groups))
 
     def advance(
         self, unit: str, placed: Placed, states: Sequence[HiddenStates], models: Sequence[str]
     ) -> tuple[list[HiddenStates], np.ndarray]:
         """Run `unit` of all K models: (states after it, their pooled means (K, n, E) float32).
 
-        `states` are those after the unit before, () for `embed`; they are consumed. Raises
-        InputError, with the name of one of the `models`, where its means are not finite.
+        `states` are those after the unit before, () for `embed`; they are donated. Raises
+        InputError naming one of the `models` if its means are not finite.
         """
         runs = map(partial(self._run, unit), placed.groups, states or repeat(self.input_ids))
         after, means = zip(*runs, strict=True)
         pooled_means = np.concatenate(means)[:, self.batches.order]
-        for model, own, mean in zip(models, placed.stored, pooled_means, strict=True):
+        for model, stored, mean in zip(models, placed.stored, pooled_means, strict=True):
             if not np.isfinite(mean).all():
-                raise InputError(_why_not_finite(model, unit, own))
+                raise InputError(_why_not_finite(model, unit, stored))
         return list(after), pooled_means
 
     def advance_with_grams(
         self, unit: str, placed: Placed, states: Sequence[HiddenStates], model: str
     ) -> tuple[list[HiddenStates], Grams]:
-        """Run `unit` of the only model: (states after it, Grams of what its linear layers read).
+        """Run `unit` of the only model: (states after it, Grams of its linear layers' inputs).
 
-        A Gram is X^T X, of the inputs X of all tokens of all rows. `states` stay as they were.
-        Raises InputError, with the name of the `model`, where a Gram is not finite.
+        A Gram matrix is X^T X over the tokens of all rows, float32 (in, in). `states` are not
+        donated. Raises InputError naming the `model` if a Gram matrix is not finite.
         """
         shapes = tensor_shapes(self.arch)
         widths = {path: shapes[name][1] for name, path in linear_inputs(self.arch, unit).items()}
-        if not widths:  # of the embedding, and of a head whose projection is tied to it
+        if not widths:  # in the embedding, and in a head whose projection is tied to it
             return self.advance(unit, placed, states, [model])[0], {}
         place = NamedSharding(self.mesh, EVERYWHERE)
         grams = {
@@ -178,7 +178,10 @@ class StreamedForward:
         return hidden, np.concatenate([np.asarray(mean) for mean in pooled], axis=1)
 
     def pooled_units(self, model: NamedModel, last: str) -> Iterator[tuple[str, np.ndarray]]:
-        """Each unit of the only model up to `last` and its pooled means (n, E); reads one ahead."""
+        """Yield each unit of the only model up to `last`, and its pooled means (n, E).
+
+        The next unit is read meanwhile.
+        """
 
         def read(unit: str) -> Placed:
             return self.place(
@@ -193,11 +196,11 @@ class StreamedForward:
                 yield unit, pooled[0]
 
     def _spread(self, models: Sequence[Mapping[str, np.ndarray]]) -> UnitParameters:
-        """The parameters of a group, each on the devices of its model and on no others."""
+        """Put the parameters of a group on the devices, each model's only where that model runs."""
         sharding = NamedSharding(self.mesh, MODELS)
 
         def spread(arrays: Sequence[np.ndarray]) -> jax.Array:
-            """One array of the same parameter of models side by side, so of one dtype."""
+            """Return one array of a parameter of models that run side by side, cast alike."""
             dtype = common_dtype(arrays)
             shards = [
                 to_device(array.astype(dtype, copy=False), device)
@@ -209,7 +212,7 @@ class StreamedForward:
                 (length * len(arrays), *rest), sharding, shards
             )
 
-        # The models of one device follow one another in the group, as their hidden states do.
+        # The models of one device are adjacent in the group, as their hidden states are.
         return [
             [
                 spread([model[name] for model in models[first :: self.models_per_device]])
@@ -221,7 +224,7 @@ class StreamedForward:
     def _program(
         self, unit: str, tensors: UnitParameters
     ) -> Callable[[jax.Array, Context], tuple[jax.Array, jax.Array]]:
-        """From a batch's input to (hidden states (G, B, T, E), pooled means (G, B, E))."""
+        """Return a function from a batch's input to (states (G, B, T, E), means (G, B, E))."""
         if unit == EMBED:
             return partial(run_embed, self.arch, self.mesh, self.dtype, tensors)
         if unit == HEAD:
@@ -232,12 +235,12 @@ class StreamedForward:
     def _program_with_grams(
         self, unit: str, tensors: UnitParameters
     ) -> Callable[[jax.Array, Context, Grams], tuple[jax.Array, Grams]]:
-        """From a batch's input and Grams to (hidden states (1, B, T, E), Grams with its own)."""
+        """Return a function from a batch's input and Grams to (states (1, B, T, E), Grams)."""
         if unit == HEAD:
             return partial(run_head_with_grams, self.arch, self.mesh, tensors)
         window = attention_windows(self.arch)[self.arch.units.index(unit) - 1]
-        own = in_dtype(tensors, self.dtype)
-        return partial(run_block_with_grams, self.arch, self.mesh, own, window)
+        parameters = in_dtype(tensors, self.dtype)
+        return partial(run_block_with_grams, self.arch, self.mesh, parameters, window)
 
 
 def _why_not_finite(model: str, unit: str, tensors: Mapping[str, np.ndarray]) -> str:
@@ -245,10 +248,11 @@ def _why_not_finite(model: str, unit: str, tensors: Mapping[str, np.ndarray]) ->
 
 
 def models_side_by_side(num_models: int, num_devices: int, num_rows: int) -> int:
-    """How many models run at a time, each on its own share of the devices.
+    """Return how many models run at a time, each on an equal share of the devices.
 
-    The layout in which a device passes the fewest rows through a unit, of those that give each
-    device as many models; of equals the one where a device receives the fewest models' parameters.
+    Of the layouts that give each device the same number of models, this is the one in which a
+    device runs the fewest rows through a unit; among equals, the one in which it holds the fewest
+    models.
     """
 
     def rows_passed(side_by_side: int) -> int:

@@ -1,4 +1,4 @@
-"""What a run needs of its input models before the first weight is read, each check in one line."""
+"""Check the input models and read the samples of a run, before the first weight is read."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -42,7 +42,10 @@ from recall_jax.representations.typical import Typical, every_row
 def common_architecture(
     models: Sequence[ConfiguredModel], ignore_config: Collection[str] = ()
 ) -> Architecture:
-    """The architecture that all models share, their tensors held against it, or InputError."""
+    """Return the architecture that all models share, after checking their tensors against it.
+
+    Raises InputError if the models differ, or if tensors do not have the shapes of their config.
+    """
     shapes = [shapes_of(model.specs) for model in models]
     for model, found in zip(models, shapes, strict=True):
         check_sizes(model.config, found, f"{model.name}/config.json")
@@ -61,7 +64,10 @@ def common_architecture(
 
 
 def compute_dtype(name: str | None, model: Checkpoint) -> DTypeLike:
-    """The dtype of the forward: as asked; else bfloat16 on accelerators for bfloat16 models."""
+    """Return the dtype of the forward: `name`, else bfloat16 for bfloat16 models on accelerators.
+
+    In all other cases it is float32. Raises InputError for another `name`.
+    """
     if name is not None:
         if name not in ("float32", "bfloat16"):
             raise InputError(f"compute dtype {name!r}: use float32 or bfloat16")
@@ -73,11 +79,11 @@ def compute_dtype(name: str | None, model: Checkpoint) -> DTypeLike:
 
 
 class HasIndices(Protocol):
-    """Rows of data, with their places in the file."""
+    """Describe rows of data with their positions in the file."""
 
     @property
     def indices(self) -> np.ndarray:
-        """(n,) int64: the place of each row, counted from 0."""
+        """Return the position (n,) int64 of each row, counted from 0."""
 
 
 RowsT = TypeVar("RowsT", bound=HasIndices)
@@ -85,10 +91,10 @@ RowsT = TypeVar("RowsT", bound=HasIndices)
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows of a pool are typical, as plain values: all of them where they were given.
+    """Hold the typical rows of a pool as JSON values; `rows` is None if all samples were given.
 
-    The fields are those of `Typical`; `passes` are those over the model that selected them, in
-    addition to the merge's own.
+    The fields are those of `Typical`; `passes` counts those over the model that selected the rows,
+    not counting the pass of the merge.
     """
 
     rows: list[int] | None
@@ -104,7 +110,7 @@ class Selection:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Selection":
-        """Return the selection that `to_json` gave these values of."""
+        """Return the selection that `to_json` converted to these values."""
         return cls(**values)
 
     def take_from(self, pool: Tokenized) -> "TypicalSamples[Tokenized]":
@@ -123,15 +129,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class TypicalSamples(Generic[RowsT]):
-    """The typical samples of a run, and how they were found."""
+    """Hold the typical samples of a run, and how they were found."""
 
     samples: RowsT
-    typical: Typical | None  # None where the samples were given
-    passes: int  # over the model that chose them, beside the merge's own
+    typical: Typical | None  # None if the samples were given
+    passes: int  # over the model that chose them, in addition to the merge's pass
 
     @property
     def selection(self) -> Selection:
-        """How they were found, as plain values."""
+        """Return how the samples were found, as JSON values."""
         found = self.typical
         if found is None:
             return Selection(None, [], 0.0, None, 0, 0)
@@ -150,7 +156,7 @@ def find_typical(
     layout: Layout = ON_HOST,
     progress: Progress = silent,
 ) -> TypicalSamples[Tokenized]:
-    """The typical rows of the pool: chosen by `model` in the passes planned, or all of them."""
+    """Return the typical rows of the pool: chosen by `model` in the planned passes, or all rows."""
     if settings.typical is not None:
         return TypicalSamples(pool, None, 0)
     if passes is None:
@@ -169,7 +175,7 @@ def find_typical(
 
 
 def check_same_texts(digest: object, samples: Tokenized, model: str) -> None:
-    """Raise UnfinishedError where an interrupted merge saw other samples than these now."""
+    """Raise UnfinishedError if an interrupted merge used samples other than these."""
     if digest != samples.digest():
         raise UnfinishedError(
             f"the texts or the tokenizer of {model} are not what they were when the merge was "
@@ -180,7 +186,7 @@ def check_same_texts(digest: object, samples: Tokenized, model: str) -> None:
 def model_tokenizer(
     reader: Checkpoint, models: Sequence[Checkpoint], arch: Architecture
 ) -> Tokenizer:
-    """The tokenizer of one of the models, or where it has none, of the newest that has one."""
+    """Return the tokenizer of `reader`, or that of the newest model that has one."""
     return load_tokenizer(reader.tokenizer_folders, arch.family, older_folders([*models, reader]))
 
 
@@ -193,11 +199,11 @@ def read_samples(
     ignore_tokenizers: bool = False,
     budget: int | None = None,
 ) -> Tokenized:
-    """The rows to choose from, or the typical ones as given, tokenised for all by `reader`'s.
+    """Return the rows to choose from, or the typical rows if given, tokenised for `reader`.
 
-    Of a source that needs no data they are drawn from `reader`. Raises InputError where they would
-    be other texts to one of the models, unless that is to be ignored, and where rows do not fit in
-    a `budget` of memory.
+    If the source needs no data, they are drawn from `reader`. `budget` is the memory budget in
+    bytes. Raises InputError if one of the models would read other texts in the tokens, unless
+    `ignore_tokenizers`, and if the rows do not fit in memory.
     """
     memory = room_for_rows(memory_budget(budget))
     tokenizer = model_tokenizer(reader, models, arch)

@@ -1,8 +1,8 @@
-"""The journal of a merge: what is finished, so that an interrupted merge can go on.
+"""Record what is finished of a merge, so that an interrupted merge can be resumed.
 
-Lines of JSON: first what is merged, then records of what was prepared, by the name of their kind,
-then each finished unit with the writer's mark. Each line ends with its checksum: one that a kill
-cut short, or that is damaged in any other way, is as if it and what follows were not there.
+A journal holds lines of JSON: first the identity of the merge, then records of what was prepared,
+by the name of their class, then each finished unit with the writer's mark. Each line ends with its
+checksum: a line that was truncated or damaged is ignored, together with all lines after it.
 """
 
 import json
@@ -38,9 +38,10 @@ _ADVICE = "or run without --resume to start afresh"
 
 @dataclass
 class MergeJournal:
-    """A journal on disk. `identity` and `prepared` are JSON values; `units` are in order.
+    """Hold the journal of one merge.
 
-    Without a path it is kept in memory: of processes that work together one writes it.
+    `identity` and `prepared` are JSON values; `units` are in the order of the forward pass. Without
+    a path the journal is only in memory: of several processes, only one writes it.
     """
 
     path: Path | None
@@ -49,26 +50,26 @@ class MergeJournal:
     units: dict[str, Mark] = field(default_factory=dict)
 
     def record_prepared(self, record: "DataclassInstance") -> None:
-        """Note a record of what the walk over the units starts from, in place of one of its kind.
+        """Append a record of what the walk starts from, replacing one of the same class.
 
-        Its fields hold what JSON holds, and dataclasses of the same.
+        Its fields hold JSON values, or dataclasses of those.
         """
         kind = type(record).__name__
         self.prepared[kind] = asdict(record)
         self._append({"prepared": {kind: self.prepared[kind]}})
 
     def find_prepared(self, kind: type[Record]) -> Record | None:
-        """Return the record of this kind, if there is one."""
+        """Return the record of this class, if there is one."""
         found = self.prepared.get(kind.__name__)
         return None if found is None else TypeAdapter(kind).validate_python(found)
 
     def record_unit(self, unit: str, mark: Mark) -> None:
-        """Note that a unit is written whole."""
+        """Record that a unit is completely written."""
         self.units[unit] = mark
         self._append({"unit": unit, **mark._asdict()})
 
     def keep(self, count: int) -> None:
-        """Forget all but the first `count` units, here and on disk."""
+        """Discard all but the first `count` units, in memory and on disk."""
         self.units = dict(list(self.units.items())[:count])
         if self.path is None:
             return
@@ -96,9 +97,9 @@ class MergeJournal:
 def resume_merge_journal(
     path: Path, identity: Mapping[str, Any], units: Sequence[str]
 ) -> MergeJournal:
-    """The journal of an interrupted merge of these units, empty if there is none to be read.
+    """Return the journal of an interrupted merge of these units, empty if there is no readable one.
 
-    Raises UnfinishedError where it is of another merge, or an input has changed since.
+    Raises UnfinishedError if the journal is that of another merge, or an input has changed since.
     """
     journal = MergeJournal(path, identity)
     records, _ = valid_records(path)
@@ -111,13 +112,13 @@ def resume_merge_journal(
             journal.prepared |= record["prepared"]
         elif record.keys() == {"unit", *Mark._fields} and record["unit"] == next(due, None):
             journal.units[record["unit"]] = Mark(*(record[key] for key in Mark._fields))
-        else:  # damaged: what follows it is not to be believed
+        else:  # damaged: ignore it and all records after it
             break
     return journal
 
 
 def read_identity(path: Path) -> Mapping[str, Any]:
-    """What the merge was that a journal is of; empty where there is none to be read."""
+    """Return the identity in the journal at `path`, empty if there is no readable journal."""
     records, _ = valid_records(path)
     found = records[0].get("identity") if records else None
     return found if isinstance(found, dict) else {}
@@ -126,13 +127,13 @@ def read_identity(path: Path) -> Mapping[str, Any]:
 def input_files(
     models: Sequence[Checkpoint], files: Iterable[Path], *, content: bool = True
 ) -> dict[str, Any]:
-    """What every file that a run reads is known by, by its path: size and checksum.
+    """Return the identity of every file that a run reads, by path: its size and checksum.
 
-    Those of the models, those that are copied from the last one, and `files` where there are such.
-    Weights are known by `content` or by their times, as for `Checkpoint.fingerprint`.
+    These are the files of the models, those copied from the last model, and the `files` that exist.
+    Weights are identified by `content` or by their times, as in `Checkpoint.fingerprint`.
     """
     inputs: dict[str, Any] = {}
-    with ThreadPoolExecutor(2) as pool:  # a checksum lets other threads run
+    with ThreadPoolExecutor(2) as pool:  # computing a checksum releases the GIL
         for found in pool.map(lambda model: model.fingerprint(content=content), models):
             inputs |= found
     newest, older = models[-1], older_folders(models)
@@ -148,7 +149,7 @@ def _check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         raise UnfinishedError(
             f"what was interrupted here is another command: resume it with that, {_ADVICE}"
         )
-    for part in ("recipe", "program"):  # another recipe may well have other inputs
+    for part in ("recipe", "program"):  # first, since another recipe may have other inputs
         if keys := differences(then[part], now[part]):
             was = f" ({then[part].get(keys[0])})" if part == "program" else ""
             raise UnfinishedError(

@@ -1,4 +1,4 @@
-"""Kernels: the functions that merge one tensor of K models."""
+"""Define kernels: functions that merge one tensor of K models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import jax
 from jax.typing import DTypeLike
 
-# For one tensor: arrays (K,) of the models, () of the recipe, and what else its rule gives.
+# Values for one tensor: arrays (K,) by model, () by recipe, and whatever else its rule gives.
 Values = Mapping[str, Any]
 
 
 class Kernel(Protocol):
-    """Merges a tensor, in float32, and rounds once."""
+    """Merge one tensor of K models in float32, and round once."""
 
     def __call__(
         self,
@@ -23,13 +23,13 @@ class Kernel(Protocol):
         reference: int,
         dtype: DTypeLike,
     ) -> jax.Array:
-        """Merge K arrays of one shape, and the base's, into one of `dtype`.
+        """Merge K arrays of one shape, and the base's if there is one, into one array of `dtype`.
 
-        Where all models agree, the elements of the model `reference` pass unchanged.
+        Where all models agree, the elements of model `reference` are passed on unchanged.
         """
 
 
 @cache
 def fixed(kernel: Callable[..., jax.Array], **options: Any) -> Kernel:
-    """Return the kernel with its options fixed: for equal options the same object, as jit wants."""
+    """Return the kernel with fixed options: one object for equal options, as jit's cache needs."""
     return partial(kernel, **options)

@@ -1,4 +1,4 @@
-"""Labelled examples: which tokens of a row are to be predicted."""
+"""Mark the tokens to predict in labelled examples."""
 
 from recall_jax.checkpoint.folder import Checkpoint
 from recall_jax.errors import InputError
@@ -12,7 +12,7 @@ from recall_jax.inputs.tokens import Tokenizer
 def label_tokens(
     samples: Tokenized, settings: Samples, model: Checkpoint, tokenizer: Tokenizer
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of each row, and 1 on those that are predicted: its label, and the end of text.
+    """Return the token ids of each row, and a mask of its predicted tokens: label and end of text.
 
     Raises InputError for a row without a label within `max_tokens`.
     """

@@ -1,6 +1,7 @@
-"""Layouts: where the tensors of a walk lie, and how they are computed with there.
+"""Describe where the tensors of a merge are held, and how they are computed with there.
 
-Whole on one host, which is here, or cut over a mesh of devices and processes, which is a pod's.
+A layout holds full tensors on one host, as `OnHost` does, or shards them over a mesh of devices and
+processes, as `engine.pod.layout.Sharded` does.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,34 +22,34 @@ from recall_jax.engine.kernel import Kernel
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.sources import Inputs
 
-if TYPE_CHECKING:  # a merge that runs no model loads none
+if TYPE_CHECKING:  # a merge that runs no model need not load these
     from recall_jax.engine.forward import HiddenStates, StreamedForward
     from recall_jax.engine.memory import Split
     from recall_jax.engine.programs import Grams
     from recall_jax.inputs.batches import Batches
     from recall_jax.models.architecture import Architecture
 
-# (models, values, base) to numbers (n,), which are zero where all elements are zero.
+# A function of (models, values, base) with results (n,), zero if all elements are zero.
 Fold = Callable[[Sequence[jax.Array], Mapping[str, Any], Any], jax.Array]
 
 
 class Forward(Protocol):
-    """The forward of some models on given rows, a unit at a time; see `StreamedForward`."""
+    """Run models forward on given rows, one unit at a time; `StreamedForward` is an example."""
 
     @property
     def arch(self) -> "Architecture":
-        """Of all models."""
+        """Return the architecture that all models share."""
 
     @property
     def batches(self) -> "Batches":
-        """The rows."""
+        """Return the rows in batches."""
 
     @property
     def models_per_device(self) -> int:
-        """Models in one program, on the same devices."""
+        """Return how many models one program runs on the same devices."""
 
     def place(self, unit: str, tensors: Sequence[Mapping[str, Any]]) -> Any:
-        """What `advance` needs of a unit of all K models, as the layout reads them."""
+        """Return the input of `advance` for a unit of all K models, as the layout reads it."""
 
     def advance(
         self, unit: str, placed: Any, states: "Sequence[HiddenStates]", models: Sequence[str]
@@ -58,32 +59,32 @@ class Forward(Protocol):
     def advance_with_grams(
         self, unit: str, placed: Any, states: "Sequence[HiddenStates]", model: str
     ) -> "tuple[list[HiddenStates], Grams]":
-        """Run a unit of the only model: (states after it, Grams of what its linear layers read)."""
+        """Run a unit of the only model: (states after it, Grams of its linear layers' inputs)."""
 
     def pooled_units(self, model: NamedModel, last: str) -> Iterator[tuple[str, np.ndarray]]:
-        """Each unit of the only model up to `last` and its pooled means (n, E)."""
+        """Yield each unit of the only model up to `last`, and its pooled means (n, E)."""
 
 
 class Layout(Protocol):
-    """How a walk holds tensors: a `stored` is what `read` gives, of one tensor of one model."""
+    """Hold and merge tensors in one way; `stored` is a tensor as the layout's `read` returns it."""
 
     @property
     def mesh(self) -> Mesh | None:
-        """The devices over which tensors are cut, if they are."""
+        """Return the mesh over which tensors are sharded, None for full tensors on one host."""
 
     @property
     def description(self) -> str | None:
-        """A line on it for the plan of a merge, if there is anything to say."""
+        """Return a line about the layout for the printed plan, or None."""
 
     @property
     def partition(self) -> Mapping[str, Any]:
-        """How it cuts tensors, for the report."""
+        """Return the report's entries on how tensors are partitioned."""
 
     def split(self, num_models: int) -> "Split | None":
-        """What a device has of the forward of so many models, where it is cut over a mesh."""
+        """Return how the forward of `num_models` models is split over the mesh, if there is one."""
 
     def read(self, model: NamedModel, name: str) -> Any:
-        """A tensor of a model; called in a thread of its own, ahead of its use."""
+        """Return a tensor of a model; a thread calls this ahead of its use."""
 
     def forward(
         self,
@@ -95,7 +96,7 @@ class Layout(Protocol):
         num_models: int = 1,
         models_at_once: int = 1,
     ) -> Forward:
-        """The forward of `num_models` models on these rows."""
+        """Return the forward of `num_models` models on these rows."""
 
     def merge(
         self,
@@ -108,9 +109,9 @@ class Layout(Protocol):
         full: bool = False,
         replicated: bool = False,
     ) -> Iterator[Piece]:
-        """Merge a tensor piece by piece; the kernel gets a `full` one as it is.
+        """Merge a tensor and yield it in pieces; the kernel gets a `full` tensor unsplit.
 
-        Over a mesh each device computes all of it where the kernel is `replicated`.
+        On a mesh, each device computes the full tensor if the kernel is `replicated`.
         """
 
     def sum_chunks(
@@ -122,40 +123,40 @@ class Layout(Protocol):
         *,
         full: bool = False,
     ) -> np.ndarray:
-        """What `fold` gives of the pieces of a tensor, or of all of it, summed: (n,) float64."""
+        """Return the sum (n,) float64 of `fold` over a tensor's chunks, or over a `full` tensor."""
 
     def fault(self, models: Inputs[str], name: str, stored: Inputs[Any]) -> str | None:
-        """A line on the first of the models whose tensor is not finite, None if all are.
+        """Return the error message for the first model whose tensor is not finite, None if all are.
 
-        `stored` have been merged or summed just now.
+        `stored` must be the tensor that was merged or summed last.
         """
 
 
 @dataclass(frozen=True)
 class OnHost:
-    """Tensors as they are mapped from their files; merged in pieces of `chunk` elements."""
+    """Hold tensors as mapped from their files, and merge them in chunks of `chunk` elements."""
 
     chunk: int | None = CHUNK
 
     @property
     def mesh(self) -> None:
-        """None: tensors are whole."""
+        """Return None: there is no mesh."""
 
     @property
     def description(self) -> None:
-        """Nothing: it is what one expects."""
+        """Return None: one host is the default and needs no line in the plan."""
 
     @property
     def partition(self) -> Mapping[str, Any]:
-        """The size of a piece."""
+        """Return the chunk size in elements."""
         return {"chunk_elements": self.chunk}
 
     def split(self, num_models: int) -> None:
-        """No mesh."""
+        """Return None: there is no mesh to split over."""
         del num_models
 
     def read(self, model: NamedModel, name: str) -> np.ndarray:
-        """The tensor as on disk."""
+        """Return the tensor as on disk."""
         return model.read(name)
 
     def forward(
@@ -168,7 +169,7 @@ class OnHost:
         num_models: int = 1,
         models_at_once: int = 1,
     ) -> "StreamedForward":
-        """Models side by side and rows split over this process's devices."""
+        """Return a forward whose models and rows are spread over this process's devices."""
         from recall_jax.engine.forward import StreamedForward
 
         return StreamedForward.prepare(
@@ -191,7 +192,7 @@ class OnHost:
         full: bool = False,
         replicated: bool = False,
     ) -> Iterator[Piece]:
-        """By `merge_tensor`."""
+        """Merge a tensor with `engine.chunks.merge_tensor`."""
         del replicated
         return merge_tensor(
             stored,
@@ -211,19 +212,19 @@ class OnHost:
         *,
         full: bool = False,
     ) -> np.ndarray:
-        """Of pieces of one size, whatever that of the merged ones is."""
+        """Return the sum of `fold` over chunks of a fixed size, whatever `chunk` is."""
         del spec
         if full:
             return np.asarray(_folded(fold, stored.models, values, stored.base), np.float64)
         flat = stored.map(lambda array: array.reshape(-1))
         starts = range(0, flat.newest.size, CHUNK)
-        cuts = [itemgetter(slice(start, start + CHUNK)) for start in starts]
-        pieces = (flat.map(cut) for cut in cuts)
-        found = (_folded(fold, piece.models, values, piece.base) for piece in pieces)
+        slices = [itemgetter(slice(start, start + CHUNK)) for start in starts]
+        chunks = (flat.map(take) for take in slices)
+        found = (_folded(fold, chunk.models, values, chunk.base) for chunk in chunks)
         return np.sum([np.asarray(each, np.float64) for each in found], axis=0)
 
     def fault(self, models: Inputs[str], name: str, stored: Inputs[np.ndarray]) -> str | None:
-        """Looks at every element."""
+        """Return the error message for the first model whose tensor is not finite, if any."""
         pairs = zip(models.all, stored.all, strict=True)
         faults = (find_not_finite(model, {name: array}) for model, array in pairs)
         return next(filter(None, faults), None)

@@ -1,7 +1,7 @@
-"""Gram matrices of what each model's linear layers read, unit by unit.
+"""Compute Gram matrices of the inputs of each model's linear layers, one unit at a time.
 
-For methods that observe `LINEAR_INPUTS`. Each model has typical samples of its own. They run
-through the model itself, or through what has been merged of the units before.
+Methods that observe `LINEAR_INPUTS` use them. Each model has separate typical samples, which run
+through the model itself, or through the units merged so far.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,22 +30,22 @@ from recall_jax.inputs.samples import Tokenized
 from recall_jax.inputs.settings import Samples
 from recall_jax.models.convert import linear_inputs as linear_layers
 
-MERGED = "the model merged so far"  # in messages
+MERGED = "the model merged so far"  # its name in messages
 
 
 @dataclass(frozen=True)
 class BatchedForward:
-    """What the journal keeps: how the forward of each model over its samples is batched."""
+    """Record the batching of the models' forwards in the journal."""
 
     batching: Batching
 
 
 @dataclass
 class LinearInputs:
-    """The Grams of K models, gathered unit by unit in one walk.
+    """Compute the Gram matrices of K models, unit by unit in one walk.
 
-    `forwards` hold the samples of each of the models that `names` names. With `through_merged` the
-    samples run through the merged units, which `merged` is called with.
+    `forwards` hold the samples of each model in `names`. With `through_merged`, the samples run
+    through the merged units, which `advance_merged` is called with.
     """
 
     forwards: Sequence[Forward]
@@ -58,49 +58,51 @@ class LinearInputs:
         self._states = [()] * len(self.names)
 
     def place(self, unit: str, stored: Inputs[Mapping[str, Any]]) -> list[Placed]:
-        """Bring a unit of each model to the devices, of tensors as the layout reads them."""
+        """Transfer a unit of each model to the devices, from tensors as the layout reads them."""
         pairs = zip(self.forwards, stored.models, strict=True)
-        return [forward.place(unit, [own]) for forward, own in pairs]
+        return [forward.place(unit, [tensors]) for forward, tensors in pairs]
 
     def grams(self, unit: str, placed: Sequence[Placed]) -> dict[str, jax.Array]:
-        """Run the models through the next unit: (K, in, in) float32 for each linear weight's name.
+        """Run the models through the next unit: (K, in, in) float32 by linear weight name.
 
-        A Gram is X^T X / T over the T tokens of all of a model's samples, so that each model counts
-        alike however many tokens it has.
+        A Gram matrix is X^T X / T over the T tokens of all samples of a model, so that models count
+        equally however many tokens they have.
         """
         inputs = linear_layers(self.forwards[0].arch, unit)
         stacked: Grams = {}
-        if self.through_merged and unit == EMBED:  # the first to run is the merged one
+        if self.through_merged and unit == EMBED:  # the first unit to run is the merged one
             return {}
-        for k, (forward, own) in enumerate(zip(self.forwards, placed, strict=True)):
-            after, grams = forward.advance_with_grams(unit, own, self._states[k], self.names[k])
+        for k, (forward, unit_of_k) in enumerate(zip(self.forwards, placed, strict=True)):
+            after, grams = forward.advance_with_grams(
+                unit, unit_of_k, self._states[k], self.names[k]
+            )
             if not self.through_merged:
                 self._states[k] = after
-            stacked = stacked or _room(grams, len(self.forwards))
-            stacked = _filled(stacked, k, grams, 1 / forward.batches.num_tokens)
+            stacked = stacked or _zeros(grams, len(self.forwards))
+            stacked = _with_grams(stacked, k, grams, 1 / forward.batches.num_tokens)
         return {name: stacked[path] for name, path in inputs.items()}
 
-    def merged(self, unit: str, tensors: Mapping[str, np.ndarray]) -> None:
-        """Run all models' samples through a merged unit."""
+    def advance_merged(self, unit: str, tensors: Mapping[str, np.ndarray]) -> None:
+        """Run the samples of all models through a merged unit."""
         if unit == HEAD:
             return
         placed = self.forwards[0].place(unit, [tensors])
-        groups = list(placed.groups)  # the same for all: their batches are of one size
+        groups = list(placed.groups)  # shared by all, since their batches have equal sizes
         for k, forward in enumerate(self.forwards):
-            once = Placed(placed.stored, groups)
-            self._states[k], _ = forward.advance(unit, once, self._states[k], [MERGED])
+            again = Placed(placed.stored, groups)
+            self._states[k], _ = forward.advance(unit, again, self._states[k], [MERGED])
 
     def rule(
         self,
         values: Callable[[str, Mapping[str, jax.Array]], Mapping[str, Values]],
         findings: Callable[[], Findings],
     ) -> Rule:
-        """Return the rule whose `values(unit, grams)` are made of a unit's Grams by tensor name."""
+        """Return the rule whose `values(unit, grams)` derive from a unit's Grams by tensor name."""
         return Rule(
             lambda unit, placed: values(unit, self.grams(unit, placed)),
             findings,
             self.place,
-            self.merged if self.through_merged else None,
+            self.advance_merged if self.through_merged else None,
         )
 
 
@@ -111,11 +113,11 @@ def prepare_linear_inputs(
     *,
     through_merged: bool = False,
 ) -> Prepared:
-    """Find each model's samples, batch the forward to fit the memory, and set up the Grams.
+    """Find the samples of each model, fit the batching to the memory, and return the rule.
 
-    `values(unit, grams)` returns the kernel's values of each tensor of a unit, `findings()` what
-    the report says. Raises UnfinishedError where the memory is too small, or an interrupted merge
-    saw other texts.
+    `values(unit, grams)` returns the kernel's values for each tensor of a unit, and `findings()`
+    the findings for the report. Raises UnfinishedError if the memory is too small, or if an
+    interrupted merge used other texts.
     """
     walk, journal = merge.checkpoints, merge.journal
 
@@ -123,20 +125,20 @@ def prepare_linear_inputs(
         return _fit_batching(merge, walk, lengths, through_merged, overhead)
 
     with merge.progress.stage("select"):
-        own = per_model_samples(merge, fit)
+        model_samples = per_model_samples(merge, fit)
         found = journal.find_prepared(BatchedForward)
         if found is None:
-            lengths = [[len(ids) for ids in samples.token_ids] for samples in own]
+            lengths = [[len(ids) for ids in samples.token_ids] for samples in model_samples]
             decided = walk.agree("forward", lambda: asdict(fit(lengths)))
             found = BatchedForward(Batching(**decided))
             journal.record_prepared(found)
     batching = found.batching
-    merge.progress.announce(_describe(own, batching))
+    merge.progress.announce(_describe(model_samples, batching))
     forwards = [
         walk.layout.forward(
             walk.arch, samples.token_ids, batch_size=batching.batch_size, dtype=walk.dtype
         )
-        for samples in own
+        for samples in model_samples
     ]
     names = [model.name for model in walk.inputs.models]
     return Prepared(
@@ -144,7 +146,7 @@ def prepare_linear_inputs(
         batching.needed_bytes,
         batching={"batch_size": batching.batch_size},
         compute_dtype=np.dtype(walk.dtype).name,
-        per_model_samples=own,
+        per_model_samples=model_samples,
     )
 
 
@@ -155,9 +157,9 @@ def _fit_batching(
     through_merged: bool,
     overhead: int,
 ) -> Batching:
-    """How the forward of each model over its own samples, of these lengths, is batched."""
+    """Fit the batching of each model's forward over its samples, whose lengths are given."""
     split, models = walk.layout.split(1), walk.inputs.models
-    # In pieces as they come from the kernel, and laid together for the forward.
+    # Twice: in pieces from the kernel, and concatenated for the forward.
     merged = 2 * _largest_unit(walk.plan) if through_merged else 0
     grams = gram_bytes(walk.arch, len(models)) * (split.sharing_devices if split else 1)
     return fit_per_model_batching(
@@ -172,30 +174,30 @@ def _fit_batching(
     )
 
 
-def _room(grams: Grams, num_models: int) -> Grams:
+def _zeros(grams: Grams, num_models: int) -> Grams:
     return {path: jnp.zeros((num_models, *gram.shape)) for path, gram in grams.items()}
 
 
-def _filled(stacked: Grams, k: int, grams: Grams, scale: float) -> Grams:
-    """`stacked` (K, in, in) with the model's Grams, which all devices hold alike, at place k."""
-    own = {path: gram.addressable_data(0) for path, gram in grams.items()}
-    return _put(stacked, np.int32(k), own, np.float32(scale))
+def _with_grams(stacked: Grams, k: int, grams: Grams, scale: float) -> Grams:
+    """Return `stacked` (K, in, in) with a model's Grams, equal on all devices, at index k."""
+    local = {path: gram.addressable_data(0) for path, gram in grams.items()}
+    return _put(stacked, np.int32(k), local, np.float32(scale))
 
 
 @partial(jax.jit, donate_argnames="stacked")
-def _put(stacked: Grams, k: jax.Array, own: Grams, scale: jax.Array) -> Grams:
-    return jax.tree.map(lambda room, gram: room.at[k].set(gram * scale), stacked, own)
+def _put(stacked: Grams, k: jax.Array, grams: Grams, scale: jax.Array) -> Grams:
+    return jax.tree.map(lambda all_k, gram: all_k.at[k].set(gram * scale), stacked, grams)
 
 
 def _largest_unit(plan: MergePlan) -> int:
-    """Bytes of the largest merged unit."""
+    """Return the bytes of the largest merged unit."""
     return max(sum(plan.specs[name].nbytes for name in names) for names in plan.units.values())
 
 
-def _describe(own: Sequence[Tokenized], batching: Batching) -> str:
-    rows = sum(len(samples.token_ids) for samples in own)
-    longest = max(len(ids) for samples in own for ids in samples.token_ids)
+def _describe(model_samples: Sequence[Tokenized], batching: Batching) -> str:
+    rows = sum(len(samples.token_ids) for samples in model_samples)
+    longest = max(len(ids) for samples in model_samples for ids in samples.token_ids)
     return (
-        f"forward: {rows} rows of {len(own)} models, up to {longest} tokens, "
+        f"forward: {rows} rows of {len(model_samples)} models, up to {longest} tokens, "
         f"in batches of {batching.batch_size}"
     )

@@ -1,4 +1,4 @@
-"""How well a streamed model predicts a few rows: the loss on the tokens that count."""
+"""Compute the loss of a streamed model on the counted tokens of a few rows."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -28,11 +28,11 @@ def mean_loss(
     batch_size: int,
     dtype: DTypeLike,
 ) -> float:
-    """Mean cross-entropy, in nats, of the tokens of all rows where `counted` is 1.
+    """Return the mean cross-entropy in nats of the tokens of all rows for which `counted` is 1.
 
-    A row's first token follows nothing and never counts. One unit of the model is in memory at a
-    time, and the next; the output projection last. The forward runs in `dtype`, logits are float32.
-    Raises InputError where the loss is not finite.
+    The first token of a row has no context and never counts. Memory holds one unit of the model and
+    the next one, and the output projection at the end. The forward runs in `dtype`; logits are
+    float32. Raises InputError if the loss is not finite.
     """
     forward = StreamedForward.prepare(arch, token_ids, batch_size=batch_size, dtype=dtype)
     normed = _last_states(forward, model)
@@ -54,7 +54,7 @@ def mean_loss(
 
 
 def _last_states(forward: StreamedForward, model: NamedModel) -> HiddenStates:
-    """The final norm's output of the model, read a unit at a time."""
+    """Return the final norm's output, reading the model one unit at a time."""
     arch = forward.arch
 
     def read(unit: str) -> tuple[str, dict[str, np.ndarray]]:
@@ -69,7 +69,7 @@ def _last_states(forward: StreamedForward, model: NamedModel) -> HiddenStates:
 
 
 def _masks(forward: StreamedForward, counted: Sequence[Sequence[int]]) -> list[np.ndarray]:
-    """What counts of each batch, int32 (B, T)."""
+    """Return the masks of counted tokens of each batch, int32 (B, T)."""
     masks = [np.zeros(ids.shape, np.int32) for ids in forward.input_ids]
     for place, row in zip(forward.batches.order, counted, strict=True):
         batch, slot = divmod(int(place), len(masks[0]))

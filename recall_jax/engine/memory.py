@@ -1,4 +1,4 @@
-"""What a streamed forward takes of each device's memory, known before anything is read."""
+"""Compute the device memory that a streamed forward takes, before anything is read."""
 
 import math
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Split:
-    """Into how many parts a forward is cut over a mesh, of which each device has one.
+    """Hold into how many parts a forward is split over a mesh; a device has one part of each.
 
-    `models` run side by side; `rows` are those of a batch; a parameter is in `stored` parts as it
-    is read, in `held` as it waits for its batch, in `used` where it is computed with. Memory is
-    counted for `sharing` devices, which have it together where they are those of a CPU.
+    `models` run side by side, and `rows` is for the rows of a batch. A parameter is in
+    `read_shards` parts as read, `placed_shards` while it waits for its batch, and `compute_shards`
+    when computed with. Memory is counted for `sharing_devices`, more than one if they share the
+    memory of a CPU.
     """
 
     models: int
@@ -31,33 +32,33 @@ class Split:
     sharing_devices: int
 
 
-_SOLVING = 6  # matrices as large as a Gram that a merge makes of it
+_SOLVER_MATRICES = 6  # of the size of a Gram matrix, made when merging with one
 
 
 def mesh_that_fits(
     arch: Architecture, *, itemsize: int, devices: int, memory: int
 ) -> dict[str, int]:
-    """The mesh of so many devices that hold what is computed with in half their `memory`.
+    """Return a mesh of `devices` whose parameters in use fit in half the `memory` of a device.
 
-    Raises InputError as `mesh.choose_mesh`.
+    `memory` is in bytes. Raises InputError as `choose_mesh` does.
     """
     return choose_mesh(
         devices,
         parameters=largest_unit_bytes(arch, itemsize),
         gathered=block_bytes(arch, itemsize),
         memory=memory // 2,
-        rows=devices,  # some may be empty: reading counts, not computing
+        rows=devices,  # some rows may be empty: the mesh is chosen for reading
     )
 
 
 def block_bytes(arch: Architecture, itemsize: int) -> int:
-    """The parameters of one block, in a dtype of `itemsize` bytes."""
+    """Return the bytes of one block's parameters, in a dtype of `itemsize` bytes."""
     shapes = tensor_shapes(arch)
     return itemsize * sum(math.prod(shapes[name]) for name in state_tensors(arch, layer_unit(0)))
 
 
 def largest_unit_bytes(arch: Architecture, itemsize: int) -> int:
-    """The parameters of the largest unit that the forward uses, in a dtype of `itemsize` bytes."""
+    """Return the bytes of the parameters of the largest unit that the forward uses."""
     shapes = tensor_shapes(arch)
     return itemsize * max(
         sum(math.prod(shapes[name]) for name in state_tensors(arch, unit))
@@ -66,7 +67,7 @@ def largest_unit_bytes(arch: Architecture, itemsize: int) -> int:
 
 
 def largest_tensor_bytes(arch: Architecture, itemsize: int) -> int:
-    """The largest parameter that the forward uses, in a dtype of `itemsize` bytes."""
+    """Return the bytes of the largest parameter that the forward uses."""
     return itemsize * max(
         math.prod(tensor_shapes(arch)[name])
         for unit in (EMBED, layer_unit(0), HEAD)
@@ -75,32 +76,32 @@ def largest_tensor_bytes(arch: Architecture, itemsize: int) -> int:
 
 
 def gram_bytes(arch: Architecture, num_models: int) -> int:
-    """The Grams of what the linear layers of a unit read, and what is made of one in merging.
+    """Return the bytes of the float32 Gram matrices of a unit, and of merging with one of them.
 
-    Those of all models, and of the one that runs; float32.
+    These are the matrices of all models, and once more of the model that runs.
     """
     shapes = tensor_shapes(arch)
     unit = {path: shapes[name][1] for name, path in linear_inputs(arch, layer_unit(0)).items()}
     grams = (num_models + 1) * sum(width**2 for width in unit.values())
-    return _FLOAT32 * (grams + _SOLVING * max(unit.values()) ** 2)
+    return _FLOAT32 * (grams + _SOLVER_MATRICES * max(unit.values()) ** 2)
 
 
 def loss_bytes(arch: Architecture, batch_rows: int) -> int:
-    """The output projection as it is used, and the logits of a block of tokens; float32."""
+    """Return the bytes of the output projection and the logits of a block of tokens, in float32."""
     logits = batch_rows * TOKENS_AT_ONCE * arch.vocab_size
     return _FLOAT32 * (2 * arch.vocab_size * arch.hidden_size + 3 * logits)
 
 
 def hidden_bytes(arch: Architecture, batches: Batches, itemsize: int) -> int:
-    """The hidden states of one model on all batches, in a compute dtype of `itemsize` bytes."""
+    """Return the bytes of one model's hidden states on all batches, in an `itemsize`-byte dtype."""
     return batches.padded_tokens * arch.hidden_size * itemsize
 
 
 def copied_bytes(arch: Architecture, models_at_once: int, itemsize: int, *, on_cpu: bool) -> int:
-    """The parameters of a block that its program has once more, with those of its arguments.
+    """Return the bytes of a block's parameters that its program copies, besides its arguments.
 
-    Of several models they are stacked. On CPU those of a narrower compute dtype are widened to
-    float32, as matrices are multiplied in that.
+    The parameters of several models are stacked. On CPU those of a narrower compute dtype are
+    widened to float32, in which matrices are multiplied.
     """
     if on_cpu and itemsize < _FLOAT32:
         return models_at_once * block_bytes(arch, _FLOAT32)
@@ -108,11 +109,11 @@ def copied_bytes(arch: Architecture, models_at_once: int, itemsize: int, *, on_c
 
 
 def working_bytes(arch: Architecture, batch_rows: int, tokens: int, models_at_once: int) -> int:
-    """What a block computes with for one batch, beside its parameters and hidden states.
+    """Return the bytes of a block's activations on one batch, besides parameters and hidden states.
 
-    A bound from above on what XLA allocates for `batch_rows` rows of `tokens` positions and
-    `models_at_once` models on one device: within a third in float32, as which a narrower compute
-    dtype is counted.
+    This is an upper bound on what XLA allocates for `batch_rows` rows of `tokens` positions and
+    `models_at_once` models on one device: in float32 within a third. Narrower compute dtypes count
+    as float32.
     """
     positions = batch_rows * tokens
     hidden = positions * arch.hidden_size
@@ -120,7 +121,7 @@ def working_bytes(arch: Architecture, batch_rows: int, tokens: int, models_at_on
     key = positions * arch.num_key_value_heads * arch.head_dim
     scores = batch_rows * arch.num_attention_heads * min(tokens, QUERY_BLOCK) * tokens
     attention = hidden + query + 2 * key + max(2 * scores, query)
-    if tokens > QUERY_BLOCK:  # queries and what they mixed, cut in blocks and laid together again
+    if tokens > QUERY_BLOCK:  # queries and outputs, once more in blocks
         attention += 4 * query + positions * tokens // _FLOAT32
     mlp = hidden + 3 * positions * arch.intermediate_size
     return models_at_once * (max(attention, mlp) + positions) * _FLOAT32

@@ -1,4 +1,4 @@
-"""What a merge method is given, and the rule that it makes of that for the walk over the units."""
+"""Define what a merge method is given, and the rule for the walk over the units that it returns."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,12 +33,13 @@ M_co = TypeVar("M_co", covariant=True)
 
 @dataclass(frozen=True)
 class Rule:
-    """Where a walk over the units gets the values from that its kernel merges each tensor with.
+    """Give the values that the kernel merges each tensor with, unit by unit.
 
-    `values(unit, placed)` returns those of each tensor of a unit, by its name. `place(unit,
-    stored)` brings what that needs, of the tensors as the layout reads them, to the device while
-    the unit before is computed; a rule without it knows its values beforehand. `on_merged(unit,
-    tensors)` is called with a merged unit before the values of the next one are asked for.
+    `values(unit, placed)` returns the kernel's values by tensor name. `place(unit, stored)`
+    transfers what `values` needs to the device while the unit before is computed, from tensors as
+    the layout reads them; a rule without `place` knows its values beforehand. `on_merged(unit,
+    tensors)` is called with each merged unit before the values of the next one are asked for.
+    `findings()` is called after the walk.
     """
 
     values: Callable[[str, Any], Mapping[str, Values]]
@@ -48,46 +49,46 @@ class Rule:
 
 
 class Entry(Protocol[M_co]):
-    """A model as a recipe lists it: its name, its parameters, and a file of rows that it knows."""
+    """Describe a model of a recipe: its name, its parameters, and a file of rows from its task."""
 
     @property
     def model(self) -> str:
-        """The name."""
+        """Return the name in the recipe."""
 
     @property
     def parameters(self) -> M_co:
-        """The method's parameters for this model."""
+        """Return the method's parameters for this model."""
 
     @property
     def data(self) -> str | None:
-        """The path of the file of rows."""
+        """Return the path of the file of rows, if there is one."""
 
 
 class Walk(Protocol):
-    """The walk over the units of some models that a rule can look at and run."""
+    """Describe a walk over the units of some models, for a rule to inspect and run."""
 
     @property
     def overhead(self) -> int:
-        """Bytes of memory that merging itself takes."""
+        """Return the bytes of memory that merging takes, not counting a forward."""
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """Dtype and shape of every merged tensor, by its name."""
+        """Return the dtype and shape of every merged tensor by name."""
 
     @property
     def units(self) -> Mapping[str, Sequence[str]]:
-        """The names of the tensors of each unit, in the order of the forward pass."""
+        """Return the tensor names of each unit, in the order of the forward pass."""
 
     @property
     def pooled(self) -> "PooledSource":
-        """Gives the models' pooled states on the newest task's typical samples."""
+        """Return the source of the models' pooled states on the newest task's typical samples."""
 
 
 class PooledStates(Protocol):
-    """The pooled hidden states of K models on n typical samples, a unit at a time."""
+    """Compute the pooled hidden states of K models on n typical samples, one unit at a time."""
 
     def place(self, unit: str, stored: Inputs[Mapping[str, Any]]) -> Any:
-        """Return what `advance` needs of a unit, of tensors as the layout reads them."""
+        """Return the input of `advance` for a unit, from tensors as the layout reads them."""
 
     def advance(self, unit: str, placed: Any) -> np.ndarray:
         """Run the models through the next unit: pooled states (K, n, E) float32.
@@ -96,23 +97,23 @@ class PooledStates(Protocol):
         """
 
     def to_prepared(self, rule: Rule, reference: int | None = None) -> "Prepared":
-        """Return the rule made ready to walk with what was prepared for these states."""
+        """Return the rule ready for the walk, with the samples and the plan of these states."""
 
 
-# Of a merge, the index of the model that selects its samples, and a check of their number, which
-# raises InputError where they are too few.
+# A function of a merge, the index of the model that selects its samples, and a check of their
+# number, which raises InputError if they are too few.
 PooledSource: TypeAlias = Callable[["Merge[Any, Any]", int, Callable[[int], None]], PooledStates]
 
 
 @dataclass(frozen=True)
 class CheckpointWalk:
-    """A `Walk` over checkpoints whose architecture is known where the models are to run.
+    """Implement `Walk` for checkpoints, whose architecture is known if the models are to run.
 
     `layout` holds the tensors; `budget` is the memory in bytes that the merge may take, `overhead`
-    the part of it that merging itself takes. `agree(what, decide)` returns a decision, as JSON,
-    that depends on the machine: processes that work together must decide alike. `pooled` is a field
-    because what runs the models is loaded only where a method asks for it. `forward_dtype` is the
-    dtype asked for the forward.
+    the part that merging takes. `agree(key, decide)` returns process 0's decision, as JSON, so that
+    decisions that depend on the machine are the same in all processes. `pooled` is a field so that
+    the code that runs models is loaded only for methods that need it. `forward_dtype` is the
+    compute dtype asked for.
     """
 
     inputs: Inputs[Checkpoint]
@@ -127,32 +128,32 @@ class CheckpointWalk:
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """Dtype and shape of every merged tensor, by its name."""
+        """Return the dtype and shape of every merged tensor by name."""
         return self.plan.specs
 
     @cached_property
     def units(self) -> Mapping[str, Sequence[str]]:
-        """The names of the tensors of each unit, in the order of the forward pass."""
+        """Return the tensor names of each unit, in the order of the forward pass."""
         return self.plan.units
 
     @cached_property
     def arch(self) -> "Architecture":
-        """The architecture that all inputs share; InputError where they have none."""
+        """Return the architecture that all inputs share; raises InputError if they have none."""
         from recall_jax.engine.inputs import common_architecture
 
         return common_architecture(self.inputs.all, self.ignore_config)
 
     @cached_property
     def dtype(self) -> DTypeLike:
-        """The dtype that the forward computes in."""
+        """Return the compute dtype of the forward."""
         from recall_jax.engine.inputs import compute_dtype
 
         return compute_dtype(self.forward_dtype, self.inputs.newest)
 
-    def check_same_samples(self, what: str, samples: "Tokenized", model: str) -> None:
-        """Raise InputError in a process whose samples, for a model to read, are not process 0's."""
+    def check_same_samples(self, key: str, samples: "Tokenized", model: str) -> None:
+        """Raise InputError in a process whose samples for a model differ from process 0's."""
         digest = samples.digest()
-        if self.agree(f"texts {what}", lambda: digest) != digest:
+        if self.agree(f"texts {key}", lambda: digest) != digest:
             raise InputError(
                 f"the texts or the tokenizer of {model} are not those of process 0: give all "
                 "processes the same"
@@ -161,11 +162,11 @@ class CheckpointWalk:
 
 @dataclass(frozen=True)
 class Merge(Generic[P_co, M_co]):
-    """A merge about to begin, as its method gets it: what the method declared that it needs.
+    """Hold what a merge method declared that it needs, at the start of a merge.
 
-    `parameters` are the recipe's, `entries` the models as it lists them, with the base. `samples`
-    says how samples are read, `walk` runs over the models, `journal` keeps what is prepared, so
-    that an interrupted merge goes on with it, and `progress` reports.
+    `parameters` are the recipe's; `entries` are its models with the base. `samples` says how
+    samples are read, `walk` runs over the models, `journal` records what is prepared so that an
+    interrupted merge can be resumed, and `progress` reports.
     """
 
     parameters: P_co
@@ -178,32 +179,33 @@ class Merge(Generic[P_co, M_co]):
 
     @property
     def names(self) -> list[str]:
-        """The K models as the recipe names them."""
+        """Return the names of the K models in the recipe."""
         return [entry.model for entry in self.entries.models]
 
     @property
     def tokenizers_pass(self) -> bool:
-        """Whether models of different tokenizers are accepted: on request, or as they were before.
+        """Return whether models with different tokenizers are accepted: on request, or on resuming.
 
-        What an interrupted merge had prepared was accepted, and its texts must be the same again.
+        What an interrupted merge had prepared was accepted then, and its texts are checked to be
+        the same.
         """
         return self.ignore_tokenizers or bool(self.journal.prepared)
 
     @property
     def checkpoints(self) -> CheckpointWalk:
-        """The walk of a method that needs more of the models than pooled states."""
+        """Return the walk over checkpoints, for methods that need more than pooled states."""
         assert isinstance(self.walk, CheckpointWalk), "no place offers this for other models"
         return self.walk
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A rule ready to walk, and what the report has to say of it.
+    """Hold a rule that is ready for the walk, and the report's entries about it.
 
-    `inputs` replace those of the walk where the rule has read some of them already. `planned_bytes`
-    is the memory planned, `batching` how the forward is batched for that. `per_model_samples` are
-    the typical samples of each model, where there are such; `previous_report` holds the entries
-    known from the report of an earlier run.
+    `inputs` replace those of the walk if the rule has read some already. `planned_bytes` is the
+    planned memory, and `batching` the batching of the forward that fits it. `per_model_samples` are
+    the typical samples of each model, for methods that have them; `previous_report` holds entries
+    from the report of an earlier run.
     """
 
     rule: Rule
@@ -218,14 +220,15 @@ class Prepared:
 
 
 def check_layers(by_layer: str | None, names: Iterable[str]) -> None:
-    """Raise InputError where layers get values of their own that the tensors' `names` do not allow.
+    """Raise InputError if values differ by layer and the tensors' `names` do not number one stack.
 
-    `by_layer` is what gives them these, if anything does. Two stacks number their layers alike, so
-    that a number is no place in the model; where there is none, all would be taken for the head.
+    `by_layer` is the recipe's key for these values, if there are any. Two stacks both number their
+    layers from 0, so a number is not a depth; without layer numbers, all tensors would count as the
+    head.
     """
     stacks = stacks_of(names)
     if len(stacks) != 1 and by_layer:
-        have = f"more, {' and '.join(stacks)}" if stacks else "none that their names tell"
+        have = f"more, {' and '.join(stacks)}" if stacks else "none in their tensor names"
         raise InputError(
             f"{by_layer} is for models with one stack of layers, and these have {have}: merge with "
             "a number for all layers, or with filters"
@@ -233,7 +236,7 @@ def check_layers(by_layer: str | None, names: Iterable[str]) -> None:
 
 
 def depths(specs: Mapping[str, TensorSpec]) -> dict[str, float]:
-    """Where each tensor stands in its model: layer i of L at i / (L - 1), embed at 0, head at 1."""
+    """Return each tensor's depth: layer i of L at i / (L - 1), the embedding 0, the head 1."""
     units = units_of(specs)
     inner = max(len(set(units) - {EMBED, HEAD}) - 1, 1)
     found: dict[str, float] = {}
@@ -248,9 +251,9 @@ def depths(specs: Mapping[str, TensorSpec]) -> dict[str, float]:
 def values_by_tensor(
     values: Mapping[str, Values], shares: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]
 ) -> Rule:
-    """Return the rule of values known for each tensor beforehand.
+    """Return the rule for values known beforehand for each tensor.
 
-    `shares` (K,) say how much each model counts in a tensor.
+    `shares` (K,) is how much each model counts in a tensor.
     """
     units = units_of(specs)
     found = Findings(mean_by_unit(shares, specs))
@@ -258,7 +261,7 @@ def values_by_tensor(
 
 
 def weights_by_unit(found: Findings, specs: Mapping[str, TensorSpec]) -> Rule:
-    """Return the rule of weights (K, U) known for each unit beforehand."""
+    """Return the rule for weights (K, U) known beforehand for each unit."""
     units = units_of(specs)
     columns = dict(zip(units, found.weights.T.astype(np.float32), strict=True))
     return Rule(
@@ -268,7 +271,7 @@ def weights_by_unit(found: Findings, specs: Mapping[str, TensorSpec]) -> Rule:
 
 
 def mean_by_unit(weights: Mapping[str, np.ndarray], specs: Mapping[str, TensorSpec]) -> np.ndarray:
-    """(K, U): the mean over each unit's elements of weights given for each tensor."""
+    """Return the mean (K, U) over each unit's elements of weights (K,) given for each tensor."""
     columns = []
     for names in units_of(specs).values():
         sizes = np.asarray([max(specs[name].nbytes, 1) for name in names], np.float64)
@@ -278,5 +281,5 @@ def mean_by_unit(weights: Mapping[str, np.ndarray], specs: Mapping[str, TensorSp
 
 
 def merging_bytes(walk: Walk) -> int:
-    """Return the memory planned for a merge that runs no model, with what is held by now."""
+    """Return the planned memory of a merge that runs no model, including the memory held now."""
     return held_bytes() + walk.overhead

@@ -1,6 +1,6 @@
-"""What merge methods declare that they need, and what a place to merge in can offer them.
+"""Declare what merge methods need, and what each place that can run a merge offers.
 
-Everything that plans or runs a merge reads these declarations, and none asks for a method's name.
+Everything that plans or runs a merge reads these declarations; nothing asks for a method's name.
 """
 
 from collections.abc import Callable, Collection
@@ -15,7 +15,7 @@ SampleNeed = Literal["none", "newest", "each"]
 
 
 class Observation(Enum):
-    """What a method looks at as the models run on samples."""
+    """Name what a method observes when the models run on samples."""
 
     POOLED = "pooled hidden states"
     LINEAR_INPUTS = "Gram matrices of the inputs of linear layers"
@@ -42,15 +42,15 @@ def linear_weights(name: str, spec: TensorSpec) -> bool:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a merge method needs: of the recipe, of the models, of memory.
+    """Declare what a merge method needs from the recipe, the models and the memory.
 
-    `models` is the smallest number of models, `base` whether there is a base model besides them.
-    `samples` are rows of the newest model's task, or of each model's; `labelled` rows have a label
-    to predict. `observes` names what the method looks at when the models run on them. `passes`
-    counts how often it reads all tensors, and `by_unit` says that each unit has values of its own.
-    Tensors that `full_tensors(name, spec)` selects are never merged in chunks. A `replicated`
-    kernel decomposes or solves these: over a mesh each device computes the full tensor. `scratch`
-    counts the float32 arrays that a kernel makes at most for each array that it reads. A `resident`
+    `models` is the smallest number of models; `base` says whether there is a base model in
+    addition. `samples` are rows from the newest model's task, or from each model's; `labelled` rows
+    have a label to predict. `observes` is what the method observes when the models run on them.
+    `passes` counts the times that all tensors are read, and `by_unit` says that values differ by
+    unit. Tensors that `full_tensors(name, spec)` selects are never merged in chunks. A `replicated`
+    kernel decomposes or solves them: on a mesh, each device computes the full tensor. `scratch` is
+    the largest number of float32 arrays that a kernel makes per array that it reads. A `resident`
     method has all models in memory at once.
     """
 
@@ -72,11 +72,11 @@ NO_NEEDS = Needs()
 
 @dataclass(frozen=True)
 class Offer:
-    """What a place to merge in can do for a method; compare `Needs`."""
+    """Declare which needs can be met where a merge is to run; the fields are those of `Needs`."""
 
     observes: Collection[Observation] = ()
     samples: Collection[SampleNeed] = ("none", "newest", "each")
-    passes: int | None = None  # any number
+    passes: int | None = None  # None for any number
     resident: bool = False
 
     def meets(self, needs: Needs) -> bool:

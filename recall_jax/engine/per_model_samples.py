@@ -1,4 +1,4 @@
-"""Each model's own samples: rows of what it knows, given, chosen by it or drawn from it."""
+"""Find typical samples for each model, from its task's data or drawn from the model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
-from recall_jax.engine.batching import SELECTION, Passes
+from recall_jax.engine.batching import SELECTION_BYTES, Passes
 from recall_jax.engine.budget import room_for_rows
 from recall_jax.engine.drawn_samples import draw_samples
 from recall_jax.engine.inputs import (
@@ -36,20 +36,20 @@ from recall_jax.models.architecture import Architecture
 TYPICAL = "typical.jsonl"
 
 TokenCheck = Callable[[Sequence[Sequence[int]], int], object]
-"""Raises where rows of such lengths, of each model, do not fit beside so many bytes."""
+"""Raises an error unless rows of these lengths, by model, fit with an overhead in bytes."""
 
 
 @dataclass(frozen=True)
 class SelectedRows:
-    """A digest of a model's rows, and the places of those selected: None where it is all."""
+    """Hold a digest of a model's rows, and the indices of the selected ones, None if all are."""
 
-    texts: str
-    places: list[int] | None
+    digest: str
+    indices: list[int] | None
 
 
 @dataclass(frozen=True)
 class PerModelSamples:
-    """What the journal keeps of each model's samples, of as many models as are finished."""
+    """Record in the journal the samples of the models for which they are found so far."""
 
     rows: list[SelectedRows]
 
@@ -57,23 +57,24 @@ class PerModelSamples:
 def per_model_samples(
     merge: Merge[Any, Any], check: TokenCheck, *, with_base: bool = False
 ) -> list[Tokenized]:
-    """The samples of each model, in order, by the newest model's tokenizer.
+    """Return the samples of each model, in order, tokenised by the newest model's tokenizer.
 
-    A model's are the typical rows of its entry's `data`, chosen by the model itself where the file
-    has more than `samples.count`; of the newest else those that `samples` names; else the
-    `typical.jsonl` in its folder, whole. Of a `samples.source` that needs no data they are drawn
-    from each model. `with_base`, the base's come first: of its own rows, and where it has no others
-    they are generated from it. What was chosen is kept in the journal, once `check` has passed.
+    The samples of a model are the typical rows of the `data` in its entry, chosen by the model if
+    the file has more than `samples.count` rows; for the newest model, otherwise those that
+    `samples` names; for any model, otherwise all rows of `typical.jsonl` in its folder. If
+    `samples.source` needs no data, they are drawn from each model. `with_base`, the base's samples
+    come first; a base without rows generates them. Selected rows are recorded in the journal after
+    `check` has passed.
 
-    Raises InputError for a model without samples; UnfinishedError where the memory is too small to
-    choose, or an interrupted merge saw other texts; and whatever `check` raises.
+    Raises InputError for a model without samples; UnfinishedError if the memory is too small for
+    the selection, or an interrupted merge used other texts; and whatever `check` raises.
     """
     walk, arch = merge.checkpoints, merge.checkpoints.arch
     settings = merge.samples or Samples()
     newest, read = walk.inputs.newest, walk.inputs.all
     tokenizer = model_tokenizer(newest, read, arch)
     sources = [
-        _Source(model, entry.data, _beside(model))
+        _Source(model, entry.data, _typical_file(model))
         for model, entry in zip(walk.inputs.models, merge.entries.models, strict=True)
     ]
     if sources[-1].data is None and settings.source == "data":
@@ -85,12 +86,12 @@ def per_model_samples(
     if with_base:
         model, entry = walk.inputs.base, merge.entries.base
         assert model is not None and entry is not None
-        base = _Source(model, entry.data, _beside(model), may_draw=True)
+        base = _Source(model, entry.data, _typical_file(model), may_draw=True)
         sources, places = [base, *sources], [len(sources), *places]
     found = merge.journal.find_prepared(PerModelSamples)
     kept = [] if found is None else found.rows
     differences = [] if merge.tokenizers_pass else tokenizer_differences(newest, read)
-    # What can be refused is, before a model chooses.
+    # All checks that can fail come before any model chooses.
     pools: list[Tokenized] = []
     plans: list[Passes | None] = []
     for number, (place, source) in enumerate(zip(places, sources, strict=True)):
@@ -99,40 +100,40 @@ def per_model_samples(
         check_readers(pool, differences)
         walk.check_same_samples(f"of {place}", pool, source.model.name)
         if number < len(kept):
-            pool, has_more = _again(kept[number], pool, source.model.name), False
+            pool, has_more = _restore(kept[number], pool, source.model.name), False
         pools.append(pool)
         plans.append(_passes(settings, pool, source.model, walk, place) if has_more else None)
     counts = [settings.count if plan else None for plan in plans]
-    check(list(map(_longest, pools, counts)), SELECTION if any(plans) else 0)
-    own = pools[: len(kept)]
+    check(list(map(_longest, pools, counts)), SELECTION_BYTES if any(plans) else 0)
+    chosen = pools[: len(kept)]
     for number in range(len(kept), len(pools)):
         pool, plan = pools[number], plans[number]
         if plan:
-            pool = _chosen(merge, settings, pool, sources[number].model, places[number], plan)
-        own.append(pool)
-        kept = [*kept, SelectedRows(pools[number].digest(), _places(pools[number], pool))]
+            pool = _choose(merge, settings, pool, sources[number].model, places[number], plan)
+        chosen.append(pool)
+        kept = [*kept, SelectedRows(pools[number].digest(), _indices(pools[number], pool))]
         merge.journal.record_prepared(PerModelSamples(kept))
-    return own
+    return chosen
 
 
 def _longest(pool: Tokenized, count: int | None) -> list[int]:
-    """The most that the lengths of `count` rows, or of all, can come to."""
+    """Return the lengths of the `count` longest rows, or of all, as a bound for the chosen rows."""
     lengths = sorted(len(ids) for ids in pool.token_ids)
     return lengths if count is None else lengths[-count:]
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a model's samples come from: rows to choose from, rows as given, or the model."""
+    """Hold where a model's samples come from: rows to choose from, given rows, or the model."""
 
     model: Checkpoint
     data: str | None
     typical: Path | None
-    may_draw: bool = False  # where it has no rows
+    may_draw: bool = False  # if it has no rows
 
 
-def _beside(model: Checkpoint) -> Path | None:
-    """The typical samples in a model's folder; of one with adapters the base's are not its own."""
+def _typical_file(model: Checkpoint) -> Path | None:
+    """Return the typical samples in the folder of a model, or of its last adapter, if any."""
     path = (*reversed(model.adapters), model.folder)[0] / TYPICAL
     return path if path.is_file() else None
 
@@ -145,7 +146,7 @@ def _pool(
     place: int,
     budget: int,
 ) -> tuple[Tokenized, bool]:
-    """A model's rows, and whether its typical ones are yet to be chosen from them."""
+    """Return a model's rows, and whether typical rows are still to be chosen from them."""
     has_none = source.data is None and source.typical is None
     if settings.source != "data" or (has_none and source.may_draw):
         if settings.source == "data":
@@ -177,7 +178,7 @@ def _passes(
     walk: CheckpointWalk,
     place: int,
 ) -> Passes | None:
-    """How the model at a place is to choose from its pool."""
+    """Return the passes in which a model chooses from its pool."""
 
     def decide() -> Any:
         passes = plan_selection(
@@ -195,7 +196,7 @@ def _passes(
     return decided and Passes.from_json(decided)
 
 
-def _chosen(
+def _choose(
     merge: Merge[Any, Any],
     settings: Samples,
     pool: Tokenized,
@@ -203,7 +204,7 @@ def _chosen(
     place: int,
     passes: Passes,
 ) -> Tokenized:
-    """The typical rows of the pool at a place among all, in the eyes of the model."""
+    """Return the rows of the pool that are typical according to the model."""
     walk = merge.checkpoints
     found = find_typical(
         settings.model_copy(update={"typical": None}),
@@ -215,17 +216,17 @@ def _chosen(
         layout=walk.layout,
         progress=merge.progress,
     )
-    # A machine that rounds otherwise could choose others.
-    places = walk.agree(f"typical of {place}", lambda: _places(pool, found.samples))
-    return pool.take(places)
+    # Machines that round differently could choose different rows.
+    indices = walk.agree(f"typical of {place}", lambda: _indices(pool, found.samples))
+    return pool.take(indices)
 
 
-def _places(pool: Tokenized, samples: Tokenized) -> list[int] | None:
-    """Where in the pool the samples stand; None for all of it."""
+def _indices(pool: Tokenized, samples: Tokenized) -> list[int] | None:
+    """Return the indices of the samples in the pool, None if they are all of it."""
     return None if samples is pool else np.searchsorted(pool.indices, samples.indices).tolist()
 
 
-def _again(kept: SelectedRows, pool: Tokenized, model: str) -> Tokenized:
-    """The samples that an interrupted merge had of the same pool."""
-    check_same_texts(kept.texts, pool, model)
-    return pool if kept.places is None else pool.take(kept.places)
+def _restore(kept: SelectedRows, pool: Tokenized, model: str) -> Tokenized:
+    """Return the samples that an interrupted merge had selected from the same pool."""
+    check_same_texts(kept.digest, pool, model)
+    return pool if kept.indices is None else pool.take(kept.indices)

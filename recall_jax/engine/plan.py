@@ -1,4 +1,4 @@
-"""The plan of a merge: which tensors, in which order, of which dtype, from which models."""
+"""Plan a merge: its tensors, their order and dtypes, and the models that they are read from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,34 +17,34 @@ from recall_jax.errors import InputError, some
 
 
 class NamedModel(TensorSource, Protocol):
-    """A model with the name that the user gave it, for messages."""
+    """Describe a source of tensors with the name that the user gave it, for messages."""
 
     @property
     def name(self) -> str:
-        """As the user wrote it."""
+        """Return the name as the user wrote it."""
 
 
 class StoredModel(NamedModel, Protocol):
-    """A model that may be read in wider dtypes than it is stored in."""
+    """Describe a model that may be read in wider dtypes than it is stored in."""
 
     @property
     def stored(self) -> Mapping[str, TensorSpec]:
-        """The specs of its tensors in the dtypes in which it is written again."""
+        """Return the specs of its tensors in their stored dtypes, in which they are written."""
 
 
 class ConfiguredModel(StoredModel, Protocol):
-    """A model with its config."""
+    """Describe a model with its config."""
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """As config.json holds it, adapters taken into account."""
+        """Return the content of config.json, with the changes that adapters make."""
 
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What is merged: the output tensors in the order of the units, and where they are read from.
+    """Hold the output tensors of a merge, in the order of the units, and the input models.
 
-    Inputs `larger_than_memory` are not left in the system's cache behind the walk.
+    If `larger_than_memory`, inputs are dropped from the system's cache once the walk is past them.
     """
 
     inputs: Inputs[NamedModel]
@@ -53,12 +53,12 @@ class MergePlan:
 
     @property
     def units(self) -> dict[str, list[str]]:
-        """Tensor names by unit, in the order of the forward pass."""
+        """Return the tensor names of each unit, in the order of the forward pass."""
         return units_of(self.specs)
 
 
 def units_of(specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
-    """Tensor names by unit, in the order of `specs`."""
+    """Return the tensor names of each unit, in the order of `specs`."""
     units: dict[str, list[str]] = {}
     for name in specs:
         units.setdefault(unit_of_tensor(name), []).append(name)
@@ -66,18 +66,19 @@ def units_of(specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
 
 
 def open_models(specs: Sequence[str]) -> list[Checkpoint]:
-    """Open models as the user names them, all of one model type; the last is the newest.
+    """Open the models that the user names, in order; the last is the newest.
 
-    Where names differ by a prefix, tensors of all are called as in the newest.
+    If names differ by a prefix, tensors are renamed as in the newest model. Raises InputError
+    unless all models have one model type, and all or none tie their embeddings.
     """
     models = [open_checkpoint(spec) for spec in specs]
     newest = models[-1]
     for model in models:
         model.rename(match_names(model.specs, newest.specs))
-        mine, its = newest.config.get("model_type"), model.config.get("model_type")
-        if mine != its:
+        expected, found = newest.config.get("model_type"), model.config.get("model_type")
+        if found != expected:
             raise InputError(
-                f"{model.name} is a {its} model and {newest.name} a {mine} model: "
+                f"{model.name} is a {found} model and {newest.name} a {expected} model: "
                 "merge models of one family"
             )
         tied = is_tied(model.stored, model.config)
@@ -92,20 +93,20 @@ def open_models(specs: Sequence[str]) -> list[Checkpoint]:
 
 
 def in_forward_order(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    """The tensors in the order of their units in the forward pass."""
+    """Return the specs in the order of their units in the forward pass."""
     return dict(sorted(specs.items(), key=lambda item: _unit_rank(unit_of_tensor(item[0]))))
 
 
 def plan_merge(inputs: Inputs[StoredModel], *, out_dtype: str | None) -> MergePlan:
     """Plan to merge all tensors of the newest model, in the order of the units.
 
-    `out_dtype` is for floating point tensors; by default each keeps its dtype as stored in the
-    newest model. Raises InputError where the models' tensors differ in name or shape, or in what
-    cannot be averaged: integers are read here.
+    `out_dtype` is the dtype of floating point tensors, by default that in which the newest model
+    stores each tensor. Raises InputError if the models' tensors differ in name or shape, or in
+    integer values, which cannot be averaged and are compared here.
     """
     newest = inputs.newest
     for model in inputs.all[:-1]:
-        _check_alike(model, newest)
+        _check_same_tensors(model, newest)
     dtype = DTYPES[out_dtype] if out_dtype else None
     specs = {
         name: TensorSpec(dtype if dtype and is_float(spec.dtype) else spec.dtype, spec.shape)
@@ -114,7 +115,7 @@ def plan_merge(inputs: Inputs[StoredModel], *, out_dtype: str | None) -> MergePl
     return MergePlan(inputs, specs)
 
 
-def _check_alike(model: StoredModel, newest: StoredModel) -> None:
+def _check_same_tensors(model: StoredModel, newest: StoredModel) -> None:
     name, specs, expected = model.name, model.stored, newest.stored
     only_here = [tensor for tensor in specs if tensor not in expected]
     only_there = [tensor for tensor in expected if tensor not in specs]
@@ -124,27 +125,27 @@ def _check_alike(model: StoredModel, newest: StoredModel) -> None:
             f"only {newest.name} has {_some(only_there)}"
         )
     for tensor, spec in specs.items():
-        its = expected[tensor]
-        if spec.shape != its.shape:
+        other = expected[tensor]
+        if spec.shape != other.shape:
             hint = " (different vocabularies?)" if unit_of_tensor(tensor) in (EMBED, HEAD) else ""
             raise InputError(
                 f"tensor {tensor} has shape {list(spec.shape)} in {name} and "
-                f"{list(its.shape)} in {newest.name}{hint}: merge models of one shape"
+                f"{list(other.shape)} in {newest.name}{hint}: merge models of one shape"
             )
-        if is_float(spec.dtype) != is_float(its.dtype):
+        if is_float(spec.dtype) != is_float(other.dtype):
             raise InputError(
-                f"tensor {tensor} is {spec.dtype.name} in {name} and {its.dtype.name} in "
+                f"tensor {tensor} is {spec.dtype.name} in {name} and {other.dtype.name} in "
                 f"{newest.name}: integers cannot be merged with floats"
             )
         if not is_float(spec.dtype) and not np.array_equal(model.read(tensor), newest.read(tensor)):
             raise InputError(
-                f"tensor {tensor}, {its.dtype.name}, is not the same in {name} and {newest.name}: "
-                "integers cannot be averaged, and pass only where all models agree"
+                f"tensor {tensor}, {other.dtype.name}, is not the same in {name} and "
+                f"{newest.name}: integers cannot be averaged, and pass only where all models agree"
             )
 
 
 def _unit_rank(unit: str) -> float:
-    """Place of a unit in the forward pass."""
+    """Return the position of a unit in the forward pass."""
     if unit == EMBED:
         return -1
     return float("inf") if unit == HEAD else int(unit.rpartition(".")[2])

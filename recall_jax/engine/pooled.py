@@ -1,6 +1,6 @@
-"""Pooled hidden states of streamed models: typical samples chosen, the forward batched to fit.
+"""Compute pooled hidden states of streamed models on typical samples.
 
-For methods that observe `POOLED`: they are given each unit's states as the walk reaches it.
+Methods that observe `POOLED` use them; they get the states of each unit as the walk reaches it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from recall_jax.checkpoint.folder import Checkpoint
-from recall_jax.engine.batching import SELECTION, Batching, Passes, fit_batching
+from recall_jax.engine.batching import SELECTION_BYTES, Batching, Passes, fit_batching
 from recall_jax.engine.budget import cacheable_bytes, widest
 from recall_jax.engine.forward import HiddenStates
 from recall_jax.engine.inputs import (
@@ -33,16 +33,16 @@ from recall_jax.inputs.samples import Tokenized
 
 @dataclass(frozen=True)
 class SelectedSamples:
-    """What the journal keeps: a digest of the rows, those selected, how the forward is batched."""
+    """Record in the journal a digest of the rows, the selection, and the forward's batching."""
 
-    texts: str
+    digest: str
     selection: Selection
     batching: Batching
 
 
 @dataclass
 class StreamedStates:
-    """`engine.merge.PooledStates` of checkpoints whose units are read one after the other."""
+    """Implement `engine.merge.PooledStates` for checkpoints that are read unit by unit."""
 
     forward: Forward
     names: Sequence[str]
@@ -53,7 +53,7 @@ class StreamedStates:
     _states: Sequence[HiddenStates] = field(default=(), repr=False)
 
     def place(self, unit: str, stored: Inputs[Mapping[str, Any]]) -> Any:
-        """Bring a unit of all models to the devices."""
+        """Transfer a unit of all models to the devices."""
         return self.forward.place(unit, stored.models)
 
     def advance(self, unit: str, placed: Any) -> np.ndarray:
@@ -62,7 +62,7 @@ class StreamedStates:
         return pooled
 
     def to_prepared(self, rule: Rule, reference: int | None = None) -> Prepared:
-        """Return the rule made ready to walk with what was prepared for these states."""
+        """Return the rule ready for the walk, with the samples and the plan of these states."""
         return Prepared(
             replace(rule, place=self.place),
             self.batching.needed_bytes,
@@ -80,11 +80,11 @@ class StreamedStates:
 def streamed_states(
     merge: Merge[Any, Any], selector: int, check: Callable[[int], None]
 ) -> StreamedStates:
-    """Select the typical samples, or take them from the journal, and set up the forward.
+    """Select the typical samples, or take them from the journal, and prepare the forward.
 
-    The model `selector` selects them, and is kept in memory for the merge where it fits, so that it
-    is read only once. `check(n)` raises InputError where n samples are too few. Raises
-    UnfinishedError where the memory is too small, or an interrupted merge saw other texts.
+    The model of index `selector` selects them; it stays in memory for the merge if it fits, so that
+    it is read only once. `check(n)` raises InputError if n samples are too few. Raises
+    UnfinishedError if the memory is too small, or if an interrupted merge used other texts.
     """
     walk, settings, journal, progress = (
         merge.checkpoints,
@@ -110,11 +110,11 @@ def streamed_states(
         wanted = len(lengths) if settings.typical else min(settings.count, len(lengths))
         check(wanted)
         if found := journal.find_prepared(SelectedSamples):
-            check_same_texts(found.texts, pool, model.name)
+            check_same_texts(found.digest, pool, model.name)
             batching, samples = found.batching, found.selection.take_from(pool)
             progress.announce(_describe_forward(samples.samples, batching, len(models)))
         else:
-            passes, batching, fits = _decided(merge, walk, lengths, wanted, model)
+            passes, batching, fits = _plan_forward(merge, walk, lengths, wanted, model)
             progress.announce(_describe_forward(pool, batching, len(models)))
             if passes:
                 line = _describe_selection(model.name, len(lengths), len(passes.rows), fits)
@@ -130,7 +130,7 @@ def streamed_states(
                 progress=progress,
             )
             samples = replace(samples, passes=0) if fits else samples
-            # A machine that rounds otherwise could choose others.
+            # Machines that round differently could choose different rows.
             selection = Selection.from_json(walk.agree("typical", samples.selection.to_json))
             samples = selection.take_from(pool)
             _check_found(samples, wanted, check)
@@ -149,16 +149,16 @@ def streamed_states(
     return StreamedStates(forward, names, inputs, samples, batching, np.dtype(dtype).name)
 
 
-def _decided(
+def _plan_forward(
     merge: Merge[Any, Any],
     walk: CheckpointWalk,
     lengths: Sequence[int],
     wanted: int,
     selector: Checkpoint,
 ) -> tuple[Passes | None, Batching, bool]:
-    """How to fit the memory: the passes of the selection if there are any, the batching.
+    """Return the passes of the selection, the batching, and whether the selector stays in memory.
 
-    And whether the model that chooses stays in memory.
+    The passes are None if there is nothing to select.
     """
     settings = merge.samples
     assert settings is not None
@@ -176,18 +176,18 @@ def _decided(
         models = walk.inputs.models
         batching = fit_batching(
             walk.arch,
-            sorted(lengths)[-wanted:],  # whichever are chosen, they are no longer than these
+            sorted(lengths)[-wanted:],  # an upper bound for whichever rows are chosen
             num_models=len(models),
             batch_size=settings.batch_size,
             itemsize=np.dtype(walk.dtype).itemsize,
             stored=max(widest(model.specs) for model in models),
             budget=walk.budget,
-            overhead=walk.overhead + (SELECTION if passes else 0),
+            overhead=walk.overhead + (SELECTION_BYTES if passes else 0),
             split=walk.layout.split(len(models)),
         )
         needed = max(batching.needed_bytes, passes.needed_bytes if passes else 0)
-        share = -(-selector.nbytes // jax.process_count())  # over a mesh, its rows of each tensor
-        # Folded adapters would stay as arrays of their own, not as maps of files.
+        share = -(-selector.nbytes // jax.process_count())  # each process reads its rows
+        # Folded adapters would stay as arrays in memory, not as mapped files.
         fits = not selector.adapters and needed + share <= cacheable_bytes(walk.budget)
         return {
             "passes": passes and passes.to_json(),
@@ -203,13 +203,13 @@ def _decided(
 def _check_found(
     samples: TypicalSamples[Tokenized], wanted: int, check: Callable[[int], None]
 ) -> None:
-    """Raise InputError where rows that are alike leave too few typical samples."""
+    """Raise InputError if duplicates in the rows leave too few typical samples."""
     found = len(samples.samples.rows)
     try:
         check(found)
     except InputError as error:
         raise InputError(
-            f"the rows of data are alike to the model, which leaves {found} typical of {wanted}: "
+            f"the rows of data hold duplicates, which leaves {found} of {wanted} typical samples: "
             f"{error}"
         ) from error
 

@@ -1,8 +1,8 @@
-"""The compiled programs of the streamed forward: a unit of some models on one batch, over a mesh.
+"""Compile the programs of the streamed forward: one unit of some models, on one batch, over a mesh.
 
-A program is compiled once for each kind of unit (embed, block, head) and each padded length. Beside
-the hidden states it gives what a method needs of them: their means over the tokens, or the Grams of
-what the unit's linear layers read.
+A program is compiled once for each kind of unit (embed, block, head) and padded length. Besides the
+hidden states it returns what a method observes: their means over the tokens, or the Gram matrices
+of the inputs of the unit's linear layers.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from recall_jax.models.decoder import Context
 from recall_jax.models.forward import block, block_with_inputs, context, embed, head
 from recall_jax.representations.pooling import masked_mean
 
-# Of the models on one device, each with its parameters in the order of `state_tensors`. On several
-# devices an array holds, along its first axis, one model's parameter after the other's.
+# The parameters of each model on a device, in the order of `state_tensors`. On several devices an
+# array holds the parameter of several models, concatenated along its first axis.
 UnitParameters = list[list[jax.Array]]
 
-# Of what linear layers read, by their paths: float32 (in, in).
+# Gram matrices of the inputs of linear layers by path, float32 (in, in).
 Grams = dict[str, jax.Array]
 
 MODELS, ROWS, EVERYWHERE = PartitionSpec("models"), PartitionSpec("rows"), PartitionSpec()
@@ -34,13 +34,13 @@ MODELS_AND_ROWS = PartitionSpec("models", "rows")
 
 @partial(jax.jit, static_argnames="arch")
 def prepare_context(arch: Architecture, attention_mask: jax.Array) -> Context:
-    """What all blocks need to know of a batch."""
+    """Return what all blocks need to know about a batch."""
     return context(arch, attention_mask)
 
 
 def in_dtype(tensors: UnitParameters, dtype: DTypeLike) -> UnitParameters:
-    """A block's parameters in the compute dtype, once for all batches."""
-    # jit would copy what it passes on: on CPU a file's own pages, used where they are mapped.
+    """Return a block's parameters in the compute dtype, cast once for all batches."""
+    # jit would copy arrays of this dtype: on CPU, pages of a file that are used where mapped.
     cast = any(array.dtype != dtype for array in jax.tree.leaves(tensors))
     return _cast(tensors, dtype) if cast else tensors
 
@@ -63,10 +63,10 @@ def run_embed(
     input_ids: jax.Array,
     ctx: Context,
 ) -> tuple[jax.Array, jax.Array]:
-    """The embedding of G models: (hidden states (G, B, T, E), pooled means (G, B, E))."""
+    """Run the embedding of G models: (hidden states (G, B, T, E), pooled means (G, B, E))."""
 
     def local(tensors: UnitParameters, input_ids: jax.Array, ctx: Context) -> Any:
-        # No vmap: to stack tables only to look up a few of their rows is a waste.
+        # No vmap: it would stack full tables only to look up a few of their rows.
         each = [embed(arch, _params(arch, EMBED, model), input_ids, dtype) for model in tensors]
         return _pooled(jnp.stack(each), ctx)
 
@@ -82,11 +82,11 @@ def run_block(
     hidden: jax.Array,
     ctx: Context,
 ) -> tuple[jax.Array, jax.Array]:
-    """A block of G models, each on its own hidden states, which are consumed: as `run_embed`."""
+    """Run a block of G models on their hidden states, which are donated; returns as `run_embed`."""
 
     def local(tensors: UnitParameters, window: jax.Array, hidden: jax.Array, ctx: Context) -> Any:
         def run(model: list[jax.Array], hidden: jax.Array) -> jax.Array:
-            # Every layer has the names of the first but for its number: one program serves all.
+            # With the names of the first layer, one program serves all layers.
             return block(arch, _params(arch, layer_unit(0), model), hidden, ctx, window)
 
         return _pooled(_each(run, tensors, hidden), ctx)
@@ -99,7 +99,7 @@ def run_block(
 def run_head(
     arch: Architecture, mesh: Mesh, tensors: UnitParameters, hidden: jax.Array, ctx: Context
 ) -> tuple[jax.Array, jax.Array]:
-    """The final norm of G models: as `run_block`."""
+    """Run the final norm of G models; arguments and results as in `run_block`."""
 
     def local(tensors: UnitParameters, hidden: jax.Array, ctx: Context) -> Any:
         def run(model: list[jax.Array], hidden: jax.Array) -> jax.Array:
@@ -120,7 +120,7 @@ def run_block_with_grams(
     ctx: Context,
     grams: Grams,
 ) -> tuple[jax.Array, Grams]:
-    """A block of one model: the states after it, and `grams` with those of this batch added."""
+    """Run a block of one model: the states after it, and `grams` plus those of this batch."""
 
     def local(tensors: UnitParameters, window: jax.Array, hidden: jax.Array, ctx: Context) -> Any:
         params = _params(arch, layer_unit(0), tensors[0])
@@ -142,7 +142,7 @@ def run_head_with_grams(
     ctx: Context,
     grams: Grams,
 ) -> tuple[jax.Array, Grams]:
-    """As `run_block_with_grams` the head, whose output the output projection reads."""
+    """Run the head as `run_block_with_grams` does, with its output as the projection's input."""
 
     def local(tensors: UnitParameters, hidden: jax.Array, ctx: Context) -> Any:
         normed = head(arch, _params(arch, HEAD, tensors[0]), hidden[0])
@@ -154,7 +154,7 @@ def run_head_with_grams(
 
 
 def _gram(read: jax.Array, ctx: Context) -> jax.Array:
-    """X^T X of what a linear layer reads (B, T, in) at the tokens of all devices' rows."""
+    """Return X^T X of a linear layer's input (B, T, in), over the tokens on all devices."""
     tokens = jnp.where(ctx.is_token[..., None], read, jnp.zeros((), read.dtype))
     gram = jnp.einsum(
         "bti,btj->ij",
@@ -172,7 +172,7 @@ def _over(
     in_specs: tuple[PartitionSpec, ...],
     out_specs: tuple[PartitionSpec, ...] = (MODELS_AND_ROWS, MODELS_AND_ROWS),
 ) -> Any:
-    """`local` on every device, with its share of the models and of the rows."""
+    """Map `local` over the mesh, each device with its share of the models and rows."""
     return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
 
 
@@ -181,8 +181,8 @@ def _each(
     tensors: UnitParameters,
     hidden: jax.Array,
 ) -> jax.Array:
-    """`run` with each model's parameters on its own hidden states (G, B, T, E)."""
-    if len(tensors) == 1:  # XLA multiplies matrices in a batch of one slower than without a batch
+    """Return `run` of each model's parameters and hidden states, stacked (G, B, T, E)."""
+    if len(tensors) == 1:  # XLA multiplies a batch of one matrix slower than one matrix
         return run(tensors[0], hidden[0])[None]
     stacked = [jnp.stack(models) for models in zip(*tensors, strict=True)]
     return jax.vmap(run)(stacked, hidden)

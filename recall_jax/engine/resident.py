@@ -1,4 +1,4 @@
-"""A model that is read once for two walks: the selection of typical samples, then the merge."""
+"""Keep a model in memory for a second walk: it selects the typical samples, and is then merged."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,13 +9,13 @@ from recall_jax.checkpoint.tensors import TensorSpec
 
 
 class ResidentTensors:
-    """Keeps the tensors it reads until `release`; from then on hands each out once more.
+    """Keep the tensors that are read until `release`, and from then on return each once more.
 
-    What is kept of plain tensors is their map, whose pages stay in memory while there is room.
+    For plain tensors the memory map is kept, whose pages stay cached as long as there is room.
     """
 
     def __init__(self, model: Checkpoint) -> None:
-        """Nothing is read yet."""
+        """Wrap a model, without reading anything."""
         self.name = model.name
         self.specs: Mapping[str, TensorSpec] = model.specs
         self._model = model
@@ -24,15 +24,15 @@ class ResidentTensors:
 
     @property
     def bytes_read(self) -> int:
-        """As of the model itself."""
+        """Return the bytes read from the model so far."""
         return self._model.bytes_read
 
     def read(self, name: str) -> np.ndarray:
-        """Tensor `name`, from disk the first time."""
+        """Return tensor `name`, read from disk the first time."""
         return self._once((name, 0, None), lambda: self._model.read(name))
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows of tensor `name`, from disk the first time that these are asked for."""
+        """Return rows `start` to `stop` of tensor `name`, read from disk the first time."""
         return self._once((name, start, stop), lambda: self._model.read_rows(name, start, stop))
 
     def _once(
@@ -46,7 +46,7 @@ class ResidentTensors:
         return array
 
     def drop(self, name: str) -> None:
-        """Let the system forget it, as of the model itself."""
+        """Drop the tensor's pages from the system's cache, as the model does."""
         self._model.drop(name)
 
     def release(self) -> None:

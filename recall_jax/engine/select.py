@@ -1,4 +1,4 @@
-"""Choosing the typical samples: k-means over one unit's pooled states."""
+"""Choose the typical samples, by k-means on the pooled states of one unit."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,10 @@ from recall_jax.representations.typical import Typical, select_typical
 
 
 def clustered_units(unit: str | int, arch: Architecture) -> tuple[str, ...]:
-    """The units whose pooled states are clustered: "last", "all", a unit's name or index."""
+    """Return the units to cluster, given "last", "all", the name of a unit, or an index.
+
+    Raises InputError if the model does not have the unit.
+    """
     if unit == "last":
         return (layer_unit(arch.num_hidden_layers - 1),)
     if unit == "all":
@@ -46,11 +49,11 @@ def plan_selection(
     budget: int,
     split: Split | None = None,
 ) -> Passes | None:
-    """The passes over `model` that choose typical rows among rows of these lengths.
+    """Return the passes over `model` that choose typical rows among rows of these lengths.
 
-    Over a mesh, `split` is what a device has of them. None where there is nothing to choose: the
-    samples are given, or all rows are typical. Raises InputError for a unit that the model does not
-    have.
+    On a mesh, `split` says which part a device holds. Returns None if there is nothing to choose,
+    because samples are given or all rows are typical. Raises InputError if the model does not have
+    the unit to be clustered, and UnfinishedError if `budget` bytes are too few.
     """
     wanted = clustered_units(settings.unit, arch)
     if settings.typical is not None or len(lengths) <= settings.count:
@@ -79,7 +82,7 @@ def choose_typical(
     layout: Layout = ON_HOST,
     progress: Progress = silent,
 ) -> Typical:
-    """Typical rows among `token_ids` by the model's pooled states of the unit to be clustered."""
+    """Return the typical rows of `token_ids`, by the model's pooled states in one unit or all."""
     wanted = clustered_units(settings.unit, arch)
     states = pooled_states(
         model,
@@ -97,7 +100,10 @@ def choose_typical(
 
 
 def _first_alike(token_ids: Sequence[Sequence[int]]) -> np.ndarray:
-    """(n,): of each row the first one with the same tokens; other batches round it otherwise."""
+    """Return (n,), for each row, the first row with the same tokens.
+
+    Equal rows in different batches may be rounded differently.
+    """
     first: dict[bytes, int] = {}
     contents = (np.asarray(ids, np.int64).tobytes() for ids in token_ids)
     return np.asarray([first.setdefault(content, row) for row, content in enumerate(contents)])

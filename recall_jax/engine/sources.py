@@ -1,4 +1,4 @@
-"""The inputs of a merge: K models and the base that some methods merge them onto, in one order."""
+"""Group the inputs of a merge: K models, and the base of methods that have one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Inputs(Generic[T_co]):
-    """The K models of a merge, the newest last, and their base if they have one.
+    """Hold a value for each of the K models of a merge, the newest last, and for the base if any.
 
-    Also what each of them has: its name, its tensors, one tensor of that name.
+    A value is the model itself, its name, its tensors, or one tensor.
     """
 
     models: Sequence[T_co]
@@ -20,15 +20,15 @@ class Inputs(Generic[T_co]):
 
     @property
     def all(self) -> list[T_co]:
-        """The base, if there is one, and then the models, the newest last."""
+        """Return the base, if there is one, and then the models, the newest last."""
         return [*([] if self.base is None else [self.base]), *self.models]
 
     @property
     def newest(self) -> T_co:
-        """The last of the models."""
+        """Return the last model's value."""
         return self.models[-1]
 
     def map(self, function: Callable[[T_co], S]) -> "Inputs[S]":
-        """Return what the function gives for each of them."""
+        """Return the results of `function` for each value."""
         base = None if self.base is None else function(self.base)
         return Inputs([function(model) for model in self.models], base)

@@ -1,10 +1,10 @@
-"""The streamed engine: K checkpoints merged unit by unit, in one walk.
+"""Merge K checkpoints one unit at a time, in a single walk.
 
 Unit u of every model is read once; the models' hidden states are advanced through it and compared;
-the weights that follow merge it; it is written and forgotten. The next unit is read while one is
-computed and the last one written, each in a thread of its own. Unit tensors stay where the files
-are mapped; beside them memory is a few pieces of a tensor, and the hidden states of the typical
-samples, whatever the depth.
+the resulting weights merge it; it is written and released. A thread reads the next unit while one
+is computed, and another writes the last one. Unit tensors stay where the files are mapped; besides
+them, memory holds a few chunks of a tensor and the hidden states of the typical samples, whatever
+the depth.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,27 +27,27 @@ from recall_jax.engine.sources import Inputs
 from recall_jax.errors import InputError
 from recall_jax.files.progress import Clock, Progress, silent
 
-BACKLOG = 2  # merged pieces that wait for the writer
+BACKLOG = 2  # merged pieces that may wait for the writer
 
 
 class Writer(Protocol):
-    """Takes the merged tensors in the order of the plan."""
+    """Write the merged tensors in the order of the plan."""
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of tensors written so far."""
+        """Return the tensor bytes written so far."""
 
     def takes(self, name: str) -> bool:
-        """Whether a tensor is to be written here; of the others it is given nothing."""
+        """Return whether this process writes the tensor; the writer is not given any others."""
 
     def write_piece(self, name: str, piece: np.ndarray) -> None:
-        """The next elements, (n,), of the tensor that is due."""
+        """Write the next elements, (n,), of the next tensor."""
 
 
 class _Unit(NamedTuple):
     name: str
     stored: Inputs[Mapping[str, Any]]  # tensors as the layout reads them
-    placed: object  # what the rule made of them
+    placed: object  # the result of the rule's `place`
 
 
 def merge_stream(
@@ -64,15 +64,16 @@ def merge_stream(
     needs: Needs = NO_NEEDS,
     progress: Progress = silent,
 ) -> None:
-    """Walk over the units: read, weigh, merge, write each tensor in the order of `plan.specs`.
+    """Walk over the units: read, weigh, merge, and write each tensor in the order of `plan.specs`.
 
-    `kernel` merges a tensor with the values that `rule` gives, and `reference` is the model whose
-    elements pass where all agree; it is given the pieces that the `layout` cuts, and tensors that
-    the method `needs` as a whole as they are. Of the merged tensors the `writer` is given those
-    that it takes, and `finished(unit)` is called when it has been given all of a unit. The first
-    `resumed` units are written already: they are read only if the rule runs the models, and merged
-    again only if it needs to hear of that.
-    Raises InputError naming the tensor and the model where a parameter is not finite.
+    `kernel` merges a tensor with the values of `rule`; where all models agree, the elements of
+    model `reference` are passed on. It gets the chunks of the `layout`, and tensors unsplit if the
+    method `needs` full tensors. The `writer` gets the merged tensors that it takes, and
+    `finished(unit)` is called after the last of a unit. The first `resumed` units are already
+    written: they are read only if the rule runs the models, and merged again only if the rule has
+    `on_merged`.
+
+    Raises InputError naming the tensor and the model if a parameter is not finite.
     """
     units = plan.units
     names = list(units)
@@ -80,7 +81,7 @@ def merge_stream(
 
     def read(unit: str) -> _Unit:
         with clock.stage("read"):
-            # The unit before this one is being computed, the one before that may be in use yet.
+            # The unit before this one is computed now, and the one before that may still be used.
             if plan.larger_than_memory and (at := names.index(unit)) >= 3:
                 _drop(plan, units[names[at - 3]])
             stored: Inputs[Mapping[str, Any]] = plan.inputs.map(
@@ -93,25 +94,25 @@ def merge_stream(
             elements, finite = jax.block_until_ready(piece.elements), bool(piece.finite)
         if not finite:
             names = plan.inputs.map(lambda model: model.name)
-            told = f"tensor {overflow_message(name, plan.specs[name].dtype)}"
-            raise InputError(layout.fault(names, name, stored) or told)
+            message = f"tensor {overflow_message(name, plan.specs[name].dtype)}"
+            raise InputError(layout.fault(names, name, stored) or message)
         if writer.takes(name):
             with clock.stage("write"):
                 writer.write_piece(name, np.asarray(elements)[piece.skip :])
 
-    def tell(unit: str, done: int) -> None:
+    def report(unit: str, done: int) -> None:
         read = sum(model.bytes_read for model in plan.inputs.all)
         progress(unit, done, len(names), read=read, written=writer.bytes_written)
 
     with closing(prefetch(read, walked)) as coming, BackgroundQueue(BACKLOG) as writing:
         for unit, stored, placed in coming:
             done = names.index(unit)
-            tell(unit, done)
+            report(unit, done)
             with clock.stage("forward"):
                 values = rule.values(unit, placed)
-            del placed  # before the unit after the next one is placed
+            del placed  # before another unit is placed
             if done < resumed and rule.on_merged is None:
-                del values  # as below
+                del values  # see below
                 continue
             merged: dict[str, list[Piece]] = {}
             for name in units[unit]:
@@ -133,12 +134,14 @@ def merge_stream(
             if done >= resumed:
                 writing.submit(finished, unit)
             if rule.on_merged is not None:
-                rule.on_merged(unit, {name: _joined(plan, name, merged[name]) for name in merged})
-    tell("", len(names))
+                rule.on_merged(
+                    unit, {name: _concatenate(plan, name, merged[name]) for name in merged}
+                )
+    report("", len(names))
 
 
-def _joined(plan: MergePlan, name: str, pieces: Sequence[Piece]) -> np.ndarray:
-    """A merged tensor from its pieces."""
+def _concatenate(plan: MergePlan, name: str, pieces: Sequence[Piece]) -> np.ndarray:
+    """Return a merged tensor, concatenated from its pieces."""
     elements = [np.asarray(piece.elements)[piece.skip :] for piece in pieces]
     return np.concatenate(elements).reshape(plan.specs[name].shape)
 

@@ -26,7 +26,7 @@ class Losses:
     The losses are in nats.
     """
 
-    texts: str
+    digest: str
     batching: dict[str, int]
     losses: list[float]
 
@@ -82,7 +82,7 @@ def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
             )
             found = Losses(samples.digest(), asdict(batching), [])
         else:
-            check_same_texts(found.texts, samples, newest.name)
+            check_same_texts(found.digest, samples, newest.name)
         batching = Batching(**found.batching)  # other batches would round otherwise
         for done in range(len(found.losses), len(models)):
             model = models[done]
@@ -90,7 +90,7 @@ def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
             loss = mean_loss(
                 model, arch, token_ids, counted, batch_size=batching.batch_size, dtype=dtype
             )
-            found = Losses(found.texts, found.batching, [*found.losses, loss])
+            found = Losses(found.digest, found.batching, [*found.losses, loss])
             journal.record_prepared(found)
     losses = np.asarray(found.losses, np.float64)
     weights = layer_weights(-losses, temperature=merge.parameters.temperature)

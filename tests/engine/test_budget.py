@@ -33,9 +33,9 @@ def holding_nothing(monkeypatch):
     """As if this process held nothing and compiled for nothing, so that arrays are all there is."""
     for module in (budget, batching):
         monkeypatch.setattr(module, "held_bytes", lambda: 0)
-        monkeypatch.setattr(module, "_PROGRAMS", 0)
+        monkeypatch.setattr(module, "_COMPILATION_BYTES", 0)
     for module in (batching, pooled):
-        monkeypatch.setattr(module, "SELECTION", 0)
+        monkeypatch.setattr(module, "SELECTION_BYTES", 0)
 
 
 def recall_recipe(toys):
@@ -124,7 +124,7 @@ def test_a_cut_merge_agrees_with_a_whole_one(toys, tmp_path, monkeypatch, holdin
 
 def test_what_is_free_ends_at_the_limits_of_process_and_group(tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "_CONTROL_GROUPS", tmp_path)
-    monkeypatch.setattr(budget, "_own_group", lambda: "/job/step")
+    monkeypatch.setattr(budget, "_control_group", lambda: "/job/step")
     unlimited = budget.free_bytes()
     (tmp_path / "memory.current").write_text("1000\n")
     (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 300\nactive_file 400\n")
@@ -177,7 +177,7 @@ def test_models_larger_than_the_memory_do_not_stay_in_the_cache(toys, tmp_path):
     # all that this process holds counts, which is more than these models: so count nothing
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "held_bytes", lambda: 0)
-        patch.setattr(budget, "_PROGRAMS", 0)
+        patch.setattr(budget, "_COMPILATION_BYTES", 0)
         job.merge(recipe, tmp_path / "tight", options=job.MergeOptions(memory=size - 1))
     # the last units are still in use when the walk ends
     assert max(map(cached_share, models)) < 0.25
