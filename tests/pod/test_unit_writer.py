@@ -15,7 +15,7 @@ from recall_jax.checkpoint.tensors import TensorSpec
 from recall_jax.checkpoint.writer import Mark
 from recall_jax.engine.journal import MergeJournal, resume_merge_journal
 from recall_jax.engine.plan import units_of
-from recall_jax.engine.pod import writer as pod_writer
+from recall_jax.engine.pod import unit_files
 from recall_jax.engine.pod.writer import UnitWriter
 from recall_jax.errors import InputError, StorageError
 from recall_jax.files.checksums import ChecksummedFile
@@ -223,7 +223,7 @@ def test_a_file_that_does_not_stand_ends_what_is_kept_for_all(file, harm, tmp_pa
 
 
 def test_a_folder_that_is_not_shared_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(pod_writer, "_APPEARS", 0.2)
+    monkeypatch.setattr(unit_files, "_APPEARS", 0.2)
 
     def unshared(processes):
         write(tmp_path / str(processes.index), processes)

@@ -6,9 +6,8 @@ behind the walk, so that many write at a time. What an owner has written it tell
 whoever keeps a journal notes it, behind too, in the order of the units.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,33 +19,20 @@ from recall_jax.checkpoint.writer import (
     DEFAULT_SHARD_BYTES,
     INDEX_NAME,
     Mark,
-    Shard,
-    chained_crc,
     check_piece,
-    numbered,
-    read_back,
-    split,
     write_index,
 )
 from recall_jax.engine.background import BackgroundQueue
+from recall_jax.engine.pod.unit_files import (
+    UnitFiles,
+    plan_unit_files,
+    read_back_unit,
+    unit_mark,
+    wait_until_visible,
+)
 from recall_jax.errors import InputError, storage_faults
 from recall_jax.files.checksums import ChecksummedFile, FileChecksum
 from recall_jax.parallel.processes import Processes
-
-_APPEARS = 30.0  # seconds that a network file system may take to show what another machine wrote
-
-
-@dataclass(frozen=True)
-class _Unit:
-    owner: int
-    before: int  # tensors of the units before it
-    order: Sequence[tuple[str, str]]  # its tensors and their files
-    shards: Mapping[str, Shard]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its files."""
-        return sum(shard.size for shard in self.shards.values())
 
 
 class UnitWriter:
@@ -74,7 +60,7 @@ class UnitWriter:
         self._folder, self._specs, self._shared = folder, specs, shared
         self._processes = replace(processes, check=self._check)
         self._check_others, self._left = processes.check, False
-        self._units = _plan(specs, units, processes.count, shard_bytes)
+        self._units = plan_unit_files(specs, units, processes.count, shard_bytes)
         self._order = [each for unit in self._units for each in unit.order]
         self._own = {name for unit in self._units if self._owns(unit) for name, _ in unit.order}
         self._at = 0  # the unit that is due
@@ -165,7 +151,7 @@ class UnitWriter:
         found: dict[int, Mapping[str, FileChecksum]] = {}
         for at, (unit, mark) in enumerate(zip(self._units, marks, strict=False)):
             if self._owns(unit):
-                if (files := self._read_back(unit, mark)) is None:
+                if (files := read_back_unit(self._folder, unit, mark)) is None:
                     break
                 found[at] = files
             standing += 1
@@ -215,10 +201,10 @@ class UnitWriter:
             index = write_index(self._folder, self.total_size, dict(self._order))
             self._checksums[INDEX_NAME] = index
 
-    def _owns(self, unit: _Unit) -> bool:
+    def _owns(self, unit: UnitFiles) -> bool:
         return unit.owner == self._processes.index
 
-    def _write(self, unit: _Unit, name: str, piece: np.ndarray) -> None:
+    def _write(self, unit: UnitFiles, name: str, piece: np.ndarray) -> None:
         if self._file is None or self._file.path.name != name:
             self._finish_file()
             shard = unit.shards[name]
@@ -242,9 +228,9 @@ class UnitWriter:
         """That a unit is written, once it is."""
         unit, files = self._units[at], self._processes.wait(f"units/{at}")
         if self._shared and not self._owns(unit):
-            self._see(unit, files)
+            wait_until_visible(self._folder, unit, files, self._processes)
         self._checksums |= files
-        note(_mark(unit, files))
+        note(unit_mark(unit, files))
 
     def _wait_for_all(self) -> None:
         if self._at < len(self._units):
@@ -259,60 +245,6 @@ class UnitWriter:
             raise InputError("the writing has ended")
         self._check_others()
 
-    def _go_past(self, unit: _Unit) -> None:
+    def _go_past(self, unit: UnitFiles) -> None:
         self._finished = unit.before + len(unit.order)
         self._at += 1
-
-    def _read_back(self, unit: _Unit, mark: Mark) -> Mapping[str, FileChecksum] | None:
-        """The checksums of a unit's files, if they are what was marked."""
-        last, size = unit.order[-1][1], unit.shards[unit.order[-1][1]].size
-        inside = mark._replace(tensors=mark.tensors - unit.before)
-        if inside[:3] != (len(unit.order), last, size):
-            return None
-        paths = {self._folder / name: shard.size for name, shard in unit.shards.items()}
-        if not all(path.is_file() and path.stat().st_size == paths[path] for path in paths):
-            return None
-        return next(iter(read_back(self._folder, unit.shards, unit.order, [inside])), None)
-
-    def _see(self, unit: _Unit, files: Mapping[str, FileChecksum]) -> None:
-        """Raise InputError where another process's files do not come to be seen here."""
-        deadline = time.monotonic() + _APPEARS
-        for name, checksum in files.items():
-            path = self._folder / name
-            while not path.is_file() or path.stat().st_size != checksum["bytes"]:
-                self._processes.check()
-                if time.monotonic() > deadline:
-                    raise InputError(
-                        f"process 0 does not see {path}, which process {unit.owner} has written: "
-                        "write into a folder that all share, or with --parts into one on each "
-                        "machine"
-                    )
-                time.sleep(0.05)
-
-
-def _plan(
-    specs: Mapping[str, TensorSpec],
-    units: Mapping[str, Sequence[str]],
-    owners: int,
-    shard_bytes: int,
-) -> list[_Unit]:
-    """The files of each unit, numbered through all of them."""
-    split_units = [
-        split({name: specs[name] for name in each}, shard_bytes) for each in units.values()
-    ]
-    files = iter(numbered([shard for shards in split_units for shard in shards]).items())
-    planned: list[_Unit] = []
-    before = 0
-    for number, shards in enumerate(split_units):
-        own = dict(next(files) for _ in shards)
-        order = [(name, file) for file, shard in own.items() for name in shard.ends]
-        planned.append(_Unit(number % owners, before, order, own))
-        before += len(order)
-    return planned
-
-
-def _mark(unit: _Unit, files: Mapping[str, FileChecksum]) -> Mark:
-    """The mark of a unit by itself: `crc32` is over its own files alone."""
-    *earlier, last = unit.shards
-    crc = chained_crc(int(files[last]["crc32"], 16), {name: files[name] for name in earlier})
-    return Mark(unit.before + len(unit.order), last, files[last]["bytes"], crc)
