@@ -75,7 +75,7 @@ Plugin = Annotated[
     list[Path] | None,
     typer.Option(
         "--plugin",
-        help="Python file that defines merge methods; its code is run. Repeatable.",
+        help="Python file that defines merge methods. This runs its code. Repeatable.",
     ),
 ]
 NoCache = Annotated[
