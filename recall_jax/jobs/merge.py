@@ -4,73 +4,50 @@ The command line, the demo and Python callers all come through `merge`.
 """
 
 import platform
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recall_jax.checkpoint.folder import Checkpoint, file_warnings
-from recall_jax.checkpoint.writer import DEFAULT_SHARD_BYTES, ShardedWriter, write_checksums
+from recall_jax.checkpoint.writer import write_checksums
 from recall_jax.engine.budget import (
     cacheable_bytes,
-    fit_chunk_size,
-    machine_bytes,
     memory_budget,
 )
 from recall_jax.engine.configs import check_configs
-from recall_jax.engine.journal import MergeJournal, input_files, read_identity
-from recall_jax.engine.layout import Layout, OnHost
+from recall_jax.engine.journal import MergeJournal
 from recall_jax.engine.merge import CheckpointWalk, Merge, PooledStates, check_layers
 from recall_jax.engine.plan import MergePlan, open_models, plan_merge
 from recall_jax.engine.pod.part import write_part
-from recall_jax.engine.pod.shared import check_alike, shared_journal, shared_work
+from recall_jax.engine.pod.shared import check_alike, shared_journal
 from recall_jax.engine.pod.writer import UnitWriter
 from recall_jax.engine.sources import Inputs
-from recall_jax.engine.stream import BACKLOG, merge_stream
+from recall_jax.engine.stream import merge_stream
 from recall_jax.errors import InputError
 from recall_jax.files.journal_lines import changed_input
-from recall_jax.files.output import UnfinishedOutput, kept_journal, work_folder
 from recall_jax.files.progress import Clock, Progress, Reporter, silent
+from recall_jax.jobs.merge_identity import (
+    common_request,
+    file_digests,
+    identify_files,
+    merge_identity,
+    merge_input_paths,
+)
+from recall_jax.jobs.merge_options import DEFAULTS, MergeOptions
+from recall_jax.jobs.merge_places import check_mesh, make_layout, open_writer, unfinished_output
 from recall_jax.jobs.outcome import make_report, resolved, write_outcome
 from recall_jax.jobs.prepare import prepare
 from recall_jax.jobs.trees.names import names_tree
 from recall_jax.methods.registry import METHODS
-from recall_jax.parallel.machine import device, peak_memory_bytes, versions
-from recall_jax.parallel.processes import ALONE, Processes
+from recall_jax.parallel.machine import peak_memory_bytes
 from recall_jax.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
-    from recall_jax.engine.pod.tree_writer import TreeWriter
+    from recall_jax.jobs.merge_places import MergeWriter
 
-
-@dataclass(frozen=True)
-class MergeOptions:
-    """How a merge is run, beside what the recipe says is merged.
-
-    `memory` is the budget in bytes, by default a share of what is free; `inputs` are files that
-    OUT must not replace, beside the recipe's own; `plugins` the files that its method comes from,
-    loaded by `recipes.plugins`. `mesh`, such as "data=2,fsdp=4" or "auto", cuts
-    all tensors over several devices, those of all `processes` that run this same merge together;
-    they write into one folder, or with `parts` each into an OUT of its own. The weights are `to` be
-    "huggingface" (safetensors), or "orbax", the Flax tree that `jobs.convert` writes, of
-    which nothing is on disk before the end, and nothing can be resumed.
-    """
-
-    force: bool = False
-    resume: bool = False
-    shard_bytes: int = DEFAULT_SHARD_BYTES
-    memory: int | None = None
-    inputs: Collection[Path] = ()
-    plugins: Collection[Path] = ()
-    mesh: str | None = None
-    processes: Processes = ALONE
-    parts: bool = False
-    to: str = "huggingface"
-
-
-DEFAULTS = MergeOptions()
+__all__ = ["DEFAULTS", "MergeOptions", "merge"]
 
 
 def merge(
@@ -87,13 +64,7 @@ def merge(
     holds it. Raises InputError for whatever is wrong with the recipe, the models, the data or
     `out`; UnfinishedError, which leaves what is done for `resume`, where disk or memory fail.
     """
-    if options.to not in ("huggingface", "orbax"):
-        raise InputError(f"a merge cannot be written to {options.to!r}: use huggingface or orbax")
-    if options.parts and options.to == "orbax":
-        raise InputError("--parts is for safetensors: Orbax writes into a folder that all share")
-    if options.parts and options.processes.count == 1:
-        raise InputError("--parts is for several processes, and there is one: leave it out")
-    check_alike(options.processes, "asked", _asked(recipe, out, options))
+    check_alike(options.processes, "asked", common_request(recipe, out, options))
     if recipe.tree is not None or names_tree(recipe.models[-1].model):
         return _merge_trees(recipe, out, options, progress, announce)
     lines: list[str] = []
@@ -106,13 +77,15 @@ def merge(
     clock = Clock()
     reporter = Reporter(progress, clock, tell)
     with clock.stage("total"):
-        if options.mesh is not None or processes.count > 1:
-            _check_mesh(recipe)
+        if options.distributed:
+            check_mesh(recipe)
         base_first = [] if recipe.base_model is None else [recipe.base_model]
         read = open_models([*base_first, *(entry.model for entry in recipe.models)])
         inputs = Inputs(read[1:], read[0]) if base_first else Inputs(read)
         warnings = check_configs(read, recipe.ignore_config)
-        check_alike(processes, "models", {f"model {model.name}": _files(model) for model in read})
+        check_alike(
+            processes, "models", {f"model {model.name}": file_digests(model) for model in read}
+        )
         host = platform.node()
         neighbours = processes.exchange("host", host).count(host)
         own = memory_budget(options.memory, neighbours=neighbours)
@@ -121,14 +94,14 @@ def merge(
         check_layers(recipe.by_layer, plan.specs)
         held = sum(model.nbytes for model in read) // processes.count
         plan = replace(plan, larger_than_memory=held > cacheable_bytes(budget))
-        layout, overhead = _layout(recipe, read, plan, out, options, budget)
+        layout, overhead = make_layout(recipe, read, plan, out, options, budget)
         check_alike(processes, "layout", {"layout": layout.description})
-        identity = _identity(recipe, inputs, options, layout)
-    paths = [*options.inputs, *options.plugins, *_input_paths(recipe, read)]
-    with _place(out, options, paths) as work:
+        identity = merge_identity(recipe, inputs, options, layout)
+    paths = [*options.files, *merge_input_paths(recipe, read)]
+    with unfinished_output(out, options, paths) as work:
         with (
             clock.stage("total"),
-            _writer(work.folder, recipe, inputs.models, plan, layout, options) as writer,
+            open_writer(work.folder, recipe, inputs.models, plan, layout, options) as writer,
         ):
             journal = shared_journal(
                 work.journal,
@@ -137,7 +110,7 @@ def merge(
                 writer,
                 processes,
                 resume=options.resume,
-                separate_disks=options.parts,
+                own=options.parts,
             )
             if work.discarded:
                 tell("an interrupted merge was discarded: --resume would have gone on with it")
@@ -170,7 +143,7 @@ def merge(
                 needs=recipe.needs,
                 progress=progress,
             )
-        if path := changed_input(identity["inputs"], _inputs(recipe, read, options)):
+        if path := changed_input(identity["inputs"], identify_files(recipe, read, options)):
             raise InputError(f"{path} was changed while it was being merged: start again")
         names = [model.name for model in inputs.models]
         report = make_report(recipe, prepared, names, list(plan.units))
@@ -234,13 +207,13 @@ def _merge_trees(
     if options.to == "orbax":
         raise InputError("--to is not for JAX trees: what is merged keeps the newest's format")
     mesh = None
-    if options.mesh is not None or options.processes.count > 1:
+    if options.distributed:
         mesh = named_mesh("auto" if options.mesh is None else options.mesh)
     return merge_trees_on_disk(
         recipe,
         out,
         force=options.force,
-        inputs=[*options.inputs, *options.plugins],
+        inputs=options.files,
         mesh=mesh,
         processes=options.processes,
         progress=progress,
@@ -248,148 +221,17 @@ def _merge_trees(
     )
 
 
-def _layout(
-    recipe: Recipe,
-    read: Sequence[Checkpoint],
-    plan: MergePlan,
-    out: Path,
-    options: MergeOptions,
-    budget: int,
-) -> tuple[Layout, int]:
-    """Where the tensors lie, and the bytes that merging them takes."""
-    if options.mesh is not None or options.processes.count > 1:
-        from recall_jax.engine.pod.prepare import sharded_layout
-
-        asked = "auto" if options.mesh is None else options.mesh
-        if asked == "auto" and options.resume:  # less may be free now than when it was chosen
-            asked = options.processes.broadcast("mesh", lambda: _mesh_before(out)) or asked
-        return sharded_layout(
-            recipe.needs,
-            read,
-            plan,
-            asked,
-            budget,
-            forward_dtype=recipe.compute_dtype,
-            ignore_config=recipe.ignore_config,
-        )
-    chunk, beside = fit_chunk_size(read, plan.specs, BACKLOG, budget, needs=recipe.needs)
-    return OnHost(chunk), beside
-
-
-def _check_mesh(recipe: Recipe) -> None:
-    """Raise InputError where the method, or its samples, are for one host alone."""
-    from recall_jax.engine.pod.prepare import ON_MESH
-
-    alone = "leave --mesh and --distributed out"
-    if not ON_MESH.meets(recipe.needs):
-        raise InputError(f"{recipe.merge_method} runs on one host: {alone}")
-    if recipe.samples is not None and recipe.samples.source == "generated":
-        raise InputError(f"samples.source generated runs a whole model on one host: {alone}")
-
-
-def _mesh_before(out: Path) -> str | None:
-    """The mesh of an interrupted merge into `out`, if there is one that has a mesh."""
-    sizes = read_identity(kept_journal(out)).get("program", {}).get("mesh") or {}
-    return ",".join(f"{axis}={size}" for axis, size in sizes.items()) or None
-
-
-def _place(
-    out: Path, options: MergeOptions, inputs: Collection[Path]
-) -> AbstractContextManager[UnfinishedOutput]:
-    """Where the output grows: in a folder of this process's own, or of all processes'."""
-    alone = options.processes.count == 1 or options.parts
-    place = work_folder if alone else partial(shared_work, processes=options.processes)
-    return place(out, force=options.force, resume=options.resume, inputs=inputs)
-
-
-def _writer(
-    folder: Path,
-    recipe: Recipe,
-    models: Sequence[Checkpoint],
-    plan: MergePlan,
-    layout: Layout,
-    options: MergeOptions,
-) -> "ShardedWriter | UnitWriter | TreeWriter":
-    if options.to == "orbax":
-        from recall_jax.engine.inputs import common_architecture
-        from recall_jax.engine.pod.tree_writer import TreeWriter
-        from recall_jax.parallel.mesh import make_mesh
-
-        arch = common_architecture(models, recipe.ignore_config)
-        return TreeWriter(folder, arch, plan.specs, layout.mesh or make_mesh({}))
-    if options.processes.count == 1:
-        return ShardedWriter(folder, plan.specs, options.shard_bytes)
-    return UnitWriter(
-        folder,
-        plan.units,
-        plan.specs,
-        options.processes,
-        options.shard_bytes,
-        shared=not options.parts,
-    )
-
-
 def _finish_unit(
     unit: str,
     models: Sequence[Checkpoint],
     journal: MergeJournal,
-    writer: "ShardedWriter | UnitWriter | TreeWriter",
+    writer: "MergeWriter",
 ) -> None:
     """Note a unit once it is written, unless the models' files are no longer what they were."""
     for model in models:
         if path := model.changed():
             raise InputError(f"{path} was changed while it was being merged: start again")
     writer.finish_unit(partial(journal.record_unit, unit))
-
-
-def _asked(recipe: Recipe, out: Path, options: MergeOptions) -> dict[str, Any]:
-    """What all processes of a merge must be told alike."""
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "OUT": None if options.parts else str(out),
-        "--resume": options.resume,
-        "--mesh": options.mesh,
-        "--parts": options.parts,
-        "--to": options.to,
-        "--shard-size": options.shard_bytes,
-        "version": versions(),
-    }
-
-
-def _files(model: Checkpoint) -> list[str]:
-    """The files of a model by size and hash, wherever they lie and since when."""
-    found = model.fingerprint(content=False).values()
-    return sorted(f"{size} {digest}" for size, *_, digest in found)
-
-
-def _identity(
-    recipe: Recipe, inputs: Inputs[Checkpoint], options: MergeOptions, layout: Layout
-) -> dict[str, Any]:
-    """What makes a merge the same merge: only then may one go on where another has stopped."""
-    repeatable = resolved(recipe, inputs, recipe.compute_dtype)
-    return {
-        "inputs": _inputs(recipe, inputs.all, options),
-        "recipe": repeatable.model_dump(mode="json"),
-        "program": {
-            **versions(),
-            "device": device(),
-            "shard_size": options.shard_bytes,
-            "layout": layout.description,
-            "mesh": layout.mesh and dict(layout.mesh.shape),
-            "to": options.to,
-        },
-    }
-
-
-def _inputs(recipe: Recipe, read: Sequence[Checkpoint], options: MergeOptions) -> dict[str, Any]:
-    """What the files of a merge are known by, so that it is resumed with the same.
-
-    Weights that one machine can hold by their content, which then lies in its memory for the walk;
-    others by their times, as reading them once more would be most of a merge.
-    """
-    held = sum(model.nbytes for model in read) <= machine_bytes()
-    content = held and options.processes.count == 1 and options.to == "huggingface"
-    return input_files(read, [*_input_files(recipe), *options.plugins], content=content)
 
 
 def _describe(models: Sequence[Checkpoint], plan: MergePlan, budget: int, resumed: int) -> str:
@@ -402,16 +244,3 @@ def _describe(models: Sequence[Checkpoint], plan: MergePlan, budget: int, resume
         f"{len(models)} models of {units}: {read:,.1f} MB to read, {written:,.1f} MB to "
         f"write, {budget / 1e6:,.0f} MB of memory allowed"
     )
-
-
-def _input_paths(recipe: Recipe, models: Sequence[Checkpoint]) -> list[Path]:
-    """Every file and folder that the recipe reads."""
-    folders = [folder for model in models for folder in (model.folder, *model.adapters)]
-    return [*folders, *_input_files(recipe)]
-
-
-def _input_files(recipe: Recipe) -> list[Path]:
-    files = [recipe.weights, recipe.base_data, *(entry.data for entry in recipe.models)]
-    if recipe.samples is not None:
-        files += [recipe.samples.data, recipe.samples.typical, recipe.samples.prompts]
-    return [Path(name) for name in files if name]
