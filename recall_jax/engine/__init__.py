@@ -1,1 +1,1 @@
-"""Merge checkpoints unit by unit, as they stream through memory on one host or over a mesh."""
+"""The engine: checkpoints merged unit by unit as they stream through memory, or over a mesh."""

@@ -23,6 +23,7 @@ from recall_jax.errors import UnfinishedError
 SHARE = 0.6  # of the free memory
 MIB = 1 << 20
 _COMPILATION_BYTES = 32 * MIB  # for the merge: 26 MiB measured
+_COMPILATION_BY_SHAPE_BYTES = 32 * MIB  # more, for full tensors: 48 MiB in all measured
 _LEAST_ROWS_BYTES = 8 * MIB  # if even this is too much, the plan of the run raises
 _FLOAT32 = 4
 _SMALLEST_CHUNK = 1 << 14
@@ -95,8 +96,10 @@ def fit_chunk_size(
     full = full_tensor_names(needs.full_tensors, merged)
     largest = max((math.prod(merged[name].shape) for name in full), default=0)
     work = _FLOAT32 * needs.scratch * len(models)
-    waiting = (backlog + 2) * widest(merged)
-    fixed = _COMPILATION_BYTES + folded_bytes(models) + largest * (work + waiting)
+    fixed = _COMPILATION_BYTES + folded_bytes(models)
+    if full:
+        fixed += _COMPILATION_BY_SHAPE_BYTES
+        fixed += largest * (work + (backlog + 2) * widest(merged))
     if len(full) == len(merged):
         if (needed := held_bytes() + fixed) > budget:
             raise _too_large(needed, budget)

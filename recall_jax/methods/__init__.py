@@ -1,1 +1,1 @@
-"""Implement merge methods: their parameters, kernels, and what they need to run."""
+"""Methods: similarities to weights, and the kernels that turn K parameters into one."""

@@ -62,13 +62,7 @@ def test_a_part_is_gone_on_with_only_where_its_own_inputs_are_what_they_were(tmp
     def resumed(processes, sizes):
         own = identity(sizes[processes.index])
         journal = shared_journal(
-            path(processes.index),
-            own,
-            units,
-            Standing(),
-            processes,
-            resume=True,
-            separate_disks=True,
+            path(processes.index), own, units, Standing(), processes, resume=True, own=True
         )
         return journal.prepared, list(journal.units)
 
