@@ -1,1 +1,1 @@
-"""The engine: checkpoints merged unit by unit as they stream through memory, or over a mesh."""
+"""Merge checkpoints unit by unit, as they stream through memory on one host or over a mesh."""

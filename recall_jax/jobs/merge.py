@@ -110,7 +110,7 @@ def merge(
                 writer,
                 processes,
                 resume=options.resume,
-                own=options.parts,
+                separate_disks=options.parts,
             )
             if work.discarded:
                 tell("an interrupted merge was discarded: --resume would have gone on with it")

@@ -1,1 +1,1 @@
-"""Methods: similarities to weights, and the kernels that turn K parameters into one."""
+"""Implement merge methods: their parameters, kernels, and what they need to run."""

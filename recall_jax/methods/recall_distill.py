@@ -108,7 +108,8 @@ def prepare(merge: Merge[DistillParameters, Parameters]) -> Prepared:
 def _refined(
     merge: Merge[DistillParameters, Parameters], own: "Sequence[Tokenized]", batch_size: int
 ) -> Coefficients:
-    from recall_jax.methods.refine import Match, refine
+    from recall_jax.methods.distillation import Match
+    from recall_jax.methods.refine import refine
     from recall_jax.models.convert import tensor_shapes, to_flax
 
     walk, parameters = merge.checkpoints, merge.parameters
@@ -156,7 +157,7 @@ def _recall_weights(
     batch_size: int,
 ) -> np.ndarray:
     """RECALL's weights (K, U) of the experts, compared on the newest one's samples."""
-    from recall_jax.methods.refine import pooled_states_in_memory
+    from recall_jax.methods.distillation import pooled_states_in_memory
 
     walk, defaults = merge.checkpoints, RecallParameters()
     comparison = recall_comparison(defaults, merge.names)

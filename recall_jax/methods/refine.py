@@ -6,7 +6,6 @@ models' parameters stay as they are.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,44 +16,21 @@ import optax
 from jax.typing import DTypeLike
 
 from recall_jax.checkpoint.units import EMBED, HEAD
-from recall_jax.inputs.batches import make_batches, padded_length
+from recall_jax.inputs.batches import padded_length
+from recall_jax.methods.distillation import (
+    DistillationBatches,
+    Match,
+    make_distillation_batches,
+    teacher_distance,
+)
 from recall_jax.models.architecture import LAYERS, Architecture
 from recall_jax.models.convert import tensor_shapes, unit_params, unit_tensors
-from recall_jax.models.forward import Params, forward, logits
-from recall_jax.models.loss import TOKENS_AT_ONCE, in_blocks
-from recall_jax.representations.pooling import masked_mean
+from recall_jax.models.forward import Params
+from recall_jax.models.loss import TOKENS_AT_ONCE
 
 Array = jax.Array
 _FLOAT32 = 4
 _ADAM = optax.scale_by_adam()
-
-
-@dataclass(frozen=True)
-class Match:
-    """How the distance to a teacher is taken; what the numbers mean is in `refine`."""
-
-    kl: float = 0.0
-    js: float = 1.0
-    hidden: float = 0.0
-    temperature: float = 1.0
-
-
-class DistillationBatches(NamedTuple):
-    """S batches of B rows of one padded length, each to be learnt from one teacher.
-
-    input_ids and attention_mask (S, B, T) int32; teacher (S,) int32, an index into the models;
-    normed (S, B, T, E) its final-norm output and pooled (S, U, B, E) float32 its pooled states;
-    token_weight (S,) and state_weight (S, U) float32, what the distance of a token's distribution
-    and the squared distance of a pooled state count.
-    """
-
-    input_ids: Any
-    attention_mask: Any
-    teacher: Any
-    normed: Any
-    pooled: Any
-    token_weight: Any
-    state_weight: Any
 
 
 class Refined(NamedTuple):
@@ -100,7 +76,7 @@ def refine(
     bits.
     """
     placed = [jax.device_put(model) for model in models]
-    batches = _distillation_batches(arch, placed, samples, anchor, batch_size, dtype)
+    batches = make_distillation_batches(arch, placed, samples, anchor, batch_size, dtype)
     columns = dict(zip(arch.units, np.asarray(start, np.float32).T, strict=True))
     coefficients: Any = columns
     if by_tensor:
@@ -132,22 +108,6 @@ def refine(
     return Refined(found, np.asarray(losses))
 
 
-def pooled_states_in_memory(
-    arch: Architecture,
-    params: Params,
-    token_ids: Sequence[Sequence[int]],
-    batch_size: int,
-    dtype: DTypeLike,
-) -> np.ndarray:
-    """The pooled states (U, n, E) float32 of a model in memory, on rows of token ids."""
-    placed = jax.device_put(params)
-    batches = make_batches(token_ids, min(batch_size, len(token_ids)))
-    means = [
-        np.asarray(_teacher_outputs(arch, placed, *batch, dtype)[1]) for batch in batches.batches
-    ]
-    return np.concatenate(means, axis=1)[:, batches.order]
-
-
 def mix(arch: Architecture, models: Sequence[Params], coefficients: Mapping[str, Array]) -> Params:
     """The base and the weighted task vectors, float32; `models` and coefficients as in `refine`."""
     named = _of_tensors(arch, coefficients)
@@ -176,42 +136,6 @@ def _of_tensors(arch: Architecture, coefficients: Mapping[str, Array]) -> dict[s
     }
 
 
-def _distillation_batches(
-    arch: Architecture,
-    models: Sequence[Params],
-    samples: Sequence[Sequence[Sequence[int]]],
-    anchor: float,
-    batch_size: int,
-    dtype: DTypeLike,
-) -> list[DistillationBatches]:
-    """All samples, by padded length, with what their teachers make of them."""
-    batch_size = min(batch_size, max(map(len, samples)))
-    found: dict[int, list[DistillationBatches]] = {}
-    for teacher, rows in enumerate(samples):
-        share = anchor if teacher == 0 else 1 / (len(models) - 1)
-        if not rows or not share:
-            continue
-        batches = make_batches(rows, batch_size).batches
-        taught = [_teacher_outputs(arch, models[teacher], *batch, dtype) for batch in batches]
-        squares = sum(np.sum(np.square(pooled), axis=(1, 2)) for _, pooled in taught)  # (U,)
-        weights = np.float32(share / sum(map(len, rows))), (share / squares).astype(np.float32)
-        for batch, (normed, pooled) in zip(batches, taught, strict=True):
-            one = DistillationBatches(*batch, np.int32(teacher), normed, pooled, *weights)
-            found.setdefault(batch.input_ids.shape[1], []).append(one)
-    return [jax.tree.map(lambda *each: jnp.stack(each), *group) for group in found.values()]
-
-
-@partial(jax.jit, static_argnames=("arch", "dtype"))
-def _teacher_outputs(
-    arch: Architecture, params: Params, ids: Array, mask: Array, dtype: DTypeLike
-) -> tuple[Array, Array]:
-    """Final-norm output (B, T, E) and pooled states (U, B, E) float32."""
-    pooled, normed = forward(
-        arch, params, ids, mask, observe=lambda hidden: masked_mean(hidden, mask), dtype=dtype
-    )
-    return normed, jnp.stack(pooled)
-
-
 @partial(jax.jit, static_argnames=("arch", "match", "dtype"))
 def _step(
     arch: Architecture,
@@ -232,7 +156,7 @@ def _step(
 
     def add(totals: tuple[Array, Params], batch: DistillationBatches) -> tuple[Any, None]:
         teacher = jax.tree.map(lambda each: each[batch.teacher], projections)
-        distance = partial(_distance, arch, match, dtype=dtype)
+        distance = partial(teacher_distance, arch, match, dtype=dtype)
         found = jax.value_and_grad(distance)(merged, teacher, batch)
         return jax.tree.map(jnp.add, totals, found), None
 
@@ -246,62 +170,6 @@ def _step(
         updates, memory = _ADAM.update(gradients, memory)
     moved = jax.tree.map(lambda own, update: own - rate * update, coefficients, updates)
     return loss, moved, memory
-
-
-def _distance(
-    arch: Architecture,
-    match: Match,
-    merged: Params,
-    teacher: Params,
-    batch: DistillationBatches,
-    *,
-    dtype: DTypeLike,
-) -> Array:
-    """What a batch adds to the loss."""
-    mask = batch.attention_mask
-    pooled, normed = forward(
-        arch,
-        merged,
-        batch.input_ids,
-        mask,
-        observe=lambda hidden: masked_mean(hidden, mask) if match.hidden else (),
-        dtype=dtype,
-        remat=True,
-    )
-
-    def summed(own: Array, its: Array, counts: Array) -> Array:
-        ours, theirs = (
-            jax.nn.log_softmax(logits(arch, params, states) / match.temperature)
-            for params, states in ((merged, own), (teacher, its))
-        )
-        return jnp.sum(_divergence(match, theirs, ours) * counts)
-
-    parts = (normed, batch.normed, mask.astype(jnp.float32))
-    if mask.shape[1] > TOKENS_AT_ONCE:  # of a block of tokens at a time, as in training
-        blocks = tuple(map(in_blocks, parts))
-        divergence = jnp.sum(jax.lax.map(lambda block: jax.checkpoint(summed)(*block), blocks))
-    else:
-        divergence = summed(*parts)
-    total = batch.token_weight * match.temperature**2 * divergence
-    if match.hidden:
-        squares = jnp.sum((jnp.stack(pooled) - batch.pooled) ** 2, axis=(1, 2))  # (U,)
-        total += match.hidden * jnp.mean(batch.state_weight * squares)
-    return total
-
-
-def _divergence(match: Match, theirs: Array, ours: Array) -> Array:
-    """Of log-probabilities (…, V), each (…)."""
-
-    def kl(p: Array, q: Array) -> Array:
-        return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
-
-    total = jnp.zeros(theirs.shape[:-1], jnp.float32)
-    if match.kl:
-        total += match.kl * kl(theirs, ours)
-    if match.js:
-        middle = jnp.logaddexp(theirs, ours) - jnp.log(jnp.float32(2))
-        total += match.js * (kl(theirs, middle) + kl(ours, middle)) / 2
-    return total
 
 
 def refining_bytes(

@@ -247,6 +247,6 @@ def test_only_what_a_method_needs_whole_is_planned_whole(toys, holding_nothing):
         for kind, need in needs.items()
     }
     assert planned["linear"][0] == planned["none"][0] == CHUNK and planned["all"][0] is None
-    more = budget._PROGRAMS_BY_SHAPE
+    more = budget._COMPILATION_BY_SHAPE_BYTES
     assert more < planned["linear"][1] - planned["none"][1] < more + (1 << 23)
     assert planned["all"][1] > 5 * len(models) * (1 << 26) * 4

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import log_softmax
 
-from recall_jax.methods.refine import Match, mix, refine
+from recall_jax.methods.distillation import Match
+from recall_jax.methods.refine import mix, refine
 from recall_jax.models.architecture import Architecture, Rope
 from recall_jax.models.convert import tensor_shapes, unit_tensors
 from recall_jax.models.forward import forward, init_params, logits

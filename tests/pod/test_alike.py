@@ -62,7 +62,13 @@ def test_a_part_is_gone_on_with_only_where_its_own_inputs_are_what_they_were(tmp
     def resumed(processes, sizes):
         own = identity(sizes[processes.index])
         journal = shared_journal(
-            path(processes.index), own, units, Standing(), processes, resume=True, own=True
+            path(processes.index),
+            own,
+            units,
+            Standing(),
+            processes,
+            resume=True,
+            separate_disks=True,
         )
         return journal.prepared, list(journal.units)
 

@@ -223,7 +223,7 @@ def test_a_file_that_does_not_stand_ends_what_is_kept_for_all(file, harm, tmp_pa
 
 
 def test_a_folder_that_is_not_shared_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(unit_files, "_APPEARS", 0.2)
+    monkeypatch.setattr(unit_files, "_VISIBILITY_TIMEOUT", 0.2)
 
     def unshared(processes):
         write(tmp_path / str(processes.index), processes)

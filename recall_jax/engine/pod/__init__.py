@@ -1,1 +1,1 @@
-"""Many processes as one: tensors sharded over the mesh, its programs, and what each writes."""
+"""Merge in many processes at once: tensors sharded over a mesh, its programs, and its writers."""

@@ -1,7 +1,7 @@
-"""The sharded forward: one unit of the models at a time, their parameters cut over a mesh.
+"""Run models forward one unit at a time, with their parameters sharded over a mesh.
 
-What `engine.forward.StreamedForward` is on one host, for models of which no process holds a whole
-unit. Its programs are started by one thread, in the same order in every process.
+`ShardedForward` does what `engine.forward.StreamedForward` does on one host, for models of which no
+process holds a full unit. One thread starts its programs, in the same order in every process.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +47,7 @@ from recall_jax.models.forward import attention_windows
 
 @dataclass(frozen=True)
 class ShardedForward:
-    """The forward of `num_models` models of one architecture on given batches, over a mesh."""
+    """Run models of one architecture on given batches over a mesh, one unit at a time."""
 
     arch: Architecture
     batches: Batches
@@ -58,7 +58,7 @@ class ShardedForward:
 
     @property
     def models_per_device(self) -> int:
-        """Models in one program, on the same devices."""
+        """Return 1: a program runs one model on the same devices."""
         return 1
 
     @classmethod
@@ -74,12 +74,10 @@ class ShardedForward:
     ) -> "ShardedForward":
         """Prepare what all models share: tokens, positions and masks of each batch.
 
-        A batch has `batch_size` rows, some of them empty where there are fewer, rounded up to a
-        multiple of the devices that split them. A model alone has all devices; otherwise as many
-        run at a time as the mesh has side by side.
-
-        Raises:
-            InputError: where the models do not fill the mesh.
+        A batch has `batch_size` rows, rounded up to a multiple of the devices that split them;
+        missing rows are empty. A single model uses all devices; of several models, as many run at a
+        time as the mesh has side by side. Raises InputError if the number of models does not fit
+        the mesh.
         """
         spread = Spread.over(mesh, num_models)
         splits = spread.num_splits
@@ -99,45 +97,46 @@ class ShardedForward:
         )
 
     def place(self, unit: str, tensors: Sequence[Mapping[str, Any]]) -> Placed:
-        """What the forward needs of a unit of all K models: their tensors in rows layout.
+        """Return the input of the forward for a unit of all K models: their tensors in rows layout.
 
-        Those that a process holds whole are cut here. Starts no program.
+        Tensors that a process holds in full are sharded here. Starts no program.
         """
-        own = [
-            {name: self._laid_out(model[name]) for name in state_tensors(self.arch, unit)}
+        placed = [
+            {name: self._in_rows_layout(model[name]) for name in state_tensors(self.arch, unit)}
             for model in tensors
         ]
-        starts = range(0, len(own), self.spread.models)
-        return Placed(own, [own[start : start + self.spread.models] for start in starts])
+        starts = range(0, len(placed), self.spread.models)
+        return Placed(placed, [placed[start : start + self.spread.models] for start in starts])
 
     def advance(
         self, unit: str, placed: Placed, states: Sequence[HiddenStates], models: Sequence[str]
     ) -> tuple[list[HiddenStates], np.ndarray]:
         """Run `unit` of all K models: (states after it, their pooled means (K, n, E) float32).
 
-        `states` are those after the unit before, () for `embed`; they are consumed. Every process
-        has the same means. Raises InputError, with the name of one of the `models`, where its means
-        are not finite.
+        `states` are those after the unit before, () for `embed`; they are donated. Every process
+        gets the same means. Raises InputError naming one of the `models` if its means are not
+        finite.
         """
         runs = map(partial(self._run, unit), placed.groups, states or repeat(self.input_ids))
         after, means = zip(*runs, strict=True)
         pooled_means = np.concatenate(means)[:, self.batches.order]
-        for model, own, mean in zip(models, placed.stored, pooled_means, strict=True):
+        for model, stored, mean in zip(models, placed.stored, pooled_means, strict=True):
             if not np.isfinite(mean).all():
-                raise InputError(self._why_not_finite(model, unit, own))
+                raise InputError(self._why_not_finite(model, unit, stored))
         return list(after), pooled_means
 
     def advance_with_grams(
         self, unit: str, placed: Placed, states: Sequence[HiddenStates], model: str
     ) -> tuple[list[HiddenStates], Grams]:
-        """Run `unit` of the only model: (states after it, Grams of what its linear layers read).
+        """Run `unit` of the only model: (states after it, Grams of its linear layers' inputs).
 
-        A Gram is X^T X, of the inputs X of all tokens of all rows, on every device. `states` stay
-        as they were. Raises InputError, with the name of the `model`, where a Gram is not finite.
+        A Gram matrix is X^T X over the tokens of all rows, float32 (in, in), on every device.
+        `states` are not donated. Raises InputError naming the `model` if a Gram matrix is not
+        finite.
         """
         shapes = tensor_shapes(self.arch)
         widths = {path: shapes[name][1] for name, path in linear_inputs(self.arch, unit).items()}
-        if not widths:  # of the embedding, and of a head whose projection is tied to it
+        if not widths:  # in the embedding, and in a head whose projection is tied to it
             return self.advance(unit, placed, states, [model])[0], {}
         grams: Grams = {
             path: jnp.zeros((width, width), jnp.float32, device=self.spread.everywhere())
@@ -154,7 +153,10 @@ class ShardedForward:
         return [tuple(after)], grams
 
     def pooled_units(self, model: NamedModel, last: str) -> Iterator[tuple[str, np.ndarray]]:
-        """Each unit of the only model up to `last` and its pooled means (n, E); reads one ahead."""
+        """Yield each unit of the only model up to `last`, and its pooled means (n, E).
+
+        The next unit is read meanwhile.
+        """
 
         def read(unit: str) -> Placed:
             names = state_tensors(self.arch, unit)
@@ -178,14 +180,14 @@ class ShardedForward:
         return hidden, np.asarray(gather_pooled(self.spread, pooled))
 
     def _shard(self, unit: str, group: Sequence[Mapping[str, jax.Array]]) -> ShardedParameters:
-        """The parameters of a group, once for all batches; a block's in the compute dtype."""
+        """Return a group's parameters for all batches, those of a block in the compute dtype."""
         dtype = None if unit in (EMBED, HEAD) else self.dtype
         return shard_parameters(self.arch, unit, self.spread, dtype, group)
 
     def _program(
         self, unit: str, parameters: ShardedParameters
     ) -> Callable[[jax.Array, Context], tuple[jax.Array, jax.Array]]:
-        """From a batch's input to (hidden states (G, B, T, E), pooled means (G, B, E))."""
+        """Return a function from a batch's input to (states (G, B, T, E), means (G, B, E))."""
         if unit == EMBED:
             return partial(run_embed, self.arch, self.spread, self.dtype, parameters)
         if unit == HEAD:
@@ -195,7 +197,7 @@ class ShardedForward:
     def _program_with_grams(
         self, unit: str, parameters: ShardedParameters
     ) -> Callable[[jax.Array, Context, Grams], tuple[jax.Array, Grams]]:
-        """From a batch's input and Grams to (hidden states (1, B, T, E), Grams with its own)."""
+        """Return a function from a batch's input and Grams to (states (1, B, T, E), Grams)."""
         if unit == HEAD:
             return partial(run_head_with_grams, self.arch, self.spread, parameters)
         return partial(run_block_with_grams, self.arch, self.spread, parameters, self._window(unit))
@@ -203,12 +205,12 @@ class ShardedForward:
     def _window(self, unit: str) -> np.int32:
         return np.int32(attention_windows(self.arch)[self.arch.units.index(unit) - 1])
 
-    def _laid_out(self, array: Any) -> jax.Array:
+    def _in_rows_layout(self, array: Any) -> jax.Array:
         mesh = self.spread.mesh
         return array if isinstance(array, jax.Array) else put_rows_layout(array, mesh)
 
     def _why_not_finite(self, model: str, unit: str, tensors: Mapping[str, jax.Array]) -> str:
-        """Every process asks, as all have the same means."""
+        """Return the error message for means that are not finite; all processes must call it."""
         for name, array in tensors.items():
             with in_x64(array.dtype):
                 finite = bool(is_finite(self.spread.mesh, array))

@@ -1,4 +1,4 @@
-"""Join the parts that processes have written on disks of their own into one model."""
+"""Join the parts of a model that processes have written to separate disks."""
 
 import os
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ _SHOWN = 8
 def gather(
     folders: Sequence[Path], out: Path, *, force: bool = False, progress: Progress = silent
 ) -> None:
-    """Copy the files of all parts of one run into `out`, with their index and checksums.
+    """Copy the files of all parts of one run into `out`, and write their index and checksums.
 
-    Every byte is held against its checksum on its way. Raises InputError where the parts are not
-    all of one run, one is missing or damaged, or for whatever is wrong with `out`.
+    Every byte is checked against its checksum. Raises InputError if the parts are not those of one
+    run, if one is missing or damaged, or if `out` cannot be written.
     """
     parts = [read_part(folder) for folder in folders]
     _check_complete(parts)
@@ -76,7 +76,9 @@ def _copy(part: ProcessPart, name: str, target: Path, expected: FileChecksum) ->
     with storage_faults(f"write {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
     with storage_faults(f"read {source}"), source.open("rb") as data:
-        if os.fstat(data.fileno()).st_size != expected["bytes"]:  # room is made for as many
+        if (
+            os.fstat(data.fileno()).st_size != expected["bytes"]
+        ):  # the copy is allocated at this size
             raise _damaged(part, source)
         file = ChecksummedFile(target, expected["bytes"])
         try:

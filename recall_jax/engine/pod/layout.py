@@ -1,4 +1,4 @@
-"""The layout of a pod: tensors cut over a mesh of devices and processes."""
+"""Hold tensors sharded over a mesh of devices and processes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,20 +24,20 @@ from recall_jax.engine.sources import Inputs
 from recall_jax.models.architecture import Architecture
 from recall_jax.parallel.mesh import FSDP, TENSOR, format_mesh
 
-_REMEMBERED = 16  # tensors: more than may wait for a writer
+_REMEMBERED = 16  # more tensors than can wait for a writer
 
 
 @dataclass(frozen=True)
 class Sharded:
-    """An `engine.layout.Layout` over a mesh: read and merged in rows, computed with as it says."""
+    """Implement `engine.layout.Layout` over a mesh: tensors are read and merged in rows layout."""
 
     mesh: Mesh
-    # Whether the inputs of the last tensors are finite: a writer's thread may start no program.
+    # Whether the last tensors' inputs are finite: a writer's thread must not start a program.
     _finite: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False)
 
     @property
     def description(self) -> str:
-        """The mesh, and whose devices it has."""
+        """Return a line about the mesh and its processes for the printed plan."""
         processes = len({device.process_index for device in self.mesh.devices.flat})
         return (
             f"mesh {format_mesh(self.mesh.shape)}: {self.mesh.size} "
@@ -46,11 +46,11 @@ class Sharded:
 
     @property
     def partition(self) -> Mapping[str, Any]:
-        """The sizes of the mesh."""
+        """Return the sizes of the mesh."""
         return {"mesh": dict(self.mesh.shape)}
 
     def split(self, num_models: int) -> Split:
-        """What a device has of the forward of `num_models` models, for `engine.batching`."""
+        """Return how the forward of `num_models` models is split over the mesh."""
         sizes = self.mesh.shape
         spread = Spread.over(self.mesh, num_models)
         shared = len(self.mesh.local_devices) if jax.default_backend() == "cpu" else 1
@@ -64,7 +64,7 @@ class Sharded:
         )
 
     def read(self, model: NamedModel, name: str) -> jax.Array:
-        """The tensor in rows layout, each process with the rows of its own devices."""
+        """Return the tensor in rows layout; each process reads the rows of its devices."""
         return read_rows_layout(model, name, self.mesh)
 
     def forward(
@@ -77,7 +77,7 @@ class Sharded:
         num_models: int = 1,
         models_at_once: int = 1,
     ) -> ShardedForward:
-        """As many models at a time as the mesh has side by side, whatever `models_at_once` is."""
+        """Return the forward of these models; the mesh sets how many of them run at once."""
         del models_at_once
         return ShardedForward.prepare(
             arch,
@@ -99,7 +99,7 @@ class Sharded:
         full: bool = False,
         replicated: bool = False,
     ) -> Iterator[Piece]:
-        """Merged in rows layout; every process is given every piece."""
+        """Merge a tensor in rows layout, and yield it in pieces, the same in every process."""
         merged = merge_rows(
             stored,
             values,
@@ -122,14 +122,14 @@ class Sharded:
         *,
         full: bool = False,
     ) -> np.ndarray:
-        """Of the rows of all devices; a `full` tensor is folded by each of them."""
+        """Return the sum (n,) float64 of `fold` over the devices' rows, or over a `full` tensor."""
         shape = spec.shape if full else None
         found, finite = sum_rows(fold, stored, values, full_shape=shape, mesh=self.mesh)
         self._remember(stored, finite)
         return np.asarray(found, np.float64)
 
     def fault(self, models: Inputs[str], name: str, stored: Inputs[jax.Array]) -> str | None:
-        """Of a tensor that was merged just now, as it was found then."""
+        """Return the error message for a tensor that was not finite when it was merged."""
         finite = np.asarray(self._finite[_key(stored)])
         faults = (
             not_finite_message(m, name, array.dtype)
@@ -139,7 +139,7 @@ class Sharded:
         return next(faults, None)
 
     def _remember(self, stored: Inputs[jax.Array], finite: Any) -> None:
-        self._finite.pop(_key(stored), None)  # to stand last
+        self._finite.pop(_key(stored), None)  # so that it is inserted last
         self._finite[_key(stored)] = finite
         while len(self._finite) > _REMEMBERED:
             del self._finite[next(iter(self._finite))]

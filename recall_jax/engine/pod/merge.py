@@ -1,8 +1,8 @@
-"""Merging in rows layout, and the merged tensor handed to every process in the order of a file.
+"""Merge tensors in rows layout, and give every process the merged tensor in the order of a file.
 
-Elementwise kernels need nothing from other devices. Those that look at a whole tensor are given it
-in one program over the mesh, in which XLA does what has to pass between devices. All programs are
-started by the thread that iterates, in the same order in every process.
+Elementwise kernels need nothing from other devices. Kernels that need full tensors run in one
+program over the mesh, in which XLA inserts the communication. The iterating thread starts all
+programs, in the same order in every process.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,13 +25,13 @@ from recall_jax.engine.sources import Inputs
 from recall_jax.parallel.mesh import AXES
 from recall_jax.parallel.turns import in_turn
 
-_WORD = 4  # bytes of what is summed: 16 bits alone are no type of every collective
+_WORD = 4  # bytes: not every collective supports types of 16 bits
 
 
 class MergedRows(NamedTuple):
-    """A merged tensor in rows layout, whether it is finite, and whether each of its inputs is.
+    """Hold a merged tensor in rows layout, and whether it and each of its inputs are finite.
 
-    The base, where there is one, is the first of the inputs.
+    `inputs_finite` is (K,) bool, or (K + 1,) with the base first.
     """
 
     rows: jax.Array
@@ -50,17 +50,18 @@ def merge_rows(
     replicated: bool = False,
     mesh: Mesh,
 ) -> MergedRows:
-    """Merge one tensor of K models, given in rows layout: as `engine.chunks.merge_tensor`.
+    """Merge one tensor of K models, given in rows layout, as `engine.chunks.merge_tensor` does.
 
-    `spec` is that of the merged tensor; `full` is for kernels that see it as it is, `replicated`
-    for those of them that solve or decompose it: XLA would cut that into many small steps with
-    messages between them, so every device does all of it, and has the bits that one device has.
+    `spec` is that of the merged tensor; `full` is for kernels that need the full tensor,
+    `replicated` for those of them that solve or decompose it. XLA would split that into many small
+    steps with messages in between, so every device does all of it, with the same bits as a single
+    device.
     """
     newest, inputs = stored.newest, stored.all
     if not is_float(newest.dtype) or newest.size == 0:
         with in_x64(newest.dtype, spec.dtype):
             return MergedRows(newest.astype(spec.dtype), True, np.ones(len(inputs), bool))
-    # As every process has them: what lies on devices of its own alone is no part of a program.
+    # As numpy arrays, equal in every process: a program cannot use arrays of one process only.
     shared = jax.tree.map(np.asarray, dict(values))
     shape = spec.shape if full else None
     with in_x64(spec.dtype, *(array.dtype for array in inputs)):
@@ -87,9 +88,9 @@ def sum_rows(
     full_shape: tuple[int, ...] | None,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-    """What `fold` gives of each device's rows, summed, and whether each of the inputs is finite.
+    """Return the sum of `fold` over each device's rows, and whether each of the inputs is finite.
 
-    Of a tensor of the shape `full_shape` every device folds all of it.
+    If `full_shape` is given, every device folds the full tensor of that shape instead.
     """
     shared = jax.tree.map(np.asarray, dict(values))
     with in_x64(*(array.dtype for array in inputs.all)):
@@ -97,9 +98,10 @@ def sum_rows(
 
 
 def iterate_pieces(merged: MergedRows, spec: TensorSpec, mesh: Mesh) -> Iterator[Piece]:
-    """The elements in the order of a file, a piece at a time, each on every device.
+    """Yield the elements of a merged tensor in the order of a file, each piece on every device.
 
-    A device gives the elements that it holds, and the sum over all, of bits, is the piece.
+    A device contributes the elements that it holds, and a sum of bits over all devices is the
+    piece.
     """
     size = int(np.prod(spec.shape, dtype=np.int64))
     if size == 0:
@@ -108,10 +110,10 @@ def iterate_pieces(merged: MergedRows, spec: TensorSpec, mesh: Mesh) -> Iterator
     run = merged.rows.size // mesh.size
     starts = np.arange(mesh.size) * run
     for at, length, skip in spans(size, CHUNK):
-        # On the host, as int32 does not count the elements of every tensor.
-        own = np.clip(at - starts, -length, run).astype(np.int32)
+        # Computed on the host, as int32 cannot count the elements of every tensor.
+        first = np.clip(at - starts, -length, run).astype(np.int32)
         with in_x64(spec.dtype):
-            yield Piece(_piece(merged.rows, own, mesh, length), merged.finite, skip)
+            yield Piece(_piece(merged.rows, first, mesh, length), merged.finite, skip)
 
 
 @in_turn
@@ -127,15 +129,16 @@ def _merged(
     replicated: bool,
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Merged rows, whether they are finite, and whether each input is; of whole ones the `shape`.
+    """Return merged rows, whether they are finite, and whether each input is.
 
-    Rows that fill the layout are zero in every model, and finite once merged.
+    Full tensors have a `shape`. Rows that pad the layout are zero in every model, and finite once
+    merged.
     """
     inputs = Inputs(models, base).all
 
     def merge(given: list[jax.Array], values: Mapping[str, Any]) -> jax.Array:
-        own, given = (None, given) if base is None else (given[0], given[1:])
-        return kernel(given, values, base=own, reference=reference, dtype=dtype)
+        full_base, given = (None, given) if base is None else (given[0], given[1:])
+        return kernel(given, values, base=full_base, reference=reference, dtype=dtype)
 
     if shape is None:
         rows = padded(merge(inputs, values), mesh)
@@ -152,20 +155,20 @@ def _merged(
 
 
 def _is_finite(array: jax.Array) -> jax.Array:
-    """Whether all elements are in float32, in which all is computed."""
+    """Return whether all elements are finite in float32, in which everything is computed."""
     return jnp.all(jnp.isfinite(array.astype(jnp.float32)))
 
 
 def _in_even_parts(array: jax.Array, shape: tuple[int, ...], mesh: Mesh) -> jax.Array:
-    """A tensor as it is, or in a shape of the same order that the devices divide.
+    """Return a tensor unchanged, or reshaped so that the devices divide it evenly.
 
-    What is not even XLA repeats on every device, and all that is made of it.
+    XLA would replicate an uneven tensor on every device, and everything computed from it.
     """
-    whole = unpadded(array, shape)
-    if not shape or shape[0] % mesh.size == 0 or whole.size % mesh.size:
-        return whole
+    full = unpadded(array, shape)
+    if not shape or shape[0] % mesh.size == 0 or full.size % mesh.size:
+        return full
     even = NamedSharding(mesh, PartitionSpec(AXES))
-    return lax.with_sharding_constraint(whole.reshape(mesh.size, -1), even)
+    return lax.with_sharding_constraint(full.reshape(mesh.size, -1), even)
 
 
 @in_turn
@@ -179,14 +182,14 @@ def _summed(
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
     def local(values: Mapping[str, Any], *inputs: jax.Array) -> jax.Array:
-        own, models = (None, inputs) if base is None else (inputs[0], inputs[1:])
-        found = fold(models, values, own)
+        local_base, models = (None, inputs) if base is None else (inputs[0], inputs[1:])
+        found = fold(models, values, local_base)
         return found if full_shape is not None else lax.psum(found, AXES)
 
     inputs = Inputs(models, base).all
     given = inputs if full_shape is None else [unpadded(array, full_shape) for array in inputs]
-    cut = ROWS if full_shape is None else PartitionSpec()
-    specs = (PartitionSpec(), *[cut] * len(given))
+    spec = ROWS if full_shape is None else PartitionSpec()
+    specs = (PartitionSpec(), *[spec] * len(given))
     run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
     finite = jnp.stack([*map(_is_finite, inputs)])
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -196,7 +199,7 @@ def _summed(
 @in_turn
 @partial(jax.jit, static_argnames=("mesh", "length"))
 def _piece(rows: jax.Array, starts: Any, mesh: Mesh, length: int) -> jax.Array:
-    """`length` elements, of which the first is the device's own number `starts[device]`."""
+    """Return `length` elements, starting at each device's element number `starts[device]`."""
 
     def local(rows: jax.Array, start: jax.Array) -> jax.Array:
         elements, first = rows.reshape(-1), start[0]
@@ -211,7 +214,7 @@ def _piece(rows: jax.Array, starts: Any, mesh: Mesh, length: int) -> jax.Array:
 
 
 def _words(elements: jax.Array) -> jax.Array:
-    """The bits of elements (n,), so that -0.0 and NaN stay what they are in a sum with zeros."""
+    """Return the bits of elements (n,), so that -0.0 and NaN are kept in a sum with zeros."""
     elements = elements.astype(jnp.uint8) if elements.dtype == jnp.bool_ else elements
     together = max(_WORD // elements.dtype.itemsize, 1)
     filled = jnp.pad(elements, (0, -elements.size % together))
@@ -220,7 +223,7 @@ def _words(elements: jax.Array) -> jax.Array:
 
 
 def _elements(words: jax.Array, dtype: Any, length: int) -> jax.Array:
-    """The elements (length,) of which `words` are the bits."""
+    """Return the elements (length,) whose bits are `words`."""
     if dtype == jnp.bool_:
         return _elements(words, jnp.uint8, length).astype(jnp.bool_)
     return lax.bitcast_convert_type(words, dtype).reshape(-1)[:length]

@@ -1,7 +1,7 @@
-"""A part of a model: what one process of many has written on a disk of its own.
+"""Read and write a part of a model: what one of many processes has written to a separate disk.
 
-Its folder holds whole files of the model, those of process 0 also what stands beside the weights,
-and `part.json`, which says what they are and of which run.
+The folder of a part holds complete files of the model, that of process 0 also the files besides the
+weights, and `part.json`, which lists them and names the run.
 """
 
 import secrets
@@ -24,7 +24,7 @@ _MOST_BYTES = 1 << 63
 
 @dataclass(frozen=True)
 class ProcessPart:
-    """Part `index` of `count` of one run; `total_size` is the bytes of all the model's tensors."""
+    """Hold part `index` of `count` of one run; `total_size` is in bytes of the model's tensors."""
 
     folder: Path
     run: str
@@ -36,12 +36,12 @@ class ProcessPart:
 
 
 def write_part(folder: Path, processes: Processes, writer: UnitWriter) -> None:
-    """Write `part.json` over all files under `folder`, of which `writer` knows its own.
+    """Write `part.json` for all files under `folder`, with the checksums that `writer` knows.
 
-    All processes call it, after everything else is written, and have it all on their disks then.
+    All processes must call it, after everything else is written; it is on disk when this returns.
     """
     run = processes.broadcast("run", lambda: secrets.token_hex(8))
-    with storage_faults(f"write {folder / PART_NAME}"):  # of a run that was interrupted after this
+    with storage_faults(f"write {folder / PART_NAME}"):  # from an interrupted run
         (folder / PART_NAME).unlink(missing_ok=True)
     content = {
         "format": 1,
@@ -59,7 +59,7 @@ def write_part(folder: Path, processes: Processes, writer: UnitWriter) -> None:
 
 
 def read_part(folder: Path) -> ProcessPart:
-    """What a part says of itself; InputError where it is none, or not written as one."""
+    """Return the content of a part's `part.json`; raises InputError if it is missing or invalid."""
     path = folder / PART_NAME
     if not path.is_file():
         raise InputError(f"{folder} has no {PART_NAME}: it is no part of a model")

@@ -1,4 +1,4 @@
-"""A pod's layout made ready: what it offers a method, and the mesh that it is cut over."""
+"""Choose the mesh of a merge, and declare what its layout offers to methods."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -18,9 +18,9 @@ from recall_jax.errors import UnfinishedError
 from recall_jax.parallel.mesh import DATA, make_mesh, parse_mesh
 
 ON_MESH = Offer(observes=(Observation.POOLED, Observation.LINEAR_INPUTS))
-_PROGRAMS = 96 * MIB  # what compiling the merge takes: larger programs than on one device
+_COMPILATION_BYTES = 96 * MIB  # for the merge: its programs are larger than on one device
 _FLOAT32 = 4
-_WHOLE = 6  # arrays as large as a whole tensor, in float32, for each model, where a kernel sees it
+_LEAST_ARRAYS = 6  # float32 copies of a full tensor, for each model, that a kernel makes
 _AHEAD = 2  # units: one in use, one being read
 
 
@@ -34,11 +34,11 @@ def sharded_layout(
     forward_dtype: str | None = None,
     ignore_config: Collection[str] = (),
 ) -> tuple[Sharded, int]:
-    """The layout over the mesh that is `asked` for, "auto" to choose one; bytes that merging takes.
+    """Return the layout over a mesh, the one `asked` for or chosen if "auto", and its overhead.
 
-    `models` are all that is read, the newest last; `budget` bytes are of a device, on CPU of this
-    process. Raises InputError where there is no such mesh; UnfinishedError where merging does not
-    fit.
+    The overhead is the bytes that merging takes. `models` are all models that are read, the newest
+    last; `budget` is in bytes of a device, on CPU of this process. Raises InputError if there is no
+    such mesh; UnfinishedError if merging does not fit.
     """
     if asked != "auto":
         sizes = parse_mesh(asked)
@@ -62,34 +62,34 @@ def sharded_layout(
 def _merging_bytes(
     needs: Needs, models: Sequence[Checkpoint], plan: MergePlan, num_devices: int
 ) -> int:
-    """What reading and merging take of a device, on CPU of all devices of this process."""
+    """Return the bytes that reading and merging take on a device, on CPU on all of this process."""
     units = plan.units.values()
     read = sum(
         max(sum(model.specs[name].nbytes for name in names) for names in units) for model in models
     )
     largest = max(spec.nbytes for spec in plan.specs.values())
     shapes = [plan.specs[name].shape for name in full_tensor_names(needs.full_tensors, plan.specs)]
-    made = [_made_whole(shape, needs, num_devices) for shape in shapes]
-    own = -(-(_AHEAD * read + 2 * largest) // num_devices)
+    made = [_kernel_bytes(shape, needs, num_devices) for shape in shapes]
+    sharded = -(-(_AHEAD * read + 2 * largest) // num_devices)
     pieces = 4 * CHUNK * widest(plan.specs)
-    device = own + pieces + len(models) * max(made, default=0)
-    return _PROGRAMS + _shares() * device + _unwritten_bytes(plan)
+    device = sharded + pieces + len(models) * max(made, default=0)
+    return _COMPILATION_BYTES + _shares() * device + _unwritten_bytes(plan)
 
 
 def _unwritten_bytes(plan: MergePlan) -> int:
-    """The unit that waits for the disk of its owner, in the memory of the host."""
+    """Return the bytes of host memory for the unit that waits to be written to disk."""
     if jax.default_backend() != "cpu" or jax.process_count() == 1:
         return 0
     return max(sum(plan.specs[name].nbytes for name in names) for names in plan.units.values())
 
 
-def _made_whole(shape: Sequence[int], needs: Needs, num_devices: int) -> int:
-    """Bytes that a kernel makes on a device for each model of a tensor that it sees whole.
+def _kernel_bytes(shape: Sequence[int], needs: Needs, num_devices: int) -> int:
+    """Return the bytes that a kernel makes on a device, for each model, of a full tensor.
 
-    A replicated kernel does all of it on every device. Other kernels have an even part of what they
-    make, where there is one, but rows that the devices do not divide are brought together first.
+    A replicated kernel computes all of it on every device. Other kernels get an even share if there
+    is one, but rows that the devices do not divide are gathered first.
     """
-    elements, arrays = math.prod(shape), max(_WHOLE, needs.scratch + 1)
+    elements, arrays = math.prod(shape), max(_LEAST_ARRAYS, needs.scratch + 1)
     if needs.replicated or not shape or elements % num_devices:
         return arrays * _FLOAT32 * elements
     together = elements if shape[0] % num_devices else 0
@@ -97,5 +97,5 @@ def _made_whole(shape: Sequence[int], needs: Needs, num_devices: int) -> int:
 
 
 def _shares() -> int:
-    """Devices that share the memory of a budget: on CPU all of this process's."""
+    """Return how many devices share the memory of a budget: on CPU, all of this process."""
     return jax.local_device_count() if jax.default_backend() == "cpu" else 1

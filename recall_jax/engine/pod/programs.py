@@ -1,9 +1,9 @@
-"""The compiled programs of the sharded forward: a unit of G models on one batch, over a mesh.
+"""Compile the programs of the sharded forward: a unit of G models, on one batch, over a mesh.
 
-Each is one program for all devices, in which arrays are constrained to where they lie and XLA puts
-in what passes between devices. Models side by side are on the axis `model` of the mesh; the rows of
-a batch are spread over the others, but for `tensor`, along which each device computes with a part
-of the parameters. It is compiled once for each kind of unit and each padded length.
+Each is one program for all devices, in which arrays are constrained to their shardings and XLA
+inserts the communication. Models side by side are on the axis `model` of the mesh; the rows of a
+batch are split over the other axes but `tensor`, along which each device computes with part of the
+parameters. A program is compiled once for each kind of unit and padded length.
 """
 
 import math
@@ -33,26 +33,25 @@ from recall_jax.representations.pooling import masked_mean
 
 EVERYWHERE = PartitionSpec()
 
-# A unit's parameters of G models, by `state_tensors`: (G, out, in), as computed with.
+# A unit's parameters of G models in the order of `state_tensors`, (G, out, in), for computing.
 ShardedParameters = list[jax.Array]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How G models and the rows of their batches lie on a mesh.
+    """Hold how G models and the rows of their batches are spread over a mesh.
 
-    A model alone has the axis `model` for its rows too.
+    A single model uses the axis `model` for rows too.
     """
 
     mesh: Mesh
-    models: int  # side by side, G
+    models: int  # G, side by side
 
     @classmethod
     def over(cls, mesh: Mesh, num_models: int) -> "Spread":
-        """As many of the models side by side as the mesh is made for.
+        """Spread the models over `mesh`, as many side by side as its axis `model` has.
 
-        Raises:
-            InputError: where the models do not fill it.
+        Raises InputError if the number of models does not fit the mesh.
         """
         side_by_side = mesh.shape[MODEL]
         if num_models > 1 and num_models % side_by_side:
@@ -64,28 +63,28 @@ class Spread:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The axes over which rows are spread."""
+        """Return the axes over which rows are split."""
         return BATCH_ROWS if self.models > 1 else (MODEL, *BATCH_ROWS)
 
     @property
     def num_splits(self) -> int:
-        """Into how many parts a batch's rows are cut."""
+        """Return into how many parts the rows of a batch are split."""
         return math.prod(self.mesh.shape[axis] for axis in self.rows)
 
     def batch(self) -> NamedSharding:
-        """Of arrays (B, …)."""
+        """Return the sharding of arrays (B, …)."""
         return NamedSharding(self.mesh, PartitionSpec(self.rows))
 
     def hidden(self) -> NamedSharding:
-        """Of hidden states (G, B, T, E)."""
+        """Return the sharding of hidden states (G, B, T, E)."""
         return NamedSharding(self.mesh, PartitionSpec(self._models(), self.rows))
 
     def parameter(self, spec: PartitionSpec) -> NamedSharding:
-        """Of a parameter of G models."""
+        """Return the sharding of a parameter of G models."""
         return NamedSharding(self.mesh, PartitionSpec(self._models(), *spec))
 
     def everywhere(self) -> NamedSharding:
-        """Of what every device has whole."""
+        """Return the sharding of arrays that are replicated on every device."""
         return NamedSharding(self.mesh, EVERYWHERE)
 
     def _models(self) -> str | None:
@@ -95,7 +94,7 @@ class Spread:
 @in_turn
 @partial(jax.jit, static_argnames=("arch", "spread"))
 def prepare_context(arch: Architecture, spread: Spread, attention_mask: jax.Array) -> Context:
-    """What all blocks need to know of a batch."""
+    """Return what all blocks need to know about a batch."""
     return _constrained(context(arch, attention_mask), spread.batch())
 
 
@@ -106,18 +105,19 @@ def shard_parameters(
     dtype: DTypeLike | None,
     models: Sequence[Mapping[str, jax.Array]],
 ) -> ShardedParameters:
-    """The parameters of G models, given in rows layout, where they are computed with.
+    """Return the parameters of G models in their shardings for the forward, given in rows layout.
 
-    In `dtype` if there is one. Each has a program of its own, so that one at a time is on its way.
+    They are cast to `dtype` if it is not None. Each parameter has a separate program, so that only
+    one is in transfer at a time.
     """
     shapes = tensor_shapes(arch)
-    computed = []
+    sharded = []
     for name in state_tensors(arch, unit):
         arrays = [model[name] for model in models]
-        cut = partition_spec(tensor_axes(arch.family, name), shapes[name], spread.mesh)
+        spec = partition_spec(tensor_axes(arch.family, name), shapes[name], spread.mesh)
         with in_x64(*(array.dtype for array in arrays)):
-            computed.append(_shard_parameter(arrays, shapes[name], spread.parameter(cut), dtype))
-    return computed
+            sharded.append(_shard_parameter(arrays, shapes[name], spread.parameter(spec), dtype))
+    return sharded
 
 
 @in_turn
@@ -128,13 +128,13 @@ def _shard_parameter(
     sharding: NamedSharding,
     dtype: DTypeLike | None,
 ) -> jax.Array:
-    """(G, …) in `dtype`, or as on disk; float64 is computed with in float32."""
+    """Return (G, …) in `dtype`, or in the stored dtype, but float32 for float64."""
     common = common_dtype(models)
     wanted = dtype or (jnp.float32 if common == jnp.float64 else common)
-    # in as few bytes as may be
+    # Sent in the narrower dtype.
     sent = min(wanted, common, key=lambda each: jnp.dtype(each).itemsize)
-    whole = jnp.stack([unpadded(array, shape).astype(sent) for array in models])
-    return _constrained(whole, sharding).astype(wanted)
+    full = jnp.stack([unpadded(array, shape).astype(sent) for array in models])
+    return _constrained(full, sharding).astype(wanted)
 
 
 @in_turn
@@ -147,7 +147,7 @@ def run_embed(
     input_ids: jax.Array,
     ctx: Context,
 ) -> tuple[jax.Array, jax.Array]:
-    """The embedding of G models: (hidden states (G, B, T, E), pooled means (G, B, E))."""
+    """Run the embedding of G models: (hidden states (G, B, T, E), pooled means (G, B, E))."""
 
     def run(params: Any) -> jax.Array:
         return embed(arch, params, input_ids, dtype)
@@ -165,7 +165,7 @@ def run_block(
     hidden: jax.Array,
     ctx: Context,
 ) -> tuple[jax.Array, jax.Array]:
-    """A block of G models, each on its own hidden states, which are consumed: as `run_embed`."""
+    """Run a block of G models on their hidden states, which are donated; returns as `run_embed`."""
 
     def run(params: Any, hidden: jax.Array) -> jax.Array:
         return block(arch, params, hidden, ctx, window)
@@ -183,7 +183,7 @@ def run_head(
     hidden: jax.Array,
     ctx: Context,
 ) -> tuple[jax.Array, jax.Array]:
-    """The final norm of G models: as `run_block`."""
+    """Run the final norm of G models; arguments and results as in `run_block`."""
     params = _params(arch, HEAD, spread, parameters)
     return _pooled(_each(partial(head, arch), spread, params, hidden), ctx, spread)
 
@@ -199,7 +199,7 @@ def run_block_with_grams(
     ctx: Context,
     grams: Grams,
 ) -> tuple[jax.Array, Grams]:
-    """A block of one model: the states after it, and `grams` with those of this batch added."""
+    """Run a block of one model: the states after it, and `grams` plus those of this batch."""
     (params,) = _models(_params(arch, layer_unit(0), spread, parameters))
     after, inputs = block_with_inputs(arch, params, hidden[0], ctx, window)
     added = {path: grams[path] + _gram(read, ctx, spread) for path, read in inputs.items()}
@@ -216,7 +216,7 @@ def run_head_with_grams(
     ctx: Context,
     grams: Grams,
 ) -> tuple[jax.Array, Grams]:
-    """As `run_block_with_grams` the head, whose output the output projection reads."""
+    """Run the head as `run_block_with_grams` does, with its output as the projection's input."""
     (params,) = _models(_params(arch, HEAD, spread, parameters))
     normed = head(arch, params, hidden[0])
     added = {path: gram + _gram(normed, ctx, spread) for path, gram in grams.items()}
@@ -226,52 +226,52 @@ def run_head_with_grams(
 @in_turn
 @partial(jax.jit, static_argnames="spread")
 def gather_pooled(spread: Spread, pooled: Sequence[jax.Array]) -> jax.Array:
-    """The pooled means of all batches, (G, n, E), on every device: passed on in one go."""
+    """Return the pooled means of all batches, (G, n, E), replicated on every device in one step."""
     return _constrained(jnp.concatenate(pooled, axis=1), spread.everywhere())
 
 
 @in_turn
 @partial(jax.jit, static_argnames="mesh")
 def is_finite(mesh: Mesh, array: jax.Array) -> jax.Array:
-    """Whether all elements are in float32, on every device."""
+    """Return whether all elements are finite in float32, on every device."""
     finite = jnp.all(jnp.isfinite(array.astype(jnp.float32)))
     return jax.lax.with_sharding_constraint(finite, NamedSharding(mesh, EVERYWHERE))
 
 
 def _params(arch: Architecture, unit: str, spread: Spread, parameters: ShardedParameters) -> Any:
-    """The Flax parameters of G models, each gathered along `fsdp`, where the rows are spread."""
+    """Return the Flax parameters of G models, gathered along `fsdp`, over which rows are split."""
     names = state_tensors(arch, unit)
     shapes = tensor_shapes(arch)
     gathered = {}
     for name, array in zip(names, parameters, strict=True):
-        cut = partition_spec(tensor_axes(arch.family, name), shapes[name], spread.mesh)
-        gathered[name] = _constrained(array, spread.parameter(without_fsdp(cut)))
+        spec = partition_spec(tensor_axes(arch.family, name), shapes[name], spread.mesh)
+        gathered[name] = _constrained(array, spread.parameter(without_fsdp(spec)))
     return jax.vmap(partial(unit_params, arch, unit))(gathered)
 
 
 def _models(params: Any) -> list[Any]:
-    """The parameters of each of G models."""
+    """Return the parameters of each of G models."""
     leaves, tree = jax.tree.flatten(params)
-    return [jax.tree.unflatten(tree, own) for own in zip(*leaves, strict=True)]
+    return [jax.tree.unflatten(tree, model) for model in zip(*leaves, strict=True)]
 
 
 def _each(run: Callable[..., jax.Array], spread: Spread, params: Any, *states: Any) -> jax.Array:
-    """`run` with each model's parameters, on its own states: (G, B, T, E)."""
-    if spread.models == 1:  # XLA multiplies matrices in a batch of one slower than without a batch
-        (own,) = _models(params)
-        return run(own, *(state[0] for state in states))[None]
+    """Return `run` of each model's parameters and states: (G, B, T, E)."""
+    if spread.models == 1:  # XLA multiplies a batch of one matrix slower than one matrix
+        (only,) = _models(params)
+        return run(only, *(state[0] for state in states))[None]
     return jax.vmap(run, spmd_axis_name=MODEL)(params, *states)
 
 
 def _pooled(hidden: jax.Array, ctx: Context, spread: Spread) -> tuple[jax.Array, jax.Array]:
-    """Hidden states and their pooled means, where they lie."""
+    """Return hidden states and their pooled means, both sharded as hidden states are."""
     hidden = _constrained(hidden, spread.hidden())
     pooled = jax.vmap(lambda model: masked_mean(model, ctx.is_token))(hidden)
     return hidden, _constrained(pooled, spread.hidden())
 
 
 def _gram(read: jax.Array, ctx: Context, spread: Spread) -> jax.Array:
-    """X^T X of what a linear layer reads (B, T, in), at the tokens of all rows."""
+    """Return X^T X of a linear layer's input (B, T, in), over the tokens of all rows."""
     tokens = jnp.where(ctx.is_token[..., None], read, jnp.zeros((), read.dtype))
     gram = jnp.einsum(
         "bti,btj->ij",

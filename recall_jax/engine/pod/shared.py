@@ -1,4 +1,4 @@
-"""What processes that merge together share: the folder they write into, and the journal."""
+"""Share a merge's output folder and journal among processes that merge together."""
 
 import json
 import time
@@ -14,16 +14,16 @@ from recall_jax.files.journal_lines import differences
 from recall_jax.files.output import UnfinishedOutput, work_folder
 from recall_jax.parallel.processes import Processes
 
-_APPEARS = 10.0  # seconds that a network file system may take to show a new folder
+_VISIBILITY_TIMEOUT = 10.0  # seconds until a network file system shows a new folder
 
 
-def check_alike(processes: Processes, key: str, own: Mapping[str, Any]) -> None:
-    """Raise InputError in a process whose JSON values `own` are not, name by name, process 0's.
+def check_alike(processes: Processes, key: str, values: Mapping[str, Any]) -> None:
+    """Raise InputError in a process whose JSON `values` differ from those of process 0.
 
-    What processes are to do together is then not the same, and they would wait for ever.
+    Processes that differ would do different work, and wait for each other forever.
     """
-    its = processes.broadcast(key, lambda: own)
-    if processes.index and (names := differences(its, json.loads(json.dumps(own)))):
+    first = processes.broadcast(key, lambda: values)
+    if processes.index and (names := differences(first, json.loads(json.dumps(values)))):
         raise InputError(
             f"process {processes.index} has another {names[0]} than process 0: give all the same"
         )
@@ -38,7 +38,7 @@ def shared_work(
     resume: bool = False,
     inputs: Iterable[Path] = (),
 ) -> Iterator[UnfinishedOutput]:
-    """As `output.work_folder`, one for all processes: process 0 opens it, and makes it `out`.
+    """Open one `output.work_folder` for all processes; process 0 creates and publishes it.
 
     Raises InputError in a process that does not see the folder of process 0.
     """
@@ -48,7 +48,7 @@ def shared_work(
             yield work
         return
     folder, journal, discarded = processes.wait("work")
-    deadline = time.monotonic() + _APPEARS
+    deadline = time.monotonic() + _VISIBILITY_TIMEOUT
     while not Path(folder).is_dir():
         if time.monotonic() > deadline:
             raise InputError(
@@ -60,10 +60,10 @@ def shared_work(
 
 
 class _Resumable(Protocol):
-    """What a writer has for `shared_journal`."""
+    """Describe a writer that `shared_journal` can resume."""
 
     def resume(self, marks: Sequence[Mark]) -> int:
-        """How many leading marks stand."""
+        """Return how many leading marks still hold."""
 
 
 def shared_journal(
@@ -74,15 +74,15 @@ def shared_journal(
     processes: Processes,
     *,
     resume: bool,
-    own: bool,
+    separate_disks: bool,
 ) -> MergeJournal:
-    """The journal of a merge, the same in all processes, and `writer` made ready to go on.
+    """Return the journal of a merge, the same in all processes, with `writer` ready to continue.
 
-    Process 0's is on disk, and with `resume` takes up what an interrupted merge has left; the
-    others have it in memory, or on a disk of their `own`, where it must be of the same merge too.
-    Raises as `resume_merge_journal`.
+    The journal of process 0 is on disk, and with `resume` continues that of an interrupted merge.
+    The others are in memory, or on disk too with `separate_disks`, where they must be those of the
+    same merge. Raises as `resume_merge_journal` does.
     """
-    kept = path if own or processes.index == 0 else None
+    kept = path if separate_disks or processes.index == 0 else None
     journal = (
         resume_merge_journal(path, identity, units)
         if resume and kept

@@ -1,8 +1,8 @@
-"""The Flax tree of a merged model, written in Orbax's format by all processes at once.
+"""Write the Flax tree of a merged model in Orbax's format, from all processes at once.
 
-The tensors come as to any writer, in pieces that every process is given. Each keeps of a tensor
-what its own devices will hold of the tree, so that no process holds a whole model; what is kept
-becomes one array for each leaf when the last tensor has come, and Orbax writes them.
+The tensors arrive in pieces that every process gets. Each process keeps the part of a tensor that
+its devices hold in the tree, so that none holds a full model. After the last tensor these parts
+become one array for each leaf, and Orbax writes them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,21 +29,22 @@ _Leaf = tuple[str, ...]
 
 
 class TreeWriter:
-    """Context manager that takes tensors as `ShardedWriter` does, and writes a tree at its end.
+    """Take tensors as `ShardedWriter` does, and write a tree at the end; a context manager.
 
-    The tree is that of `models.convert.to_flax`, each leaf over all devices of the mesh by its
-    longest dimension that they divide. Nothing is on disk before: there is nothing to resume.
+    The tree is that of `models.convert.to_flax`; each leaf is sharded over all devices of the mesh,
+    along its longest dimension that they divide. Nothing is on disk before, so nothing can be
+    resumed.
     """
 
     def __init__(
         self, folder: Path, arch: Architecture, specs: Mapping[str, TensorSpec], mesh: Mesh
     ) -> None:
-        """Plan: tensors come in the order of `specs`, all those of `arch`; nothing is kept yet."""
+        """Plan the leaves; tensors come in the order of `specs`, which are all those of `arch`."""
         self._folder, self._arch, self._specs = folder, arch, specs
         self._order = list(specs)
-        self._finished = 0  # tensors
-        self._buffer: np.ndarray | None = None  # the tensor that is due
-        self._filled = 0  # its elements so far
+        self._finished = 0  # number of tensors
+        self._buffer: np.ndarray | None = None  # holds the next tensor
+        self._filled = 0  # number of elements in the buffer
         self._shardings = {
             leaf: spread_over_all(shape, mesh, stacked=0 if leaf[0] == LAYERS else None)
             for leaf, shape in self._leaf_shapes().items()
@@ -53,16 +54,19 @@ class TreeWriter:
 
     @property
     def checksums(self) -> Mapping[str, FileChecksum]:
-        """None: Orbax writes the files."""
+        """Return no checksums, since Orbax writes the files."""
         return {}
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of the tensors that have come so far; told by process 0, for all."""
+        """Return the bytes of all tensors received so far in process 0, and 0 in the others."""
         return 0 if jax.process_index() else self._bytes_written
 
     def write_piece(self, name: str, piece: np.ndarray) -> None:
-        """The next elements, (n,) and contiguous, of the tensor that is due."""
+        """Take the next elements, (n,) and contiguous, of the next tensor.
+
+        Raises ValueError for a tensor out of order, or unlike its spec.
+        """
         due = self._order[self._finished] if self._finished < len(self._order) else None
         if name != due:
             raise ValueError(f"tensor {name!r} written where {due!r} is due")
@@ -79,19 +83,19 @@ class TreeWriter:
             self._finished, self._filled, self._buffer = self._finished + 1, 0, None
 
     def takes(self, name: str) -> bool:
-        """Every process keeps a part of every tensor."""
+        """Return True: every process keeps a part of every tensor."""
         return True
 
     def finish_unit(self, note: Callable[[Mark], None]) -> None:
-        """After the last tensor of a unit: `note` is given a mark that will not stand."""
+        """Call `note` with a mark that never holds on resuming, after the last of a unit."""
         note(Mark(self._finished, "", 0, "0" * 8))
 
     def resume(self, marks: Sequence[Mark]) -> int:
-        """None of the marks stand."""
+        """Return 0: no mark holds."""
         return 0
 
     def __enter__(self) -> Self:
-        """Nothing is created."""
+        """Return the writer, without creating anything."""
         return self
 
     def __exit__(
@@ -100,7 +104,7 @@ class TreeWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write the tree, with all other processes, unless the block failed."""
+        """Write the tree together with all other processes, unless the block failed."""
         if kind is not None:
             return
         if self._finished < len(self._order):
@@ -119,17 +123,17 @@ class TreeWriter:
         save_orbax(self._folder, unflatten_dict(leaves))
 
     def _leaf_shapes(self) -> dict[_Leaf, tuple[int, ...]]:
-        """Shape of every leaf of the tree, by its path."""
+        """Return the shape of every leaf of the tree, by its path."""
         shapes: dict[_Leaf, tuple[int, ...]] = {}
         for name, spec in self._specs.items():
             leaf, layer = self._place(name)
-            own = spec.shape[::-1] if leaf[-1] == "kernel" else spec.shape
+            shape = spec.shape[::-1] if leaf[-1] == "kernel" else spec.shape
             stack = () if layer is None else (self._arch.num_hidden_layers,)
-            shapes[leaf] = (*stack, *own)
+            shapes[leaf] = (*stack, *shape)
         return shapes
 
     def _place(self, name: str) -> tuple[_Leaf, int | None]:
-        """The leaf that a tensor is in, and its layer if the leaf stacks some."""
+        """Return the leaf that a tensor belongs to, and its layer if the leaf stacks layers."""
         unit = unit_of_tensor(name)
         path = flax_path(self._arch.family, name).split("/")
         if unit in (EMBED, HEAD):
@@ -137,13 +141,13 @@ class TreeWriter:
         return (LAYERS, *path), int(unit.rpartition(".")[2])
 
     def _keep(self, name: str, tensor: np.ndarray) -> None:
-        """What this process's devices will hold of a tensor."""
+        """Keep the part of a tensor that this process's devices hold."""
         leaf, layer = self._place(name)
         array = tensor.T if leaf[-1] == "kernel" else tensor
         shape = array.shape if layer is None else (self._arch.num_hidden_layers, *array.shape)
         sharding: NamedSharding = self._shardings[leaf]
         parts = self._kept.setdefault(leaf, {})
-        for device, index in _own_indices(sharding, shape).items():
+        for device, index in _local_indices(sharding, shape).items():
             if layer is None:
                 parts[device] = np.ascontiguousarray(array[index])
                 continue
@@ -152,6 +156,6 @@ class TreeWriter:
             parts[device][layer] = array[index[1:]]
 
 
-def _own_indices(sharding: NamedSharding, shape: tuple[int, ...]) -> dict[jax.Device, Any]:
+def _local_indices(sharding: NamedSharding, shape: tuple[int, ...]) -> dict[jax.Device, Any]:
     indices = sharding.addressable_devices_indices_map(shape)
     return {device: index for device, index in indices.items() if index is not None}

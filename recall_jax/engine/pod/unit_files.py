@@ -11,7 +11,7 @@ from recall_jax.errors import InputError
 from recall_jax.files.checksums import FileChecksum
 from recall_jax.parallel.processes import Processes
 
-_APPEARS = 30.0  # seconds that a network file system may take to show what another machine wrote
+_VISIBILITY_TIMEOUT = 30.0  # seconds until a network file system shows another machine's files
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class UnitFiles:
     """Hold the process that writes a unit, the order of its tensors, and its planned files."""
 
     owner: int
-    before: int  # tensors of the units before it
-    order: Sequence[tuple[str, str]]  # its tensors and their files
+    before: int  # number of tensors in the units before
+    order: Sequence[tuple[str, str]]  # its tensors with their files
     shards: Mapping[str, Shard]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its files."""
+        """Return the size of its files in bytes."""
         return sum(shard.size for shard in self.shards.values())
 
 
@@ -35,7 +35,10 @@ def plan_unit_files(
     owners: int,
     shard_bytes: int,
 ) -> list[UnitFiles]:
-    """The files of each unit, numbered through all of them."""
+    """Return the files of each unit, numbered consecutively; process u mod n writes unit u.
+
+    `owners` is the number n of processes; a file has at most `shard_bytes`, or one larger tensor.
+    """
     split_units = [
         split({name: specs[name] for name in each}, shard_bytes) for each in units.values()
     ]
@@ -43,22 +46,22 @@ def plan_unit_files(
     planned: list[UnitFiles] = []
     before = 0
     for number, shards in enumerate(split_units):
-        own = dict(next(files) for _ in shards)
-        order = [(name, file) for file, shard in own.items() for name in shard.ends]
-        planned.append(UnitFiles(number % owners, before, order, own))
+        named = dict(next(files) for _ in shards)
+        order = [(name, file) for file, shard in named.items() for name in shard.ends]
+        planned.append(UnitFiles(number % owners, before, order, named))
         before += len(order)
     return planned
 
 
 def unit_mark(unit: UnitFiles, files: Mapping[str, FileChecksum]) -> Mark:
-    """The mark of a unit by itself: `crc32` is over its own files alone."""
+    """Return the mark of a finished unit, whose `crc32` covers the files of this unit only."""
     *earlier, last = unit.shards
     crc = chained_crc(int(files[last]["crc32"], 16), {name: files[name] for name in earlier})
     return Mark(unit.before + len(unit.order), last, files[last]["bytes"], crc)
 
 
 def read_back_unit(folder: Path, unit: UnitFiles, mark: Mark) -> Mapping[str, FileChecksum] | None:
-    """The checksums of a unit's files, if they are what was marked."""
+    """Return the checksums of a unit's files, or None if they do not match the mark."""
     last, size = unit.order[-1][1], unit.shards[unit.order[-1][1]].size
     inside = mark._replace(tensors=mark.tensors - unit.before)
     if inside[:3] != (len(unit.order), last, size):
@@ -72,8 +75,11 @@ def read_back_unit(folder: Path, unit: UnitFiles, mark: Mark) -> Mapping[str, Fi
 def wait_until_visible(
     folder: Path, unit: UnitFiles, files: Mapping[str, FileChecksum], processes: Processes
 ) -> None:
-    """Raise InputError where another process's files do not come to be seen here."""
-    deadline = time.monotonic() + _APPEARS
+    """Wait until this process sees the files of a unit that another process has written.
+
+    Raises InputError if it does not see them within the time that a network file system may take.
+    """
+    deadline = time.monotonic() + _VISIBILITY_TIMEOUT
     for name, checksum in files.items():
         path = folder / name
         while not path.is_file() or path.stat().st_size != checksum["bytes"]:

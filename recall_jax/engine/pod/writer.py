@@ -1,9 +1,10 @@
-"""The weights of one model, written by many processes: every unit whole, by one of them.
+"""Write the weights of one model from many processes, each unit by one of them.
 
-No file holds tensors of two units, and unit u, in the order of the forward pass, is written by
-process u modulo their number, into a folder that all share or one of its own. An owner's disk works
-behind the walk, so that many write at a time. What an owner has written it tells the others, and
-whoever keeps a journal notes it, behind too, in the order of the units.
+No file holds tensors of two units. Process u modulo their number writes unit u, in the order of the
+forward pass, into a folder that all share, or a separate one. Writing to disk runs behind the walk,
+so that many processes write at the same time. A process publishes each unit that it has written to
+the others, and those that keep a journal record it, also behind the walk, in the order of the
+units.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,11 +37,11 @@ from recall_jax.parallel.processes import Processes
 
 
 class UnitWriter:
-    """Context manager that streams tensors into safetensors files, as `ShardedWriter` does.
+    """Stream tensors into safetensors files, as `ShardedWriter` does; a context manager.
 
-    Each process gives it the tensors of its own units, and all finish every unit, in order. It
-    holds at most one unit in memory, until it is written. Errors are those of `ShardedWriter`, and
-    whatever `processes.check` raises; those of its threads come with a later call.
+    Each process is given the tensors of the units that it writes, and all processes finish every
+    unit, in order. Memory holds at most one unit that waits to be written. Raises the errors of
+    `ShardedWriter`, and those of `processes.check`; an error in a thread is raised by a later call.
     """
 
     def __init__(
@@ -53,30 +54,30 @@ class UnitWriter:
         *,
         shared: bool = True,
     ) -> None:
-        """Plan: `units` name the tensors of each, in the order of `specs`.
+        """Plan the files; `units` names the tensors of each unit, in the order of `specs`.
 
-        `folder` is one and the same for all processes, or each has its own if it is not `shared`.
+        `folder` is the same for all processes if `shared`, else each process has a separate one.
         """
         self._folder, self._specs, self._shared = folder, specs, shared
         self._processes = replace(processes, check=self._check)
         self._check_others, self._left = processes.check, False
         self._units = plan_unit_files(specs, units, processes.count, shard_bytes)
         self._order = [each for unit in self._units for each in unit.order]
-        self._own = {name for unit in self._units if self._owns(unit) for name, _ in unit.order}
-        self._at = 0  # the unit that is due
-        self._finished = 0  # tensors
-        self._filled = 0  # bytes of the tensor that is due
+        self._owned = {name for unit in self._units if self._owns(unit) for name, _ in unit.order}
+        self._at = 0  # index of the current unit
+        self._finished = 0  # number of tensors
+        self._filled = 0  # bytes received of the next tensor
         self._noting = BackgroundQueue(len(self._units))
         self._checksums: dict[str, FileChecksum] = {}
-        own = (unit.nbytes for unit in self._units if self._owns(unit))
-        self._disk = BackgroundQueue(max(own, default=0))
+        sizes = (unit.nbytes for unit in self._units if self._owns(unit))
+        self._disk = BackgroundQueue(max(sizes, default=0))
         self._file: ChecksummedFile | None = None
-        self._written: dict[str, FileChecksum] = {}  # of the unit that is written
+        self._written: dict[str, FileChecksum] = {}  # files of the current unit
         self._bytes_written = 0
 
     @property
     def checksums(self) -> Mapping[str, FileChecksum]:
-        """Of the files of every unit noted so far, whoever wrote it; of the index after all.
+        """Return the checksums of all recorded units' files, and of the index once it is written.
 
         In a shared folder only process 0 has them.
         """
@@ -84,27 +85,28 @@ class UnitWriter:
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of the tensors written so far by this process, headers not counted."""
+        """Return the tensor bytes written so far by this process, without headers."""
         return self._bytes_written
 
     @property
     def total_size(self) -> int:
-        """Bytes of all tensors of the model."""
+        """Return the bytes of all tensors of the model."""
         return sum(spec.nbytes for spec in self._specs.values())
 
     @property
     def weight_map(self) -> Mapping[str, str]:
-        """The file of each tensor that is this process's to write."""
-        return {name: file for name, file in self._order if name in self._own}
+        """Return the file of each tensor that this process writes."""
+        return {name: file for name, file in self._order if name in self._owned}
 
     def takes(self, name: str) -> bool:
-        """Whether a tensor is this process's to write."""
-        return name in self._own
+        """Return whether this process writes the tensor."""
+        return name in self._owned
 
     def write_piece(self, name: str, piece: np.ndarray) -> None:
-        """Take the next elements, (n,) and contiguous, of the tensor that is due, to be written.
+        """Queue the next elements, (n,) and contiguous, of the next tensor for writing.
 
-        It is finished when all its elements are there; one without elements, by an empty piece.
+        The tensor is finished with its last element; one without elements, with an empty piece.
+        Raises ValueError for a tensor out of order, or unlike its spec.
         """
         due = self._order[self._finished][0] if self._finished < len(self._order) else None
         if name != due or not self.takes(name):
@@ -115,7 +117,7 @@ class UnitWriter:
         spec = self._specs[name]
         check_piece(name, spec, piece, self._filled)
         file = self._order[self._finished][1]
-        # A copy: the piece may lie in an array that is larger, and there for each device.
+        # A copy, since the piece may be part of a larger array, with one for each device.
         self._disk.submit(self._write, unit, file, piece.copy(), size=piece.nbytes)
         self._filled += piece.nbytes
         if self._filled == spec.nbytes:
@@ -123,10 +125,10 @@ class UnitWriter:
             self._filled = 0
 
     def finish_unit(self, note: Callable[[Mark], None]) -> None:
-        """After the last piece of a unit, whoever writes it; what is to come belongs to the next.
+        """Finish a unit after its last piece, in every process; the next piece is the next unit's.
 
-        Where a journal is kept, by process 0 and by each with a folder of its own, its mark is
-        given to `note`, in a thread, once its bytes are with the operating system of the owner.
+        In processes that keep a journal (process 0, and all with a separate folder), a thread calls
+        `note` with the unit's mark once the operating system of its writer has the bytes.
         """
         unit, at = self._units[self._at], self._at
         if self._owns(unit):
@@ -140,10 +142,10 @@ class UnitWriter:
         self._go_past(unit)
 
     def resume(self, marks: Sequence[Mark]) -> int:
-        """Go on in the folder that other writers have left, before the first write.
+        """Continue in the folder that other writers have left; to be called before the first write.
 
-        `marks` are the same in all processes. Each reads back the units that are now its own;
-        returns how many leading marks stand for all. What lies beyond is removed.
+        `marks` are the same in all processes. Each process reads back the units that it now writes.
+        Returns how many leading marks hold in all processes; files after them are removed.
         """
         if self._finished or self._filled:
             raise ValueError("resume comes before the first write")
@@ -172,11 +174,11 @@ class UnitWriter:
                 for path in self._folder.glob("model*.safetensors*"):
                     if path.name not in kept:
                         path.unlink()
-        self._processes.barrier("cleared")  # else a new file could be taken for an old one
+        self._processes.barrier("cleared")  # so that no process takes a new file for an old one
         return standing
 
     def __enter__(self) -> Self:
-        """Nothing is created before the first tensor."""
+        """Return the writer; nothing is created before the first tensor."""
         return self
 
     def __exit__(
@@ -185,9 +187,9 @@ class UnitWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for all that is to be written and noted; write the index into a shared folder.
+        """Wait until all is written and recorded, and write the index into a shared folder.
 
-        If the block failed, leave what waits.
+        If the block failed, discard the waiting work.
         """
         try:
             if kind is None:
@@ -219,13 +221,13 @@ class UnitWriter:
             self._file = None
 
     def _finish_files(self, at: int) -> None:
-        """Of a unit that is written; all may know."""
+        """Finish the files of a unit, and publish their checksums to the other processes."""
         self._finish_file()
         self._processes.publish(f"units/{at}", self._written)
         self._written = {}
 
     def _note(self, at: int, note: Callable[[Mark], None]) -> None:
-        """That a unit is written, once it is."""
+        """Wait until a unit is written, and record it."""
         unit, files = self._units[at], self._processes.wait(f"units/{at}")
         if self._shared and not self._owns(unit):
             wait_until_visible(self._folder, unit, files, self._processes)
@@ -240,7 +242,7 @@ class UnitWriter:
         self._noting.wait()
 
     def _check(self) -> None:
-        """For whoever waits: raise where another process has ended, or this one writes no more."""
+        """Raise an error if another process has ended, or if this one has stopped writing."""
         if self._left:
             raise InputError("the writing has ended")
         self._check_others()
