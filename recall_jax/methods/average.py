@@ -1,4 +1,4 @@
-"""Averages of K arrays of one shape, in float32, rounded once to the output dtype."""
+"""Average K arrays of one shape in float32, rounded once to the output dtype."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ def average(
     reference: int = -1,
     dtype: DTypeLike,
 ) -> jax.Array:
-    """The kernel of `weighted_average`, by the value `weight` (K,)."""
+    """Merge by `weighted_average` with the value `weight` (K,)."""
     del base
     return weighted_average(models, values["weight"], reference=reference, dtype=dtype)
 
@@ -26,10 +26,11 @@ def average(
 def weighted_average(
     models: Sequence[jax.Array], weights: jax.Array, *, reference: int = -1, dtype: DTypeLike
 ) -> jax.Array:
-    """theta_N + sum over k != N of w_k (theta_k - theta_N), for weights that sum to 1.
+    """Return theta_N + sum over k != N of w_k (theta_k - theta_N), for weights that sum to 1.
 
     `models` are K arrays of one shape, N the reference; `weights` is (K,) float32, or (K, ...)
-    broadcastable to them. Where all models agree, the reference's element passes bit for bit.
+    broadcastable to them. The result has their shape and `dtype`. Where all models agree, the
+    reference's element is passed on bit for bit.
     """
     original = models[reference]
     anchor = original.astype(jnp.float32)
@@ -45,7 +46,7 @@ def weighted_average(
 
 
 def weighted_sum(models: Sequence[jax.Array], weights: jax.Array, *, dtype: DTypeLike) -> jax.Array:
-    """Sum over k of w_k theta_k, for weights of any sum; shapes as in `weighted_average`."""
+    """Return sum over k of w_k theta_k, for weights of any sum; shapes as in `weighted_average`."""
     total = jnp.zeros(models[0].shape, jnp.float32)
     for index, model in enumerate(models):
         total += weights[index] * model.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""DARE: drop elements of task vectors at random, and rescale what is left (arXiv 2311.03099)."""
+"""Merge by DARE: drop elements of task vectors at random, rescale the rest (arXiv:2311.03099)."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,18 +23,18 @@ from recall_jax.methods.task_vectors import (
     weighted_vectors,
 )
 
-# True: to the L1 norm from before; "density": by 1 / density, the paper's.
+# True rescales to the original L1 norm; "density" by 1 / density, as in the paper.
 Rescale = bool | Literal["density"]
 
 
 class DareParameters(TaskVectorParameters):
-    """`dare_linear` and `dare_ties`: `seed` is that of the draw; see `dare` for `rescale`."""
+    """Hold the parameters of `dare_linear` and `dare_ties`; `seed` is that of the draw."""
 
     rescale: Annotated[bool, Strict()] | Literal["density"] = True  # type: ignore[assignment]
     seed: Annotated[int, Strict(), Field(ge=0)] = 0
 
     def adjusted(self, values: Mapping[str, Any], tensor: str) -> dict[str, Any]:
-        """Add the `seed` () uint32 of the tensor's own draw."""
+        """Add `seed` () uint32, which differs between tensors."""
         return {**values, "seed": np.uint32(zlib.crc32(f"{self.seed} {tensor}".encode()))}
 
 
@@ -49,12 +49,13 @@ def dare(
     normalize: bool = False,
     rescale: Rescale = True,
 ) -> jax.Array:
-    """DARE: B + lambda sum w_i S_i, where S_i keeps each element of D_i with chance `density`.
+    """Return B + lambda sum w_i S_i; S_i keeps each element of D_i with probability `density`.
 
-    S_i is rescaled to ||D_i||_1 or by 1 / density, which leaves its mean over draws D_i. With
-    `consensus` (`dare_ties`) signs are elected as in TIES. `models` are K whole tensors of one
-    shape; `values` holds `weight` and `density` (K,), `lambda_` (), and `seed` (), uint32, which
-    with the model's place among the K decides what is kept: the same on every device.
+    S_i is rescaled to ||D_i||_1, or by 1 / density if `rescale` is "density", as in the paper (Yu
+    et al., arXiv:2311.03099), so that its expectation is D_i. With `consensus` (`dare_ties`), signs
+    are elected as in TIES. `models` are K full tensors of one shape; `values` holds `weight` and
+    `density` (K,), `lambda_` (), and `seed` () uint32, which determines the draw together with the
+    model's index, the same on every device.
     """
     del reference
     key = jax.random.key(values["seed"], impl="threefry2x32")

@@ -21,7 +21,7 @@ Array = jax.Array
 
 @dataclass(frozen=True)
 class Match:
-    """How the distance to a teacher is taken; what the numbers mean is in `refine`."""
+    """Weigh the terms of the distance to a teacher, which `refine` defines."""
 
     kl: float = 0.0
     js: float = 1.0
@@ -30,12 +30,12 @@ class Match:
 
 
 class DistillationBatches(NamedTuple):
-    """S batches of B rows of one padded length, each to be learnt from one teacher.
+    """Hold S batches of B rows of one padded length, each with the outputs of one teacher.
 
-    input_ids and attention_mask (S, B, T) int32; teacher (S,) int32, an index into the models;
-    normed (S, B, T, E) its final-norm output and pooled (S, U, B, E) float32 its pooled states;
-    token_weight (S,) and state_weight (S, U) float32, what the distance of a token's distribution
-    and the squared distance of a pooled state count.
+    `input_ids` and `attention_mask` are (S, B, T) int32; `teacher` (S,) int32 indexes the models;
+    `normed` (S, B, T, E) is its final norm's output, and `pooled` (S, U, B, E) float32 its pooled
+    states. `token_weight` (S,) and `state_weight` (S, U) float32 weigh the distance of a token's
+    distribution, and the squared distance of a pooled state, in the loss.
     """
 
     input_ids: Any
@@ -54,7 +54,7 @@ def pooled_states_in_memory(
     batch_size: int,
     dtype: DTypeLike,
 ) -> np.ndarray:
-    """The pooled states (U, n, E) float32 of a model in memory, on rows of token ids."""
+    """Return the pooled states (U, n, E) float32 of a model in memory, on n rows of token ids."""
     placed = jax.device_put(params)
     batches = make_batches(token_ids, min(batch_size, len(token_ids)))
     means = [
@@ -71,7 +71,10 @@ def make_distillation_batches(
     batch_size: int,
     dtype: DTypeLike,
 ) -> list[DistillationBatches]:
-    """All samples, by padded length, with what their teachers make of them."""
+    """Return the batches of all samples, grouped by padded length, with their teachers' outputs.
+
+    `samples` holds the token ids of each teacher's rows, the base first, which `anchor` weighs.
+    """
     batch_size = min(batch_size, max(map(len, samples)))
     found: dict[int, list[DistillationBatches]] = {}
     for teacher, rows in enumerate(samples):
@@ -79,10 +82,10 @@ def make_distillation_batches(
         if not rows or not share:
             continue
         batches = make_batches(rows, batch_size).batches
-        taught = [_teacher_outputs(arch, models[teacher], *batch, dtype) for batch in batches]
-        squares = sum(np.sum(np.square(pooled), axis=(1, 2)) for _, pooled in taught)  # (U,)
+        outputs = [_teacher_outputs(arch, models[teacher], *batch, dtype) for batch in batches]
+        squares = sum(np.sum(np.square(pooled), axis=(1, 2)) for _, pooled in outputs)  # (U,)
         weights = np.float32(share / sum(map(len, rows))), (share / squares).astype(np.float32)
-        for batch, (normed, pooled) in zip(batches, taught, strict=True):
+        for batch, (normed, pooled) in zip(batches, outputs, strict=True):
             one = DistillationBatches(*batch, np.int32(teacher), normed, pooled, *weights)
             found.setdefault(batch.input_ids.shape[1], []).append(one)
     return [jax.tree.map(lambda *each: jnp.stack(each), *group) for group in found.values()]
@@ -92,7 +95,7 @@ def make_distillation_batches(
 def _teacher_outputs(
     arch: Architecture, params: Params, ids: Array, mask: Array, dtype: DTypeLike
 ) -> tuple[Array, Array]:
-    """Final-norm output (B, T, E) and pooled states (U, B, E) float32."""
+    """Return the final norm's output (B, T, E) and the pooled states (U, B, E) float32."""
     pooled, normed = forward(
         arch, params, ids, mask, observe=lambda hidden: masked_mean(hidden, mask), dtype=dtype
     )
@@ -108,7 +111,10 @@ def teacher_distance(
     *,
     dtype: DTypeLike,
 ) -> Array:
-    """What a batch adds to the loss."""
+    """Return the weighted distance () float32 of the merged model to a batch's teacher.
+
+    `teacher` holds the unit with its output projection; its states are in the batch.
+    """
     mask = batch.attention_mask
     pooled, normed = forward(
         arch,
@@ -120,15 +126,15 @@ def teacher_distance(
         remat=True,
     )
 
-    def summed(own: Array, its: Array, counts: Array) -> Array:
+    def summed(merged_states: Array, teacher_states: Array, counts: Array) -> Array:
         ours, theirs = (
             jax.nn.log_softmax(logits(arch, params, states) / match.temperature)
-            for params, states in ((merged, own), (teacher, its))
+            for params, states in ((merged, merged_states), (teacher, teacher_states))
         )
         return jnp.sum(_divergence(match, theirs, ours) * counts)
 
     parts = (normed, batch.normed, mask.astype(jnp.float32))
-    if mask.shape[1] > TOKENS_AT_ONCE:  # of a block of tokens at a time, as in training
+    if mask.shape[1] > TOKENS_AT_ONCE:  # one block of tokens at a time, as in training
         blocks = tuple(map(in_blocks, parts))
         divergence = jnp.sum(jax.lax.map(lambda block: jax.checkpoint(summed)(*block), blocks))
     else:
@@ -141,7 +147,7 @@ def teacher_distance(
 
 
 def _divergence(match: Match, theirs: Array, ours: Array) -> Array:
-    """Of log-probabilities (…, V), each (…)."""
+    """Return the weighted divergence (…) of log-probabilities (…, V)."""
 
     def kl(p: Array, q: Array) -> Array:
         return jnp.sum(jnp.exp(p) * (p - q), axis=-1)

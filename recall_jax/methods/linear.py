@@ -1,4 +1,4 @@
-"""Linear: the sum of the models by weights of the recipe."""
+"""Merge by a linear combination of the models, with the recipe's weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -15,13 +15,16 @@ from recall_jax.methods.parameters import Parameters, ParameterValue
 
 
 class LinearParameters(Parameters):
-    """`linear`: `weight` for models without one of their own; `normalize` divides by their sum."""
+    """Hold the parameters of `linear`; `normalize` divides the weights by their sum.
+
+    `weight` is for models that have none.
+    """
 
     weight: ParameterValue | None = None
     normalize: Annotated[bool, Strict()] = True
 
     def adjusted(self, values: Mapping[str, Any], tensor: str) -> dict[str, Any]:
-        """Divide the weights by their sum; InputError where that is zero or not finite."""
+        """Divide the weights by their sum; raises InputError if that is zero or not finite."""
         if not self.normalize:
             return dict(values)
         with np.errstate(over="ignore"):
@@ -35,13 +38,13 @@ class LinearParameters(Parameters):
 
 
 class LinearModelParameters(Parameters):
-    """`linear`, for each model: its weight."""
+    """Hold the parameters of `linear` for each model: its weight."""
 
     by_tensor = ("weight",)
     weight: ParameterValue | None = None
 
 
-def total(
+def linear_sum(
     models: Sequence[jax.Array],
     values: Mapping[str, jax.Array],
     *,
@@ -49,14 +52,14 @@ def total(
     reference: int = -1,
     dtype: DTypeLike,
 ) -> jax.Array:
-    """The kernel of `weighted_sum`, by the value `weight` (K,)."""
+    """Merge by `weighted_sum` with the value `weight` (K,)."""
     del base, reference
     return weighted_sum(models, values["weight"], dtype=dtype)
 
 
 METHOD = Method(
-    # Weights that sum to one keep what all models share exact.
-    lambda parameters: average if parameters.normalize else total,
+    # With weights that sum to 1, elements on which all models agree stay exact.
+    lambda parameters: average if parameters.normalize else linear_sum,
     parameters=LinearParameters,
     model_parameters=LinearModelParameters,
     equation="θ = Σₖ wₖ θₖ",

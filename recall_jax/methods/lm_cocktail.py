@@ -1,4 +1,4 @@
-"""LM-Cocktail: one weight for each model, by its loss on a few labelled examples."""
+"""Merge by LM-Cocktail: one weight for each model, from its loss on a few labelled examples."""
 
 from dataclasses import asdict, dataclass
 
@@ -14,17 +14,14 @@ from recall_jax.methods.weights import layer_weights
 
 
 class CocktailParameters(Parameters):
-    """`lm_cocktail`: the temperature, in nats, of the softmax over the models' losses."""
+    """Hold the parameters of `lm_cocktail`: the temperature in nats of the softmax over losses."""
 
     temperature: Positive = 5.0
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What the journal keeps: a digest of the rows, their batches, the losses of the models so far.
-
-    The losses are in nats.
-    """
+    """Record in the journal a digest of the rows, their batching, and the losses so far in nats."""
 
     digest: str
     batching: dict[str, int]
@@ -32,11 +29,11 @@ class Losses:
 
 
 def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
-    """Weigh the models by softmax(-loss / temperature), each run once before the walk.
+    """Return the rule of weights softmax(-loss / temperature), after running each model once.
 
-    Xiao et al. 2023 (arXiv 2311.13534). The examples are `count` rows drawn from the data by its
-    seed, or the rows as given. Raises UnfinishedError where the memory is too small, or an
-    interrupted merge saw other texts.
+    Xiao et al. 2023 (arXiv:2311.13534). The examples are `count` rows drawn from the data with its
+    seed, or the given rows. Raises UnfinishedError if the memory is too small, or an interrupted
+    merge used other texts.
     """
     from recall_jax.engine.batching import Batching, fit_batching
     from recall_jax.engine.budget import widest
@@ -83,7 +80,7 @@ def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
             found = Losses(samples.digest(), asdict(batching), [])
         else:
             check_same_texts(found.digest, samples, newest.name)
-        batching = Batching(**found.batching)  # other batches would round otherwise
+        batching = Batching(**found.batching)  # other batches would be rounded differently
         for done in range(len(found.losses), len(models)):
             model = models[done]
             merge.progress(f"{model.name}: loss", done, len(models), read=model.bytes_read)

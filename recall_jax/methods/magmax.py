@@ -1,4 +1,4 @@
-"""MagMax: of each parameter, the change that was largest (arXiv 2407.06322)."""
+"""Merge by MagMax: of each parameter, the change of largest magnitude (arXiv:2407.06322)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ from recall_jax.methods.task_vectors import add_to_base, task_vectors
 
 
 class MagMaxParameters(Parameters):
-    """`magmax`."""
+    """Hold the parameters of `magmax`."""
 
     by_tensor = ("lambda_",)
     lambda_: ParameterValue = Field(1.0, alias="lambda")
@@ -29,11 +29,11 @@ def magmax(
     reference: int = -1,
     dtype: DTypeLike,
 ) -> jax.Array:
-    """B + lambda D, where D is element by element the D_i = X_i - B of largest |D_i|.
+    """Return B + lambda D, where D is elementwise the D_i = X_i - B of largest magnitude.
 
-    Of two changes equally large the positive one counts; the authors' code takes the later model's,
-    which would make the result hang on the order. They merge models that were fine-tuned one from
-    the other, and their scripts have lambda = 0.5. `models` are K arrays of one shape; `values`
+    Of two changes of equal magnitude the positive one is taken; the authors' code takes the later
+    model's, which makes the result depend on the order. They merge models that were fine-tuned one
+    from the other, with lambda = 0.5 in their scripts. `models` are K arrays of one shape; `values`
     holds `lambda_` ().
     """
     del reference

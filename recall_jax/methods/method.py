@@ -1,4 +1,4 @@
-"""A merge method: its equation, parameters and kernel, and what it needs to run."""
+"""Define a merge method: its equation, parameters, kernel, and needs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,16 +20,15 @@ def accept(parameters: Parameters, models: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Method(Generic[P, M]):
-    """A merge method, complete: everything else reads what it declares, and never its name.
+    """Declare a complete merge method; all other code reads this declaration, and never the name.
 
     `kernel(parameters)` returns the function that merges a tensor. `parameters` and
-    `model_parameters` are the schemas of what a recipe gives, in all and for each model. `needs`
-    declares what merging takes. `prepare` makes the rule that has the kernel's values: by default
-    those of the parameters; a method that observes the models runs them there. `check(parameters,
-    models)` raises InputError where parameters do not fit together, or with the models as the
-    recipe names them. With `weighs_units` the rule's values are a weight of each model in each
-    unit, which a file of weights can give instead. `equation` is a line for the report, of a tensor
-    theta.
+    `model_parameters` are the schemas of a recipe's parameters, for the merge and for each model.
+    `needs` declares what merging needs. `prepare` returns the rule with the kernel's values, by
+    default from the parameters; methods that observe the models run them there. `check(parameters,
+    models)` raises InputError if parameters do not fit each other or the models as the recipe names
+    them. If `weighs_units`, the rule's values are a weight for each model and unit, which can be
+    read from a weights file instead. `equation` is a line for the report, for a tensor theta.
     """
 
     kernel: Callable[[P], Kernel]
@@ -43,5 +42,5 @@ class Method(Generic[P, M]):
 
     @property
     def takes_weights(self) -> bool:
-        """Whether weights known for each unit beforehand can stand in for the method's own."""
+        """Return whether weights known for each unit can replace those of the method."""
         return self.weighs_units or "weight" in self.model_parameters.by_tensor

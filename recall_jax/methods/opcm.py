@@ -1,4 +1,4 @@
-"""OPCM: task vectors added one after the other, each off the accumulated of those before it."""
+"""Merge by OPCM: add task vectors in order, each projected off the sum of those before it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from recall_jax.methods.task_vectors import add_to_base, task_vectors
 
 
 class OpcmParameters(Parameters):
-    """`opcm`: the share of a spectrum that counts as taken."""
+    """Hold the parameters of `opcm`: the share of the spectrum that is projected out."""
 
     alpha: Annotated[Number, Field(ge=0, le=1)] = 0.5
 
@@ -37,15 +37,15 @@ def opcm(
     reference: int = -1,
     dtype: DTypeLike,
 ) -> jax.Array:
-    """Orthogonal projection-based continual merging (arXiv 2501.09522): B + A_K / lambda.
+    """Return B + A_K / lambda, by orthogonal projection-based continual merging (arXiv:2501.09522).
 
         A_1 = D_1      A_t = A_{t-1} + P_{t-1}(D_t)      lambda = ||A_K|| / mean ||D_i||
 
-    in the order of the models; the norms are of the whole models. P_{t-1} is `project_out` with
-    A_{t-1} as the accumulated where `values` holds `alpha` (), which is for the weights of linear
-    layers; all else is added as it stands. The authors divide by lambda_t at every step and
-    multiply by it at the next, which leaves this sum, as no scale changes singular vectors. Base
-    and K models are of one shape, whole where there is `alpha`; `values` holds `lambda_` ().
+    in the order of the models, with norms over the full models. P_{t-1} is `project_out` for
+    A_{t-1} if `values` holds `alpha` (), as it does for the weights of linear layers, else the
+    identity. The authors divide by lambda_t at every step and multiply by it at the next, which
+    gives the same sum, since scaling does not change singular vectors. The base and the K models
+    have one shape, and are full tensors if there is `alpha`; `values` holds `lambda_` ().
     """
     del reference
     accumulated, _ = sequential_sum(models, values, base)
@@ -55,7 +55,10 @@ def opcm(
 def sequential_sum(
     models: Sequence[jax.Array], values: Mapping[str, jax.Array], base: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """A_K, and the squared norms (K + 1,) of D_1 … D_K and A_K: float32, arguments as in `opcm`."""
+    """Return A_K, and the squared norms (K + 1,) of D_1 … D_K and A_K, in float32.
+
+    The arguments are those of `opcm`.
+    """
     vectors = task_vectors(models, base)
     accumulated = vectors[0]
     for vector in vectors[1:]:
@@ -66,20 +69,20 @@ def sequential_sum(
 
 
 def project_out(vector: jax.Array, accumulated: jax.Array, alpha: jax.Array) -> jax.Array:
-    """D without its part in the leading singular subspaces of A, both (m, n) float32.
+    """Return D without its part in the leading singular subspaces of A, both (m, n) float32.
 
-    A = U S V^T, and U^T D V loses its diagonal and its leading r x r block: r is how many of the
-    largest singular values sum up to `alpha` of all at most. So does the authors' code (in
-    tanganke/fusion_bench), but for singular values of zero, of which low-rank changes have many:
-    these have no vectors of their own whose part could be taken out.
+    With A = U S V^T, the diagonal and the leading r x r block of U^T D V become zero, where r
+    counts the largest singular values whose sum is at most `alpha` of the total. The authors' code
+    (tanganke/fusion_bench) does the same, except for singular values of zero, which low-rank
+    changes have many of: they have no singular vectors of which a part could be removed.
     """
     left, singular, right = jnp.linalg.svd(accumulated, full_matrices=False)
     sums = jnp.cumsum(singular)
     has_vectors = singular > max(accumulated.shape) * jnp.finfo(jnp.float32).eps * singular[0]
     leading = has_vectors & (sums <= alpha * sums[-1])
-    own = jnp.diag(has_vectors) | (leading[:, None] & leading[None, :])
+    removed = jnp.diag(has_vectors) | (leading[:, None] & leading[None, :])
     inside = _product(_product(left.T, vector), right.T)
-    return vector - _product(_product(left, jnp.where(own, inside, 0)), right)
+    return vector - _product(_product(left, jnp.where(removed, inside, 0)), right)
 
 
 def _product(one: jax.Array, other: jax.Array) -> jax.Array:
@@ -88,15 +91,15 @@ def _product(one: jax.Array, other: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class OpcmScale:
-    """What the journal keeps: lambda, of the whole models."""
+    """Record lambda, over the full models, in the journal."""
 
     scale: float
 
 
 def prepare(merge: Merge[OpcmParameters, Parameters]) -> Prepared:
-    """Take one pass over the models for lambda, or lambda from the journal.
+    """Return the rule, with lambda from one pass over the models, or from the journal.
 
-    It is that of the whole merged model, so that nothing can be written before all is summed.
+    lambda is that of the full merged model, so nothing can be written before everything is summed.
     """
     walk, parameters = merge.checkpoints, merge.parameters
     alpha = {"alpha": np.float32(parameters.alpha)}
@@ -109,13 +112,13 @@ def prepare(merge: Merge[OpcmParameters, Parameters]) -> Prepared:
         merge.journal.record_prepared(found)
     scale = np.float32(found.scale)
     share = np.full(len(merge.names), 1 / scale, np.float32)
-    scaled = {name: {**own, "lambda_": scale} for name, own in values.items()}
+    scaled = {name: {**each, "lambda_": scale} for name, each in values.items()}
     rule = values_by_tensor(scaled, dict.fromkeys(scaled, share), walk.specs)
     return Prepared(rule, merging_bytes(walk))
 
 
 def _scale(merge: Merge[OpcmParameters, Parameters], values: Mapping[str, Values]) -> float:
-    """lambda: the norm of the sum over the mean norm of the task vectors, of the whole models."""
+    """Return lambda: the norm of the sum of the task vectors, over their mean norm."""
     walk = merge.checkpoints
     plan, layout, units = walk.plan, walk.layout, walk.units
     squares = np.zeros(len(merge.names) + 1)
@@ -125,14 +128,14 @@ def _scale(merge: Merge[OpcmParameters, Parameters], values: Mapping[str, Values
         for name in names:
             spec = plan.specs[name]
             if not is_float(spec.dtype) or not spec.nbytes:
-                continue  # none is merged
+                continue  # not merged
             stored: Inputs[Any] = plan.inputs.map(partial(layout.read, name=name))
             squares += layout.sum_chunks(
                 _squares, stored, values[name], spec, full="alpha" in values[name]
             )
             if not np.isfinite(squares).all():
-                told = layout.fault(plan.inputs.map(lambda model: model.name), name, stored)
-                raise InputError(told or f"tensor {name}: its changes overflow float32")
+                fault = layout.fault(plan.inputs.map(lambda model: model.name), name, stored)
+                raise InputError(fault or f"tensor {name}: its changes overflow float32")
             if plan.larger_than_memory:
                 for model in plan.inputs.all:
                     model.drop(name)

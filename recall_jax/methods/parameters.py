@@ -1,6 +1,6 @@
-"""What the parameters of all merge methods have in common, and their values for a tensor.
+"""Define what the parameters of all merge methods share, and their values for a tensor.
 
-Each method has a class of its own for them, and one for those of each model if there are some.
+Each method has a class for its parameters, and another for those of each model, if there are any.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ Positive = Annotated[Number, Field(gt=0)]
 
 
 class FilteredValue(BaseModel):
-    """A value for the tensors whose name contains `filter`; "*" or none matches all."""
+    """Hold a value for the tensors whose name contains `filter`; "*" or None matches all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,19 +28,22 @@ ParameterValue = Number | Gradient | Annotated[list[FilteredValue], Field(min_le
 
 
 class Parameters(BaseModel):
-    """A method's parameters; keys that it does not know are refused.
+    """Hold a method's parameters; unknown keys are refused.
 
-    Those of `by_tensor` can differ between tensors: the rule gives the kernel their values.
+    The parameters in `by_tensor` can differ between tensors, and are values of the kernel.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
     by_tensor: ClassVar[tuple[str, ...]] = ()
 
-    # mergekit's memory option: accepted, and without effect on a float32 computation.
+    # mergekit's memory option, accepted without effect: everything is computed in float32.
     int8_mask: Annotated[bool, Strict(), Field(exclude=True)] = False
 
     def adjusted(self, values: Mapping[str, Any], tensor: str) -> dict[str, Any]:
-        """Return the values of a tensor, float64, as the kernel is to get them; InputError."""
+        """Return the kernel's values for a tensor, given those of the recipe in float64.
+
+        Raises InputError if they are not valid together.
+        """
         del tensor
         return dict(values)
 
@@ -49,13 +52,13 @@ class Parameters(BaseModel):
         return np.asarray(values["weight"], np.float64)
 
     def renamed(self, names: Mapping[str, str]) -> Self:
-        """Return the parameters with models called by other names, old to new."""
+        """Return the parameters with models renamed from old to new names."""
         del names
         return self
 
 
 def _fractions(value: ParameterValue | None) -> ParameterValue | None:
-    """`value`, if all of its numbers are in [0, 1]."""
+    """Return `value` if all of its numbers are in [0, 1]; else raise ValueError."""
     for part in value if isinstance(value, list) else [value]:
         if isinstance(part, FilteredValue):
             _fractions(part.value)
@@ -68,14 +71,14 @@ Share = Annotated[ParameterValue, AfterValidator(_fractions)]
 
 
 def is_gradient(value: object) -> bool:
-    """Whether a parameter's value, or that of one of its filters, is a list over the layers."""
+    """Return whether a parameter's value, or that of one of its filters, is a list by layer."""
     if not isinstance(value, list):
         return False
     return any(not isinstance(part, FilteredValue) or is_gradient(part.value) for part in value)
 
 
 def parameter_at(value: ParameterValue, tensor: str, depth: float) -> float | None:
-    """A parameter's value for one tensor, as mergekit reads it; None where no filter matches.
+    """Return a parameter's value for one tensor, as mergekit does; None if no filter matches.
 
     A list of numbers is a gradient over the layers, interpolated at `depth` in [0, 1]: layer i of L
     is at i / (L - 1), the embedding at 0, the head at 1 (mergekit gives both the first value).

@@ -1,8 +1,8 @@
-"""RECALL: compare the models unit by unit, and average each unit by their similarities.
+"""Merge by RECALL: compare the models unit by unit, and average each unit by their similarities.
 
     θ = Σₖ wₖ θₖ        w = softmax(S / temperature)        S_k from `similarity.compare`
 
-of each unit (arXiv 2510.20479); the kernel is `average`.
+in each unit (arXiv:2510.20479); the kernel is `average`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ from recall_jax.similarity.compare import (
 
 
 class RecallParameters(Parameters):
-    """`recall`: how the models are compared, and how their similarities become weights."""
+    """Hold the parameters of `recall`: how models are compared, and weighed by similarity."""
 
     sigma: Positive | Literal["median", "dim"] = "median"
     temperature: Positive = 1.0
@@ -46,17 +46,20 @@ class RecallParameters(Parameters):
 
     @property
     def weighing(self) -> Weighing:
-        """What the weights depend on beside the similarities."""
+        """Return what the weights depend on besides the similarities."""
         return Weighing(self.temperature, self.merged_units, self.threshold)
 
     def renamed(self, names: Mapping[str, str]) -> Self:
-        """Return the parameters with the reference, where it is a name, called by its new one."""
+        """Return the parameters with the reference renamed, if it is a name."""
         reference = names.get(str(self.reference), self.reference)
         return self.model_copy(update={"reference": reference})
 
 
 def recall_comparison(parameters: RecallParameters, models: Sequence[str]) -> Comparison:
-    """How `recall` compares the models that a recipe names; the reference as an index from 0."""
+    """Return how `recall` compares the models of a recipe, with the reference as an index from 0.
+
+    Raises InputError if the parameters do not fit the models.
+    """
     return Comparison(
         similarity=parse_similarity(parameters.similarity),
         sigma=parameters.sigma,
@@ -82,9 +85,9 @@ def _reference(value: int | str, models: Sequence[str]) -> Reference:
 
 
 def prepare(merge: Merge[RecallParameters, Parameters]) -> Prepared:
-    """Select the typical samples, by the reference, and set up the comparison.
+    """Select the typical samples with the reference model, and return the rule that uses them.
 
-    Raises UnfinishedError where the memory is too small, or an interrupted merge saw other texts.
+    Raises UnfinishedError if the memory is too small, or an interrupted merge used other texts.
     """
     comparison = recall_comparison(merge.parameters, merge.names)
     reference = comparison.reference_index
@@ -105,7 +108,7 @@ class _UnitFinding(NamedTuple):
 
 
 class Comparer:
-    """Advances every model through a unit, compares and weighs them, in one walk."""
+    """Advance all models through each unit, compare them, and weigh them, in one walk."""
 
     def __init__(
         self,
@@ -139,7 +142,7 @@ class Comparer:
         return {name: {"weight": weights} for name in self._tensors[unit]}
 
     def findings(self) -> Findings:
-        """What the walk found, after its last unit."""
+        """Return the findings of the walk, after its last unit."""
         similarity, sigma, weights, newest = zip(*self._found, strict=True)
         return Findings(
             weights=np.stack(weights, axis=1),
@@ -152,12 +155,12 @@ class Comparer:
 def compare_representations(
     reps: np.ndarray, comparison: Comparison, weighing: Weighing, *, units: list[str]
 ) -> Findings:
-    """RECALL's weights from representations held in memory: `reps` (K, U, n, E) float32.
+    """Return RECALL's weights for representations in memory: `reps` (K, U, n, E) float32.
 
-    Raises InputError where shapes do not fit, or a unit has no bandwidth.
+    Raises InputError if shapes do not fit, or a unit has no bandwidth.
     """
     check_representations(reps, comparison)
-    # One unit at a time, as the streamed engine does: the same program, so the same bits.
+    # One unit at a time, as in the streamed engine, so that the same program gives equal bits.
     by_unit = [
         compare_unit(jnp.asarray(unit, jnp.float32), comparison) for unit in reps.swapaxes(0, 1)
     ]

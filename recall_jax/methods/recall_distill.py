@@ -1,4 +1,4 @@
-"""RECALL distilled: its weights refined before the walk, with all models in memory.
+"""Merge by RECALL distilled: refine RECALL's weights before the walk, with all models in memory.
 
 θ = θ_base + Σₖ cₖ (θₖ − θ_base)        c refined from RECALL's weights by `refine`
 """
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 class DistillParameters(Parameters):
-    """`recall_distill`: what the coefficients are, and how they are refined.
+    """Hold the parameters of `recall_distill`: the coefficients, and how they are refined.
 
-    `match` weighs what is asked of the merged model's outputs: `js` or `kl` of its next-token
-    distributions at `temperature`, `hidden` of its pooled states. `anchor` weighs the base among
-    the models that are to be matched.
+    `match` weighs the distances of the merged model's outputs to those of its teachers: `js` or
+    `kl` of its next-token distributions at `temperature`, `hidden` of its pooled states. `anchor`
+    weighs the base among the teachers.
     """
 
     coefficients: Literal["unit", "tensor"] = "unit"
@@ -48,18 +48,18 @@ class DistillParameters(Parameters):
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What the journal keeps: (K,) of each tensor by its name, and the loss at each step."""
+    """Record in the journal the coefficients (K,) by tensor name, and the loss at each step."""
 
     by_tensor: dict[str, list[float]]
     losses: list[float]
 
 
 def prepare(merge: Merge[DistillParameters, Parameters]) -> Prepared:
-    """Refine the coefficients of the task vectors, or take them from the journal.
+    """Return the rule of the refined coefficients of the task vectors, or those in the journal.
 
-    The base and all models are in memory meanwhile, and gone before the walk. UnfinishedError
-    where they do not fit, or an interrupted merge saw other texts; InputError where their
-    parameters or the loss are not finite.
+    The base and all models are in memory while they are refined, and released before the walk.
+    Raises UnfinishedError if they do not fit, or an interrupted merge used other texts; InputError
+    if a parameter or the loss is not finite.
     """
     from recall_jax.engine.per_model_samples import per_model_samples
     from recall_jax.inputs.settings import Samples
@@ -82,13 +82,13 @@ def prepare(merge: Merge[DistillParameters, Parameters]) -> Prepared:
         return needed
 
     with merge.progress.stage("select"):
-        own = per_model_samples(merge, check, with_base=True)
-    needed = check([[len(ids) for ids in samples.token_ids] for samples in own])
+        model_samples = per_model_samples(merge, check, with_base=True)
+    needed = check([[len(ids) for ids in samples.token_ids] for samples in model_samples])
     found = journal.find_prepared(Coefficients)
     if found is None:
-        merge.progress.announce(_describe(own, parameters, len(merge.names)))
+        merge.progress.announce(_describe(model_samples, parameters, len(merge.names)))
         with merge.progress.stage("distill"):
-            found = _refined(merge, own, batch_size)
+            found = _refine_coefficients(merge, model_samples, batch_size)
         journal.record_prepared(found)
     coefficients = {name: np.asarray(row, np.float32) for name, row in found.by_tensor.items()}
     values: dict[str, Values] = {
@@ -101,13 +101,16 @@ def prepare(merge: Merge[DistillParameters, Parameters]) -> Prepared:
         max(needed, held_bytes() + walk.overhead),
         batching={"batch_size": batch_size},
         compute_dtype=np.dtype(walk.dtype).name,
-        per_model_samples=own[1:],
+        per_model_samples=model_samples[1:],
     )
 
 
-def _refined(
-    merge: Merge[DistillParameters, Parameters], own: "Sequence[Tokenized]", batch_size: int
+def _refine_coefficients(
+    merge: Merge[DistillParameters, Parameters],
+    model_samples: "Sequence[Tokenized]",
+    batch_size: int,
 ) -> Coefficients:
+    """Refine the coefficients, starting from RECALL's weights."""
     from recall_jax.methods.distillation import Match
     from recall_jax.methods.refine import refine
     from recall_jax.models.convert import tensor_shapes, to_flax
@@ -115,12 +118,12 @@ def _refined(
     walk, parameters = merge.checkpoints, merge.parameters
     shapes = tensor_shapes(walk.arch)
     models = [to_flax(walk.arch, _read(model, shapes)) for model in walk.inputs.all]
-    start = _recall_weights(merge, models[1:], own[-1], batch_size)
+    start = _recall_weights(merge, models[1:], model_samples[-1], batch_size)
     asked = {name: parameters.match.get(name, 0.0) for name in ("kl", "js", "hidden")}
     found = refine(
         walk.arch,
         models,
-        [samples.token_ids for samples in own],
+        [samples.token_ids for samples in model_samples],
         start,
         Match(**asked, temperature=parameters.temperature),
         anchor=parameters.anchor,
@@ -143,7 +146,7 @@ def _refined(
 
 
 def _read(model: Checkpoint, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """All tensors of a model, as stored. Raises InputError where one is not finite."""
+    """Return all tensors of a model as stored; raises InputError if one is not finite."""
     tensors = {name: model.read(name) for name in names}
     if fault := find_not_finite(model.name, tensors):
         raise InputError(fault)
@@ -156,7 +159,7 @@ def _recall_weights(
     newest: "Tokenized",
     batch_size: int,
 ) -> np.ndarray:
-    """RECALL's weights (K, U) of the experts, compared on the newest one's samples."""
+    """Return RECALL's weights (K, U) of the experts, compared on the newest one's samples."""
     from recall_jax.methods.distillation import pooled_states_in_memory
 
     walk, defaults = merge.checkpoints, RecallParameters()
@@ -169,7 +172,7 @@ def _recall_weights(
     )
     try:
         found = compare_representations(reps, comparison, defaults.weighing, units=list(walk.units))
-    except InputError as error:  # what it advises are parameters of recall's
+    except InputError as error:  # its advice is for parameters of recall
         if not np.isfinite(reps).all():
             raise
         raise InputError(
@@ -179,11 +182,13 @@ def _recall_weights(
     return found.weights
 
 
-def _describe(own: "Sequence[Tokenized]", parameters: DistillParameters, num_experts: int) -> str:
-    rows = sum(len(samples.rows) for samples in own[1:])
+def _describe(
+    model_samples: "Sequence[Tokenized]", parameters: DistillParameters, num_experts: int
+) -> str:
+    rows = sum(len(samples.rows) for samples in model_samples[1:])
     return (
         f"distillation: {parameters.steps} steps on {rows} rows of {num_experts} models and "
-        f"{len(own[0].rows)} of the base, all of them in memory"
+        f"{len(model_samples[0].rows)} of the base, all of them in memory"
     )
 
 

@@ -1,7 +1,7 @@
-"""Coefficients on task vectors, refined by distillation: the merged model learns from its models.
+"""Refine coefficients of task vectors by distillation: the merged model learns from its models.
 
-A pure function on arrays. What is trained is one number for each model and unit, or tensor; the
-models' parameters stay as they are.
+`refine` is a pure function of arrays. It trains one number for each model and unit or tensor; the
+models' parameters are constant.
 """
 
 import math
@@ -34,9 +34,9 @@ _ADAM = optax.scale_by_adam()
 
 
 class Refined(NamedTuple):
-    """Coefficients (K,) float32 of every tensor by its name on disk, and the losses (steps + 1,).
+    """Hold coefficients (K,) float32 of every tensor by its name on disk, and losses (steps + 1,).
 
-    The losses are those before each step, and after the last.
+    The losses are those before each step, and after the last one.
     """
 
     coefficients: dict[str, np.ndarray]
@@ -58,7 +58,7 @@ def refine(
     dtype: DTypeLike = jnp.float32,
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Refined:
-    """The coefficients c_k on the task vectors theta_k - B of K experts that a merged model has.
+    """Return the coefficients c_k of the task vectors theta_k - B of K experts in a merged model.
 
         theta = B + sum over k of c_k (theta_k - B), c_k for each unit, or `by_tensor`
         loss  = mean over experts of D(k, theta) + anchor D(base, theta)
@@ -67,12 +67,12 @@ def refine(
 
     p and q are the next-token distributions of teacher and merged model at temperature T, r their
     pooled states; JS(p, q) = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2 (Lin 1991), which
-    is at most log 2. Gradient descent is Adam's with a cosine decay (Kingma and Ba 2015; Loshchilov
-    and Hutter 2017), each step on all samples.
+    is at most log 2. The optimiser is Adam (Kingma and Ba 2015, arXiv:1412.6980) with a cosine
+    decay (Loshchilov and Hutter 2017, arXiv:1608.03983); each step is on all samples.
 
-    `models` are the base and the K experts, laid out as by `convert.to_flax`, all in memory;
-    `samples` token ids of rows of each, where the base may have none; `start` (K, U) is what the
-    coefficients start from. One program, whatever the numbers. The same arguments give the same
+    `models` are the base and the K experts, with the layout of `convert.to_flax`, all in memory;
+    `samples` are token ids of rows of each, of which the base may have none; `start` (K, U) holds
+    the initial coefficients. The numbers do not affect the program, and equal arguments give equal
     bits.
     """
     placed = [jax.device_put(model) for model in models]
@@ -84,21 +84,21 @@ def refine(
             name: column for unit, column in columns.items() for name in unit_tensors(arch, unit)
         }
     coefficients = jax.tree.map(jnp.asarray, coefficients)
-    memory = _ADAM.init(coefficients)
+    state = _ADAM.init(coefficients)
     unit = EMBED if arch.tie_word_embeddings else HEAD
     projections = {unit: jax.tree.map(lambda *each: jnp.stack(each), *(m[unit] for m in placed))}
     losses = []
     for step in range(steps + 1):
         last = coefficients
         rate = learning_rate * (1 + np.cos(np.pi * step / max(steps, 1))) / 2
-        loss, coefficients, memory = _step(
+        loss, coefficients, state = _step(
             arch,
             match,
             placed,
             projections,
             batches,
             coefficients,
-            memory,
+            state,
             np.float32(rate),
             dtype,
         )
@@ -109,7 +109,7 @@ def refine(
 
 
 def mix(arch: Architecture, models: Sequence[Params], coefficients: Mapping[str, Array]) -> Params:
-    """The base and the weighted task vectors, float32; `models` and coefficients as in `refine`."""
+    """Return the base plus the weighted task vectors, float32; arguments as in `refine`."""
     named = _of_tensors(arch, coefficients)
     embed, *layers, head = (unit_params(arch, unit, named) for unit in arch.units)
     stacked = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *layers)  # (K, L)
@@ -128,7 +128,7 @@ def mix(arch: Architecture, models: Sequence[Params], coefficients: Mapping[str,
 
 
 def _of_tensors(arch: Architecture, coefficients: Mapping[str, Array]) -> dict[str, Array]:
-    """Coefficients of every tensor; given so, or of every unit."""
+    """Return the coefficients of every tensor, given those of every tensor or every unit."""
     return {
         name: coefficients[unit if unit in coefficients else name]
         for unit in arch.units
@@ -144,11 +144,11 @@ def _step(
     projections: Params,
     batches: Sequence[DistillationBatches],
     coefficients: Any,
-    memory: Any,
+    state: Any,
     rate: Array,
     dtype: DTypeLike,
 ) -> tuple[Array, Any, Any]:
-    """The loss, and what Adam makes of coefficients and its own memory.
+    """Return the loss, the coefficients after a step of Adam, and Adam's state.
 
     `projections` are the models' units with the output projection, (K + 1, …).
     """
@@ -160,16 +160,16 @@ def _step(
         found = jax.value_and_grad(distance)(merged, teacher, batch)
         return jax.tree.map(jnp.add, totals, found), None
 
-    # A batch at a time, its gradient added up: nothing of a batch is kept for the backward pass.
+    # Gradients are summed batch by batch, so that no batch is kept for the backward pass.
     totals: Any = (jnp.float32(0), jax.tree.map(jnp.zeros_like, merged))
     for group in batches:
         totals, _ = jax.lax.scan(add, totals, group)
     loss, gradients = totals
     (gradients,) = pull_back(gradients)
     with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
-        updates, memory = _ADAM.update(gradients, memory)
-    moved = jax.tree.map(lambda own, update: own - rate * update, coefficients, updates)
-    return loss, moved, memory
+        updates, state = _ADAM.update(gradients, state)
+    moved = jax.tree.map(lambda value, update: value - rate * update, coefficients, updates)
+    return loss, moved, state
 
 
 def refining_bytes(
@@ -179,19 +179,19 @@ def refining_bytes(
     batch_size: int,
     dtype: DTypeLike,
 ) -> int:
-    """Return a bound from above on the memory that `refine` takes, in bytes.
+    """Return an upper bound on the bytes of memory that `refine` takes.
 
-    `stored` are the bytes of all models as stored; `lengths` those of each model's samples, in
-    tokens. Besides the models there are the merged one and its gradient in float32, the teachers'
-    outputs, and what a batch computes with.
+    `stored` are the bytes of all models as stored; `lengths` are those of each model's samples, in
+    tokens. Besides the models, memory holds the merged model and its gradient in float32, the
+    teachers' outputs, and the activations of a batch.
     """
     shapes = tensor_shapes(arch)
     numbers = sum(math.prod(shape) for shape in shapes.values())
     itemsize = np.dtype(dtype).itemsize
-    length = padded_length(max(each for own in lengths for each in own))
-    rows = sum(-(-len(own) // batch_size) * batch_size for own in lengths)
+    length = padded_length(max(each for rows in lengths for each in rows))
+    rows = sum(-(-len(each) // batch_size) * batch_size for each in lengths)
     projections = len(lengths) * arch.vocab_size * arch.hidden_size * _FLOAT32
-    # A block computed again: its states, those of the feed-forward, and the attention's scores.
+    # A recomputed block: its states, those of the feed-forward layer, and attention scores.
     states = 4 * arch.hidden_size + 4 * arch.intermediate_size + arch.num_attention_heads * length
     inputs = arch.num_hidden_layers * arch.hidden_size * itemsize
     batch = batch_size * length * (2 * states * _FLOAT32 + inputs)

@@ -1,4 +1,4 @@
-"""The merge methods by name. To add one, write its file in this room, and give it a line here."""
+"""List the merge methods by name; to add one, write its module here and import it."""
 
 from typing import Any
 

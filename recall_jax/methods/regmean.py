@@ -1,4 +1,4 @@
-"""RegMean: the linear layer nearest to all models' outputs on their own inputs."""
+"""Merge by RegMean: the linear layer closest to all models' outputs on their inputs."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ from recall_jax.methods.values import tensor_values
 
 
 class RegMeanParameters(Parameters):
-    """`regmean` and `regmean_plusplus`: what is left of a Gram off its diagonal."""
+    """Hold the parameters of `regmean` and `regmean_plusplus`: Grams' scale off the diagonal."""
 
     by_tensor = ("alpha",)
     alpha: Annotated[Number, Field(ge=0, lt=1)] = 0.9
@@ -35,16 +35,16 @@ def regmean(
     reference: int = -1,
     dtype: DTypeLike,
 ) -> jax.Array:
-    """RegMean (arXiv 2212.09849): the W of least sum_k w_k ||X_k W^T - X_k W_k^T||^2.
+    """Return the W that minimises sum_k w_k ||X_k W^T - X_k W_k^T||^2 (arXiv:2212.09849).
 
         W = (sum w_k W_k G_k) (sum w_k G_k)^-1        G_k = X_k^T X_k, off its diagonal times alpha
 
-    `models` are K whole tensors (out, in), or pieces of those without a `gram`; `values` holds
+    `models` are K full tensors (out, in), or chunks of tensors without a `gram`; `values` holds
     `gram` (K, in, in) of the layer's inputs, `alpha` () below 1, which makes the sum invertible,
-    and `weight` (K,) or nothing for equal ones. Inputs that are zero in every sample decide
-    nothing: their columns are averaged, as all tensors are that come without a `gram`. The sum is
-    solved as a correction of the `reference` model, with inputs of unit scale, so that models that
-    agree pass bit for bit and float32 is enough.
+    and `weight` (K,), by default equal. Inputs that are zero in every sample do not determine
+    anything: their columns are averaged, as are all tensors without a `gram`. The sum is solved as
+    a correction of the `reference` model, with inputs scaled to unit norm, so that elements on
+    which models agree are passed on bit for bit, and float32 is accurate enough.
     """
     del base
     weights = values.get("weight", jnp.ones(len(models), jnp.float32))
@@ -72,10 +72,11 @@ def regmean(
 
 
 def prepare(merge: Merge[RegMeanParameters, Parameters], *, through_merged: bool) -> Prepared:
-    """Merge with the `gram` of each linear layer, and the recipe's values.
+    """Return the rule with the `gram` of each linear layer, and the recipe's values.
 
-    Jin et al. 2023 (arXiv 2212.09849); `through_merged`, Nguyen et al. 2025 (arXiv 2508.03121): a
-    model's linear layers then read what they would read in the merged model.
+    Jin et al. 2023 (arXiv:2212.09849); with `through_merged`, Nguyen et al. 2025
+    (arXiv:2508.03121), where the samples of a model run through the merged units instead of the
+    model's.
     """
     from recall_jax.engine.linear_inputs import prepare_linear_inputs
 

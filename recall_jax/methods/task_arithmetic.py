@@ -1,4 +1,4 @@
-"""Task arithmetic: a base and the sum of what its fine-tunes added (arXiv 2212.04089)."""
+"""Merge by task arithmetic: add the changes of the fine-tunes to their base (arXiv:2212.04089)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +26,7 @@ def task_arithmetic(
     dtype: DTypeLike,
     normalize: bool = False,
 ) -> jax.Array:
-    """B + lambda sum w_i (X_i - B), divided by sum w_i if `normalize`.
+    """Return B + lambda sum w_i (X_i - B), divided by sum w_i if `normalize`.
 
     `models` are K arrays of one shape; `values` holds `weight` (K,) and `lambda_` ().
     """

@@ -1,4 +1,4 @@
-"""TIES: trim the task vectors, elect a sign for each element, merge what agrees with it."""
+"""Merge by TIES: trim the task vectors, elect a sign for each element, and merge what agrees."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -22,7 +22,7 @@ from recall_jax.methods.task_vectors import (
 
 
 class TiesParameters(TaskVectorParameters):
-    """`ties`."""
+    """Hold the parameters of `ties`."""
 
     normalize: Annotated[bool, Strict()] = True
 
@@ -37,12 +37,12 @@ def ties(
     normalize: bool = True,
     rescale: bool = False,
 ) -> jax.Array:
-    """TIES (arXiv 2306.01708): B + lambda num / den over the elements of the elected sign.
+    """Return B + lambda num / den over the elements of the elected sign (TIES, arXiv:2306.01708).
 
-    S_i holds the `density` (K,) of largest magnitude in D_i = X_i - B, and zeros; `rescale` gives
-    it the L1 norm of D_i. Election, num and den are `weighted_vectors`'. As in mergekit each tensor
-    is trimmed by itself; the authors take the model as one vector. `models` are K whole tensors of
-    one shape; `values` holds `weight` and `density` (K,), and `lambda_` ().
+    S_i keeps the `density` (K,) of elements of largest magnitude in D_i = X_i - B; `rescale` gives
+    it the L1 norm of D_i. The election, num and den are those of `weighted_vectors`. As in
+    mergekit, each tensor is trimmed separately; the authors trim the model as one vector. `models`
+    are K full tensors of one shape; `values` holds `weight` and `density` (K,), and `lambda_` ().
     """
     del reference
     vectors = task_vectors(models, base)
@@ -51,7 +51,7 @@ def ties(
         for vector, density in zip(vectors, values["density"], strict=True)
     ]
     if rescale:
-        trimmed = [rescaled(kept, whole) for kept, whole in zip(trimmed, vectors, strict=True)]
+        trimmed = [rescaled(kept, vector) for kept, vector in zip(trimmed, vectors, strict=True)]
     total = weighted_vectors(trimmed, values["weight"], normalize=normalize, consensus=True)
     return add_to_base(base, values["lambda_"] * total, dtype)
 

@@ -1,4 +1,4 @@
-"""The kernel's values for every tensor, as the recipe's parameters give them."""
+"""Compute the kernel's values for every tensor from the recipe's parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,25 +26,25 @@ def tensor_values(
     specs: Mapping[str, TensorSpec],
     weights: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Values]:
-    """Return the values that parameters give for every tensor, float32.
+    """Return the kernel's float32 values for every tensor, by name, from the parameters.
 
-    (K,) of those of each model, where it has none those of all; () of the others. In a method
-    without weights all models weigh the same; `weights` (K,) of each unit stand in for those of the
-    recipe. Raises InputError where a model has no value.
+    Parameters of each model give (K,), with the recipe's value for models that have none; others
+    give (). In a method without weights all models weigh the same; `weights` (K,) by unit replace
+    those of the recipe. Raises InputError if a model has no value.
     """
-    own = entries[0].parameters.by_tensor
+    model_keys = entries[0].parameters.by_tensor
     values: dict[str, Values] = {}
     for name, depth in depths(specs).items():
         at: dict[str, Any] = {"weight": np.full(len(entries), 1 / len(entries))}
         if weights is not None:
             at["weight"] = weights[unit_of_tensor(name)]
-        for key in own if weights is None else set(own) - {"weight"}:
+        for key in model_keys if weights is None else set(model_keys) - {"weight"}:
             row = [_value(entry, parameters, key, name, depth) for entry in entries]
             at[key] = np.asarray(row, np.float64)
         for key in parameters.by_tensor:
             found = parameter_at(getattr(parameters, key), name, depth)
             if found is None:
-                key = key.removesuffix("_")  # as a recipe names what is a word of Python
+                key = key.removesuffix("_")  # the name in recipes of a Python keyword
                 raise InputError(f"parameters.{key} has no value for {name}: add one for *")
             at[key] = np.asarray(found, np.float64)
         values[name] = {
@@ -57,7 +57,7 @@ def tensor_values(
 def prepare_from_parameters(
     merge: Merge[Parameters, Parameters], weights: Mapping[str, np.ndarray] | None = None
 ) -> Prepared:
-    """Return the rule whose values the recipe's parameters give, or `weights` (K,) of each unit."""
+    """Return the rule of the values in the recipe's parameters, or of `weights` (K,) by unit."""
     specs, parameters = merge.walk.specs, merge.parameters
     values = tensor_values(parameters, merge.entries.models, specs, weights)
     shares = {name: parameters.shares(values[name]) for name in values}
@@ -67,7 +67,7 @@ def prepare_from_parameters(
 def _value(
     entry: Entry[Parameters], parameters: Parameters, key: str, tensor: str, depth: float
 ) -> float:
-    """A model's parameter for one tensor: its own, else the recipe's."""
+    """Return the parameter of a model for one tensor, by default the recipe's."""
     choices: list[ParameterValue | None]
     choices = [getattr(entry.parameters, key), getattr(parameters, key)]
     for value in choices:

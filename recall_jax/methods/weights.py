@@ -1,4 +1,4 @@
-"""Weights of K models per unit."""
+"""Compute and check the weights of K models in each unit."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,10 +14,10 @@ _THIRDS = ("first", "middle", "last")
 
 
 def layer_weights(similarity: jax.Array | np.ndarray, *, temperature: float = 1.0) -> jax.Array:
-    """RECALL's weights: softmax over the models of S / temperature (arXiv 2510.20479).
+    """Return RECALL's weights: softmax over the models of S / temperature (arXiv:2510.20479).
 
-    `similarity` is (K, U) or (K,); the result has its shape, float32, and sums to 1 over K.
-    Raises InputError unless temperature > 0.
+    `similarity` is (K, U) or (K,); the result has its shape, float32, and sums to 1 over K. Raises
+    InputError unless temperature > 0.
     """
     if not np.float32(temperature) > 0:
         raise InputError(
@@ -27,7 +27,7 @@ def layer_weights(similarity: jax.Array | np.ndarray, *, temperature: float = 1.
 
 
 def check_weights(weights: jax.Array | np.ndarray, num_models: int) -> np.ndarray:
-    """Weights as float32 (K, U), or InputError where they are no weights of `num_models` models."""
+    """Return weights as float32 (K, U); raises InputError unless they fit `num_models` models."""
     array = np.asarray(weights, np.float32)
     if array.ndim != 2 or len(array) != num_models:
         raise InputError(
@@ -42,10 +42,10 @@ def check_weights(weights: jax.Array | np.ndarray, num_models: int) -> np.ndarra
 
 @dataclass(frozen=True)
 class Weighing:
-    """How RECALL's similarities become weights, and which units it leaves to the newest model.
+    """Set how RECALL turns similarities into weights, and which units stay the newest model's.
 
-    It merges all units, or the `first`, `middle` or `last` third of them; and of these only units
-    in which the models other than the reference have a mean similarity of `threshold` or more.
+    All units are merged, or the `first`, `middle` or `last` third of them; and of these only units
+    in which the models other than the reference have a mean similarity of at least `threshold`.
     """
 
     temperature: float = 1.0
@@ -53,7 +53,7 @@ class Weighing:
     threshold: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse thirds that there are not."""
+        """Raise InputError unless `merged_units` is known."""
         if self.merged_units not in ("all", *_THIRDS):
             known = ", ".join(("all", *_THIRDS))
             raise InputError(f"merged_units is {shown(self.merged_units)}: choose from {known}")
@@ -61,10 +61,11 @@ class Weighing:
     def weights(
         self, similarity: jax.Array, *, unit: int, num_units: int, reference: int | None
     ) -> jax.Array:
-        """Weights (K,) float32 of the models in unit `unit` of `num_units`, from S (K,).
+        """Return weights (K,) float32 of the models in unit `unit` of `num_units`, from S (K,).
 
-        `layer_weights`, or all weight on the last model; `reference` is None for pairwise. Raises
-        InputError unless temperature > 0.
+        They are those of `layer_weights`, or all weight on the last model if the unit is not
+        merged. `reference` is None for pairwise comparison. Raises InputError unless temperature >
+        0.
         """
         weights = layer_weights(similarity, temperature=self.temperature)
         if self._merges(np.asarray(similarity), unit, num_units, reference):
@@ -82,8 +83,8 @@ class Weighing:
         return self.threshold is None or bool(others.mean() >= self.threshold)
 
 
-@jax.jit  # one program, where each operation on its own would be one
+@jax.jit  # one program instead of one per operation
 def _softmax(scores: jax.Array, temperature: jax.Array) -> jax.Array:
-    # Relative to the largest before the division, which could overflow; softmax does not change.
+    # Subtract the largest before dividing, which could overflow; softmax does not change.
     relative = scores - jnp.max(scores, axis=0, keepdims=True)
     return jax.nn.softmax(relative / temperature, axis=0)

@@ -1,4 +1,4 @@
-"""Weights that are given in a file, in place of those that comparing the models would tell."""
+"""Merge with the weights in a report or weights file, instead of comparing the models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,10 +16,10 @@ from recall_jax.methods.weights import check_weights
 def prepare_from_weights(
     method: Method[Any, Any], merge: Merge[Any, Any], report: Mapping[str, Any], where: str
 ) -> Prepared:
-    """Return the rule of weights per unit from a report, in place of the method's own.
+    """Return the rule of a report's weights per unit, instead of the method's.
 
-    Where the method has other values too, these are the recipe's. Raises InputError where the
-    report, read `where` it says, is of other units or models.
+    If the method has other values too, these are the recipe's. `where` names the report in
+    messages. Raises InputError if the report is for other units or models.
     """
     units = list(merge.walk.units)
     found = findings_from_report(report, where, units, len(merge.names))
@@ -36,9 +36,9 @@ def prepare_from_weights(
 def findings_from_report(
     report: Mapping[str, Any], where: str, units: Sequence[str], num_models: int
 ) -> Findings:
-    """Return the weights, and what they follow from, that a report gives for these units.
+    """Return the weights that a report has for these units, and the quantities behind them.
 
-    Raises InputError where it is of other units, or of another number of models.
+    Raises InputError if it has other units, or another number of models.
     """
     if report["units"] != list(units):
         raise InputError(

@@ -1,1 +1,1 @@
-"""Recipes: the YAML of a merge, and the patterns that name the leaves of a tree."""
+"""Read recipes: the YAML of a merge, and patterns that name the leaves of a tree."""

@@ -1,4 +1,4 @@
-"""Merge methods of a user's own, in Python files that name them in `METHODS`."""
+"""Load merge methods from Python files that define them in `METHODS`."""
 
 import importlib.util
 import sys
@@ -12,10 +12,10 @@ from recall_jax.methods.registry import METHODS
 
 
 def load_plugins(paths: Iterable[Path]) -> None:
-    """Run the files, and add the methods that each has in its `METHODS` to the registry.
+    """Run the files, and register the methods in the `METHODS` of each.
 
-    A file that was loaded before is not run again. Raises InputError for a file that cannot be run,
-    or whose methods are none or have a name that is taken.
+    A file that was loaded before is not run again. Raises InputError if a file cannot be run, if
+    its `METHODS` are not valid, or if a name is taken.
     """
     for path in paths:
         module_name = f"recall_jax_plugin:{path.resolve()}"
@@ -35,10 +35,10 @@ def _run(path: Path, module_name: str) -> Any:
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # where dataclasses and pickling look a class up
+    sys.modules[module_name] = module  # dataclasses and pickle look classes up there
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the file does
+    except (Exception, SystemExit) as error:  # of any kind, from the file's code
         said = f"{type(error).__name__}: {brief(error)}"
         raise InputError(f"plugin {path} cannot be run: {said}") from error
     return getattr(module, "METHODS", None)

@@ -1,4 +1,4 @@
-"""The recipe: mergekit's YAML, and what RECALL adds to it, read strictly."""
+"""Define and read recipes: mergekit's YAML and RECALL's additions to it, checked strictly."""
 
 import re
 from dataclasses import replace
@@ -24,7 +24,7 @@ from recall_jax.methods.recall import RecallParameters
 from recall_jax.methods.registry import METHODS
 from recall_jax.recipes.tree_patterns import TreePatterns
 
-# Keys of mergekit's recipes that mean something here only once it is built.
+# Keys of mergekit's recipes that are not supported yet.
 _LATER = {"slices", "modules", "tokenizer", "tokenizer_source", "chat_template"}
 DtypeName = Literal["bfloat16", "float16", "float32", "float64"]
 ON_TREES = Offer(observes=(Observation.POOLED,), samples=("none", "newest"), passes=1)
@@ -32,7 +32,10 @@ _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 class ModelEntry(Schema):
-    """One model: a folder, `base+adapter`, or a hub id; its own parameters, and rows it knows."""
+    """Hold a recipe's model (a folder, `base+adapter`, or a hub id), its parameters and data.
+
+    `data` is a file of rows from the task that the model was tuned for.
+    """
 
     model: Annotated[str, Field(min_length=1)]
     data: str | None = None
@@ -40,12 +43,12 @@ class ModelEntry(Schema):
 
 
 class Recipe(Schema):
-    """A whole merge.
+    """Hold a complete merge.
 
-    `base_data` are rows that the base knows. `weights` is a file of weights per unit to use in
-    place of comparing the models; `compute_dtype`
-    is the forward's, and `ignore_config` lets config attributes pass that are not known. `tree`
-    is for models that are JAX trees, and `forward`, `module:function`, runs these.
+    `base_data` is a file of rows for the base. `weights` is a file of weights per unit, used
+    instead of comparing the models; `compute_dtype` is the dtype of the forward, and
+    `ignore_config` lists unknown config attributes to accept. `tree` is for models that are JAX
+    trees, which `forward`, `module:function`, runs.
     """
 
     merge_method: str
@@ -84,7 +87,7 @@ class Recipe(Schema):
                 raise ValueError(f"models.{index} must be a mapping such as {{model: FOLDER}}")
         parameters = _parse(method.parameters, values.get("parameters"), "parameters")
         entries = [_with_parameters(method, index, e) for index, e in enumerate(models)]
-        if method.needs.base:  # mergekit's recipes name it among the models too
+        if method.needs.base:  # mergekit's recipes list it among the models too
             entries = [e for e in entries if e.get("model") != values.get("base_model")]
         return values | {"parameters": parameters, "models": entries}
 
@@ -93,9 +96,9 @@ class Recipe(Schema):
         method = METHODS[self.merge_method]
         needs = method.needs
         if len(self.models) < needs.models:
-            beside = " beside the base" if needs.base else ""
+            besides = " besides the base" if needs.base else ""
             raise ValueError(
-                f"{self.merge_method} takes at least {needs.models} models{beside}, "
+                f"{self.merge_method} takes at least {needs.models} models{besides}, "
                 f"this recipe has {len(self.models)}"
             )
         if needs.base != (self.base_model is not None):
@@ -175,7 +178,7 @@ class Recipe(Schema):
 
     @property
     def needs(self) -> Needs:
-        """What merging needs: of a method whose weights a file gives, no samples and no forward."""
+        """Return what merging needs; with a weights file, neither samples nor a forward."""
         needs = METHODS[self.merge_method].needs
         if self.weights is None:
             return needs
@@ -183,7 +186,7 @@ class Recipe(Schema):
 
     @property
     def by_layer(self) -> str | None:
-        """What gives each layer values of its own, by its key; None where one value is for all."""
+        """Return the key that gives values by layer, or None if one value is for all layers."""
         if self.weights is not None:
             return "weights"
         if METHODS[self.merge_method].needs.by_unit:
@@ -199,12 +202,12 @@ class Recipe(Schema):
         return next(keys, None)
 
     def changed(self, **changes: Any) -> "Recipe":
-        """The recipe with keys set anew, or InputError; a key set to None is left as it is."""
+        """Return the recipe with changed keys; None leaves a key unchanged. Raises InputError."""
         news = {key: value for key, value in changes.items() if value is not None}
         return make_recipe(self.model_dump(exclude_none=True) | news)
 
     def to_yaml(self) -> str:
-        """The recipe with every default written out, as `read_recipe` takes it."""
+        """Return the recipe as YAML, with all defaults written out, as `read_recipe` reads it."""
         values = self.model_dump(mode="json", exclude_none=True)
         for holder in (values, *values["models"]):
             if not holder["parameters"]:
@@ -213,21 +216,21 @@ class Recipe(Schema):
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a YAML file, or InputError naming the file, the key and the fault."""
+    """Return the recipe in a YAML file; raises InputError naming file, key and fault."""
     return read_yaml(Recipe, path)
 
 
 def make_recipe(values: dict[str, Any], where: str = "recipe") -> Recipe:
-    """The recipe that a mapping describes, or InputError saying where it is wrong."""
+    """Return the recipe that a mapping describes; raises InputError naming key and fault."""
     return validate(Recipe, values, where)
 
 
 def make_recall_parameters(values: dict[str, Any]) -> RecallParameters:
-    """A recall recipe's `parameters` on their own, or InputError."""
-    return validate(_OwnParameters, {"parameters": values}, "options").parameters
+    """Return the `parameters` of a recall recipe, given alone; raises InputError."""
+    return validate(_RecallOptions, {"parameters": values}, "options").parameters
 
 
-class _OwnParameters(Schema):
+class _RecallOptions(Schema):
     parameters: RecallParameters
 
 

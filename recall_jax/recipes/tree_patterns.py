@@ -1,7 +1,7 @@
-"""Patterns of the leaves of a JAX tree: which are the embedding, which the layers.
+"""Match patterns with the leaves of a JAX tree: which are the embedding, and which the layers.
 
-A leaf's name is its path, such as `decoder/layers/mlp/kernel`. In a pattern `*` stands for any part
-of a word, `**` for any number of words, and `{i}` for the number of a layer.
+A leaf's name is its path, such as `decoder/layers/mlp/kernel`. In a pattern `*` matches any part of
+a word, `**` any number of words, and `{i}` the number of a layer.
 """
 
 import re
@@ -19,11 +19,12 @@ _WORD = re.compile(r"\*\*|(?:[^/*{}]|\*(?!\*)|\{i\})+")
 
 
 class TreePatterns(Schema):
-    """The units of a JAX tree, by patterns of its leaves' names.
+    """Define the units of a JAX tree by patterns for its leaves' names.
 
-    `root` leads to the parameters; patterns begin there, and what lies elsewhere is not merged.
-    `layers` either has the layer's number in it, `{i}`, or names leaves that stack the layers on
-    `axis`; several such patterns follow each other in depth. What no pattern matches is the head.
+    `root` is the path to the parameters; patterns are relative to it, and leaves outside are not
+    merged. A pattern in `layers` either contains the layer's number, `{i}`, or names leaves that
+    stack the layers on `axis`; several such patterns follow each other in depth. Leaves that match
+    no pattern belong to the head.
     """
 
     layers: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -66,14 +67,14 @@ class TreePatterns(Schema):
 
 
 def match_leaf(pattern: str, name: str) -> str | None:
-    """The number of the layer where a leaf's whole name matches, "" without one; else None.
+    """Return the layer number in a leaf's name that matches, "" if it has none; None if no match.
 
-    `a/**` matches `a` too, where that is a leaf. What could match in several ways matches with the
-    earlier parts as long as can be, but a number is whole: that of `layer_12` by `*{i}` is 12.
-    Whatever they are, the time is in proportion to pattern times name.
+    `a/**` also matches `a`, if that is a leaf. Of several possible matches, the earlier parts of
+    the pattern are as long as possible, but a number is complete: in `layer_12`, `*{i}` gives 12.
+    The time is proportional to the length of the pattern times that of the name.
     """
     parts = _PART.findall(pattern)
-    fits = [False] * len(name) + [True]  # where what follows a part may begin
+    fits = [False] * len(name) + [True]  # whether the parts after this one can match from here
     rows: list[list[int | None]] = []
     for index in reversed(range(len(parts))):
         after_star = index > 0 and parts[index - 1] in _WILD
@@ -82,7 +83,7 @@ def match_leaf(pattern: str, name: str) -> str | None:
     place, number = 0, ""
     for part, row in zip(parts, rows, strict=True):
         end = row[place]
-        if end is None:  # of the first part: the others were asked for what follows them
+        if end is None:  # only for the first part: it is checked that the rest can match
             return None
         if part == LAYER_NUMBER:
             number = name[place:end]
@@ -91,7 +92,7 @@ def match_leaf(pattern: str, name: str) -> str | None:
 
 
 def _ends(part: str, name: str, fits: list[bool], after_star: bool) -> list[int | None]:
-    """Where one part of a pattern ends at the latest, by where it begins; None where it cannot."""
+    """Return the last position where a part of a pattern ends, by its start; None if none."""
     ends: list[int | None] = [None] * len(fits)
     for start in reversed(range(len(fits))):
         rest = name[start : start + 1]
@@ -112,7 +113,7 @@ def _ends(part: str, name: str, fits: list[bool], after_star: bool) -> list[int 
             ends[start] = len(name) if rest in ("", "/") else None
         elif name.startswith(part, start) and fits[start + len(part)]:
             ends[start] = start + len(part)
-    if part == LAYER_NUMBER and after_star:  # which would take its first digits
+    if part == LAYER_NUMBER and after_star:  # the star would take its first digits
         for start in range(1, len(name)):
             if name[start - 1].isdecimal():
                 ends[start] = None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recall_jax.engine.chunks import merge_tensor, spans
 from recall_jax.engine.sources import Inputs
 from recall_jax.methods.average import average
-from recall_jax.methods.linear import total
+from recall_jax.methods.linear import linear_sum
 
 
 @given(size=st.integers(1, 5000), chunk=st.integers(0, 10).map(lambda bits: 1 << bits))
@@ -27,7 +27,7 @@ def test_spans_cover_everything_once_in_few_lengths(size, chunk):
     assert length.bit_count() == 1 and length <= chunk and (length == chunk or 2 * length > size)
 
 
-@pytest.mark.parametrize("kernel", [average, total])
+@pytest.mark.parametrize("kernel", [average, linear_sum])
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 43), (64, 64), (0, 4)])
 def test_pieces_laid_end_to_end_are_the_whole(kernel, dtype, shape):

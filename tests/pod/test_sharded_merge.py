@@ -15,7 +15,7 @@ from recall_jax.engine.pod.rows import put_rows_layout
 from recall_jax.engine.sources import Inputs
 from recall_jax.methods.average import average
 from recall_jax.methods.dare import dare
-from recall_jax.methods.linear import total
+from recall_jax.methods.linear import linear_sum
 from recall_jax.methods.opcm import opcm, sequential_sum
 from recall_jax.methods.registry import METHODS
 from recall_jax.methods.regmean import regmean
@@ -162,7 +162,7 @@ def test_a_model_that_is_not_finite_is_named():
     large = Inputs(
         [put_rows_layout(np.full((12, 3), 4e4, np.float32), layout.mesh) for _ in range(2)]
     )
-    (piece, *_) = layout.merge(large, {"weight": np.ones(2, np.float32)}, spec, kernel=total)
+    (piece, *_) = layout.merge(large, {"weight": np.ones(2, np.float32)}, spec, kernel=linear_sum)
     assert not bool(piece.finite)
     assert layout.fault(Inputs(names.models), "t", large) is None
 
