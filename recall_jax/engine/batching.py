@@ -63,19 +63,19 @@ def fit_batching(
     num_models: int,
     batch_size: int,
     itemsize: int,
-    stored: int,
+    stored_itemsize: int,
     budget: int,
     overhead: int,
     split: Split | None = None,
 ) -> Batching:
     """Return the largest batching of `num_models` models over rows of these lengths that fits.
 
-    A parameter takes `stored` bytes on disk and `itemsize` bytes in the compute dtype. `overhead`
-    is what the run adds to the memory that the process already holds, apart from the forward;
-    `budget` is the limit for all of it, in bytes. A batch has at most `batch_size` rows. Several
-    models run at once on accelerators only, since on CPU this gains nothing. On a mesh, `split`
-    says which part of everything a device holds; `batch_size` then applies to each device that
-    splits the rows.
+    A parameter takes `stored_itemsize` bytes on disk and `itemsize` in the compute dtype.
+    `overhead` is the number of bytes that the run adds to those that the process already holds,
+    apart from the forward; `budget` is the limit for all of them. A batch has at most `batch_size`
+    rows. Several models run at once on accelerators only, since on CPU this gains nothing. On a
+    mesh, `split` says which part of everything a device holds; `batch_size` then applies to each
+    device that splits the rows.
 
     Raises UnfinishedError if not even one row of one model at a time fits. Reads nothing.
     """
@@ -87,10 +87,12 @@ def fit_batching(
             states //= split.models
         for models_at_once in _divisors(side_by_side):
             if split:
-                step = _sharded_step_bytes(split, arch, lengths, rows, num_models, itemsize, stored)
+                step = _sharded_step_bytes(
+                    split, arch, lengths, rows, num_models, itemsize, stored_itemsize
+                )
             else:
                 step = _step_bytes(arch, lengths, rows, models_at_once, itemsize)
-                step += _placed_bytes(arch, num_models, models_at_once, stored)
+                step += _placed_bytes(arch, num_models, models_at_once, stored_itemsize)
             batching = Batching(rows, models_at_once, overhead + states + step)
             if batching.needed_bytes <= budget:
                 return batching
@@ -103,7 +105,7 @@ def fit_per_model_batching(
     *,
     batch_size: int,
     itemsize: int,
-    stored: int,
+    stored_itemsize: int,
     budget: int,
     overhead: int,
     split: Split | None = None,
@@ -120,7 +122,7 @@ def fit_per_model_batching(
                 batched_hidden_bytes(arch, each, rows, itemsize, split) for each in lengths
             )
             step = _sharded_step_bytes(
-                split, arch, all_lengths, rows, len(lengths), itemsize, stored
+                split, arch, all_lengths, rows, len(lengths), itemsize, stored_itemsize
             )
         else:
             states = sum(
@@ -128,7 +130,7 @@ def fit_per_model_batching(
                 for each in lengths
             )
             step = _step_bytes(arch, all_lengths, rows, 1, itemsize)
-            step += _placed_bytes(arch, len(lengths), 1, stored)
+            step += _placed_bytes(arch, len(lengths), 1, stored_itemsize)
         batching = Batching(rows, 1, overhead + states + step)
         if batching.needed_bytes <= budget:
             return batching
@@ -142,7 +144,7 @@ def fit_passes(
     num_units: int,
     batch_size: int,
     itemsize: int,
-    stored: int,
+    stored_itemsize: int,
     budget: int,
     overhead: int,
     split: Split | None = None,
@@ -163,7 +165,7 @@ def fit_passes(
         num_models=1,
         batch_size=batch_size,
         itemsize=itemsize,
-        stored=stored,
+        stored_itemsize=stored_itemsize,
         budget=budget,
         overhead=overhead + SELECTION_BYTES + pooled,
         split=split,
@@ -226,7 +228,7 @@ def _sharded_step_bytes(
     rows: int,
     num_models: int,
     itemsize: int,
-    stored: int,
+    stored_itemsize: int,
 ) -> int:
     """Return the bytes for one block on one batch over a mesh, including parameters in transfer.
 
@@ -239,19 +241,21 @@ def _sharded_step_bytes(
     gathered = params if split.placed_shards > split.compute_shards else 0
     step = params // split.placed_shards + (gathered + copied) // split.compute_shards
     step += working_bytes(arch, -(-rows // split.rows), longest, 1)
-    step += 2 * num_models * largest_unit_bytes(arch, stored) // split.read_shards
-    step += split.models * largest_tensor_bytes(arch, stored)
+    step += 2 * num_models * largest_unit_bytes(arch, stored_itemsize) // split.read_shards
+    step += split.models * largest_tensor_bytes(arch, stored_itemsize)
     return split.sharing_devices * step
 
 
-def _placed_bytes(arch: Architecture, num_models: int, models_at_once: int, stored: int) -> int:
+def _placed_bytes(
+    arch: Architecture, num_models: int, models_at_once: int, stored_itemsize: int
+) -> int:
     """Return the bytes of parameters in transfer to the forward, in their stored dtype.
 
     On CPU these are only the models that run, which are copied if not aligned in their files; on
     other devices, a unit of all models and the next one.
     """
     models = models_at_once if _on_cpu() else 2 * num_models
-    return models * largest_unit_bytes(arch, stored)
+    return models * largest_unit_bytes(arch, stored_itemsize)
 
 
 def _on_cpu() -> bool:

@@ -30,13 +30,13 @@ _SMALLEST_CHUNK = 1 << 14
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
-def memory_budget(asked: int | None, *, neighbours: int = 1) -> int:
-    """Return the memory budget in bytes: `asked`, or the memory held now and a share of the free.
+def memory_budget(requested: int | None, *, neighbours: int = 1) -> int:
+    """Return the memory budget in bytes: `requested`, or the memory held and a share of the free.
 
     `neighbours` is the number of processes on this host that share its memory.
     """
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     together = neighbours if jax.default_backend() == "cpu" else 1
     return held_bytes() + int(SHARE * free_bytes() / together)
 

@@ -98,8 +98,8 @@ def _prompts(
         empty: Any = [] if isinstance(row.get("prompt"), list) else ""
         content = row_content({"completion": empty, **row}, f"{path}, row {index} (from 0)")
         if isinstance(content, Chat):
-            asked = content.messages[: content.given or None]
-            text = tokenizer.chat_text(asked, add_generation_prompt=True)
+            messages = content.messages[: content.given or None]
+            text = tokenizer.chat_text(messages, add_generation_prompt=True)
             tokens = tokenizer.encode(text[:most], UNLIMITED, False)
         else:
             text = content.prompt if isinstance(content, Pair) else content

@@ -167,7 +167,7 @@ def _fit_batching(
         lengths,
         batch_size=(merge.samples or Samples()).batch_size,
         itemsize=np.dtype(walk.dtype).itemsize,
-        stored=max(widest(model.specs) for model in models),
+        stored_itemsize=max(widest(model.specs) for model in models),
         budget=walk.budget,
         overhead=overhead + walk.overhead + grams + merged,
         split=split,

@@ -152,10 +152,10 @@ def _unit_rank(unit: str) -> float:
 
 
 def full_tensor_names(
-    whole: Callable[[str, TensorSpec], bool], specs: Mapping[str, TensorSpec]
+    selects: Callable[[str, TensorSpec], bool], specs: Mapping[str, TensorSpec]
 ) -> set[str]:
     """Return the names of the tensors that a method's `Needs.full_tensors` selects."""
-    return {name for name, spec in specs.items() if whole(name, spec)}
+    return {name for name, spec in specs.items() if selects(name, spec)}
 
 
 def _some(names: Sequence[str]) -> str:

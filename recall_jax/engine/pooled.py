@@ -180,7 +180,7 @@ def _plan_forward(
             num_models=len(models),
             batch_size=settings.batch_size,
             itemsize=np.dtype(walk.dtype).itemsize,
-            stored=max(widest(model.specs) for model in models),
+            stored_itemsize=max(widest(model.specs) for model in models),
             budget=walk.budget,
             overhead=walk.overhead + (SELECTION_BYTES if passes else 0),
             split=walk.layout.split(len(models)),

@@ -35,14 +35,12 @@ class ResidentTensors:
         """Return rows `start` to `stop` of tensor `name`, read from disk the first time."""
         return self._once((name, start, stop), lambda: self._model.read_rows(name, start, stop))
 
-    def _once(
-        self, asked: tuple[str, int, int | None], read: Callable[[], np.ndarray]
-    ) -> np.ndarray:
-        array = self._kept[asked] if asked in self._kept else read()
+    def _once(self, key: tuple[str, int, int | None], read: Callable[[], np.ndarray]) -> np.ndarray:
+        array = self._kept[key] if key in self._kept else read()
         if self._keeping:
-            self._kept[asked] = array
+            self._kept[key] = array
         else:
-            self._kept.pop(asked, None)
+            self._kept.pop(key, None)
         return array
 
     def drop(self, name: str) -> None:

@@ -64,7 +64,7 @@ def plan_selection(
         num_units=len(wanted),
         batch_size=settings.batch_size,
         itemsize=np.dtype(dtype).itemsize,
-        stored=widest(model.specs),
+        stored_itemsize=widest(model.specs),
         budget=budget,
         overhead=folded_bytes([model]),
         split=split,

@@ -115,7 +115,7 @@ def extract(
         num_units=len(arch.units),
         batch_size=samples.batch_size,
         itemsize=np.dtype(dtype).itemsize,
-        stored=max(widest(model.specs) for model in models),
+        stored_itemsize=max(widest(model.specs) for model in models),
         budget=memory_budget(memory),
         overhead=max(folded_bytes([model]) for model in models),
         split=layout.split(1),

@@ -73,7 +73,7 @@ def prepare(merge: Merge[CocktailParameters, Parameters]) -> Prepared:
                 num_models=1,
                 batch_size=settings.batch_size,
                 itemsize=np.dtype(dtype).itemsize,
-                stored=max(widest(model.specs) for model in models),
+                stored_itemsize=max(widest(model.specs) for model in models),
                 budget=walk.budget,
                 overhead=walk.overhead + loss_bytes(arch, settings.batch_size),
             )

@@ -119,13 +119,13 @@ def _refine_coefficients(
     shapes = tensor_shapes(walk.arch)
     models = [to_flax(walk.arch, _read(model, shapes)) for model in walk.inputs.all]
     start = _recall_weights(merge, models[1:], model_samples[-1], batch_size)
-    asked = {name: parameters.match.get(name, 0.0) for name in ("kl", "js", "hidden")}
+    weights = {name: parameters.match.get(name, 0.0) for name in ("kl", "js", "hidden")}
     found = refine(
         walk.arch,
         models,
         [samples.token_ids for samples in model_samples],
         start,
-        Match(**asked, temperature=parameters.temperature),
+        Match(**weights, temperature=parameters.temperature),
         anchor=parameters.anchor,
         steps=parameters.steps,
         learning_rate=parameters.learning_rate,

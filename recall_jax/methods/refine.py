@@ -174,15 +174,15 @@ def _step(
 
 def refining_bytes(
     arch: Architecture,
-    stored: int,
+    stored_bytes: int,
     lengths: Sequence[Sequence[int]],
     batch_size: int,
     dtype: DTypeLike,
 ) -> int:
     """Return an upper bound on the bytes of memory that `refine` takes.
 
-    `stored` are the bytes of all models as stored; `lengths` are those of each model's samples, in
-    tokens. Besides the models, memory holds the merged model and its gradient in float32, the
+    `stored_bytes` is the size of all models as stored; `lengths` are those of each model's samples,
+    in tokens. Besides the models, memory holds the merged model and its gradient in float32, the
     teachers' outputs, and the activations of a batch.
     """
     shapes = tensor_shapes(arch)
@@ -197,7 +197,7 @@ def refining_bytes(
     batch = batch_size * length * (2 * states * _FLOAT32 + inputs)
     logits = 8 * batch_size * min(length, TOKENS_AT_ONCE) * arch.vocab_size * _FLOAT32
     return (
-        2 * stored  # on the host and on the device
+        2 * stored_bytes  # on the host and on the device
         + 3 * numbers * _FLOAT32
         + projections
         + rows * length * arch.hidden_size * itemsize

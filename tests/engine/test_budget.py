@@ -62,7 +62,7 @@ def test_too_little_is_refused_before_a_weight_is_read(method, toys, tmp_path, m
 
 def test_the_forward_is_cut_finer_and_then_refused(toys, holding_nothing):
     arch = read_architecture(open_checkpoint(toys.qwen2[0]).config)
-    sizes = {"num_models": 2, "batch_size": 8, "itemsize": 4, "stored": 2, "overhead": 0}
+    sizes = {"num_models": 2, "batch_size": 8, "itemsize": 4, "stored_itemsize": 2, "overhead": 0}
     whole = batching.fit_batching(arch, [40] * 20, budget=1 << 40, **sizes)
     assert whole.batch_size == 8
     seen = [whole]
@@ -81,7 +81,7 @@ def test_the_forward_is_cut_finer_and_then_refused(toys, holding_nothing):
 
 def test_selection_takes_more_passes_within_the_budget(toys, holding_nothing):
     arch = read_architecture(open_checkpoint(toys.qwen2[0]).config)
-    sizes = {"num_units": 1, "batch_size": 4, "itemsize": 4, "stored": 2, "overhead": 0}
+    sizes = {"num_units": 1, "batch_size": 4, "itemsize": 4, "stored_itemsize": 2, "overhead": 0}
     lengths = [40] * 400
     whole = batching.fit_passes(arch, lengths, budget=1 << 40, **sizes)
     assert len(whole.rows) == 1

@@ -45,7 +45,14 @@ def test_passes_share_the_long_rows(model):
     lengths = [16] * 50 + [500] * 50
     total = batching.batched_hidden_bytes(arch, lengths, 4, 4)
     one = batching.fit_passes(
-        arch, lengths, num_units=1, batch_size=4, itemsize=4, stored=2, overhead=0, budget=1 << 40
+        arch,
+        lengths,
+        num_units=1,
+        batch_size=4,
+        itemsize=4,
+        stored_itemsize=2,
+        overhead=0,
+        budget=1 << 40,
     )
     tight = batching.fit_passes(
         arch,
@@ -53,7 +60,7 @@ def test_passes_share_the_long_rows(model):
         num_units=1,
         batch_size=4,
         itemsize=4,
-        stored=2,
+        stored_itemsize=2,
         overhead=0,
         budget=one.needed_bytes - 1,
     )
@@ -72,7 +79,7 @@ def plan(model, *, batch_size: int = 1, budget: int = 1 << 40) -> batching.Passe
         num_units=len(arch.units),
         batch_size=batch_size,
         itemsize=4,
-        stored=2,
+        stored_itemsize=2,
         overhead=0,
         budget=budget,
     )

@@ -28,20 +28,20 @@ def sharded_layout(
     needs: Needs,
     models: Sequence[Checkpoint],
     plan: MergePlan,
-    asked: str,
+    requested: str,
     budget: int,
     *,
     forward_dtype: str | None = None,
     ignore_config: Collection[str] = (),
 ) -> tuple[Sharded, int]:
-    """Return the layout over a mesh, the one `asked` for or chosen if "auto", and its overhead.
+    """Return the layout over a mesh, as `requested` or chosen if "auto", and its overhead.
 
     The overhead is the bytes that merging takes. `models` are all models that are read, the newest
     last; `budget` is in bytes of a device, on CPU of this process. Raises InputError if there is no
     such mesh; UnfinishedError if merging does not fit.
     """
-    if asked != "auto":
-        sizes = parse_mesh(asked)
+    if requested != "auto":
+        sizes = parse_mesh(requested)
     elif needs.observes:
         arch = common_architecture(models, ignore_config)
         itemsize = np.dtype(compute_dtype(forward_dtype, models[-1])).itemsize
