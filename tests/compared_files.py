@@ -50,13 +50,17 @@ def differences(before: Path, after: Path) -> Iterator[str]:
                 yield f"{key}: {first.get(key)} became {second.get(key)}"
     else:
         try:
-            texts = [plain(path.read_text()).splitlines() for path in (before, after)]
+            texts = [plain(path.read_text()) for path in (before, after)]
         except UnicodeDecodeError:
             yield "bytes differ"
             return
-        for number, pair in enumerate(zip_longest(*texts), 1):
-            if pair[0] != pair[1]:
-                yield f"line {number}: {pair[0]} became {pair[1]}"
+        counted, recounted = (re.findall(r"\d+(?:\.\d+)?", text) for text in texts)
+        prose = counted == recounted and before.suffix in (".html", ".md", ".said")
+        lines = zip_longest(*(text.splitlines() for text in texts))
+        for number, (line, now) in enumerate(lines, 1):
+            if line != now:
+                where = f"line {number}{', words alone' if prose else ''}"
+                yield f"{where}: {line} became {now}"
 
 
 def leave_out_changed(checksums: list[Any], *folders: Path) -> None:
