@@ -152,6 +152,7 @@ def make_cases(recipes: Mapping[str, Any]) -> dict[str, list[str]]:
         "finetune": [
             f"{learn} --out out/full --validation-share 0.05 --evaluate-every 2 --save-fisher",
             f"{learn} --out out/lora --method lora --lora-rank 4 --accumulate 2",
+            f"convert {DEMO['base']}+out/lora out/folded",
             f"{ewc} --out out/ewc --ewc-fisher out/full/ewc/fisher.safetensors",
             f"{ewc} --out out/old --ewc-data demo/data/shift.jsonl --ewc-samples 8",
             f"{learn} --out out/mesh --mesh data=2,fsdp=2 --remat",
