@@ -48,7 +48,7 @@ def states_overflow_message(model: str, unit: str) -> str:
     """Return the error message for hidden states that overflow in a unit with finite tensors."""
     return (
         f"{model}: hidden states overflow in unit {unit}, though the weights of this unit are "
-        "finite: recall verify looks at those of all others"
+        "finite: check the other units with recall verify"
     )
 
 

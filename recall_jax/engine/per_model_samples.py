@@ -166,8 +166,8 @@ def _pool(
             fields = USUAL
         return read_typical(source.typical, tokenizer, fields=fields, **limits), False
     raise InputError(
-        f"{source.model.name} has no samples of its own: give its entry in models data: FILE, put "
-        f"{TYPICAL} in its folder, or take samples: {{source: generated}}"
+        f"{source.model.name} has no samples of its own: add data: FILE to its entry in models, "
+        f"put {TYPICAL} into its folder, or set samples: {{source: generated}}"
     )
 
 

@@ -34,7 +34,7 @@ def clustered_units(unit: str | int, arch: Architecture) -> tuple[str, ...]:
     if isinstance(unit, int) and -len(arch.units) <= unit < len(arch.units):
         return (arch.units[unit],)
     raise InputError(
-        f"samples.unit {shown(unit)} is no unit of this model: use last, all, {arch.units[0]}, "
+        f"samples.unit {shown(unit)} is not a unit of this model: use last, all, {arch.units[0]}, "
         f"{arch.units[1]} … {arch.units[-1]}, or an index"
     )
 

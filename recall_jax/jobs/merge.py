@@ -186,10 +186,10 @@ def merge(
     return report
 
 
-def _pooled(merge: Merge[Any, Any], chooser: int, check: Callable[[int], None]) -> PooledStates:
+def _pooled(merge: Merge[Any, Any], selector: int, check: Callable[[int], None]) -> PooledStates:
     from recall_jax.engine.pooled import streamed_states
 
-    return streamed_states(merge, chooser, check)
+    return streamed_states(merge, selector, check)
 
 
 def _merge_trees(

@@ -31,7 +31,7 @@ def load_plugins(paths: Iterable[Path]) -> None:
 def _run(path: Path, module_name: str) -> Any:
     """Run a file as a module, and return its `METHODS`."""
     if path.suffix != ".py" or not path.is_file():
-        raise InputError(f"plugin {path} is no Python file: give one that ends in .py")
+        raise InputError(f"plugin {path} is not a Python file: give one that ends in .py")
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -52,9 +52,11 @@ def _register(methods: Any, path: Path) -> None:
     for name, method in methods.items():
         if not isinstance(name, str) or not isinstance(method, Method):
             raise InputError(
-                f"plugin {path}: METHODS has {shown(name)}: {shown(method)}, which is no name with "
-                "a recall_jax.methods.method.Method"
+                f"plugin {path}: METHODS has {shown(name)}: {shown(method)}, which is not a name "
+                "with a recall_jax.methods.method.Method"
             )
         if name in METHODS:
-            raise InputError(f"plugin {path}: there is a method {name} already: name it otherwise")
+            raise InputError(
+                f"plugin {path}: there is already a method {name}: choose another name"
+            )
     METHODS.update(methods)

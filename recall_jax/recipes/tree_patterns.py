@@ -42,8 +42,8 @@ class TreePatterns(Schema):
         for pattern in (*self.embed, *self.layers, *([] if self.root is None else [self.root])):
             if not all(_WORD.fullmatch(word) for word in pattern.split("/")):
                 raise ValueError(
-                    f"pattern {shown(pattern)} is no path: words with * in them, {LAYER_NUMBER} or "
-                    "** between slashes, none at the ends"
+                    f"pattern {shown(pattern)} is not a path: words with * in them, {LAYER_NUMBER} "
+                    "or ** between slashes, none at the ends"
                 )
         fixed = [*self.embed, *([] if self.root is None else [self.root])]
         if wrong := [pattern for pattern in fixed if LAYER_NUMBER in pattern]:

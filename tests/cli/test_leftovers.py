@@ -240,7 +240,7 @@ LATE = {
     ),
     "a unit that is none": (
         lambda given: [*QUICK["select"](given)[:-1], "--unit", "layers.9", "--out"],
-        "is no unit of this model",
+        "is not a unit of this model",
     ),
     "layers that are none": (
         lambda given: [*QUICK["similarity"](given)[:-1], "--layers", "9", "--out"],

@@ -81,13 +81,13 @@ def test_the_help_says_that_a_plugin_runs_code(recall, command):
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (None, "is no Python file"),
+        (None, "is not a Python file"),
         ("def broken(:\n", "SyntaxError"),
         ("import sys; sys.exit(3)\n", "SystemExit"),
         ("import no_such_module_here\n", "no_such_module_here"),
         ("x = 1\n", "adds no method"),
         ("METHODS = {}\n", "adds no method"),
-        ("METHODS = {'median': 1}\n", "no name with"),
+        ("METHODS = {'median': 1}\n", "not a name with a"),
         (
             "from recall_jax.methods.average import METHOD\nMETHODS = {'ties': METHOD}\n",
             "ties already",

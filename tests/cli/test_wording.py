@@ -89,7 +89,7 @@ def test_memory_that_does_not_suffice_is_one_line(error, recall, toys, monkeypat
 # What is wrong, to a command of options, and to one of a recipe: each in its own words.
 WRONG = {
     "field": ({}, "name its field with {}", "field"),
-    "unit": ({"unit": "layers.9"}, "{} 'layers.9' is no unit of this model", "unit"),
+    "unit": ({"unit": "layers.9"}, "{} 'layers.9' is not a unit of this model", "unit"),
     "sigma": ({"sigma": -1}, "{} should be", "sigma"),
 }
 

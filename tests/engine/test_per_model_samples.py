@@ -78,7 +78,7 @@ def test_each_model_has_its_data_its_own_rows_or_those_of_samples(toys, tmp_path
 
 def test_a_model_without_samples_is_named(toys, tmp_path):
     models = [{"model": toys.llama[0]}, {"model": toys.llama[1], "data": toys.data}]
-    with pytest.raises(InputError, match=r"llama/0 has no samples of its own: give its entry"):
+    with pytest.raises(InputError, match=r"llama/0 has no samples of its own: add data"):
         merged(models, tmp_path)
 
 

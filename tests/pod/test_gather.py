@@ -102,7 +102,7 @@ def test_parts_that_do_not_belong_together_are_named(parts, tmp_path):
     other = write_parts(tmp_path / "other", 3)[1]
     twin = shutil.copytree(parts[1], tmp_path / "twin")
     cases = [
-        ([parts[0], other, parts[2]], f"{other} is part of another run than {parts[0]}"),
+        ([parts[0], other, parts[2]], f"{other} is part of a different run than {parts[0]}"),
         ([parts[0], parts[1], twin, parts[2]], f"{parts[1]} and {twin} are both part 1: name one"),
         ([parts[2], parts[0]], "part 1 of 3 (numbered from 0) not given"),
         ([parts[1]], "parts 0, 2 of 3"),

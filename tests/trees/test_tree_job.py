@@ -397,7 +397,7 @@ FAULTS = {
     ),
     "no such unit": (
         lambda c: c.recall(samples={"data": c.rows, "count": 3, "unit": "layers.9"}),
-        ["'layers.9' is no unit"],
+        ["'layers.9' is not a unit"],
     ),
     "arrays of other rows": (
         lambda c: c.recall(samples={"data": c.npz[0]}),

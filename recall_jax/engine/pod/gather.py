@@ -54,7 +54,8 @@ def _check_complete(parts: Sequence[ProcessPart]) -> None:
     for part in parts:
         if (part.run, part.count, part.total_size) != (first.run, first.count, first.total_size):
             raise InputError(
-                f"{part.folder} is part of another run than {first.folder}: name the parts of one"
+                f"{part.folder} is part of a different run than {first.folder}: name the parts of "
+                "one run"
             )
         if part.index in by_index:
             twin = by_index[part.index].folder

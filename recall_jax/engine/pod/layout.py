@@ -129,7 +129,7 @@ class Sharded:
         return np.asarray(found, np.float64)
 
     def fault(self, models: Inputs[str], name: str, stored: Inputs[jax.Array]) -> str | None:
-        """Return the error message for a tensor that was not finite when it was merged."""
+        """Return the error message for a model whose tensor was not finite when merged, if any."""
         finite = np.asarray(self._finite[_key(stored)])
         faults = (
             not_finite_message(m, name, array.dtype)

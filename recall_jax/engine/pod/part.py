@@ -62,7 +62,7 @@ def read_part(folder: Path) -> ProcessPart:
     """Return the content of a part's `part.json`; raises InputError if it is missing or invalid."""
     path = folder / PART_NAME
     if not path.is_file():
-        raise InputError(f"{folder} has no {PART_NAME}: it is no part of a model")
+        raise InputError(f"{folder} has no {PART_NAME}: it is not a part of a model")
     content = read_json_object(path)
     if (content.get("format"), content.get("algorithm")) != (1, "crc32"):
         raise InputError(f"{path} is not of format 1 with algorithm crc32, the only one known")

@@ -51,11 +51,11 @@ class TreeWalk:
         return units_of(self.specs)
 
     def pooled(
-        self, merge: Merge[Any, Any], chooser: int, check: Callable[[int], None]
+        self, merge: Merge[Any, Any], selector: int, check: Callable[[int], None]
     ) -> "TreeStates":
         """Run each model once, over the devices of the mesh.
 
-        The model `chooser` runs first, and selects the typical samples; `check(n)` raises
+        The model `selector` runs first, and selects the typical samples; `check(n)` raises
         InputError if n are too few. Also raises InputError for faults of the forward or the
         samples.
         """
@@ -74,12 +74,12 @@ class TreeWalk:
         root = recipe.tree.root if recipe.tree else None
         reps: dict[int, np.ndarray] = {}
         typical: Typical | None = None
-        for index in sorted(range(len(self.models)), key=lambda k: k != chooser):
+        for index in sorted(range(len(self.models)), key=lambda k: k != selector):
             model = self.models[index]
             progress(model.name, len(reps), len(self.models), note="forward")
             with progress.stage("read"):
                 params = _parameters(model, self.places, root, self.mesh)
-            if index == chooser and not given:
+            if index == selector and not given:
                 with progress.stage("select"):
                     typical = _choose(settings, forward, params, samples, model.name)
                     samples = samples.take(typical.rows)
@@ -196,8 +196,8 @@ def clustered_rows(unit: str | int, units: Sequence[str]) -> list[int]:
     if isinstance(unit, int) and -len(units) <= unit < len(units):
         return [unit % len(units)]
     raise InputError(
-        f"samples.unit {shown(unit)} is no unit of this tree: use last, all, one of {units[0]} … "
-        f"{units[-1]}, or an index"
+        f"samples.unit {shown(unit)} is not a unit of this tree: use last, all, one of {units[0]} "
+        f"… {units[-1]}, or an index"
     )
 
 

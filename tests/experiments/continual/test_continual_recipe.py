@@ -192,7 +192,7 @@ def test_wrong_recipes_are_refused_in_a_line(protocol, tmp_path):
         ({"strategies": {"a": {"merge": {"merge_method": "ties"}}}}, "give it parameters.weight"),
         ({"samples": {"data": "no.jsonl"}}, "no data file no.jsonl"),
         ({"samples": {"source": "generated", "prompts": "no.txt"}}, "no data file no.txt"),
-        ({"samples": {"unit": "middle"}}, "'middle' is no unit"),
+        ({"samples": {"unit": "middle"}}, "'middle' is not a unit"),
         ({"samples": {"source": "random"}, "strategies": ["lm_cocktail"]}, "labelled examples"),
         ({"finetune": {"field": "body"}}, "row 0 .* has no field 'body'"),
         (
