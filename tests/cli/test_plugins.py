@@ -90,7 +90,7 @@ def test_the_help_says_that_a_plugin_runs_code(recall, command):
         ("METHODS = {'median': 1}\n", "not a name with a"),
         (
             "from recall_jax.methods.average import METHOD\nMETHODS = {'ties': METHOD}\n",
-            "ties already",
+            "already a method ties",
         ),
     ],
 )
