@@ -155,9 +155,9 @@ def two(cache):
 
 @pytest.fixture(scope="module")
 def large(toys, tmp_path_factory):
-    """Four relatives of two layers of 8.4 MB, which counts beside what a process holds anyway."""
+    """Four relatives whose largest tensors have 1 MB, which are quickly decomposed."""
     folder = tmp_path_factory.mktemp("large")
-    sizes = {"hidden_size": 512, "intermediate_size": 1024, "head_dim": 128}
+    sizes = {"hidden_size": 128, "intermediate_size": 2048, "head_dim": 32}
     return write_models(toys.llama[0], folder, **sizes)
 
 
