@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from html import unescape
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def leave_out_changed(checksums: list[Any], *folders: Path) -> None:
 
 
 def plain(text: str) -> str:
-    """Replace what tells of the run and the machine."""
+    """Replace what tells of the run and the machine, and entities of HTML."""
+    text = unescape(text)
     for pattern, instead in IN_TEXTS.items():
         text = re.sub(pattern, instead, text)
     return text
