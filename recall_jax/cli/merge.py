@@ -218,6 +218,7 @@ def _merge(
 ) -> None:
     from recall_jax.jobs import merge as job
     from recall_jax.jobs.outcome import PAGE
+    from recall_jax.parallel.processes import ALONE
 
     options = job.MergeOptions(
         force=run.force,
@@ -229,9 +230,8 @@ def _merge(
         mesh=run.mesh,
         parts=run.parts,
         to=run.to,
+        processes=processes or ALONE,
     )
-    if processes is not None:
-        options = replace(options, processes=processes)
     # The plan is printed immediately on a terminal, with the result in a file or pipe.
     interactive = sys.stdout.isatty()
     with console.progress_bar(run.quiet) as progress:

@@ -209,10 +209,10 @@ def test_pieces_that_leave_the_plan_are_stopped(pieces, message, tmp_path):
 
 def test_a_mark_or_a_resume_at_the_wrong_moment_is_stopped(tmp_path):
     with pytest.raises(ValueError, match="unfinished"), ShardedWriter(tmp_path, SPECS) as writer:
-        with pytest.raises(ValueError, match="after a finished tensor"):
+        with pytest.raises(ValueError, match="a mark needs a finished tensor"):
             writer.mark()
         writer.write_piece("a", TWO[:1])
-        with pytest.raises(ValueError, match="after a finished tensor"):
+        with pytest.raises(ValueError, match="a mark needs a finished tensor"):
             writer.mark()
         with pytest.raises(ValueError, match="before the first write"):
             writer.resume([])

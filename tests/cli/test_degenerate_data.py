@@ -44,7 +44,9 @@ def test_rows_all_alike_have_no_median_and_merge_by_a_number(case, rows, recall,
     before = tree(tmp_path)
     done = recall(*line)
     assert done.status == 2 and tree(tmp_path) == before
-    assert re.fullmatch(r"recall: [^\n]+ leaves 1 typical of 4: [^\n]+sigma[^\n]+\n", done.err)
+    assert re.fullmatch(
+        r"recall: [^\n]+ leaves 1 of 4 typical samples: [^\n]+sigma[^\n]+\n", done.err
+    )
     done = recall(*line, "--sigma", 1.0)
     assert done.status == 0, done
     report = json.loads((tmp_path / "out" / "recall_report.json").read_text())

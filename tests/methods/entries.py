@@ -81,9 +81,12 @@ def tensors(folder):
 
 
 def assert_near(found, expected, *, exact):
-    """Every tensor equal, or within a few roundings of its largest element."""
+    """Every tensor equal, or within the roundings of sums in another order, of its largest element.
+
+    A solution of Gram matrices has them multiplied by their condition.
+    """
     found, expected = tensors(found), tensors(expected)
     assert found.keys() == expected.keys()
     for name, right in expected.items():
-        near = 0 if exact else 2e-5 * np.abs(right).max()
+        near = 0 if exact else 1e-4 * np.abs(right).max()
         np.testing.assert_allclose(found[name], right, rtol=0, atol=near, err_msg=name)

@@ -142,7 +142,10 @@ BAD_VALUES = {
     "a count below one": ({"count": [0]}, r"ablate.count, 0: .*samples.count"),
     "a measure that is none": ({"similarity": ["rbff"]}, "ablate.similarity, rbff: .*choose from"),
     "a reference that is none": ({"reference": [7]}, "ablate.reference, 7: .*none of the 4 models"),
-    "a unit that is none": ({"unit": ["layers.77"]}, "ablate.unit, layers.77: .*no unit of this"),
+    "a unit that is none": (
+        {"unit": ["layers.77"]},
+        "ablate.unit, layers.77: .*not a unit of this",
+    ),
     "one sample": ({"count": [1]}, "ablate.count, 1: one sample has no pairs"),
     "a sigma in words": ({"sigma": ["wide"]}, "ablate.sigma, wide: .*parameters.sigma"),
     "a third that is none": ({"merged_units": ["most"]}, "ablate.merged_units, most: .*'first'"),
