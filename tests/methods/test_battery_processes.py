@@ -11,11 +11,18 @@ import sys
 
 import pytest
 from deep_models import PROMPT_FREE
-from entries import ENTRIES, OWN, assert_near, representatives, values_of_recipe, write_models
+from entries import (
+    ENTRIES,
+    OWN,
+    assert_near,
+    representatives,
+    tolerance,
+    values_of_recipe,
+    write_models,
+)
 from toys import TIMED, environment, tree
 
 from recall_jax.cli.programs_folder import programs_folder
-from recall_jax.engine.needs import never
 from recall_jax.engine.pod.prepare import ON_MESH
 
 # Compiled as users have it, as unfused programs take more memory than is planned.
@@ -214,4 +221,4 @@ def test_two_processes_give_what_one_gives(name, merged, two, tmp_path):
     for process in two:
         process.ask(recipe, out)
     assert [process.answer() for process in two] == [0, 1]
-    assert_near(out, undisturbed, exact=not needs.observes and needs.full_tensors is never)
+    assert_near(out, undisturbed, tolerance(needs))
