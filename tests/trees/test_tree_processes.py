@@ -15,7 +15,8 @@ from recall_jax.checkpoint.orbax import load_orbax
 from recall_jax.jobs import merge as job
 from recall_jax.recipes.recipe import read_recipe
 
-COMMAND = "import sys; from recall_jax.cli.main import main; main(sys.argv[1:])"
+# As the command does, which leaves jax's own end of a pod out: that may find process 0 gone.
+COMMAND = "from recall_jax.cli.main import run; run()"
 
 
 def start(index: int, port: int, *words: object) -> subprocess.Popen:
