@@ -20,12 +20,13 @@ OF_THE_RUN = {
     "memory": "a share of what was free",
     "run": "drawn, so that parts of two runs are not mixed",
 }
-# The same in texts, and what stands for it.
+# The same in texts, and what stands for it; and what pages bring with them.
 IN_TEXTS = {
     r"\b[\d.,]+ (µs|ms|s|min|h)\b( \d+ (s|min)\b)?": "TIME",
     r"\b[\d.,]+ tokens/s": "SPEED",
     r"\b[\d.,]+ [kMG]B of memory": "MEMORY",
     r"(peak memory</(dt|th)><(dd|td)>)[^<]+": r"\1MEMORY",
+    r"(?s)<(script|style)>.*?</\1>|'sha256-[^']+'": "ASSET",
     r"(recall_(<wbr>)?jax/(<wbr>)?)experiments/(<wbr>)?demo/": r"\1demo/",  # moved in the package
 }
 DTYPES = {"BF16": ml_dtypes.bfloat16, "F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
