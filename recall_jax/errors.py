@@ -99,6 +99,20 @@ def reading(where: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def running_user_code(failure: str) -> Iterator[None]:
+    """Turn whatever the user's Python code raises, its sys.exit included, into an InputError.
+
+    Its message begins with `failure`. A signal, which is a SystemExit above 128, passes unchanged.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+            raise
+        raise InputError(f"{failure}: {type(error).__name__}: {brief(error, 300)}") from error
+
+
 # Control characters, lone surrogates, and marks that reorder or hide the text next to them.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from recall_jax.errors import InputError, StorageError, brief, escaped, reading, shown
+from recall_jax.errors import (
+    InputError,
+    StorageError,
+    brief,
+    escaped,
+    reading,
+    running_user_code,
+    shown,
+)
 
 
 class Panic(BaseException):
@@ -81,3 +89,16 @@ def test_long_messages_are_cut():
         json.loads("x" * 9)
     assert brief(caught.value) == "Expecting value: line 1 column 1 (char 0)"
     assert len(brief(ValueError("y" * 9999))) == 200
+
+
+@pytest.mark.parametrize("error", [KeyError("kernle"), SystemExit(3), SystemExit("bye")])
+def test_what_user_code_raises_is_the_users(error):
+    failure = f"^it fails: {type(error).__name__}: "
+    with pytest.raises(InputError, match=failure), running_user_code("it fails"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [SystemExit(143), KeyboardInterrupt()])
+def test_signals_pass_through_user_code(error):
+    with pytest.raises(type(error)), running_user_code("it fails"):
+        raise error

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from recall_jax.errors import InputError, brief, shown
+from recall_jax.errors import InputError, running_user_code, shown
 from recall_jax.methods.method import Method
 from recall_jax.methods.registry import METHODS
 
@@ -36,11 +36,8 @@ def _run(path: Path, module_name: str) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickle look classes up there
-    try:
+    with running_user_code(f"plugin {path} cannot be run"):
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # of any kind, from the file's code
-        said = f"{type(error).__name__}: {brief(error)}"
-        raise InputError(f"plugin {path} cannot be run: {said}") from error
     return getattr(module, "METHODS", None)
 
 

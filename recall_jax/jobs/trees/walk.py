@@ -18,7 +18,7 @@ from recall_jax.engine.inputs import TypicalSamples
 from recall_jax.engine.merge import Merge, Prepared, Rule
 from recall_jax.engine.plan import units_of
 from recall_jax.engine.sources import Inputs
-from recall_jax.errors import InputError, shown
+from recall_jax.errors import InputError, brief, running_user_code, shown
 from recall_jax.inputs.samples import Tokenized, check_readers
 from recall_jax.inputs.settings import Samples
 from recall_jax.inputs.vocabularies import compare_vocabularies
@@ -129,9 +129,8 @@ def load_forward(name: str) -> ApplyFn:
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # the module may raise anything
-        raise InputError(f"forward {name} cannot be imported: {_summary(error)}") from error
+        with running_user_code(f"forward {name} cannot be imported"):
+            found: Any = importlib.import_module(module_name)
     finally:
         sys.path.remove(here)
     for word in path.split("."):
@@ -161,7 +160,8 @@ class _Forward:
         except InputError as error:
             raise InputError(f"{what}: {error}") from error
         except Exception as error:  # the user's function may raise anything
-            raise InputError(f"{what} fails on {model}: {_summary(error)}") from error
+            fault = f"{type(error).__name__}: {brief(error, 300)}"
+            raise InputError(f"{what} fails on {model}: {fault}") from error
         if len(states) != len(units):
             raise InputError(
                 f"{what} returns {len(states)} arrays, but by tree there are {len(units)} units: "
@@ -209,7 +209,3 @@ def _parameters(
     specs = {name: spec for name, spec in model.specs.items() if name.startswith(prefix)}
     leaves = read_leaves(model, list(specs), shardings_of(specs, places, mesh))
     return nested(model, leaves, root)
-
-
-def _summary(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
