@@ -220,6 +220,7 @@ def _merge(
     from recall_jax.jobs.outcome import PAGE
     from recall_jax.parallel.processes import ALONE
 
+    processes = processes or ALONE
     options = job.MergeOptions(
         force=run.force,
         resume=run.resume,
@@ -230,7 +231,7 @@ def _merge(
         mesh=run.mesh,
         parts=run.parts,
         to=run.to,
-        processes=processes or ALONE,
+        processes=processes,
     )
     # The plan is printed immediately on a terminal, with the result in a file or pipe.
     interactive = sys.stdout.isatty()
@@ -242,7 +243,7 @@ def _merge(
             progress=progress,
             announce=lambda line: console.say(line, run.quiet or not interactive),
         )
-    if processes is None or processes.index == 0:
+    if processes.index == 0:
         console.warn(report["warnings"])
     if not interactive:
         console.say(report["plan"], run.quiet)

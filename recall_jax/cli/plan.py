@@ -71,8 +71,7 @@ def merge_work(recipe: "Recipe", machine: "Machine") -> "MergeWork":
     from recall_jax.cost.work import MergeWork
     from recall_jax.engine.configs import check_configs
     from recall_jax.engine.merge import check_layers
-    from recall_jax.engine.plan import full_tensor_names, open_models, plan_merge
-    from recall_jax.engine.sources import Inputs
+    from recall_jax.engine.plan import full_tensor_names, open_inputs, plan_merge
     from recall_jax.methods.registry import METHODS
 
     needs = METHODS[recipe.merge_method].needs
@@ -83,14 +82,10 @@ def merge_work(recipe: "Recipe", machine: "Machine") -> "MergeWork":
             f"plan does not know the cost of {what}; it knows, of Hugging Face folders, that of "
             f"{', '.join(known)}"
         )
-    base_first = [] if recipe.base_model is None else [recipe.base_model]
-    read = open_models([*base_first, *(entry.model for entry in recipe.models)])
+    inputs = open_inputs([entry.model for entry in recipe.models], recipe.base_model)
+    read, models = inputs.all, inputs.models
     warnings = check_configs(read, recipe.ignore_config)
-    models = read[len(base_first) :]
-    merged = plan_merge(
-        Inputs(models, read[0] if base_first else None),
-        out_dtype=recipe.out_dtype or recipe.dtype,
-    )
+    merged = plan_merge(inputs, out_dtype=recipe.out_dtype or recipe.dtype)
     check_layers(recipe.by_layer, merged.specs)
     forward = None
     if recipe.needs.observes:

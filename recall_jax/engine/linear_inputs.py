@@ -21,7 +21,7 @@ from recall_jax.engine.forward import HiddenStates, Placed
 from recall_jax.engine.kernel import Values
 from recall_jax.engine.layout import Forward
 from recall_jax.engine.memory import gram_bytes
-from recall_jax.engine.merge import CheckpointWalk, Merge, Prepared, Rule
+from recall_jax.engine.merge import Merge, Prepared, Rule
 from recall_jax.engine.per_model_samples import per_model_samples
 from recall_jax.engine.plan import MergePlan
 from recall_jax.engine.programs import Grams
@@ -31,13 +31,6 @@ from recall_jax.inputs.settings import Samples
 from recall_jax.models.convert import linear_inputs as linear_layers
 
 MERGED = "the model merged so far"  # its name in messages
-
-
-@dataclass(frozen=True)
-class BatchedForward:
-    """Record the batching of the models' forwards in the journal."""
-
-    batching: Batching
 
 
 @dataclass
@@ -122,17 +115,15 @@ def prepare_linear_inputs(
     walk, journal = merge.checkpoints, merge.journal
 
     def fit(lengths: Sequence[Sequence[int]], overhead: int = 0) -> Batching:
-        return _fit_batching(merge, walk, lengths, through_merged, overhead)
+        return _fit_batching(merge, lengths, through_merged, overhead)
 
     with merge.progress.stage("select"):
         model_samples = per_model_samples(merge, fit)
-        found = journal.find_prepared(BatchedForward)
-        if found is None:
+        batching = journal.find_prepared(Batching)
+        if batching is None:
             lengths = [[len(ids) for ids in samples.token_ids] for samples in model_samples]
-            decided = walk.agree("forward", lambda: asdict(fit(lengths)))
-            found = BatchedForward(Batching(**decided))
-            journal.record_prepared(found)
-    batching = found.batching
+            batching = Batching(**walk.agree("forward", lambda: asdict(fit(lengths))))
+            journal.record_prepared(batching)
     merge.progress.announce(_describe(model_samples, batching))
     forwards = [
         walk.layout.forward(
@@ -152,12 +143,12 @@ def prepare_linear_inputs(
 
 def _fit_batching(
     merge: Merge[Any, Any],
-    walk: CheckpointWalk,
     lengths: Sequence[Sequence[int]],
     through_merged: bool,
     overhead: int,
 ) -> Batching:
     """Fit the batching of each model's forward over its samples, whose lengths are given."""
+    walk = merge.checkpoints
     split, models = walk.layout.split(1), walk.inputs.models
     # Twice: in pieces from the kernel, and concatenated for the forward.
     merged = 2 * _largest_unit(walk.plan) if through_merged else 0

@@ -27,13 +27,11 @@ from recall_jax.inputs.samples import (
     read_pool,
     read_typical,
 )
-from recall_jax.inputs.settings import Samples
+from recall_jax.inputs.settings import TYPICAL, Samples
 from recall_jax.inputs.shapes import USUAL
 from recall_jax.inputs.tokens import Tokenizer
 from recall_jax.inputs.vocabularies import tokenizer_differences
 from recall_jax.models.architecture import Architecture
-
-TYPICAL = "typical.jsonl"
 
 TokenCheck = Callable[[Sequence[Sequence[int]], int], object]
 """Raises an error unless rows of these lengths, by model, fit with an overhead in bytes."""

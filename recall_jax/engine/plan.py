@@ -65,6 +65,14 @@ def units_of(specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
     return units
 
 
+def open_inputs(models: Sequence[str], base: str | None) -> Inputs[Checkpoint]:
+    """Open the models and the base that the user names; otherwise as `open_models`."""
+    if base is None:
+        return Inputs(open_models(models))
+    opened = open_models([base, *models])
+    return Inputs(opened[1:], opened[0])
+
+
 def open_models(specs: Sequence[str]) -> list[Checkpoint]:
     """Open the models that the user names, in order; the last is the newest.
 

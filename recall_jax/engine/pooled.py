@@ -22,7 +22,7 @@ from recall_jax.engine.inputs import (
     read_samples,
 )
 from recall_jax.engine.layout import Forward
-from recall_jax.engine.merge import CheckpointWalk, Merge, Prepared, Rule
+from recall_jax.engine.merge import Merge, Prepared, Rule
 from recall_jax.engine.plan import NamedModel
 from recall_jax.engine.resident import ResidentTensors
 from recall_jax.engine.select import plan_selection
@@ -86,12 +86,8 @@ def streamed_states(
     it is read only once. `check(n)` raises InputError if n samples are too few. Raises
     UnfinishedError if the memory is too small, or if an interrupted merge used other texts.
     """
-    walk, settings, journal, progress = (
-        merge.checkpoints,
-        merge.samples,
-        merge.journal,
-        merge.progress,
-    )
+    walk, settings = merge.checkpoints, merge.samples
+    journal, progress = merge.journal, merge.progress
     assert settings is not None
     models, arch, dtype = walk.inputs.models, walk.arch, walk.dtype
     model = models[selector]
@@ -114,7 +110,7 @@ def streamed_states(
             batching, samples = found.batching, found.selection.take_from(pool)
             progress.announce(_describe_forward(samples.samples, batching, len(models)))
         else:
-            passes, batching, fits = _plan_forward(merge, walk, lengths, wanted, model)
+            passes, batching, fits = _plan_forward(merge, lengths, wanted, model)
             progress.announce(_describe_forward(pool, batching, len(models)))
             if passes:
                 line = _describe_selection(model.name, len(lengths), len(passes.rows), fits)
@@ -151,7 +147,6 @@ def streamed_states(
 
 def _plan_forward(
     merge: Merge[Any, Any],
-    walk: CheckpointWalk,
     lengths: Sequence[int],
     wanted: int,
     selector: Checkpoint,
@@ -160,7 +155,7 @@ def _plan_forward(
 
     The passes are None if there is nothing to select.
     """
-    settings = merge.samples
+    walk, settings = merge.checkpoints, merge.samples
     assert settings is not None
 
     def decide() -> dict[str, Any]:

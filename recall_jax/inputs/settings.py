@@ -10,6 +10,7 @@ from recall_jax.inputs.shapes import Fields
 
 Count = Annotated[int, Strict(), Field(ge=1)]
 FIELD_KEYS = ("field", "prompt_field", "completion_field")  # each names a field of the rows
+TYPICAL = "typical.jsonl"  # in a merged folder, the typical samples of its models
 UNNAMED = "give samples.data (rows to choose from) or samples.typical (rows as given)"
 
 

@@ -1,4 +1,4 @@
-"""A merge job, from recipe to finished folder: where all rooms meet.
+"""Run a merge, from the recipe to the finished folder.
 
 The command line, the demo and Python callers all come through `merge`.
 """
@@ -19,11 +19,10 @@ from recall_jax.engine.budget import (
 from recall_jax.engine.configs import check_configs
 from recall_jax.engine.journal import MergeJournal
 from recall_jax.engine.merge import CheckpointWalk, Merge, PooledStates, check_layers
-from recall_jax.engine.plan import MergePlan, open_models, plan_merge
+from recall_jax.engine.plan import MergePlan, open_inputs, plan_merge
 from recall_jax.engine.pod.part import write_part
 from recall_jax.engine.pod.shared import check_alike, shared_journal
 from recall_jax.engine.pod.writer import UnitWriter
-from recall_jax.engine.sources import Inputs
 from recall_jax.engine.stream import merge_stream
 from recall_jax.errors import InputError
 from recall_jax.files.journal_lines import changed_input
@@ -79,9 +78,8 @@ def merge(
     with clock.stage("total"):
         if options.distributed:
             check_mesh(recipe)
-        base_first = [] if recipe.base_model is None else [recipe.base_model]
-        read = open_models([*base_first, *(entry.model for entry in recipe.models)])
-        inputs = Inputs(read[1:], read[0]) if base_first else Inputs(read)
+        inputs = open_inputs([entry.model for entry in recipe.models], recipe.base_model)
+        read = inputs.all
         warnings = check_configs(read, recipe.ignore_config)
         check_alike(
             processes, "models", {f"model {model.name}": file_digests(model) for model in read}
@@ -227,7 +225,7 @@ def _finish_unit(
     journal: MergeJournal,
     writer: "MergeWriter",
 ) -> None:
-    """Note a unit once it is written, unless the models' files are no longer what they were."""
+    """Record a unit once it is written; raises InputError if a model's file has changed."""
     for model in models:
         if path := model.changed():
             raise InputError(f"{path} was changed while it was being merged: start again")
@@ -235,7 +233,7 @@ def _finish_unit(
 
 
 def _describe(models: Sequence[Checkpoint], plan: MergePlan, budget: int, resumed: int) -> str:
-    """The plan of a merge in a line."""
+    """Return the plan of a merge in one line."""
     read = sum(model.nbytes for model in models) / 1e6
     rest = [name for names in list(plan.units.values())[resumed:] for name in names]
     written = sum(plan.specs[name].nbytes for name in rest) / 1e6

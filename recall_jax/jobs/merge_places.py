@@ -1,4 +1,4 @@
-"""Where a merge computes and writes: its layout, the folder of its output, and its writer."""
+"""Choose where a merge computes and writes: layout, output folder and writer."""
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
@@ -58,7 +58,7 @@ def make_layout(
 
 
 def check_mesh(recipe: Recipe) -> None:
-    """Raise InputError where the method, or its samples, are for one host alone."""
+    """Raise InputError if the method, or its samples, cannot run over a mesh."""
     from recall_jax.engine.pod.prepare import ON_MESH
 
     alone = "leave --mesh and --distributed out"

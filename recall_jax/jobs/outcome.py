@@ -1,4 +1,4 @@
-"""What a merge leaves beside the weights: its report, its recipe, and the files of the model."""
+"""Write what a merge leaves besides the weights: report, page, recipe, and the model's files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from recall_jax.engine.merge import Prepared
 from recall_jax.engine.sources import Inputs
 from recall_jax.errors import storage_faults
 from recall_jax.inputs.data import write_jsonl
+from recall_jax.inputs.settings import TYPICAL
 from recall_jax.inputs.vocabularies import tokenizer_differences
 from recall_jax.methods.registry import METHODS
 from recall_jax.parallel.machine import device, versions
@@ -27,13 +28,12 @@ if TYPE_CHECKING:
 REPORT = "recall_report.json"
 PAGE = "recall_report.html"
 RECIPE = "recall_recipe.yml"
-TYPICAL = "typical.jsonl"
 
 
 def make_report(
     recipe: Recipe, prepared: Prepared, models: Sequence[str], units: Sequence[str]
 ) -> dict[str, Any]:
-    """The report of a walk that has ended, but for what the run itself took."""
+    """Return the report of a finished walk, without the time and memory that the run took."""
     samples, previous, found = prepared.samples, prepared.previous_report, prepared.rule.findings()
     typical = samples and samples.typical
     warnings = typical.warnings() if typical else []
@@ -77,11 +77,11 @@ def write_outcome(
     prepared: Prepared,
     report: dict[str, Any],
 ) -> None:
-    """Everything in OUT beside the weights and their checksums; `recipe` is resolved.
+    """Write everything in OUT but the weights and their checksums; `recipe` is resolved.
 
-    What there is to say of the models' tokenizers, and of the files of the newest, the last that
-    was `read`, is added to the report's warnings. Raises InputError where a file cannot be copied
-    or written, StorageError if the disk fails.
+    Warnings about the tokenizers of the models `read`, and about the files of the last, the newest,
+    are added to the report. Raises InputError if a file cannot be copied or written, StorageError
+    if the disk fails.
     """
     out_dtype = recipe.out_dtype or recipe.dtype
     newest = read[-1]
@@ -110,9 +110,11 @@ def write_outcome(
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _rows_of_each(own: "Sequence[Tokenized]") -> list[dict[str, Any]]:
-    """The typical rows of each model, the oldest first."""
-    return [{**row, "model": k} for k, rows in enumerate(own) for row in rows.typical_rows()]
+def _rows_of_each(model_samples: "Sequence[Tokenized]") -> list[dict[str, Any]]:
+    """Return the typical rows of each model, the oldest first."""
+    return [
+        {**row, "model": k} for k, rows in enumerate(model_samples) for row in rows.typical_rows()
+    ]
 
 
 def resolved(
@@ -120,7 +122,7 @@ def resolved(
     inputs: Inputs[Checkpoint],
     compute_dtype: str | None,
 ) -> Recipe:
-    """The recipe with every local path absolute, so that it runs from anywhere."""
+    """Return the recipe with every local path absolute, so that it runs from anywhere."""
     names = [model.full_name for model in inputs.models]
     full_names = dict(zip((entry.model for entry in recipe.models), names, strict=True))
     samples = recipe.samples

@@ -1,4 +1,4 @@
-"""The rule of a recipe's method, or of the weights that stand in for its own."""
+"""Prepare the rule of a recipe's method, or of the weights file that replaces it."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from recall_jax.report.record import load_report
 
 
 def prepare(recipe: Recipe, walk: Walk, journal: MergeJournal, progress: Reporter) -> Prepared:
-    """Give the method what it declared that it needs, and return the rule that it makes of that.
+    """Give the method what it needs, and return the rule that it prepares.
 
     Raises InputError and UnfinishedError as the method does.
     """

@@ -13,9 +13,8 @@ from recall_jax.experiments.ablation.domains import domain_similarity, neighbour
 from recall_jax.experiments.ablation.plan import AblationPlan
 from recall_jax.inputs.data import read_rows, write_jsonl
 from recall_jax.inputs.row_files import Row
-from recall_jax.inputs.settings import make_samples
+from recall_jax.inputs.settings import TYPICAL, make_samples
 from recall_jax.jobs import stages
-from recall_jax.jobs.outcome import TYPICAL
 from recall_jax.representations.kmeans import kmeans
 
 MODELS = ("newest", "base", "merged")

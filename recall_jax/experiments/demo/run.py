@@ -20,9 +20,9 @@ from recall_jax.files.json_objects import write_json_object
 from recall_jax.files.output import output_folder
 from recall_jax.files.progress import Progress, silent
 from recall_jax.inputs.data import read_rows
+from recall_jax.inputs.settings import TYPICAL
 from recall_jax.inputs.shapes import row_content
 from recall_jax.jobs.merge import merge
-from recall_jax.jobs.outcome import TYPICAL
 from recall_jax.recipes.recipe import Recipe, make_recipe
 from recall_jax.report.html import Table, render_html
 

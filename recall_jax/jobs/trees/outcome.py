@@ -11,8 +11,9 @@ from recall_jax.errors import storage_faults
 from recall_jax.files.json_objects import read_json_object
 from recall_jax.inputs.data import write_jsonl
 from recall_jax.inputs.samples import Tokenized
+from recall_jax.inputs.settings import TYPICAL
 from recall_jax.inputs.vocabularies import compare_vocabularies
-from recall_jax.jobs.outcome import PAGE, RECIPE, REPORT, TYPICAL
+from recall_jax.jobs.outcome import PAGE, RECIPE, REPORT
 from recall_jax.jobs.trees.files import TreeFile
 from recall_jax.jobs.trees.samples import TreeSamples
 from recall_jax.recipes.recipe import Recipe
