@@ -25,8 +25,16 @@ from recall_jax.files.interruption import STOPPING
 # what differs from run to run: timings, and the files that show them
 TIMED = {"recall_report.json", "recall_report.html", "README.md", "checksums.json"}
 
-# How XLA compiles where jax optimises least: without fusion emitters, which are slow to compile.
-HASTE = {"xla_cpu_use_fusion_emitters": False}
+# How XLA compiles where jax optimises least: without fusion emitters, which are slow to compile,
+# all of a program at once, and without what only optimisers read.
+HASTE = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_llvm_force_inline_before_split": False,
+    "xla_llvm_enable_alias_scope_metadata": False,
+    "xla_llvm_enable_invariant_load_metadata": False,
+    "xla_llvm_enable_noalias_metadata": False,
+}
 
 LAYERS = 3
 UNITS = ("embed", "layers.0", "layers.1", "layers.2", "head")
