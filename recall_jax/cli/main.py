@@ -4,12 +4,14 @@ Exit status: 0 success, 1 a failed check or a bug, 2 a user's error, 129 hung up
 interrupted, 143 terminated.
 """
 
+import functools
 import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import typer
 
@@ -97,11 +99,18 @@ def run() -> None:
         os._exit(end.code if isinstance(end.code, int) else 1)
 
 
+@functools.cache
+def _command() -> Any:
+    """Return the command line that typer makes of `app`, which takes it a while."""
+    return typer.main.get_command(app)
+
+
 def _run(arguments: Sequence[str]) -> int:
-    speak_for(app, arguments)
+    command = _command()
+    speak_for(command, arguments)
     debug = "--debug" in arguments
     try:
-        result = app(arguments, prog_name="recall", standalone_mode=False)
+        result = command(arguments, prog_name="recall", standalone_mode=False)
     except SystemExit as end:
         if end.code not in signals.STATUSES:
             raise

@@ -10,8 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import typer
-
 # The parts of the recipe that a command reads.
 _RECIPES = {
     "merge": {"samples", "parameters"},
@@ -31,21 +29,23 @@ _ITEM = rf"(?:{_KEY}|--[a-z-]+)"
 _LISTS = re.compile(rf" \(({_ITEM}(?:, {_ITEM})*)\)")
 _KEYS = re.compile(_KEY)
 
-_line: tuple[typer.Typer, Sequence[str]] = (typer.Typer(), ())
+_line: tuple[Any, Sequence[str]] | None = None
 
 
-def speak_for(app: typer.Typer, arguments: Sequence[str]) -> None:
-    """Word messages for the command at the beginning of the arguments from now on."""
+def speak_for(command: Any, arguments: Sequence[str]) -> None:
+    """Word messages for the command at the beginning of the arguments from now on.
+
+    `command` is the group that typer makes of all commands.
+    """
     global _line
-    _line = (app, arguments)
+    _line = (command, arguments)
 
 
 def worded(text: str) -> str:
     """Return a message with its settings named as options of the current command."""
-    app, arguments = _line
-    if not (_KEYS.search(text) or _LISTS.search(text)):
+    if _line is None or not (_KEYS.search(text) or _LISTS.search(text)):
         return text
-    command: Any = typer.main.get_command(app)
+    command, arguments = _line
     for word in arguments:
         if word not in getattr(command, "commands", {}):
             break

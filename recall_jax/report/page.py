@@ -1,6 +1,7 @@
 """Render pages from templates, with figures and tables in one style; they work offline."""
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
@@ -43,6 +44,22 @@ class Figure:
 def render_page(template: str, **values: Any) -> str:
     """Render a template of this package with `values`."""
     script = _read("script.js")
+    page = (
+        _environment()
+        .get_template(template)
+        .render(
+            **values,
+            style=Markup(_read("style.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+    return wording.printable(page)
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Return the environment of all pages, which compiles each template once in a process."""
     environment = Environment(
         loader=FunctionLoader(_read),
         autoescape=True,
@@ -56,13 +73,7 @@ def render_page(template: str, **values: Any) -> str:
         "size": wording.size,
         "duration": wording.duration,
     }
-    page = environment.get_template(template).render(
-        **values,
-        style=Markup(_read("style.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
-    return wording.printable(page)
+    return environment
 
 
 def line_figure(

@@ -24,7 +24,7 @@ def ended(monkeypatch, capsys):
         def fail() -> None:
             raise error
 
-        monkeypatch.setattr(main, "app", app)
+        monkeypatch.setattr(main, "_command", lambda: typer.main.get_command(app))
         status = main._run([])
         out, err = capsys.readouterr()
         assert out == ""

@@ -168,7 +168,7 @@ def test_a_signal_inside_a_c_callback_is_no_fault_of_ours(status, recall, monkey
                 "<class 'numpy.dtype'> returned a result with an exception set"
             ) from end
 
-    monkeypatch.setattr(cli_main, "app", interrupted)
+    monkeypatch.setattr(cli_main, "_command", lambda: interrupted)
     done = recall("demo")
     assert done.status == status
     assert done.err.startswith("recall: interrupted" if status == 130 else "recall: terminated")

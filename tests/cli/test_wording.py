@@ -18,7 +18,7 @@ READS = {"merge": "samples", "ablate": "samples evaluate", "continual": "samples
 
 
 def told(command: str, text: str) -> str:
-    speak_for(app, command.split())
+    speak_for(GROUP, command.split())
     return worded(text)
 
 
