@@ -32,7 +32,11 @@ def test_the_example_of_the_readme_runs():
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_recipe_merges(config, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    report = merge(read_recipe(config), tmp_path / "out")
+    recipe = read_recipe(config)
+    if "steps" in type(recipe.parameters).model_fields:  # a few show that it runs
+        few = recipe.parameters.model_copy(update={"steps": 3})
+        recipe = recipe.model_copy(update={"parameters": few})
+    report = merge(recipe, tmp_path / "out")
     merged, newest = open_checkpoint(tmp_path / "out"), open_checkpoint(report["models"][-1])
     assert {n: s.shape for n, s in merged.specs.items()} == {
         n: s.shape for n, s in newest.specs.items()

@@ -203,17 +203,19 @@ _JAX_OPTIONS = (
 )
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """For processes as a user starts them, on one device; they share compiled programs.
+def environment(cache: Path, devices: int = 1) -> dict[str, str]:
+    """For processes as a user starts them, with `devices` each; they share compiled programs.
 
     They compile in haste where this process does.
     """
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))
     }
+    flags = [] if devices == 1 else [f"--xla_force_host_platform_device_count={devices}"]
     if jax.config.read("jax_disable_most_optimizations"):
-        flags = [f"--{name}={value}".lower() for name, value in HASTE.items()]
-        kept |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": " ".join(flags)}
+        flags += [f"--{name}={value}".lower() for name, value in HASTE.items()]
+        kept |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    kept |= {"XLA_FLAGS": " ".join(flags)} if flags else {}
     return kept | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache)}
 
 

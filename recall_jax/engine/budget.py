@@ -23,7 +23,7 @@ from recall_jax.errors import UnfinishedError
 SHARE = 0.6  # of the free memory
 MIB = 1 << 20
 _COMPILATION_BYTES = 32 * MIB  # for the merge: 26 MiB measured
-_COMPILATION_BY_SHAPE_BYTES = 32 * MIB  # more, for full tensors: 48 MiB in all measured
+_COMPILATION_BY_SHAPE_BYTES = 48 * MIB  # more, for full tensors: 65 MiB in all measured
 _LEAST_ROWS_BYTES = 8 * MIB  # if even this is too much, the plan of the run raises
 _FLOAT32 = 4
 _SMALLEST_CHUNK = 1 << 14

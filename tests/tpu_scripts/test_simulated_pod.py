@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from toys import environment
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_two_processes_give_what_one_gives(tmp_path):
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+def test_two_processes_give_what_one_gives(cache, tmp_path):
+    kept = environment(cache)
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     done = subprocess.run(
         [ROOT / "tpu_scripts" / "simulate_pod.sh", "2", "2"],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from toys import environment
 from tree_layouts import FORWARD, TREE, plain, save_models
 
 from recall_jax.checkpoint.orbax import load_orbax
@@ -19,10 +20,10 @@ from recall_jax.recipes.recipe import read_recipe
 COMMAND = "from recall_jax.cli.main import run; run()"
 
 
-def start(index: int, port: int, *words: object) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+def start(index: int, port: int, cache: Path, *words: object) -> subprocess.Popen:
+    variables = {
+        **os.environ,  # strict jax too
+        **environment(cache, devices=2),
         "PYTHONPATH": str(Path(__file__).parent),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
@@ -33,11 +34,11 @@ def start(index: int, port: int, *words: object) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=variables,
     )
 
 
-def test_two_processes_give_what_one_gives(tmp_path):
+def test_two_processes_give_what_one_gives(cache, tmp_path):
     rng = np.random.default_rng(5)
     lines = [json.dumps({"input_ids": rng.integers(0, 23, size=7).tolist()}) for _ in range(9)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
@@ -53,7 +54,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
         port = server.getsockname()[1]
     out = tmp_path / "out"
     words = ("merge", tmp_path / "recipe.yml", out, "--distributed", "--quiet")
-    started = [start(index, port, *words) for index in range(2)]
+    started = [start(index, port, cache, *words) for index in range(2)]
     for process in started:
         said, told = process.communicate(timeout=100)
         assert (process.returncode, said, told) == (0, "", "")
