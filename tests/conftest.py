@@ -1,5 +1,6 @@
-"""Strict jax on eight fake CPU devices, before anything imports it; programs compiled in haste."""
+"""Strict jax on fake CPU devices, before anything imports it; programs compiled in haste."""
 
+import functools
 import gc
 import os
 import tempfile
@@ -64,10 +65,24 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(100_000, 50, 50)
 
 
+@functools.cache
+def all_devices() -> list[jax.Device]:
+    return jax.devices()
+
+
+def show_devices(count: int) -> None:
+    """Let those who ask jax for its devices see the first of them alone."""
+    devices = all_devices()[:count]
+    jax.devices = jax.local_devices = lambda *arguments, **options: list(devices)
+    jax.device_count = jax.local_device_count = lambda *arguments, **options: count
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Optimise programs hardly at all, as compiling is most of the time; those of tests that are
-    marked `optimised` are compiled as users have them."""
+    marked `optimised` are compiled as users have them. Likewise one device is seen, as each takes
+    time to feed, and eight by tests that are marked `eight_devices`."""
+    show_devices(8 if item.get_closest_marker("eight_devices") else 1)
     haste = item.get_closest_marker("optimised") is None
     if haste != jax.config.read("jax_disable_most_optimizations"):
         jax.config.update("jax_disable_most_optimizations", haste)

@@ -29,6 +29,8 @@ from recall_jax.parallel.mesh import (
 from recall_jax.training.optimizer import adamw
 from recall_jax.training.step import init_state
 
+pytestmark = pytest.mark.eight_devices
+
 BARE = Architecture(
     family="llama",
     vocab_size=37,

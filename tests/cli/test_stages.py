@@ -145,6 +145,7 @@ def test_extract_holds_every_unit_of_every_row(recall, toys, here):
         np.testing.assert_allclose(file["reps"], reps[:, :, file["rows"]], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.eight_devices
 def test_extract_over_a_mesh_is_the_same(recall, toys, here):
     options = ["--data", toys.data, "--pool", 5, "--quiet"]
     reps = []

@@ -25,7 +25,7 @@ from recall_jax.recipes.recipe import make_recipe
 WEIGHTS = "model.safetensors"
 HUGE = 1e300
 BEYOND = "holds NaN, infinite values or numbers beyond float32, in which all is computed"
-MESHES = [None, "fsdp=8"]
+MESHES = [None, pytest.param("fsdp=8", marks=pytest.mark.eight_devices)]
 
 
 def model(folder: Path, **tensors: np.ndarray) -> str:

@@ -16,6 +16,8 @@ from recall_jax.models.forward import attention_windows, forward
 from recall_jax.representations.pooling import masked_mean
 from recall_jax.similarity.compare import Comparison, compare_unit
 
+pytestmark = pytest.mark.eight_devices
+
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

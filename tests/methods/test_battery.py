@@ -90,6 +90,7 @@ def test_a_tensor_that_is_not_finite_is_named(name, models, rows, toys, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_mesh_gives_what_one_device_gives(name, models, rows, merged, tmp_path):
     recipe = recipe_of(name, models[1:], rows, models[0])

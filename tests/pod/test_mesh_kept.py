@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
 import yaml
 
 from recall_jax.jobs import merge as job
+
+pytestmark = pytest.mark.eight_devices
 
 
 def test_auto_is_the_mesh_of_the_interrupted_merge(recall, toys, tmp_path, monkeypatch):

@@ -18,6 +18,8 @@ from recall_jax.models.convert import state_tensors, tensor_shapes
 from recall_jax.parallel.mesh import make_mesh, partition_spec
 from recall_jax.similarity.compare import Comparison, compare_unit
 
+pytestmark = pytest.mark.eight_devices
+
 # Three heads, a vocabulary and sizes that no mesh of 8 divides.
 CONFIG = {
     "architectures": ["Qwen2ForCausalLM"],

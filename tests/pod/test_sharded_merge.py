@@ -23,6 +23,8 @@ from recall_jax.methods.task_arithmetic import task_arithmetic
 from recall_jax.methods.ties import ties
 from recall_jax.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.eight_devices
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 MESHES = [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"model": 2, "tensor": 3}]
 WEIGHTS = np.asarray([0.5, 0.2, 0.3], np.float32)

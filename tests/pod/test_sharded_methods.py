@@ -8,6 +8,8 @@ from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.jobs import merge as job
 from recall_jax.recipes.recipe import make_recipe
 
+pytestmark = pytest.mark.eight_devices
+
 TEXTS = ["abcdef", "hXYZ01 a", "f0f1", "X", "gh a a h b", "01010", "ZYX hg"]
 
 

@@ -18,6 +18,8 @@ from recall_jax.engine.pod.rows import put_rows_layout, read_rows_layout, row_ra
 from recall_jax.engine.resident import ResidentTensors
 from recall_jax.parallel.mesh import make_mesh
 
+pytestmark = pytest.mark.eight_devices
+
 MESH = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
 DEVICES = list(MESH.devices.flat)
 # bool and scalar first, so that what follows does not lie aligned

@@ -17,6 +17,8 @@ from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import to_flax
 from recall_jax.parallel.mesh import make_mesh, parse_mesh
 
+pytestmark = pytest.mark.eight_devices
+
 
 def flat(tree):
     return {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from recall_jax.checkpoint.folder import open_checkpoint
 from recall_jax.checkpoint.orbax import load_orbax
@@ -10,6 +11,8 @@ from recall_jax.engine.plan import in_forward_order
 from recall_jax.engine.pod.tree_writer import TreeWriter
 from recall_jax.models.config import read_architecture
 from recall_jax.parallel.mesh import make_mesh
+
+pytestmark = pytest.mark.eight_devices
 
 
 def test_float64_stays_float64(toys, tmp_path):

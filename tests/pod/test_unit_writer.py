@@ -21,6 +21,8 @@ from recall_jax.errors import InputError, StorageError
 from recall_jax.files.checksums import ChecksummedFile
 from recall_jax.parallel.processes import Processes
 
+pytestmark = pytest.mark.eight_devices
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
 TENSORS = {
     "model.embed_tokens.weight": np.arange(12, dtype=np.float32).reshape(4, 3),

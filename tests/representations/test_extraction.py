@@ -14,6 +14,8 @@ from recall_jax.models.forward import forward, init_params
 from recall_jax.representations.extract import _program, extract
 from recall_jax.representations.pooling import masked_mean
 
+pytestmark = pytest.mark.eight_devices
+
 BACKENDS = ("jit", "shard_map", "pmap")
 WIDTHS = (4, 6, 3)
 PARAMS = {

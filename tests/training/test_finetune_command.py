@@ -78,6 +78,7 @@ def loss_in_torch(model) -> float:
     return total / count
 
 
+@pytest.mark.eight_devices
 def test_what_is_written_is_a_model_that_has_learnt(finetune, toys, tmp_path, data):
     before = AutoModelForCausalLM.from_pretrained(toys.llama[0])
     done = finetune("--validation-share", 0.2, "--evaluate-every", 5)
@@ -135,6 +136,7 @@ def test_what_lies_beside_the_base_goes_along(finetune, toys, tmp_path):
     assert {*beside} <= json.loads((out / "checksums.json").read_text())["files"].keys()
 
 
+@pytest.mark.eight_devices
 def test_a_killed_run_resumes_to_the_same_bytes(finetune, killed_at, data, tmp_path):
     common = ["--save-every", 3, "--validation", data, "--evaluate-every", 4]
     assert finetune(*common, out="whole").status == 0
@@ -329,6 +331,7 @@ def test_ewc_holds_the_weights_that_mattered(finetune, toys, tmp_path):
     assert np.sum(twice[name]) > np.sum(once[name])
 
 
+@pytest.mark.eight_devices
 def test_rows_of_earlier_tasks_that_are_left_out_are_said(finetune, tmp_path):
     earlier = tmp_path / "earlier.jsonl"
     earlier.write_text('{"text": "ab"}\n{"prompt": "abcdefgh", "completion": "x"}\n')
@@ -368,6 +371,7 @@ BAD = {
 }
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("case", BAD)
 def test_a_wrong_option_is_one_line(finetune, case, tmp_path):
     options, message = BAD[case]

@@ -23,6 +23,8 @@ from recall_jax.training.methods import full_loss
 from recall_jax.training.optimizer import adamw, learning_rate
 from recall_jax.training.step import Objective, TrainingBatch, init_state, make_step
 
+pytestmark = pytest.mark.eight_devices
+
 STEPS, ROWS, LENGTH, VOCABULARY = 20, 8, 16, 37
 MESHES = ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2"]
 

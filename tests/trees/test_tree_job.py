@@ -465,6 +465,7 @@ def test_an_output_is_replaced_only_if_asked(npz, tmp_path):
         merge_trees_on_disk(inside, out, force=True)
 
 
+@pytest.mark.eight_devices
 def test_the_command_merges_trees(recall, npz, tmp_path):
     """With patterns or without, over devices or on one."""
     entries = "".join(f"  - model: {name}\n" for name in npz)
