@@ -1,12 +1,10 @@
 """Strict jax on fake CPU devices, before anything imports it; programs compiled in haste."""
 
-import functools
 import gc
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -24,9 +22,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax
 import pytest
+from haste import hasten, optimise, show_devices
 from hypothesis import settings
-from jax._src import compiler
-from toys import HASTE, cache
+from toys import cache
 
 from recall_jax.cli.programs_folder import programs_folder
 
@@ -45,17 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(home.cleanup)
         os.environ["XDG_CACHE_HOME"] = home.name
     jax.config.update("jax_compilation_cache_dir", str(programs_folder()))
-
-
-def get_hasty_options(*arguments: Any, env_options_overrides=None, **options: Any) -> Any:
-    """As jax's own, and in haste where it optimises least."""
-    if jax.config.read("jax_disable_most_optimizations"):
-        env_options_overrides = dict(env_options_overrides or {}) | HASTE
-    return get_compile_options(*arguments, env_options_overrides=env_options_overrides, **options)
-
-
-get_compile_options = compiler.get_compile_options
-compiler.get_compile_options = get_hasty_options
+    hasten()
 
 
 def pytest_collection_finish() -> None:
@@ -65,28 +53,13 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(100_000, 50, 50)
 
 
-@functools.cache
-def all_devices() -> list[jax.Device]:
-    return jax.devices()
-
-
-def show_devices(count: int) -> None:
-    """Let those who ask jax for its devices see the first of them alone."""
-    devices = all_devices()[:count]
-    jax.devices = jax.local_devices = lambda *arguments, **options: list(devices)
-    jax.device_count = jax.local_device_count = lambda *arguments, **options: count
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Optimise programs hardly at all, as compiling is most of the time; those of tests that are
     marked `optimised` are compiled as users have them. Likewise one device is seen, as each takes
     time to feed, and eight by tests that are marked `eight_devices`."""
     show_devices(8 if item.get_closest_marker("eight_devices") else 1)
-    haste = item.get_closest_marker("optimised") is None
-    if haste != jax.config.read("jax_disable_most_optimizations"):
-        jax.config.update("jax_disable_most_optimizations", haste)
-        jax.clear_caches()
+    optimise(item.get_closest_marker("optimised") is not None)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -19,22 +19,12 @@ from typing import Any
 
 import jax
 import pytest
+from haste import HASTE, in_haste
 
 from recall_jax.files.interruption import STOPPING
 
 # what differs from run to run: timings, and the files that show them
 TIMED = {"recall_report.json", "recall_report.html", "README.md", "checksums.json"}
-
-# How XLA compiles where jax optimises least: without fusion emitters, which are slow to compile,
-# all of a program at once, and without what only optimisers read.
-HASTE = {
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-    "xla_llvm_force_inline_before_split": False,
-    "xla_llvm_enable_alias_scope_metadata": False,
-    "xla_llvm_enable_invariant_load_metadata": False,
-    "xla_llvm_enable_noalias_metadata": False,
-}
 
 LAYERS = 3
 UNITS = ("embed", "layers.0", "layers.1", "layers.2", "head")
@@ -212,7 +202,7 @@ def environment(cache: Path, devices: int = 1) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))
     }
     flags = [] if devices == 1 else [f"--xla_force_host_platform_device_count={devices}"]
-    if jax.config.read("jax_disable_most_optimizations"):
+    if in_haste():
         flags += [f"--{name}={value}".lower() for name, value in HASTE.items()]
         kept |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     kept |= {"XLA_FLAGS": " ".join(flags)} if flags else {}
