@@ -129,14 +129,14 @@ def test_units_and_logits_agree_with_transformers(case, tmp_path):
     arch, tree = ours(model, tmp_path)
 
     @jax.jit
-    def run(input_ids, mask):
+    def run(tree, input_ids, mask):
         states, normed = forward(arch, tree, input_ids, mask)
         return states, logits(arch, tree, normed)
 
     for side in ("right", "left"):
         input_ids, mask = padded(side)
         expected, expected_logits = torch_outputs(model, input_ids, mask)
-        states, scores = run(input_ids, mask)
+        states, scores = run(tree, input_ids, mask)
         assert len(states) == len(arch.units) == len(expected)
         for unit, found, reference in zip(arch.units, states, expected, strict=True):
             token = mask.astype(bool)
@@ -154,13 +154,14 @@ def test_dynamic_scaling_treats_each_row_as_if_it_were_alone(side, tmp_path):
     input_ids, mask = padded(side)
     positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
 
-    batch = context(arch, mask, positions)
-    states = [embed(arch, tree["embed"], input_ids)]
-    for i, window in enumerate(arch.windows):
-        assert window is None
+    assert set(arch.windows) == {None}
+    batch = jax.jit(context, static_argnums=0)(arch, mask, positions)
+    states = [jax.jit(embed, static_argnums=0)(arch, tree["embed"], input_ids)]
+    run_block = jax.jit(block, static_argnums=0)
+    for i in range(len(arch.windows)):
         params = jax.tree.map(lambda leaf, i=i: leaf[i], tree["layers"])
-        states.append(block(arch, params, states[-1], batch, TOKENS))
-    states.append(head(arch, tree["head"], states[-1]))
+        states.append(run_block(arch, params, states[-1], batch, TOKENS))
+    states.append(jax.jit(head, static_argnums=0)(arch, tree["head"], states[-1]))
 
     for row, length in enumerate(LENGTHS):
         token = mask[row].astype(bool)
@@ -179,9 +180,16 @@ def test_given_positions_are_those_of_transformers(tmp_path):
     positions = 3 + 2 * np.maximum(mask.cumsum(axis=1) - 1, 0)
     expected, _ = torch_outputs(model, input_ids, mask, position_ids=torch.tensor(positions))
     first = jax.tree.map(lambda leaf: leaf[0], tree["layers"])
-    hidden = embed(arch, tree["embed"], input_ids)
-    found = block(arch, first, hidden, context(arch, mask, positions), TOKENS)
+
+    @jax.jit
+    def run(embedding, first, positions):
+        hidden = embed(arch, embedding, input_ids)
+        return [
+            block(arch, first, hidden, batch, TOKENS)
+            for batch in (context(arch, mask, positions), context(arch, mask))
+        ]
+
+    found, without = run(tree["embed"], first, positions)
     token = mask.astype(bool)
     assert relative(np.asarray(found)[token], expected[1][token]) < 1e-4
-    without = block(arch, first, hidden, context(arch, mask), TOKENS)
     assert relative(np.asarray(without)[token], expected[1][token]) > 1e-3
