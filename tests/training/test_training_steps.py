@@ -174,7 +174,7 @@ def test_learning_rates_are_those_of_transformers(name, theirs):
         method.step()
         schedule.step()
     rate = learning_rate(0.5, name, 11, 3)
-    found = rate(jnp.arange(11))
+    found = jax.jit(rate)(np.arange(11))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
     assert rate(0).shape == ()
