@@ -88,7 +88,12 @@ def make_distillation_batches(
         for batch, (normed, pooled) in zip(batches, outputs, strict=True):
             one = DistillationBatches(*batch, np.int32(teacher), normed, pooled, *weights)
             found.setdefault(batch.input_ids.shape[1], []).append(one)
-    return [jax.tree.map(lambda *each: jnp.stack(each), *group) for group in found.values()]
+    return [_stacked(group) for group in found.values()]
+
+
+@jax.jit
+def _stacked(group: list[DistillationBatches]) -> DistillationBatches:
+    return jax.tree.map(lambda *each: jnp.stack(each), *group)
 
 
 @partial(jax.jit, static_argnames=("arch", "dtype"))

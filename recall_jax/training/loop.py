@@ -119,9 +119,14 @@ def train(
     meter.flush()
     if history.best_step is not None:
         return checkpoints.load_best(like.trainable, history.best_step), history
-    if not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable)):
+    if not _is_finite(state.trainable):
         raise _diverged(f"the weights are not finite after step {plan.steps}", meter.saved)
     return state.trainable, history
+
+
+@jax.jit
+def _is_finite(tree: Tree) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 class _Meter:
