@@ -20,13 +20,13 @@ from entries import (
     values_of_recipe,
     write_models,
 )
+from haste import in_haste
 from toys import TIMED, environment, tree
 
 from recall_jax.cli.programs_folder import programs_folder
 from recall_jax.engine.pod.prepare import ON_MESH
 
-# Compiled as users have it, as unfused programs take more memory than is planned.
-pytestmark = [pytest.mark.usefixtures("own_methods"), pytest.mark.optimised]
+pytestmark = pytest.mark.usefixtures("own_methods")
 KEEP_PROGRAMS = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
@@ -136,9 +136,23 @@ class Child:
             pass
 
 
+def flags_of_two(cache):
+    """Compile in haste for instructions that do not contract products and sums: in haste, programs
+    of a mesh and of a device would contract others."""
+    assert in_haste()
+    return environment(cache, devices=2)["XLA_FLAGS"] + " --xla_cpu_max_isa=AVX"
+
+
 @pytest.fixture(scope="module")
 def alone(cache):
     child = Child(ONE_BY_ONE, cache)
+    yield child
+    child.end()
+
+
+@pytest.fixture(scope="module")
+def alone_in_haste(cache):
+    child = Child(ONE_BY_ONE, cache, XLA_FLAGS=flags_of_two(cache))
     yield child
     child.end()
 
@@ -150,7 +164,7 @@ def two(cache):
     variables = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": flags_of_two(cache),
     }
     children = [
         Child(TOGETHER, cache, JAX_PROCESS_ID=str(index), **variables) for index in range(2)
@@ -170,13 +184,21 @@ def large(toys, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def merged(large, rows, alone, tmp_path_factory):
-    """Return the recipe of a method, and the folder of its merge that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("merged")
+    return merger(large, rows, alone, tmp_path_factory.mktemp("merged"))
+
+
+@pytest.fixture(scope="module")
+def merged_in_haste(models, rows, alone_in_haste, tmp_path_factory):
+    return merger(models, rows, alone_in_haste, tmp_path_factory.mktemp("merged"))
+
+
+def merger(models, rows, alone, folder):
+    """Return a function: the recipe of a method, and the folder of its undisturbed merge."""
 
     def merge(name):
         recipe, out = folder / f"{name}.json", folder / name
         if not recipe.exists():
-            recipe.write_text(json.dumps(values_of_recipe(name, large[1:], rows, large[0])))
+            recipe.write_text(json.dumps(values_of_recipe(name, models[1:], rows, models[0])))
             alone.ask(recipe, out, False)
             assert alone.answer() == 0
         return recipe, out
@@ -184,6 +206,8 @@ def merged(large, rows, alone, tmp_path_factory):
     return merge
 
 
+# Unfused programs take more memory than is planned.
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", EACH)
 def test_memory_stays_within_the_plan(name, merged, alone, tmp_path):
     recipe, _ = merged(name)  # which compiles, in other memory
@@ -194,6 +218,7 @@ def test_memory_stays_within_the_plan(name, merged, alone, tmp_path):
     assert int(out.with_name(f"{name}.peak").read_text()) <= planned
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("name", EACH)
 def test_a_killed_merge_goes_on_to_the_same_bytes(name, merged, alone, tmp_path):
     recipe, undisturbed = merged(name)
@@ -212,11 +237,11 @@ def test_a_killed_merge_goes_on_to_the_same_bytes(name, merged, alone, tmp_path)
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_two_processes_give_what_one_gives(name, merged, two, tmp_path):
+def test_two_processes_give_what_one_gives(name, merged_in_haste, two, tmp_path):
     needs = ENTRIES[name].needs
     if not ON_MESH.meets(needs):
         pytest.skip(f"{name} runs on one host, and says so: see the other half of the battery")
-    recipe, undisturbed = merged(name)
+    recipe, undisturbed = merged_in_haste(name)
     out = tmp_path / name
     for process in two:
         process.ask(recipe, out)
