@@ -92,8 +92,9 @@ def merged(method: str, models: Sequence[str], folder: Path) -> list[str]:
     return ["merge", str(recipe), "--shard-size", "4MB"]
 
 
-# The others are stopped after their last byte in test_leftovers; a conversion before any step below
-# and a training in test_finetune_command.
+# Elsewhere the others are stopped at chosen points: a conversion below, a training in
+# test_finetune_command, an evaluation in test_evaluate, and each after its last byte in
+# test_leftovers.
 COMMANDS = [
     "recall",
     *(pytest.param(name, marks=SOAK) for name in ("linear", "convert", "finetune", "evaluate")),

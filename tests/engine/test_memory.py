@@ -44,7 +44,7 @@ def test_memory_is_the_same_at_every_depth(dtype, toys, tmp_path, cache):
             )
             for k in (0, 1)
         ]
-        for layers in (9, 18, 36)
+        for layers in (9, 36)
     }
     unit = largest_unit(models[9][0])
     allowed = 700 * MIB + 1.5 * 2 * unit * 4 + 2 * HIDDEN_STATES
@@ -84,7 +84,7 @@ def test_memory_is_the_same_at_every_depth(dtype, toys, tmp_path, cache):
 def test_memory_grows_with_the_width_by_few_units(method, dtype, toys, tmp_path, cache):
     """Tensors that do not lie aligned in their files have to be copied, and only for a while."""
     peaks, units = [], []
-    for width in (1024, 12288):
+    for width in (1024, 8192):
         models = [
             move_off_alignment(
                 write_model(
@@ -109,7 +109,10 @@ def test_memory_grows_with_the_width_by_few_units(method, dtype, toys, tmp_path,
     assert peaks[1] - peaks[0] <= 1.5 * 2 * (units[1] - units[0])
 
 
-@pytest.mark.parametrize(("method", "budget"), [("recall", "1100MiB"), ("linear", "400MiB")])
+@pytest.mark.parametrize(
+    ("method", "budget"),
+    [("recall", "1100MiB"), pytest.param("linear", "400MiB", marks=pytest.mark.soak)],
+)
 def test_a_model_may_be_larger_than_the_memory(method, budget, toys, tmp_path, cache):
     models = [
         write_model(
