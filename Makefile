@@ -10,7 +10,7 @@ demo: $(VENV)/.plain
 	$(BIN)/recall demo --out recall_demo --force
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak --numprocesses logical --maxprocesses 4 --dist worksteal
