@@ -15,8 +15,6 @@ from recall_jax.jobs import merge as job
 from recall_jax.jobs import outcome
 from recall_jax.recipes.recipe import make_recipe, read_recipe
 
-pytestmark = pytest.mark.optimised
-
 CASES = {
     # three untied bfloat16 models, everything at its default
     "qwen2": {},

@@ -18,8 +18,6 @@ from recall_jax.evaluation.metrics import text_estimates
 from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import to_flax
 
-pytestmark = pytest.mark.optimised
-
 SIZES = {
     "vocab_size": 97,
     "hidden_size": 32,

@@ -24,8 +24,6 @@ from recall_jax.models.config import read_architecture
 from recall_jax.models.convert import to_flax
 from recall_jax.models.forward import init_params
 
-pytestmark = pytest.mark.optimised
-
 NEW_TOKENS = 12
 SIZES = {
     "vocab_size": 50,

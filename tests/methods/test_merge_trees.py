@@ -16,8 +16,6 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 from recall_jax.errors import InputError
 from recall_jax.jobs.trees.merge_trees import merge_trees, unit_of_path
 
-pytestmark = pytest.mark.optimised
-
 L = 3
 UNITS = L + 2
 STACKED = {"first": ("stacked", 0, 1), "last": ("stacked", -1, "layers.0")}
