@@ -184,7 +184,6 @@ def kill_and_run_again(job: Job, folder: Path, moments: Sequence[float], old: Pa
 # disk, and tells its end; merge 0 lives, and prints its steps.
 STEPS = """
 import os, signal, sys
-from pathlib import Path
 import recall_jax.engine.stream, recall_jax.jobs.merge, recall_jax.report.page
 from recall_jax.cli.main import main
 
