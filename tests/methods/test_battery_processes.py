@@ -136,11 +136,11 @@ class Child:
             pass
 
 
-def flags_of_two(cache):
-    """Compile in haste for instructions that do not contract products and sums: in haste, programs
-    of a mesh and of a device would contract others."""
+def exact_in_haste(cache, devices):
+    """Return flags of XLA for instructions that do not contract products and sums: in haste,
+    programs of a mesh and of a device would contract others."""
     assert in_haste()
-    return environment(cache, devices=2)["XLA_FLAGS"] + " --xla_cpu_max_isa=AVX"
+    return environment(cache, devices)["XLA_FLAGS"] + " --xla_cpu_max_isa=AVX"
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def alone(cache):
 
 @pytest.fixture(scope="module")
 def alone_in_haste(cache):
-    child = Child(ONE_BY_ONE, cache, XLA_FLAGS=flags_of_two(cache))
+    child = Child(ONE_BY_ONE, cache, XLA_FLAGS=exact_in_haste(cache, devices=1))
     yield child
     child.end()
 
@@ -164,7 +164,7 @@ def two(cache):
     variables = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": flags_of_two(cache),
+        "XLA_FLAGS": exact_in_haste(cache, devices=2),
     }
     children = [
         Child(TOGETHER, cache, JAX_PROCESS_ID=str(index), **variables) for index in range(2)
